@@ -1,12 +1,12 @@
 """What a decoder-only language model is, in numbers: the one description all consumers share.
 
-A family file (`axzoo.families`) makes a `DecoderSpec` from config.json. The graph builder, the fp32 oracle, the lock and
-the size estimates read the spec; none of them knows a family's name.
+A family file (`axzoo.families`) makes a `DecoderSpec` from config.json. The graph builder, the fp32 oracle, the lock
+and the size estimates read the spec; none of them knows a family's name.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, get_type_hints
 
 
@@ -19,8 +19,8 @@ class _FromDict:
         values = {}
         for field in fields(cls):  # type: ignore[arg-type]
             value, wanted = data[field.name], types[field.name]
-            if is_dataclass(wanted):
-                value = wanted.from_dict(value)  # type: ignore[attr-defined]
+            if isinstance(wanted, type) and issubclass(wanted, _FromDict):
+                value = wanted.from_dict(value)
             elif isinstance(value, list):
                 value = tuple(value)
             values[field.name] = value
@@ -31,10 +31,11 @@ class _FromDict:
 class RopeSpec(_FromDict):
     """Rotary position embedding: one angular frequency (radians per position) for each rotated pair.
 
-    The family has applied rope_theta and rope_scaling; `len(inv_freq) * 2` dimensions of each head are rotated.
-    `attention_factor` scales cos and sin (YaRN, LongRoPE; 1.0 otherwise).
+    The family has applied rope_scaling to the powers of `theta`; `len(inv_freq) * 2` dimensions of each head are
+    rotated. `attention_factor` scales cos and sin (YaRN, LongRoPE; 1.0 otherwise).
     """
 
+    theta: float
     inv_freq: tuple[float, ...]
     attention_factor: float = 1.0
 
@@ -53,6 +54,7 @@ class LayerSpec(_FromDict):
     attention_bias: bool
     mlp_bias: bool
     rope: RopeSpec
+    max_position_embeddings: int
 
     @property
     def q_size(self) -> int:
@@ -79,7 +81,6 @@ class DecoderSpec(_FromDict):
 
     model_type: str
     num_hidden_layers: int
-    max_position_embeddings: int
     vocab_size: int
     tie_word_embeddings: bool
     layer: LayerSpec

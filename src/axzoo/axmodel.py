@@ -1,0 +1,142 @@
+"""The .axmodel container: an ONNX model whose metadata lists the shape groups the board's engine offers.
+
+One graph with symbolic lengths serves every group. Group 0 is decode, groups 1..N are the prefill chunks; tensor names,
+dtypes and shapes are those of the vendor's files. In group 1 the two caches are dummies [1, 1, hidden_size] whose
+content nobody reads: `unused` names them, and the graph is run with caches of length 0.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from axzoo import __version__
+from axzoo.dtypes import ONNX_DTYPES
+from axzoo.errors import AxzooError
+from axzoo.files import canonical_json
+from axzoo.recipe import Recipe
+from axzoo.spec import LayerSpec, PostSpec
+
+if TYPE_CHECKING:
+    import onnx  # imported where a file is written: the engine and the runtime only read
+
+OPSET = 23
+IR_VERSION = 11
+METADATA_KEY = "axzoo"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of one shape group."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ShapeGroup:
+    """The exact tensors one call takes and gives."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    unused: tuple[str, ...] = ()
+
+
+def layer_groups(spec: LayerSpec, recipe: Recipe) -> tuple[ShapeGroup, ...]:
+    """Decode, then the prefill groups of a decoder layer."""
+    groups = [_layer_group(spec, recipe, 1, recipe.kv_cache_len)]
+    if recipe.prefill_len:
+        for past in (0, *recipe.last_kv_cache_len):
+            groups.append(_layer_group(spec, recipe, recipe.prefill_len, past))
+    return tuple(groups)
+
+
+def _layer_group(spec: LayerSpec, recipe: Recipe, tokens: int, past: int) -> ShapeGroup:
+    state, width = recipe.hidden_state_type, spec.kv_size
+    cache = (1, past, width) if past else (1, 1, spec.hidden_size)
+    return ShapeGroup(
+        inputs=(
+            TensorSpec("K_cache", state, cache),
+            TensorSpec("V_cache", state, cache),
+            TensorSpec("indices", "uint32", (1, tokens)),
+            TensorSpec("input", state, (1, tokens, spec.hidden_size)),
+            TensorSpec("mask", state, (1, tokens, past + tokens)),
+        ),
+        outputs=(
+            TensorSpec("K_cache_out", state, (1, tokens, width)),
+            TensorSpec("V_cache_out", state, (1, tokens, width)),
+            TensorSpec("output", state, (1, tokens, spec.hidden_size)),
+        ),
+        unused=() if past else ("K_cache", "V_cache"),
+    )
+
+
+def post_groups(spec: PostSpec, recipe: Recipe) -> tuple[ShapeGroup, ...]:
+    """The post layer takes one token's hidden state and gives its logits."""
+    state = recipe.hidden_state_type
+    return (
+        ShapeGroup(
+            inputs=(TensorSpec("input", state, (1, 1, spec.hidden_size)),),
+            outputs=(TensorSpec("output", state, (1, 1, spec.vocab_size)),),
+        ),
+    )
+
+
+def value_info(tensor: TensorSpec, shape: list[int | str] | None = None) -> onnx.ValueInfoProto:
+    """The graph's declaration of a group's tensor, with `shape` where lengths are symbolic."""
+    from onnx import helper
+
+    return helper.make_tensor_value_info(tensor.name, ONNX_DTYPES[tensor.dtype], shape or list(tensor.shape))
+
+
+def to_bytes(graph: onnx.GraphProto, kind: str, groups: tuple[ShapeGroup, ...], about: dict[str, Any]) -> bytes:
+    """The file's bytes; equal arguments give equal bytes. `about` (plain JSON values) says what was built and how."""
+    import onnx
+    from onnx import helper
+
+    model = onnx.ModelProto(
+        ir_version=IR_VERSION,
+        producer_name="axzoo",
+        producer_version=__version__,
+        opset_import=[helper.make_opsetid("", OPSET)],
+    )
+    model.graph.CopyFrom(graph)
+    graph.Clear()  # the caller's copy of the weights: from here on there is one
+    metadata = {"format": FORMAT, "kind": kind, "groups": [asdict(group) for group in groups], "about": about}
+    model.metadata_props.add(key=METADATA_KEY, value=canonical_json(metadata))
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an .axmodel says of itself."""
+
+    kind: str
+    groups: tuple[ShapeGroup, ...]
+    about: dict[str, Any]
+
+
+def parse_header(metadata: str | None, path: Path) -> Header:
+    """Reads the metadata entry. Raises AxzooError when the file is not one that axzoo wrote."""
+    if metadata is None:
+        raise AxzooError(f"{path} has no {METADATA_KEY!r} metadata: it was not built by axzoo")
+    try:
+        data = json.loads(metadata)
+        if data["format"] != FORMAT:
+            raise AxzooError(f"{path} has format {data['format']!r}, this axzoo reads {FORMAT}: build it again")
+        groups = tuple(
+            ShapeGroup(_tensors(group["inputs"]), _tensors(group["outputs"]), tuple(group["unused"]))
+            for group in data["groups"]
+        )
+        return Header(data["kind"], groups, data["about"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AxzooError(f"{path} has damaged {METADATA_KEY!r} metadata ({error!r}): build it again") from None
+
+
+def _tensors(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(entry["name"], entry["dtype"], tuple(entry["shape"])) for entry in entries)

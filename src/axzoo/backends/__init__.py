@@ -1,0 +1,37 @@
+"""The seam where a compiler plugs in: one file per backend, chosen by name.
+
+A backend turns a part's spec and tensors into the bytes of an .axmodel. `host` writes standard ONNX; a vendor's
+compiler would write its own payload into the same container.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Protocol, cast
+
+from axzoo.compile.result import Compiled, RowReader
+from axzoo.errors import AxzooError
+from axzoo.recipe import Recipe
+from axzoo.spec import LayerSpec, PostSpec
+
+
+class Backend(Protocol):
+    """What a backend file offers."""
+
+    def compile_layer(
+        self, spec: LayerSpec, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], read: RowReader
+    ) -> Compiled: ...
+
+    def compile_post(
+        self, spec: PostSpec, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], read: RowReader
+    ) -> Compiled: ...
+
+
+def load_backend(name: str) -> Backend:
+    """The backend file of that name. Raises AxzooError when there is none."""
+    known = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    if name not in known:
+        raise AxzooError(f"backend {name!r} does not exist; there is: {', '.join(known)}")
+    return cast(Backend, importlib.import_module(f"axzoo.backends.{name}"))

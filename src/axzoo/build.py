@@ -1,0 +1,97 @@
+"""Building one part of a bundle: from its lock file, through the store, into the bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from loguru import logger
+from numpy.typing import NDArray
+
+from axzoo.backends import load_backend
+from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.lock import Part, read_part, verified_blocks
+from axzoo.compile.embed import write_embedding
+from axzoo.compile.result import RowReader
+from axzoo.fetch.receipt import checkpoint_folder
+from axzoo.files import write_json
+from axzoo.fingerprint import fingerprint
+from axzoo.recipe import Recipe
+from axzoo.spec import LayerSpec, PostSpec
+from axzoo.store import Store, content_key, link
+
+Produce = Callable[[Part, RowReader, BinaryIO], Mapping[str, Any]]
+"""Writes a part's file and returns what is to be known about it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a part comes from and where it goes.
+
+    `lock` is the part's lock file, `source` the checkpoint's fetch receipt; `receipt` is written last and tells what
+    `output` holds.
+    """
+
+    lock: Path
+    source: Path
+    store: Path
+    output: Path
+    receipt: Path
+
+
+def build_layer(job: Job, recipe: Recipe, backend_name: str) -> None:
+    """One decoder layer's .axmodel."""
+    backend = load_backend(backend_name)
+
+    def produce(part: Part, read: RowReader, file: BinaryIO) -> Mapping[str, Any]:
+        compiled = backend.compile_layer(LayerSpec.from_dict(dict(part.spec)), recipe, part.shapes, read)
+        file.write(compiled.data)
+        return {"weight_errors": compiled.weight_errors}
+
+    _build(job, {"layer": recipe.for_layers(), "backend": backend_name, "code": fingerprint(f"axzoo.backends.{backend_name}")}, produce)
+
+
+def build_post(job: Job, recipe: Recipe, backend_name: str) -> None:
+    """The post layer's .axmodel."""
+    backend = load_backend(backend_name)
+
+    def produce(part: Part, read: RowReader, file: BinaryIO) -> Mapping[str, Any]:
+        compiled = backend.compile_post(PostSpec.from_dict(dict(part.spec)), recipe, part.shapes, read)
+        file.write(compiled.data)
+        return {"weight_errors": compiled.weight_errors}
+
+    _build(job, {"post": recipe.for_post(), "backend": backend_name, "code": fingerprint(f"axzoo.backends.{backend_name}")}, produce)
+
+
+def build_embed(job: Job) -> None:
+    """The embedding table as bf16 rows."""
+
+    def produce(part: Part, read: RowReader, file: BinaryIO) -> Mapping[str, Any]:
+        write_embedding(read("embed.weight"), file)
+        return {}
+
+    _build(job, {"embed": "bf16", "code": fingerprint("axzoo.compile.embed")}, produce)
+
+
+def _build(job: Job, determinants: Mapping[str, Any], produce: Produce) -> None:
+    part = read_part(job.lock)
+    digests = {role: tensor.sha256 for role, tensor in part.tensors.items()}
+    key = content_key({"spec": part.spec, "tensors": digests, **determinants})
+    store = Store(job.store)
+    entry = store.find(key)
+    verb = "reused"
+    if entry is None:
+        verb = "built"
+        checkpoint = open_checkpoint(checkpoint_folder(job.source))
+
+        def read(role: str) -> Iterable[NDArray[Any]]:
+            return verified_blocks(checkpoint, part.tensors[role])
+
+        entry = store.add(key, lambda file: produce(part, read, file))
+    link(entry, job.output)
+    receipt = {"file": job.output.name, "key": key, **asdict(entry)}
+    del receipt["path"]
+    write_json(job.receipt, receipt)
+    logger.success(f"{verb} {job.output} ({entry.size / 1e6:.1f} MB)")

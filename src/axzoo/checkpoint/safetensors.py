@@ -1,0 +1,72 @@
+"""Checkpoints in safetensors files, single or sharded.
+
+The `safetensors` library validates every header against its file, so a truncated file or a lying header is refused on
+opening; nothing is executed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from axzoo.checkpoint.tensors import DTYPES, Array, TensorInfo
+from axzoo.errors import AxzooError
+from axzoo.files import read_json
+
+
+class SafetensorsCheckpoint:
+    """`model.safetensors`, or the shards that `model.safetensors.index.json` lists."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Any] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        index = folder / "model.safetensors.index.json"
+        listed = _weight_map(index) if index.exists() else None
+        shards = sorted(set(listed.values())) if listed is not None else ["model.safetensors"]
+        for shard in shards:
+            self._open(folder / shard)
+        if listed is not None:
+            _check_index(index, listed, self.tensors)
+
+    def _open(self, path: Path) -> None:
+        try:
+            file: Any = safe_open(path, framework="numpy")
+        except FileNotFoundError:
+            raise AxzooError(f"{path} is missing: fetch the checkpoint again") from None
+        except (SafetensorError, OSError) as error:
+            raise AxzooError(f"{path} is damaged or incomplete ({error}): fetch it again") from None
+        self._files[path.name] = file
+        for name in file.keys():  # noqa: SIM118 - not a dict
+            part = file.get_slice(name)
+            if name in self.tensors:
+                raise AxzooError(f"{path} repeats tensor {name} of {self.tensors[name].file}")
+            self.tensors[name] = TensorInfo(name, path.name, part.get_dtype(), tuple(part.get_shape()))
+
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        info = self.tensors[name]
+        if info.dtype not in DTYPES:
+            raise AxzooError(f"{info.file}: tensor {name} has dtype {info.dtype}; axzoo reads {', '.join(DTYPES)}")
+        try:
+            rows: Array = self._files[info.file].get_slice(name)[start:stop]
+        except SafetensorError as error:
+            raise AxzooError(f"{info.file}: tensor {name} cannot be read ({error}): fetch the file again") from None
+        return rows
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    content = read_json(index)
+    listed = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(listed, dict) or not listed:
+        raise AxzooError(f"{index} has no weight_map: fetch it again")
+    for name, shard in listed.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or shard.startswith("."):
+            raise AxzooError(f"{index} places tensor {name} in {shard!r}: a shard must be a plain file name beside it")
+    return listed
+
+
+def _check_index(index: Path, listed: dict[str, str], found: dict[str, TensorInfo]) -> None:
+    for name, shard in listed.items():
+        if name not in found:
+            raise AxzooError(f"{index} places tensor {name} in {shard}, but no shard holds it: fetch the shards again")

@@ -1,0 +1,68 @@
+"""What a checkpoint of any format offers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+BLOCK_BYTES = 64 << 20
+"""Tensors larger than this are read in blocks of rows, which bounds the memory of everything that walks over them."""
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""The weight dtypes axzoo reads, by their safetensors names."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor as its file declares it."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Checkpoint(Protocol):
+    """The tensors of a model, read on demand."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        """Rows `start` to `stop` along the first axis, in the stored dtype.
+
+        Raises AxzooError when the file is damaged.
+        """
+        ...
+
+
+def row_blocks(checkpoint: Checkpoint, name: str) -> Iterator[Array]:
+    """The tensor's rows in order, at most about BLOCK_BYTES at a time, in the stored dtype."""
+    info = checkpoint.tensors[name]
+    row_bytes = max(1, int(np.prod(info.shape[1:])) * DTYPES[info.dtype].itemsize)
+    step = max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, info.shape[0], step):
+        yield checkpoint.read_rows(name, start, min(start + step, info.shape[0]))
+
+
+def tensor_digest(checkpoint: Checkpoint, name: str) -> tuple[str, bool]:
+    """The sha256 of a tensor's dtype, shape and little-endian bytes, and whether every value is finite."""
+    info = checkpoint.tensors[name]
+    digest = hashlib.sha256(f"{info.dtype}{list(info.shape)}".encode())
+    finite = True
+    for block in row_blocks(checkpoint, name):
+        digest.update(np.ascontiguousarray(block).view(np.uint8).data)
+        finite = finite and bool(np.isfinite(block).all())
+    return digest.hexdigest(), finite

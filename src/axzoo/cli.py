@@ -1,0 +1,85 @@
+"""`axzoo VERB`: each verb is a module of axzoo.commands, and only the one asked for is imported."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from axzoo import __version__, commands
+from axzoo.errors import AxzooError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb. Returns 0, or 1 with one line on stderr when an AxzooError or the disk says no."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verbs = _verbs()
+    if words and words[0] in verbs:
+        return _run(words[0], verbs[words[0]], words[1:])
+    parser = argparse.ArgumentParser("axzoo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"axzoo {__version__}")
+    summaries = "\n".join(f"{verb:18}{_summary(module)}" for verb, module in verbs.items())
+    parser.add_argument("verb", choices=verbs, metavar="VERB", help=summaries)
+    parser.parse_args(words)
+    return 0
+
+
+def _verbs() -> dict[str, str]:
+    names = sorted(module.name for module in pkgutil.iter_modules(commands.__path__) if module.name[0] != "_")
+    return {name.replace("_", "-"): name for name in names}
+
+
+def _command(module: str) -> Any:
+    return importlib.import_module(f"axzoo.commands.{module}")
+
+
+def _summary(module: str) -> str:
+    return str(_command(module).__doc__).splitlines()[0]
+
+
+def _run(verb: str, module: str, words: list[str]) -> int:
+    command = _command(module)
+    parser = argparse.ArgumentParser(f"axzoo {verb}", description=command.__doc__)
+    command.add_arguments(parser)
+    args = parser.parse_args(words)
+    _set_up_log()
+    try:
+        command.run(args)
+    except AxzooError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
+        return 1
+    except MemoryError:
+        return _fail("out of memory: build with fewer jobs at once (snakemake --cores)")
+    except OSError as error:
+        return _fail(_disk_words(error))
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"axzoo: {message}", file=sys.stderr)
+    return 1
+
+
+def _disk_words(error: OSError) -> str:
+    where = error.filename or "a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the disk while writing {where}: free some and run again"
+    return f"{where}: {error.strerror or error}"
+
+
+def _set_up_log() -> None:
+    from axzoo.progress import open_console, stamp_lines
+
+    stamp_lines(open_console(sys.stderr))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

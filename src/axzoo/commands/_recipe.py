@@ -1,0 +1,34 @@
+"""The recipe on the command line, under `llm_build`'s names and defaults."""
+
+from __future__ import annotations
+
+import argparse
+
+from axzoo.recipe import HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES, WEIGHT_TYPES, Recipe
+
+
+def add_layer_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-w", "--weight_type", choices=WEIGHT_TYPES, default="s8", help="weight dtype")
+    parser.add_argument("--prefill_len", type=int, default=0, metavar="N", help="token length of prefill (0: none)")
+    parser.add_argument("--kv_cache_len", type=int, default=127, metavar="N", help="length of kv_cache")
+    parser.add_argument(
+        "--last_kv_cache_len", type=int, nargs="*", default=[], metavar="N", help="tokens before each further chunk"
+    )
+
+
+def add_post_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--post_weight_type", choices=POST_WEIGHT_TYPES, default="s8", help="post weight type")
+
+
+def add_hidden_state_type(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-t", "--hidden_state_type", choices=HIDDEN_STATE_TYPES, default="bf16", help="hidden_state dtype"
+    )
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """The recipe of the arguments that were added; others keep the recipe's defaults."""
+    given = {name: getattr(args, name) for name in Recipe.__dataclass_fields__ if hasattr(args, name)}
+    if "last_kv_cache_len" in given:
+        given["last_kv_cache_len"] = tuple(given["last_kv_cache_len"])
+    return Recipe(**given)

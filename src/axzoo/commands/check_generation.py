@@ -1,0 +1,60 @@
+"""Check level 2: the prompt through the built files, beside the fp32 oracle."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from axzoo.commands._check import add_check_arguments
+
+if TYPE_CHECKING:
+    from axzoo.check.generation import GenerationCheck
+
+RULE = "=" * 100
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_check_arguments(parser)
+    parser.add_argument("--expect", metavar="TEXT", help="what the answer must contain")
+    parser.add_argument("--max_tokens", type=int, default=64, metavar="N", help="end the answer after N tokens")
+
+
+def run(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from loguru import logger
+
+    from axzoo.check.generation import check_generation
+    from axzoo.check.oracle import checkpoint_oracle
+    from axzoo.check.prompt import prompt_ids
+    from axzoo.check.thresholds import BY_WEIGHT_TYPE
+    from axzoo.errors import AxzooError
+    from axzoo.files import read_json, write_json
+    from axzoo.runtime.bundle import open_bundle
+    from axzoo.runtime.model import load_model
+    from axzoo.tokenizer.local import load_tokenizer
+
+    bundle = open_bundle(args.bundle)
+    thresholds = BY_WEIGHT_TYPE[read_json(args.bundle / "manifest.json")["recipe"]["weight_type"]]
+    tokenizer = load_tokenizer(bundle.tokenizer)
+    ids = prompt_ids(tokenizer, args.prompt, bundle.chat)
+    oracle = checkpoint_oracle(args.lock, args.source)
+    check = check_generation(load_model(args.bundle), tokenizer, oracle, ids, args.max_tokens)
+    failures = check.failures(thresholds, args.expect)
+    _print(check)
+    write_json(
+        args.output,
+        {"passed": not failures, "failures": failures, "thresholds": asdict(thresholds), **asdict(check)},
+    )
+    if failures:
+        raise AxzooError(f"{args.bundle}: level 2 failed: {'; '.join(failures)}")
+    logger.success("check llm model done! (level 2)")
+
+
+def _print(check: GenerationCheck) -> None:
+    for step in check.steps:
+        print(step.text)
+        print("possible", ",".join(f"({text!r}, {probability:.4f})" for text, probability in step.candidates))
+    print(RULE, check.prompt + check.answer, RULE, sep="\n")
+    print("hit eos!" if check.hit_eos else "no eos")
+    print(f"mean KL {check.mean_kl:.5f}, top-1 agreement with fp32 {check.top1_agreement:.3f}")

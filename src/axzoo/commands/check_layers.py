@@ -1,0 +1,53 @@
+"""Check level 1: every layer against the fp32 oracle on a real prompt's activations."""
+
+from __future__ import annotations
+
+import argparse
+
+from axzoo.commands._check import add_check_arguments
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_check_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from loguru import logger
+
+    from axzoo.check.layers import check_layers
+    from axzoo.check.oracle import checkpoint_oracle
+    from axzoo.check.prompt import prompt_ids
+    from axzoo.check.thresholds import BY_WEIGHT_TYPE
+    from axzoo.errors import AxzooError
+    from axzoo.files import read_json, write_json
+    from axzoo.runtime.bundle import open_bundle
+    from axzoo.tokenizer.local import load_tokenizer
+
+    bundle = open_bundle(args.bundle)
+    thresholds = BY_WEIGHT_TYPE[read_json(args.bundle / "manifest.json")["recipe"]["weight_type"]]
+    ids = prompt_ids(load_tokenizer(bundle.tokenizer), args.prompt, bundle.chat)
+    checks = []
+    for check in check_layers(bundle, checkpoint_oracle(args.lock, args.source), ids):
+        checks.append(check)
+        for kind, numbers in (("decode", check.decode), ("prefill", check.prefill)):
+            logger.info(
+                f"{kind} layer{check.layer}_gt layer{check.layer}_got cos_sim is: {numbers.cosine}, "
+                f"delta_l2: {numbers.delta_l2:.4f}, max_abs: {numbers.max_abs:.4f}"
+            )
+    failed = [check.layer for check in checks if not check.passes(thresholds)]
+    report = {
+        "passed": not failed,
+        "failed_layers": failed,
+        "thresholds": asdict(thresholds),
+        "prompt_tokens": len(ids),
+        "layers": [asdict(check) for check in checks],
+    }
+    write_json(args.output, report)
+    if failed:
+        raise AxzooError(
+            f"{args.bundle}: level 1 failed for layers {failed}: a layer needs cosine >= {thresholds.min_layer_cosine} "
+            f"and a relative L2 of its delta <= {thresholds.max_delta_l2}"
+        )
+    logger.success("check llm model done! (level 1)")

@@ -1,0 +1,33 @@
+"""Digest a checkpoint's tensors and check that config.json accounts for every one of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=Path, required=True, metavar="FILE", help="the checkpoint's source.json")
+    parser.add_argument("--model_type", required=True, help="what config.json must say")
+    parser.add_argument("--num_hidden_layers", type=int, required=True, metavar="N", help="what config.json must say")
+    parser.add_argument(
+        "--ignore_config_keys", nargs="*", default=[], metavar="KEY", help="unknown config.json keys to accept"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the lock files go")
+
+
+def run(args: argparse.Namespace) -> None:
+    from loguru import logger
+
+    from axzoo.checkpoint.lock import make_lock, write_lock
+    from axzoo.estimate import check_room
+    from axzoo.fetch.receipt import checkpoint_folder
+    from axzoo.files import read_json
+    from axzoo.progress import format_config
+
+    folder = checkpoint_folder(args.source)
+    lock = make_lock(folder, args.model_type, args.num_hidden_layers, args.ignore_config_keys)
+    check_room(lock, args.output)
+    print(format_config(args.output.name, lock.spec, {}))
+    write_lock(lock, args.output, folder, read_json(args.source)["source"])
+    logger.success("prepare llm model done!")

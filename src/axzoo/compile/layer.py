@@ -1,0 +1,82 @@
+"""One decoder layer -> the bytes of its .axmodel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axzoo.axmodel import ShapeGroup, layer_groups, to_bytes, value_info
+from axzoo.compile.result import Compiled, RowReader
+from axzoo.errors import AxzooError
+from axzoo.graph.attention import attention, rotary_inputs
+from axzoo.graph.builder import GraphBuilder
+from axzoo.graph.mlp import gated_mlp
+from axzoo.graph.norm import rms_norm
+from axzoo.quantize.weights import LAYER_RULE, StoredWeight, store_weight
+from axzoo.recipe import Recipe
+from axzoo.spec import LayerSpec
+
+
+def compile_layer(spec: LayerSpec, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], read: RowReader) -> Compiled:
+    """Builds the layer. `shapes` and `read` give its tensors by role ("q_proj.weight", "input_norm.weight", ...).
+
+    Raises AxzooError when the recipe's lengths exceed the positions the model knows.
+    """
+    positions = max(recipe.kv_cache_len + 1, recipe.max_prompt_len)
+    if positions > spec.max_position_embeddings:
+        raise AxzooError(
+            f"kv_cache_len {recipe.kv_cache_len} does not fit: it asks for {positions} positions, "
+            f"and config.json gives the model {spec.max_position_embeddings} (max_position_embeddings)"
+        )
+    weights: dict[str, StoredWeight] = {}
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for role, shape in shapes.items():
+        name, _, part = role.rpartition(".")
+        if len(shape) == 2:
+            weights[name] = store_weight(read(role), (shape[0], shape[1]), recipe.weight_type, LAYER_RULE)
+        else:
+            vectors[name if part == "bias" else role] = np.concatenate(list(read(role))).astype(np.float32)
+    groups = layer_groups(spec, recipe)
+    graph = _layer_graph(spec, recipe.hidden_state_type, positions, groups, weights, vectors)
+    errors = {name: weight.error for name, weight in weights.items()}
+    weights.clear()  # the graph holds its own copy
+    about = {"weight_type": recipe.weight_type, "hidden_state_type": recipe.hidden_state_type, "weight_errors": errors}
+    return Compiled(to_bytes(graph, "decoder_layer", groups, about), errors)
+
+
+def _layer_graph(
+    spec: LayerSpec,
+    state: str,
+    positions: int,
+    groups: tuple[ShapeGroup, ...],
+    weights: Mapping[str, StoredWeight],
+    vectors: Mapping[str, NDArray[np.float32]],
+) -> Any:
+    g = GraphBuilder()
+    rotary = rotary_inputs(g, spec, positions, "indices")
+    x = g.cast("input", "fp32", "input/Cast") if state != "fp32" else "input"
+    normed = rms_norm(g, x, vectors["input_norm.weight"], spec.rms_norm_eps, "input_norm")
+    attended = attention(g, spec, normed, rotary, weights, vectors, state)
+    x = g.op("Add", [x, attended], "attention/residual/Add")
+    normed = rms_norm(g, x, vectors["mlp_norm.weight"], spec.rms_norm_eps, "mlp_norm")
+    x = g.op("Add", [x, gated_mlp(g, normed, weights, vectors)], "mlp/residual/Add")
+    g.cast(x, state, "output/Cast", output="output")
+    lengths: dict[str, list[int | str]] = {
+        "K_cache": [1, "cache_len", spec.kv_size],
+        "V_cache": [1, "cache_len", spec.kv_size],
+        "indices": [1, "token_len"],
+        "input": [1, "token_len", spec.hidden_size],
+        "mask": [1, "token_len", "total_len"],
+        "K_cache_out": [1, "token_len", spec.kv_size],
+        "V_cache_out": [1, "token_len", spec.kv_size],
+        "output": [1, "token_len", spec.hidden_size],
+    }
+    decode = groups[0]
+    return g.graph(
+        "decoder_layer",
+        [value_info(tensor, lengths[tensor.name]) for tensor in decode.inputs],
+        [value_info(tensor, lengths[tensor.name]) for tensor in decode.outputs],
+    )

@@ -1,0 +1,53 @@
+"""One file per architecture, named after config.json's model_type.
+
+A family file is a pure mapping and computes nothing. It offers
+
+    decoder_spec(config: ConfigView) -> DecoderSpec
+    layer_tensors(spec: DecoderSpec, layer: int) -> dict[str, TensorRef]
+    post_tensors(spec: DecoderSpec) -> dict[str, TensorRef]
+    embed_tensor(spec: DecoderSpec) -> TensorRef
+    IGNORED_TENSORS: a regular expression of tensors that are derived from the config and hold no weights
+
+To add a family, add its file here and its line to the table of tests/families/test_parity.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from axzoo.errors import AxzooError
+from axzoo.families.config_view import ConfigView
+from axzoo.spec import DecoderSpec
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A checkpoint tensor by name, with the shape the spec demands of it."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+class Family(Protocol):
+    IGNORED_TENSORS: str
+
+    def decoder_spec(self, config: ConfigView) -> DecoderSpec: ...
+    def layer_tensors(self, spec: DecoderSpec, layer: int) -> Mapping[str, TensorRef]: ...
+    def post_tensors(self, spec: DecoderSpec) -> Mapping[str, TensorRef]: ...
+    def embed_tensor(self, spec: DecoderSpec) -> TensorRef: ...
+
+
+def supported_model_types() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "config_view")
+
+
+def load_family(model_type: str) -> Family:
+    """The family file of a model_type. Raises AxzooError for one axzoo has no file for."""
+    known = supported_model_types()
+    if model_type not in known:
+        raise AxzooError(f"model_type {model_type!r} is not supported; supported are: {', '.join(known)}")
+    return cast(Family, importlib.import_module(f"axzoo.families.{model_type}"))

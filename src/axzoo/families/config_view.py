@@ -1,0 +1,108 @@
+"""Reading config.json so that nothing in it is passed over.
+
+Every key must be read by the family, be known to have no effect on the numbers, or be vouched for by the user; a key
+nobody knows is refused, because it may change what the model computes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from axzoo.errors import AxzooError
+
+WITHOUT_EFFECT = frozenset({
+    "_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
+    "chunk_size_feed_forward", "dtype", "embd_pdrop", "eos_token_id", "hidden_dropout", "id2label",
+    "initializer_range", "is_llama_config", "label2id", "model_type", "output_attentions", "output_hidden_states",
+    "pad_token_id", "problem_type", "resid_pdrop", "return_dict", "torch_dtype", "transformers.js_config",
+    "transformers_version", "unsloth_version", "use_cache",
+})  # fmt: skip
+"""Keys about training, tokens, dtypes on disk or software, which change nothing a decoder layer computes."""
+
+_REQUIRED: Any = object()
+
+
+class ConfigView:
+    """A config.json whose reads are recorded."""
+
+    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+        self._values = values
+        self._read: set[str] = set()
+        self.path = path
+
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        """A finite number. Raises AxzooError when absent (without default) or of another type."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self._wrong(key, value, "a finite number")
+        return float(value)
+
+    def size(self, key: str, default: Any = _REQUIRED) -> int:
+        """A positive integer below 2**31. Raises AxzooError otherwise."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
+            raise self._wrong(key, value, "a positive integer")
+        return value
+
+    def flag(self, key: str, default: Any = _REQUIRED) -> bool:
+        """true or false. Raises AxzooError otherwise."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise self._wrong(key, value, "true or false")
+        return value
+
+    def choice(self, key: str, allowed: Collection[Any], default: Any = _REQUIRED) -> Any:
+        """One of `allowed`. Raises AxzooError otherwise."""
+        value = self._get(key, default)
+        if value not in list(allowed):
+            raise self._wrong(key, value, " or ".join(repr(item) for item in allowed))
+        return value
+
+    def rope(self) -> tuple[float, dict[str, Any]]:
+        """rope_theta and the scaling's parameters (with `rope_type`), from either generation of keys.
+
+        Until transformers 4: rope_theta and rope_scaling (null, or {"rope_type" or "type": ...}). Since 5:
+        rope_parameters {"rope_theta": ..., "rope_type": ..., ...}.
+        """
+        if "rope_parameters" in self._values:
+            scaling = self._mapping("rope_parameters")
+            theta = scaling.pop("rope_theta", _REQUIRED)
+            if theta is _REQUIRED:
+                theta = self.number("rope_theta")
+        else:
+            theta = self.number("rope_theta", 10000.0)
+            scaling = self._mapping("rope_scaling")
+        scaling["rope_type"] = scaling.pop("rope_type", scaling.pop("type", "default"))
+        if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+            raise self._wrong("rope_theta", theta, "a positive number")
+        return float(theta), scaling
+
+    def finish(self, vouched: Collection[str] = ()) -> None:
+        """Raises AxzooError for keys that nobody read."""
+        unknown = sorted(set(self._values) - self._read - WITHOUT_EFFECT - set(vouched))
+        if unknown:
+            raise AxzooError(
+                f"{self.path} has keys axzoo does not know: {', '.join(unknown)}. They may change what the model "
+                f"computes; if they do not, list them under ignore_config_keys of the matrix entry"
+            )
+
+    def _get(self, key: str, default: Any) -> Any:
+        self._read.add(key)
+        value = self._values.get(key)
+        if value is None:
+            value = default
+        if value is _REQUIRED:
+            raise AxzooError(f"{self.path} has no {key}, which this model_type needs")
+        return value
+
+    def _mapping(self, key: str) -> dict[str, Any]:
+        value = self._get(key, {})
+        if not isinstance(value, dict):
+            raise self._wrong(key, value, "a mapping or null")
+        return dict(value)
+
+    def _wrong(self, key: str, value: Any, wanted: str) -> AxzooError:
+        return AxzooError(f"{self.path}: {key} is {value!r}, but must be {wanted}")

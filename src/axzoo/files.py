@@ -1,0 +1,66 @@
+"""Writing files so that a reader sees a whole one or none, however many writers there are."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from axzoo.errors import AxzooError
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; it becomes `path` if the block succeeds and vanishes if it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; ours are ordinary ones
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: what keys and digests are taken over."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Sorted, indented and ending in a newline, so that equal values are equal bytes."""
+    write_text(path, json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, limit: int = 64 << 20) -> Any:
+    """Parses a JSON file of at most `limit` bytes.
+
+    Raises AxzooError when it is missing, larger, or not JSON.
+    """
+    try:
+        if path.stat().st_size > limit:
+            raise AxzooError(
+                f"{path} has {path.stat().st_size} bytes; more than {limit} is not plausible for this file"
+            )
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise AxzooError(f"{path} is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise AxzooError(f"{path} is not valid JSON: {error}") from None

@@ -1,0 +1,51 @@
+"""What a result owes to our own code: the hash of a module and of every axzoo module it imports.
+
+Passed as a Snakemake param and put into store keys, it rebuilds what a change of the compiler determines, and nothing
+after a change of anything else. Library versions do not enter: what the compiler asks of numpy and onnx is exactly
+specified.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
+
+
+@functools.cache
+def fingerprint(*modules: str) -> str:
+    """16 hex digits over the sources of `modules` ("axzoo.compile.layer") and of all they import from axzoo."""
+    digest = hashlib.sha256()
+    for name, path in sorted(_closure(modules).items()):
+        digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _closure(modules: tuple[str, ...]) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        path = _source(name)
+        if path is not None and name not in found:
+            found[name] = path
+            waiting += _imports(path)
+    return found
+
+
+def _source(name: str) -> Path | None:
+    base = _PACKAGE.joinpath(*name.split(".")[1:])
+    return next((path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()), None)
+
+
+def _imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return [name for name in names if name == "axzoo" or name.startswith("axzoo.")]

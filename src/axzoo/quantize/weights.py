@@ -1,0 +1,65 @@
+"""A weight matrix as a file stores it, for every weight type, and the error that storing it made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axzoo.dtypes import NUMPY_DTYPES
+from axzoo.quantize.rows import Codes, Floats, dequantize_rows, quantize_rows_full_range, quantize_rows_symmetric
+
+RowRule = Callable[[Floats], tuple[Codes, Floats]]
+LAYER_RULE: RowRule = quantize_rows_full_range
+POST_RULE: RowRule = quantize_rows_symmetric
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A linear layer's weight, transposed for `x @ W`.
+
+    values [in_features, out_features] in the stored dtype; scales [out_features] fp32 for integer codes, else None.
+    error is ||stored - original|| / ||original|| (Frobenius norms; 0 for an all-zero weight).
+    """
+
+    values: NDArray[Any]
+    scales: Floats | None
+    error: float
+
+    def dequantized(self) -> Floats:
+        """[in_features, out_features] fp32: exactly the numbers an exact engine multiplies with."""
+        values: Floats = self.values.astype(np.float32)
+        return values if self.scales is None else values * self.scales
+
+
+def store_weight(
+    blocks: Iterable[NDArray[Any]], shape: tuple[int, int], weight_type: str, rule: RowRule
+) -> StoredWeight:
+    """Stores a checkpoint's weight [out_features, in_features], given as consecutive blocks of rows in any float dtype.
+
+    Blocks bound the memory: beside the result, one block is held in fp32.
+    """
+    rows, columns = shape
+    dtype = NUMPY_DTYPES["int8" if weight_type == "s8" else weight_type]
+    values = np.empty((columns, rows), dtype)
+    scales = np.empty(rows, np.float32) if weight_type == "s8" else None
+    squared_error = squared_norm = 0.0
+    start = 0
+    for block in blocks:
+        weight: Floats = block.astype(np.float32)
+        stop = start + len(weight)
+        if scales is None:
+            stored = weight.astype(dtype)
+            restored: Floats = stored.astype(np.float32)
+        else:
+            stored, scales[start:stop] = rule(weight)
+            restored = dequantize_rows(stored, scales[start:stop])
+        values[:, start:stop] = stored.T
+        squared_norm += float(np.vdot(weight, weight))
+        restored -= weight
+        squared_error += float(np.vdot(restored, restored))
+        start = stop
+    return StoredWeight(values, scales, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0)

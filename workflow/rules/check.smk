@@ -1,0 +1,47 @@
+rule check_layers:
+    input:
+        manifest="results/{chip}/{model}-{tag}/manifest.json",
+        source=ancient("results/checkpoints/{model}/source.json"),
+    output:
+        "results/checks/{chip}/{model}-{tag}/layers.json",
+    log:
+        "results/checks/{chip}/{model}-{tag}/layers.log",
+    benchmark:
+        "results/benchmarks/check_layers/{chip}/{model}-{tag}.tsv"
+    threads: 4
+    resources:
+        mem_mb=lambda w, attempt: 4000 * attempt,
+        runtime=60,
+    params:
+        prompt=lambda w: PLAN.build(w).prompt,
+        lock="results/locks/{model}",
+        folder="results/{chip}/{model}-{tag}",
+        code=PLAN.check_layers_code,
+    shell:
+        "axzoo check-layers {params.folder:q} --lock {params.lock:q} --source {input.source:q} "
+        "--prompt {params.prompt:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule check_generation:
+    input:
+        manifest="results/{chip}/{model}-{tag}/manifest.json",
+        source=ancient("results/checkpoints/{model}/source.json"),
+    output:
+        "results/checks/{chip}/{model}-{tag}/generation.json",
+    log:
+        "results/checks/{chip}/{model}-{tag}/generation.log",
+    benchmark:
+        "results/benchmarks/check_generation/{chip}/{model}-{tag}.tsv"
+    threads: 4
+    resources:
+        mem_mb=lambda w, attempt: 8000 * attempt,
+        runtime=60,
+    params:
+        prompt=lambda w: PLAN.build(w).prompt,
+        expect=lambda w: PLAN.build(w).expect_arguments,
+        lock="results/locks/{model}",
+        folder="results/{chip}/{model}-{tag}",
+        code=PLAN.check_generation_code,
+    shell:
+        "axzoo check-generation {params.folder:q} --lock {params.lock:q} --source {input.source:q} "
+        "--prompt {params.prompt:q} {params.expect:q} --output {output:q} > {log:q} 2>&1"

@@ -1,0 +1,19 @@
+rule embed:
+    input:
+        lock=locked("embed.json"),
+        source=ancient("results/checkpoints/{model}/source.json"),
+    output:
+        file="results/{chip}/{model}-{tag}/model.embed_tokens.weight.bfloat16.bin",
+        receipt="results/receipts/{chip}/{model}-{tag}/model.embed_tokens.weight.bfloat16.json",
+    log:
+        "results/logs/embed/{chip}/{model}-{tag}.log",
+    benchmark:
+        "results/benchmarks/embed/{chip}/{model}-{tag}.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=15,
+    params:
+        code=PLAN.embed_code,
+    shell:
+        "axzoo embed --lock {input.lock:q} --source {input.source:q} --store results/store "
+        "--output {output.file:q} --receipt {output.receipt:q} > {log:q} 2>&1"

@@ -1,0 +1,23 @@
+rule layer:
+    input:
+        lock=locked("layer_{layer}.json"),
+        source=ancient("results/checkpoints/{model}/source.json"),
+    output:
+        file="results/{chip}/{model}-{tag}/{stem}_l{layer}{together}.axmodel",
+        receipt="results/receipts/{chip}/{model}-{tag}/{stem}_l{layer}{together}.json",
+    log:
+        "results/logs/layer/{chip}/{model}-{tag}/{stem}_l{layer}{together}.log",
+    benchmark:
+        "results/benchmarks/layer/{chip}/{model}-{tag}/{stem}_l{layer}{together}.tsv"
+    wildcard_constraints:
+        stem="|".join(PLAN.stems),
+        together="(_together)?",
+    resources:
+        mem_mb=lambda w, attempt: 2000 * attempt,
+        runtime=15,
+    params:
+        recipe=lambda w: PLAN.build(w).layer_arguments,
+        code=PLAN.compile_code,
+    shell:
+        "axzoo layer --lock {input.lock:q} --source {input.source:q} --store results/store "
+        "--output {output.file:q} --receipt {output.receipt:q} {params.recipe:q} > {log:q} 2>&1"

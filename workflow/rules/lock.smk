@@ -1,0 +1,34 @@
+# A checkpoint in Snakemake's sense: beside index.json it writes one small file per layer, and only where that layer's
+# tensors changed. Layer jobs depend on their own file, so a changed layer is the only one compiled again.
+checkpoint lock:
+    input:
+        "results/checkpoints/{model}/source.json",
+    output:
+        "results/locks/{model}/index.json",
+    log:
+        "results/logs/lock/{model}.log",
+    benchmark:
+        "results/benchmarks/lock/{model}.tsv"
+    resources:
+        mem_mb=1000,
+        runtime=30,
+    params:
+        model_type=lambda w: PLAN.model(w).model_type,
+        num_hidden_layers=lambda w: PLAN.model(w).num_hidden_layers,
+        ignore_config_keys=lambda w: PLAN.model(w).ignore_config_keys,
+        folder="results/locks/{model}",
+        code=PLAN.lock_code,
+    shell:
+        "axzoo lock --source {input:q} --model_type {params.model_type:q} "
+        "--num_hidden_layers {params.num_hidden_layers} --ignore_config_keys {params.ignore_config_keys:q} "
+        "--output {params.folder:q} > {log:q} 2>&1"
+
+
+def locked(name):
+    """An input function: one file of the model's lock, once the lock has been made."""
+
+    def path(w):
+        checkpoints.lock.get(model=w.model)
+        return f"results/locks/{w.model}/{name.format(**w)}"
+
+    return path

@@ -1,0 +1,22 @@
+rule post:
+    input:
+        lock=locked("post.json"),
+        source=ancient("results/checkpoints/{model}/source.json"),
+    output:
+        file="results/{chip}/{model}-{tag}/{stem}_post.axmodel",
+        receipt="results/receipts/{chip}/{model}-{tag}/{stem}_post.json",
+    log:
+        "results/logs/post/{chip}/{model}-{tag}/{stem}_post.log",
+    benchmark:
+        "results/benchmarks/post/{chip}/{model}-{tag}/{stem}_post.tsv"
+    wildcard_constraints:
+        stem="|".join(PLAN.stems),
+    resources:
+        mem_mb=lambda w, attempt: 3000 * attempt,
+        runtime=15,
+    params:
+        recipe=lambda w: PLAN.build(w).post_arguments,
+        code=PLAN.compile_code,
+    shell:
+        "axzoo post --lock {input.lock:q} --source {input.source:q} --store results/store "
+        "--output {output.file:q} --receipt {output.receipt:q} {params.recipe:q} > {log:q} 2>&1"
