@@ -10,7 +10,7 @@ rule layer:
     benchmark:
         "results/benchmarks/layer/{chip}/{model}-{tag}/{stem}_l{layer}{together}.tsv"
     wildcard_constraints:
-        stem="|".join(PLAN.stems),
+        stem="|".join(map(re.escape, PLAN.stems)),
         together="(_together)?",
     resources:
         mem_mb=lambda w, attempt: 2000 * attempt,

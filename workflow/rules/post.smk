@@ -10,7 +10,7 @@ rule post:
     benchmark:
         "results/benchmarks/post/{chip}/{model}-{tag}/{stem}_post.tsv"
     wildcard_constraints:
-        stem="|".join(PLAN.stems),
+        stem="|".join(map(re.escape, PLAN.stems)),
     resources:
         mem_mb=lambda w, attempt: 3000 * attempt,
         runtime=15,

@@ -1,0 +1,37 @@
+"""Print the matrix file's JSON Schema, or check that a copy of it is current."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from pathlib import Path
+
+from axzoo.errors import AxzooError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--check", type=Path, metavar="FILE", help="fail with a diff if FILE differs from the schema")
+
+
+def run(args: argparse.Namespace) -> None:
+    from axzoo.zoo.schema import schema_text
+
+    if args.check is None:
+        sys.stdout.write(schema_text())
+    else:
+        _check(args.check, schema_text())
+
+
+def _check(file: Path, wanted: str) -> None:
+    """Raises AxzooError, after printing a unified diff, when the file is not what is wanted."""
+    try:
+        found = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise AxzooError(f"cannot read {file}: {error}") from None
+    if found != wanted:
+        lines = difflib.unified_diff(
+            found.splitlines(keepends=True), wanted.splitlines(keepends=True), str(file), "axzoo schema"
+        )
+        sys.stdout.writelines(lines)
+        raise AxzooError(f"{file} is not the current schema: run `axzoo schema > {file}`")

