@@ -1,0 +1,91 @@
+"""What long work looks like: one bar per stage, stamped lines, and the Config(...) block of a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, TextIO
+
+from axzoo.spec import DecoderSpec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+_STAMP = (
+    "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> | <level>{level: <8}</level> | "
+    "<cyan>{name}</cyan>:<cyan>{function}</cyan>:<cyan>{line}</cyan> - <level>{message}</level>"
+)
+
+
+def open_console(stream: TextIO, *, color: bool = True) -> Console:
+    """A console that draws and colours only on a real terminal, whatever FORCE_COLOR says: piped output stays plain."""
+    from rich.console import Console
+
+    drawable = stream.isatty() and os.environ.get("TERM") != "dumb"
+    return Console(file=stream, force_terminal=drawable, no_color=None if color else True, highlight=False)
+
+
+def stage_bars(console: Console) -> Progress:
+    """Bars of the form "building llm decode layers ━━━ 24/24 0:05:03"; on anything but a terminal they draw nothing.
+
+    The caller starts and stops them. Lines printed through `console` meanwhile appear above the bars.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}  ", markup=False),
+        BarColumn(bar_width=None, finished_style="green"),  # rich's own finished style is grey on 16 colours
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        expand=True,
+        refresh_per_second=4,
+        disable=not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # a pipe on stdout must keep its bytes
+    )
+
+
+def stamp_lines(console: Console) -> None:
+    """Makes every loguru line of this process go to `console`: `time | SUCCESS  | name:function:line - message`."""
+    from loguru import logger
+    from rich.text import Text
+
+    def write(line: str) -> None:
+        console.print(Text.from_ansi(line.removesuffix("\n")), soft_wrap=True)
+
+    logger.remove()
+    logger.add(write, level=0, format=_STAMP, colorize=console.is_terminal, diagnose=False)
+
+
+def format_elapsed(seconds: float) -> str:
+    """Seconds as H:MM:SS, as the bars show them."""
+    return str(timedelta(seconds=int(seconds)))
+
+
+def format_config(model_name: str, spec: DecoderSpec, extra: Mapping[str, object]) -> str:
+    """Renders a model as the block `llm_build` prints: Config(model_name='...', ..., hidden_act='silu').
+
+    `extra` names what the spec does not hold, such as a family's own scale_emb; it stands last, in the order given.
+    """
+    layer = spec.layer
+    values: dict[str, object] = {
+        "model_name": model_name,
+        "model_type": spec.model_type,
+        "num_hidden_layers": spec.num_hidden_layers,
+        "num_attention_heads": layer.num_attention_heads,
+        "num_key_value_heads": layer.num_key_value_heads,
+        "hidden_size": layer.hidden_size,
+        "intermediate_size": layer.intermediate_size,
+        "vocab_size": spec.vocab_size,
+        "rope_theta": layer.rope.theta,
+        "max_position_embeddings": layer.max_position_embeddings,
+        "rope_partial_factor": 2 * len(layer.rope.inv_freq) / layer.head_dim,
+        "rms_norm_eps": layer.rms_norm_eps,
+        "norm_type": "rms_norm",
+        "hidden_act": layer.hidden_act,
+        **extra,
+    }
+    return "Config(\n" + ",\n".join(f"    {name}={value!r}" for name, value in values.items()) + "\n)"

@@ -1,0 +1,126 @@
+"""The Config(...) block against the document's, the stamp against its pattern, the bars on and off a terminal."""
+
+import io
+import re
+
+import pytest
+from loguru import logger
+
+from axzoo.progress import format_config, format_elapsed, open_console, stage_bars, stamp_lines
+from axzoo.spec import DecoderSpec, LayerSpec, PostSpec, RopeSpec
+
+# As llm_build prints Qwen2-0.5B-Instruct; of hidden_act_param, scale_depth and scale_emb, which no part of Qwen2 uses,
+# the last stands for what a family may add.
+DOCUMENTED = """\
+Config(
+    model_name='Qwen2-0.5B-Instruct',
+    model_type='qwen2',
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    hidden_size=896,
+    intermediate_size=4864,
+    vocab_size=151936,
+    rope_theta=1000000.0,
+    max_position_embeddings=32768,
+    rope_partial_factor=1.0,
+    rms_norm_eps=1e-06,
+    norm_type='rms_norm',
+    hidden_act='silu',
+    scale_emb=1
+)"""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def qwen2() -> DecoderSpec:
+    layer = LayerSpec(
+        hidden_size=896,
+        intermediate_size=4864,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        head_dim=64,
+        rms_norm_eps=1e-06,
+        hidden_act="silu",
+        attention_bias=True,
+        mlp_bias=False,
+        rope=RopeSpec(theta=1000000.0, inv_freq=tuple(1000000.0 ** (-i / 32) for i in range(32))),
+        max_position_embeddings=32768,
+    )
+    return DecoderSpec(
+        model_type="qwen2",
+        num_hidden_layers=24,
+        vocab_size=151936,
+        tie_word_embeddings=True,
+        layer=layer,
+        post=PostSpec(hidden_size=896, vocab_size=151936, rms_norm_eps=1e-06),
+    )
+
+
+@pytest.fixture(autouse=True)
+def restored_logger():
+    yield
+    logger.remove()
+
+
+def test_config_block_is_the_documents(qwen2):
+    assert format_config("Qwen2-0.5B-Instruct", qwen2, {"scale_emb": 1}) == DOCUMENTED
+
+
+def test_config_block_shows_hostile_names_escaped(qwen2):
+    block = format_config("evil\x1b[2J\n'", qwen2, {})
+    assert "\x1b" not in block
+    assert len(block.splitlines()) == 16
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00:00"), (303.9, "0:05:03"), (90000, "1 day, 1:00:00")])
+def test_elapsed(seconds, shown):
+    assert format_elapsed(seconds) == shown
+
+
+def test_stamped_line_off_a_terminal_is_plain_and_unwrapped(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # CI services set it; it must not put control codes into their logs
+    stream = io.StringIO()
+    stamp_lines(open_console(stream))
+    logger.success("build llm model done! [b]{x}" + "y" * 200)
+    line = (
+        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \| SUCCESS  \| "
+        r"test_progress:test_stamped_line_\w+:\d+ - build llm model done! \[b\]\{x\}y{200}\n"
+    )
+    assert re.fullmatch(line, stream.getvalue())
+
+
+def test_stamped_line_on_a_terminal_is_coloured_unless_told_otherwise(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    coloured, plain = Terminal(), Terminal()
+    for stream, color in [(coloured, True), (plain, False)]:
+        stamp_lines(open_console(stream, color=color))
+        logger.success("done")
+    assert "\x1b[1;32m" in coloured.getvalue()
+    assert "\x1b[1;32m" not in plain.getvalue()
+
+
+def draw_stage(stream):
+    bars = stage_bars(open_console(stream))
+    bars.start()
+    bars.update(bars.add_task("building llm decode layers", total=24), completed=24)
+    bars.stop()
+    return stream.getvalue()
+
+
+def test_bar_reads_as_documented(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", draw_stage(Terminal()))
+    assert re.search(r"building llm decode layers   ━+ 24/24 0:00:00", shown)
+
+
+@pytest.mark.parametrize("stream", [io.StringIO, Terminal])
+def test_nothing_is_drawn_in_a_pipe_or_on_a_dumb_terminal(monkeypatch, stream):
+    monkeypatch.setenv("TERM", "dumb")
+    assert draw_stage(stream()) == ""
