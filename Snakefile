@@ -1,23 +1,32 @@
 # The zoo. `snakemake --cores 8` builds config/zoo.yaml; `--configfile FILE` builds another matrix; `demo` builds
 # config/demo.yaml. Any single file of results/ is a target too.
+import re
+
+from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
+from axzoo.errors import AxzooError
 from axzoo.zoo.plan import make_plan
 
 min_version("9.19")
 
+if workflow.config_settings.config:
+    raise WorkflowError(
+        "--config is not read here: write a matrix file and name it with --configfile"
+    )
 
-if not workflow.configfiles:
-
-    configfile: "config/zoo.yaml"
-
-
-PLAN = make_plan(workflow.configfiles, demo="config/demo.yaml")
+# Not Snakemake's `configfile:`: axzoo's own reader names the line of whatever is wrong.
+try:
+    PLAN = make_plan(
+        workflow.configfiles or ["config/zoo.yaml"], demo="config/demo.yaml"
+    )
+except AxzooError as error:
+    raise WorkflowError(str(error)) from None
 
 
 wildcard_constraints:
-    chip="|".join(PLAN.chips),
-    model="|".join(PLAN.models),
+    chip="|".join(map(re.escape, PLAN.chips)),
+    model="|".join(map(re.escape, PLAN.models)),
     tag=r"w\d+a\d+",
     layer=r"\d+",
 

@@ -50,7 +50,7 @@ def build_layer(job: Job, recipe: Recipe, backend_name: str) -> None:
         file.write(compiled.data)
         return {"weight_errors": compiled.weight_errors}
 
-    _build(job, {"layer": recipe.for_layers(), "backend": backend_name, "code": fingerprint(f"axzoo.backends.{backend_name}")}, produce)
+    _build(job, {"layer": recipe.for_layers(), **_compiler(backend_name)}, produce)
 
 
 def build_post(job: Job, recipe: Recipe, backend_name: str) -> None:
@@ -62,7 +62,7 @@ def build_post(job: Job, recipe: Recipe, backend_name: str) -> None:
         file.write(compiled.data)
         return {"weight_errors": compiled.weight_errors}
 
-    _build(job, {"post": recipe.for_post(), "backend": backend_name, "code": fingerprint(f"axzoo.backends.{backend_name}")}, produce)
+    _build(job, {"post": recipe.for_post(), **_compiler(backend_name)}, produce)
 
 
 def build_embed(job: Job) -> None:
@@ -73,6 +73,10 @@ def build_embed(job: Job) -> None:
         return {}
 
     _build(job, {"embed": "bf16", "code": fingerprint("axzoo.compile.embed")}, produce)
+
+
+def _compiler(backend_name: str) -> dict[str, str]:
+    return {"backend": backend_name, "code": fingerprint(f"axzoo.backends.{backend_name}")}
 
 
 def _build(job: Job, determinants: Mapping[str, Any], produce: Produce) -> None:

@@ -1,7 +1,7 @@
 """The lock: what a build depends on, as small files instead of multi-gigabyte shards.
 
-`index.json` describes the model; `layer_<i>.json`, `post.json` and `embed.json` each hold one part's spec and the sha256
-of its tensors. A part's file is everything its compile job needs to know, and the only thing it is keyed by.
+`index.json` describes the model; `layer_<i>.json`, `post.json` and `embed.json` each hold one part's spec and the
+sha256 of its tensors. A part's file is everything its compile job needs to know, and the only thing it is keyed by.
 
 Making the lock is also the pre-flight: every tensor the spec needs exists with the right shape and finite values, and
 none is left over unexplained.
@@ -21,7 +21,7 @@ from axzoo.checkpoint.tensors import Array, Checkpoint, row_blocks, tensor_diges
 from axzoo.errors import AxzooError
 from axzoo.families import Family, TensorRef, load_family
 from axzoo.families.config_view import ConfigView
-from axzoo.files import read_json, write_json
+from axzoo.files import canonical_json, read_json, write_json
 from axzoo.spec import DecoderSpec
 
 INDEX = "index.json"
@@ -128,13 +128,23 @@ def read_spec(
 
 
 def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, Any]) -> None:
-    """Writes the lock's files, index.json last."""
+    """Writes the lock's files, index.json last. A part's file that already says the same is left untouched, so that
+    Snakemake sees which parts changed."""
     for index, part in enumerate(lock.layers):
-        write_json(folder / layer_lock(index), asdict(part))
-    write_json(folder / POST, asdict(lock.post))
-    write_json(folder / EMBED, asdict(lock.embed))
+        _write_part(folder / layer_lock(index), part)
+    _write_part(folder / POST, lock.post)
+    _write_part(folder / EMBED, lock.embed)
     files = {name: _file_digest(checkpoint / name) for name in TOKENIZER_FILES if (checkpoint / name).is_file()}
     write_json(folder / INDEX, {"spec": lock.spec.to_dict(), "source": source, "tokenizer_files": files})
+
+
+def _write_part(path: Path, part: Part) -> None:
+    try:
+        unchanged = path.exists() and canonical_json(read_json(path)) == canonical_json(asdict(part))
+    except AxzooError:  # damaged: written anew
+        unchanged = False
+    if not unchanged:
+        write_json(path, asdict(part))
 
 
 def read_part(path: Path) -> Part:

@@ -1,0 +1,53 @@
+# make demo: build, check and question the embedded model.   make test: the tests.   make help: the rest.
+PYTHON ?= python3
+VENV := .venv
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+.DELETE_ON_ERROR:
+.PHONY: help demo install test soak lint format bench clean
+
+help: ## say what there is to make
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/installed ## build config/demo.yaml, check it, print where it lies and what it answers
+	snakemake --cores all demo
+	@axzoo report config/demo.yaml
+
+install: $(VENV)/installed ## make .venv and install axzoo into it
+
+test: $(VENV)/installed-test ## run the tests, with coverage
+	pytest -m "not soak" --cov --cov-report=term $(TESTS)
+
+soak: $(VENV)/installed-test ## run the tests that take long
+	pytest -m soak
+
+lint: $(VENV)/installed-test ## ruff, mypy, snakefmt; snakemake --lint is shown, not obeyed
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile workflow
+	-snakemake --lint
+
+format: $(VENV)/installed-test ## bring the sources into shape
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile workflow
+
+bench: $(VENV)/installed-test ## measure what docs/performance.md states (TEXT=FILE: the text of the fidelity table)
+	python scripts/bench.py $(if $(TEXT),--text $(TEXT))
+
+clean: ## remove what was built and fetched; .venv stays
+	rm -rf results .snakemake
+
+$(VENV)/bin/python:
+	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml envs/requirements.txt
+	@echo "installing axzoo and what it needs into $(VENV) (a minute or two)"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed envs/requirements-test.txt
+	@echo "installing what the tests need into $(VENV)"
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@

@@ -1,0 +1,76 @@
+"""What building cost a model: its predictions over a text, and its greedy answers, beside the oracle's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axzoo.check.metrics import kl_divergence, log_softmax
+from axzoo.reference import Oracle
+from axzoo.runtime.model import Model
+
+
+@dataclass(frozen=True)
+class TextFidelity:
+    """Over every token of a text: how often both find the same token likeliest, KL(oracle || built) in nats, and each
+    one's perplexity."""
+
+    tokens: int
+    top1_agreement: float
+    mean_kl: float
+    oracle_perplexity: float
+    built_perplexity: float
+
+
+def text_fidelity(model: Model, oracle: Oracle, ids: Sequence[int]) -> TextFidelity:
+    """Compares the predictions after each of `ids` (as many as one context holds)."""
+    want = oracle.logits(ids).numpy()
+    got = _logits_after_each(model, ids)
+    targets = np.asarray(ids[1:])
+    return TextFidelity(
+        tokens=len(ids),
+        top1_agreement=float((want.argmax(-1) == got.argmax(-1)).mean()),
+        mean_kl=float(kl_divergence(want, got).mean()),
+        oracle_perplexity=_perplexity(want[:-1], targets),
+        built_perplexity=_perplexity(got[:-1], targets),
+    )
+
+
+@dataclass(frozen=True)
+class GreedyAgreement:
+    """How many greedy tokens agree before the first difference, and there the oracle's lead of its own choice over the
+    built model's, in logits (None where nothing differs). A lead within the bf16 rounding of the logits is a tie."""
+
+    agreed: int
+    tokens: int
+    lead: float | None
+
+
+def greedy_agreement(model: Model, oracle: Oracle, ids: Sequence[int], tokens: int) -> GreedyAgreement:
+    """Lets both continue the prompt `ids` greedily for at most `tokens` tokens."""
+    model.reset()
+    logits = model.prefill(ids)
+    for agreed, (token, wanted) in enumerate(oracle.greedy(ids, tokens)):
+        chosen = int(logits.argmax())
+        if chosen != token:
+            return GreedyAgreement(agreed, tokens, float(wanted[token] - wanted[chosen]))
+        if agreed + 1 < tokens:
+            logits = model.decode(token)
+    return GreedyAgreement(tokens, tokens, None)
+
+
+def _logits_after_each(model: Model, ids: Sequence[int]) -> NDArray[np.float32]:
+    last = model.layers - 1
+    hidden: list[NDArray[Any]] = []
+    model.reset()
+    model.prefill(ids, lambda layer, _position, rows: hidden.append(rows) if layer == last else None)
+    return np.stack([model.logits(row) for row in np.concatenate(hidden)])
+
+
+def _perplexity(logits: NDArray[np.float32], targets: NDArray[Any]) -> float:
+    losses = -log_softmax(logits)[np.arange(len(targets)), targets]
+    return float(np.exp(losses.mean()))

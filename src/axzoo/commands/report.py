@@ -1,0 +1,68 @@
+"""Say of every build of a matrix where it lies, what the checks found and what it answered."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from axzoo.zoo import Build
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("matrix", type=Path, metavar="MATRIX", help="a matrix file, config/zoo.yaml")
+
+
+def run(args: argparse.Namespace) -> None:
+    from axzoo.zoo import load_zoo
+
+    for build in load_zoo(args.matrix).builds():
+        print(f"{build.name} for {build.chip}")
+        for label, text in _lines(build):
+            print(f"  {label:8} {text}")
+
+
+def _lines(build: Build) -> list[tuple[str, str]]:
+    manifest = _read(build.bundle / "manifest.json")
+    if manifest is None:
+        return [("bundle", f"not built: snakemake --cores all {build.bundle / 'manifest.json'}")]
+    size = sum(file["size"] for file in manifest["files"].values())
+    lines = [("bundle", f"{build.bundle} ({len(manifest['files'])} files, {size / 1e6:.1f} MB)")]
+    layers, generation = _read(build.checks / "layers.json"), _read(build.checks / "generation.json")
+    lines.append(("level 1", "not checked" if layers is None else _level_1(layers)))
+    if generation is None:
+        return [*lines, ("level 2", "not checked")]
+    return [
+        *lines,
+        ("level 2", _level_2(generation)),
+        ("prompt", build.prompt),
+        ("answer", generation["answer"].strip()),
+        ("talk", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
+    ]
+
+
+def _read(path: Path) -> Any:
+    from axzoo.files import read_json
+
+    return read_json(path) if path.exists() else None
+
+
+def _level_1(check: Any) -> str:
+    worst = min((layer[kind]["cosine"], layer["layer"]) for layer in check["layers"] for kind in ("decode", "prefill"))
+    return (
+        f"{_verdict(check)}: {len(check['layers'])} layers against fp32, worst token's cosine {worst[0]:.5f} "
+        f"in layer {worst[1]} (at least {check['thresholds']['min_layer_cosine']})"
+    )
+
+
+def _level_2(check: Any) -> str:
+    end = "hit eos" if check["hit_eos"] else "no eos"
+    return (
+        f"{_verdict(check)}: {len(check['steps'])} tokens, {end}, top-1 agreement with fp32 "
+        f"{check['top1_agreement']:.3f}, mean KL {check['mean_kl']:.5f}"
+    )
+
+
+def _verdict(check: Any) -> str:
+    return "passed" if check["passed"] else "FAILED"
