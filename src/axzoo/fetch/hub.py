@@ -1,0 +1,127 @@
+"""A repository of the Hugging Face hub, at one commit, file by file."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+import httpx2
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not marked as exported
+from loguru import logger
+
+from axzoo.errors import AxzooError
+from axzoo.fetch.disk import megabytes, need_space
+from axzoo.fetch.receipt import PARTS, digested, write_receipt
+from axzoo.fetch.selection import checkpoint_files, refuse_strangers
+from axzoo.fetch.transfer import RemoteFile, partial_path, transfer
+from axzoo.zoo.sources import HubSource
+
+_TIMEOUT_S = 30.0
+
+
+def fetch_hub(source: HubSource, output: Path, endpoint: str | None = None) -> None:
+    """Fetches the checkpoint of `source` into the folder `output`; files already there and right are kept.
+
+    `endpoint` is the hub's address; None means HF_ENDPOINT, or the public hub. The revision is resolved to a commit
+    first and everything is fetched at that commit. HF_TOKEN is honoured and never sent to another host.
+
+    Raises AxzooError when the hub refuses, lists something unsafe, or the transfer breaks.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    with _hub_errors(source):
+        commit, listed = list_files(source, endpoint)
+        names = checkpoint_files(listed, f"{source.repo} at {source.revision}")
+        refuse_strangers(output, names)
+        missing = [listed[name] for name in names if not listed[name].matches(output / name)]
+        _announce(source, commit, [listed[name] for name in names], missing)
+        _transfer_all(missing, source, commit, endpoint, output)
+    write_receipt(output, source, {name: digested(output / name) for name in names}, commit=commit)
+    shutil.rmtree(output / PARTS)
+
+
+def list_files(source: HubSource, endpoint: str | None) -> tuple[str, dict[str, RemoteFile]]:
+    """The commit of `source.revision` and the files in the top folder of the repository at that commit.
+
+    Raises AxzooError for a file name that would leave the output folder and for an answer that is no listing.
+    """
+    api = HfApi(endpoint=endpoint)
+    try:
+        info = api.model_info(source.repo, revision=source.revision, files_metadata=True, timeout=_TIMEOUT_S)
+        if not isinstance(info.sha, str) or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
+            raise ValueError(f"commit {info.sha!r}")
+        return info.sha, _top_files(source.repo, info.siblings or [])
+    except HFValidationError as error:
+        raise AxzooError(f"{source.repo!r} is not a hub repository (ORG/NAME): {error}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AxzooError(f"{api.endpoint} did not answer like a hub ({error!r}): check HF_ENDPOINT") from None
+
+
+def _top_files(repo: str, siblings: Iterable[RepoSibling]) -> dict[str, RemoteFile]:
+    files = {}
+    for sibling in siblings:
+        path = PurePosixPath(sibling.rfilename)
+        if path.is_absolute() or ".." in path.parts or "\\" in sibling.rfilename:
+            raise AxzooError(f"{repo} lists the file {sibling.rfilename!r}, which leaves its folder: refused")
+        if path.name == sibling.rfilename:
+            digest = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
+            files[path.name] = RemoteFile.checked(path.name, sibling.size, digest)
+    return files
+
+
+def _announce(source: HubSource, commit: str, files: list[RemoteFile], missing: list[RemoteFile]) -> None:
+    total, wanted = (megabytes(sum(file.size for file in group)) for group in (files, missing))
+    logger.info(
+        "{} at commit {}: {} files, {}; to fetch: {} files, {}",
+        source.repo, commit[:12], len(files), total, len(missing), wanted,
+    )  # fmt: skip
+
+
+def _transfer_all(
+    missing: list[RemoteFile], source: HubSource, commit: str, endpoint: str | None, output: Path
+) -> None:
+    parts = output / PARTS
+    parts.mkdir(exist_ok=True)
+    received = [path.stat().st_size for path in (partial_path(file, parts) for file in missing) if path.exists()]
+    need_space(output, sum(file.size for file in missing) - sum(received))
+    headers = build_hf_headers(library_name="axzoo")
+    for file in missing:
+        url = hf_hub_url(source.repo, file.name, revision=commit, endpoint=endpoint)
+        transfer(file, url, headers, output / file.name, parts)
+
+
+@contextmanager
+def _hub_errors(source: HubSource) -> Iterator[None]:
+    """The hub's refusals in words that say what to do."""
+    repo = source.repo
+    try:
+        yield
+    except GatedRepoError:
+        raise AxzooError(f"{repo} is gated: accept its terms on its hub page and set HF_TOKEN to your token") from None
+    except RepositoryNotFoundError:
+        raise AxzooError(
+            f"the hub shows no repository {repo}: check the name; if it is private, set HF_TOKEN"
+        ) from None
+    except RevisionNotFoundError:
+        raise AxzooError(f"{repo} has no revision {source.revision!r}: give a branch, tag or commit it has") from None
+    except HfHubHTTPError as error:
+        status, path = error.response.status_code, error.response.url.path
+        hint = "set HF_TOKEN to a token that may read it" if status in (401, 403) else "run again later"
+        raise AxzooError(f"the hub answered {status} for {path}: {hint}") from None
+    except OfflineModeIsEnabled:
+        raise AxzooError(f"{repo} cannot be fetched while HF_HUB_OFFLINE is set: unset it") from None
+    except httpx2.RequestError as error:
+        reason = str(error) or type(error).__name__
+        raise AxzooError(f"cannot reach the hub for {repo} ({reason}): check the network and HF_ENDPOINT") from None

@@ -1,0 +1,73 @@
+"""source.json, the receipt of a fetch: what was asked for, where the files lie, and what they are.
+
+{"source": {...}, "root": "." or an absolute folder, "files": {"config.json": {"size": 1, "sha256": "..." or null}}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from axzoo.errors import AxzooError
+from axzoo.files import read_json, write_json
+from axzoo.zoo.sources import Source
+
+RECEIPT = "source.json"
+PARTS = ".parts"
+"""The folder inside the output that holds what is not complete yet; gone when the fetch is."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and sha256 (None where the lock alone digests the contents)."""
+
+    size: int
+    sha256: str | None
+
+
+def asked_for(source: Source) -> dict[str, str]:
+    """The source under the matrix's keys: {"hub": ..., "revision": ...}, {"path": ...} or {"pypi": ..., ...}."""
+    words = source.arguments
+    return {flag.removeprefix("--"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def digested(path: Path) -> FileRecord:
+    """The record of a file, read once from end to end."""
+    with path.open("rb") as file:
+        return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def write_receipt(
+    output: Path, source: Source, files: Mapping[str, FileRecord], root: str = ".", commit: str | None = None
+) -> None:
+    """Writes source.json, whole or not at all; `commit` is what a hub revision resolved to."""
+    asked = asked_for(source) | ({"commit": commit} if commit else {})
+    records = {name: asdict(record) for name, record in files.items()}
+    write_json(output / RECEIPT, {"source": asked, "root": root, "files": records})
+
+
+def is_complete(output: Path, source: Source) -> bool:
+    """Whether `output` holds a receipt for exactly `source` and every file it lists, at its size."""
+    path = output / RECEIPT
+    if not path.exists():
+        return False
+    try:
+        content = read_json(path)
+        asked = asked_for(source)
+        if {key: content["source"].get(key) for key in asked} != asked:
+            return False
+        root = output / content["root"]
+        return all((root / name).stat().st_size == record["size"] for name, record in content["files"].items())
+    except (AxzooError, KeyError, TypeError, AttributeError, OSError):
+        return False  # a damaged receipt or a missing file: fetch again
+
+
+def checkpoint_folder(receipt: Path) -> Path:
+    """Where the files of a receipt lie. Raises AxzooError when it is missing or damaged."""
+    content = read_json(receipt)
+    root = content.get("root") if isinstance(content, dict) else None
+    if not isinstance(root, str):
+        raise AxzooError(f"{receipt} is damaged: remove it and fetch the checkpoint again")
+    return receipt.parent / root

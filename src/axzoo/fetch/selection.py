@@ -1,0 +1,45 @@
+"""Which files make up a Hugging Face checkpoint: configuration, tokenizer, weights; no code, no other formats."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from axzoo.errors import AxzooError
+
+_SMALL = frozenset({
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
+    "merges.txt", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
+})  # fmt: skip
+_SAFETENSORS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_PICKLED = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json")
+
+
+def is_weights(name: str) -> bool:
+    """Whether the file holds (or indexes) weights."""
+    return bool(_SAFETENSORS.fullmatch(name) or _PICKLED.fullmatch(name))
+
+
+def checkpoint_files(names: Iterable[str], where: str) -> list[str]:
+    """The names, sorted, that make up the checkpoint in the top folder of `where`; pickles only without safetensors.
+
+    Raises AxzooError when config.json or the weights are missing.
+    """
+    listed = set(names)
+    weights = {name for name in listed if _SAFETENSORS.fullmatch(name)}
+    weights = weights or {name for name in listed if _PICKLED.fullmatch(name)}
+    if "config.json" not in listed:
+        raise AxzooError(f"{where} holds no config.json: it is not a Hugging Face checkpoint")
+    if not weights:
+        raise AxzooError(f"{where} holds neither model*.safetensors nor pytorch_model*.bin: axzoo reads these weights")
+    return sorted((listed & _SMALL) | weights)
+
+
+def refuse_strangers(folder: Path, expected: Iterable[str]) -> None:
+    """Raises AxzooError when `folder` holds checkpoint files of another fetch, which readers could take for ours."""
+    found = {path.name for path in folder.iterdir() if path.name in _SMALL or is_weights(path.name)}
+    strangers = sorted(found - set(expected))
+    if strangers:
+        raise AxzooError(f"{folder} holds {', '.join(strangers)} of another fetch: remove the folder and run again")
