@@ -64,11 +64,12 @@ def greedy_agreement(model: Model, oracle: Oracle, ids: Sequence[int], tokens: i
 
 
 def _logits_after_each(model: Model, ids: Sequence[int]) -> NDArray[np.float32]:
-    last = model.layers - 1
-    hidden: list[NDArray[Any]] = []
+    hidden: dict[tuple[int, int], NDArray[Any]] = {}
     model.reset()
-    model.prefill(ids, lambda layer, _position, rows: hidden.append(rows) if layer == last else None)
-    return np.stack([model.logits(row) for row in np.concatenate(hidden)])
+    model.prefill(ids, lambda layer, position, rows: hidden.update({(layer, position): rows}))
+    last = max(layer for layer, _ in hidden)
+    rows = np.concatenate([hidden[key] for key in sorted(hidden) if key[0] == last])
+    return np.stack([model.logits(row[None, None]) for row in rows])
 
 
 def _perplexity(logits: NDArray[np.float32], targets: NDArray[Any]) -> float:

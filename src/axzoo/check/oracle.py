@@ -11,10 +11,12 @@ import torch
 
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.lock import EMBED, INDEX, POST, Part, layer_lock, read_part
-from axzoo.checkpoint.tensors import Checkpoint, row_blocks
+from axzoo.checkpoint.tensors import Array, Checkpoint, row_blocks
 from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.files import read_json
 from axzoo.reference import Oracle, Weights
+from axzoo.runtime.bundle import open_bundle
+from axzoo.runtime.embedding import Embedding
 from axzoo.spec import DecoderSpec
 
 
@@ -33,6 +35,36 @@ def checkpoint_oracle(locks: Path, source: Path) -> Oracle:
         post_weights=lambda: _tensors(checkpoint, read_part(locks / POST)),
         embed=embed,
     )
+
+
+def bundle_oracle(folder: Path) -> Oracle:
+    """The weights of a built bundle, dequantized to fp32: what remains of its error is rounding between layers."""
+    import onnx
+
+    bundle = open_bundle(folder)
+    spec = DecoderSpec.from_dict(read_json(folder / "manifest.json")["spec"])
+    embedding = Embedding(bundle.embedding, bundle.vocab_size, bundle.hidden_size)
+
+    def weights(path: Path) -> Weights:
+        arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+        return {
+            name: _dequantized(array, arrays.get(name.replace(".weight", ".scale"))) for name, array in arrays.items()
+        }
+
+    return Oracle(
+        spec=spec,
+        layer_weights=lambda index: weights(bundle.layers[index]),
+        post_weights=lambda: weights(bundle.post),
+        embed=lambda ids: torch.from_numpy(embedding.rows(ids).astype(np.float32)),
+    )
+
+
+def _dequantized(values: Array, scale: Array | None) -> torch.Tensor:
+    """A matrix as stored, [in_features, out_features], becomes [out_features, in_features]; vectors stay."""
+    numbers = values.astype(np.float32)
+    if scale is not None and values.ndim == 2:
+        numbers = numbers * scale
+    return torch.from_numpy(np.ascontiguousarray(numbers.T))
 
 
 def in_memory(oracle: Oracle) -> Oracle:

@@ -1,0 +1,189 @@
+"""The stack of decoder layers and its caches: prefill by groups, then one token at a time.
+
+Shapes, groups and masks: the layer's protocol of the board's host (group 0 decodes, groups 1..N prefill a chunk behind
+0, P, 2P, ... cached tokens). Everything is derived from the tensors' shapes, as that host does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from axzoo.errors import AxzooError
+from axzoo.runtime.kv_cache import KVCache
+from axzoo.runtime.masks import closed_mask, prefill_mask
+
+_OUTPUTS = ["K_cache_out", "V_cache_out", "output"]
+_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
+
+HiddenHook = Callable[[int, int, NDArray[Any]], None]
+"""Is shown each layer's output: (layer, position of its first token, hidden state [n, H]), padding rows left out."""
+
+
+class Tensor(Protocol):
+    """An input or output of a session."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def shape(self) -> list[int]: ...
+    @property
+    def dtype(self) -> str: ...
+
+
+class Session(Protocol):
+    """What a layer file must answer: pyaxengine's interface, on a board or on the desk."""
+
+    @property
+    def num_shape_groups(self) -> int: ...
+    def get_inputs(self, shape_group: int = 0) -> Sequence[Tensor]: ...
+    def run(
+        self, output_names: list[str] | None, feed: Mapping[str, NDArray[Any]], shape_group: int = 0
+    ) -> list[NDArray[Any]]: ...
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A layer's lengths, under the names the board's host prints; `prefill_token_num` is 0 without prefill groups."""
+
+    hidden_size: int
+    max_token_len: int
+    kv_cache_size: int
+    kv_cache_num: int
+    prefill_token_num: int
+    prefill_groups: int
+    dtype: str
+
+    @property
+    def max_prompt_len(self) -> int:
+        """Tokens an empty context can be prefilled with."""
+        if not self.prefill_groups:
+            return self.max_token_len
+        return min(self.prefill_token_num * self.prefill_groups, self.max_token_len)
+
+
+def read_geometry(session: Session) -> Geometry:
+    """Derives the lengths from the tensors' shapes."""
+    inputs = {tensor.name: tensor for tensor in session.get_inputs(0)}
+    groups = session.num_shape_groups - 1
+    prefill = {tensor.name: tensor for tensor in session.get_inputs(1)} if groups else {}
+    return Geometry(
+        hidden_size=inputs["input"].shape[-1],
+        max_token_len=inputs["mask"].shape[-1] - 1,
+        kv_cache_size=inputs["K_cache"].shape[-1],
+        kv_cache_num=inputs["K_cache"].shape[-2],
+        prefill_token_num=prefill["indices"].shape[-1] if groups else 0,
+        prefill_groups=groups,
+        dtype=inputs["input"].dtype,
+    )
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What all layers are given alike: the shape group, how much of the caches it takes, positions and mask."""
+
+    shape_group: int
+    cache_len: int
+    indices: NDArray[Any]
+    mask: NDArray[Any]
+
+
+class Decoder:
+    """All layers with their caches. `used` tokens of context are in the caches.
+
+    Raises AxzooError when the layers do not belong together.
+    """
+
+    def __init__(self, layers: Sequence[Session]) -> None:
+        geometries = [read_geometry(layer) for layer in layers]
+        self.geometry = geometries[0]
+        for index, other in enumerate(geometries):
+            if other != self.geometry:
+                raise AxzooError(
+                    f"layer {index} does not fit layer 0, {other} is not {self.geometry}: build the bundle again"
+                )
+        self._layers = layers
+        self._dtype = np.dtype(_DTYPES[self.geometry.dtype])
+        self._cache = KVCache(len(layers), self.geometry.kv_cache_num, self.geometry.kv_cache_size, self._dtype)
+        dummy = np.zeros((1, 1, self.geometry.hidden_size), self._dtype)
+        self._dummies = dummy, dummy
+        self._position = np.zeros((1, 1), np.uint32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the context."""
+        self.used = 0
+        self._mask = closed_mask((1, 1, self.geometry.max_token_len + 1), self._dtype)
+        self._mask[..., -1] = 0  # the current token's own slot
+
+    def prefill(self, rows: NDArray[Any], on_hidden: HiddenHook | None = None) -> NDArray[Any]:
+        """Appends tokens, given as embedding rows [n, H], to the context; returns the last one's output [1, 1, H].
+
+        Raises AxzooError when there are none, or more than the context or the prefill groups hold.
+        """
+        self._require_room(len(rows))
+        chunk_len = self.geometry.prefill_token_num or 1
+        step = self._prefill_chunk if self.geometry.prefill_groups else self.decode
+        for start in range(0, len(rows), chunk_len):
+            hidden = step(rows[start : start + chunk_len], on_hidden)
+        return hidden
+
+    def decode(self, row: NDArray[Any], on_hidden: HiddenHook | None = None) -> NDArray[Any]:
+        """Appends one token, given as its embedding row [1, H], to the context; returns its output [1, 1, H].
+
+        Raises AxzooError when the context is full.
+        """
+        if self.used >= self.geometry.max_token_len:
+            raise AxzooError(f"the context is full: it holds {self.geometry.max_token_len} tokens")
+        self._position[0, 0] = self.used
+        hidden = row.astype(self._dtype)[None]
+        call = _Call(0, self.geometry.kv_cache_num, self._position, self._mask)
+        return self._run(call, hidden, 1, on_hidden)
+
+    def _prefill_chunk(self, rows: NDArray[Any], on_hidden: HiddenHook | None) -> NDArray[Any]:
+        """One run of the smallest prefill group whose cache holds the context so far; short chunks are padded."""
+        count, chunk_len = len(rows), self.geometry.prefill_token_num
+        cached_chunks = -(-self.used // chunk_len)
+        cache_len = cached_chunks * chunk_len
+        positions = np.arange(self.used, self.used + chunk_len, dtype=np.uint32)[None]
+        mask = prefill_mask(count, self.used, chunk_len, cache_len, self._dtype)
+        hidden = np.zeros((1, chunk_len, self.geometry.hidden_size), self._dtype)
+        hidden[0, :count] = rows
+        return self._run(_Call(1 + cached_chunks, cache_len, positions, mask), hidden, count, on_hidden)
+
+    def _run(self, call: _Call, hidden: NDArray[Any], count: int, on_hidden: HiddenHook | None) -> NDArray[Any]:
+        """Sends `count` tokens, a padded hidden state [1, n, H], through all layers and appends them to the context."""
+        for index, layer in enumerate(self._layers):
+            keys, values = self._cache.first(index, call.cache_len) if call.cache_len else self._dummies
+            feed = {"K_cache": keys, "V_cache": values, "indices": call.indices, "input": hidden, "mask": call.mask}
+            new_keys, new_values, hidden = layer.run(_OUTPUTS, feed, call.shape_group)
+            self._cache.write(index, self.used, new_keys[:, :count], new_values[:, :count])
+            if on_hidden:
+                on_hidden(index, self.used, hidden[0, :count])
+        self._mask[..., self.used : self.used + count] = 0
+        self.used += count
+        return hidden[:, count - 1 : count]
+
+    def _require_room(self, count: int) -> None:
+        geometry = self.geometry
+        if not count:
+            raise AxzooError("the prompt is empty: give the model at least one token")
+        if self.used + count > geometry.max_token_len:
+            raise AxzooError(
+                f"the prompt has {count} tokens, but the context of {geometry.max_token_len} has room for "
+                f"{geometry.max_token_len - self.used}: shorten it or build with a larger kv_cache_len"
+            )
+        chunk_len = geometry.prefill_token_num
+        if not chunk_len:
+            return
+        last_start = self.used + (count - 1) // chunk_len * chunk_len
+        if last_start > (geometry.prefill_groups - 1) * chunk_len:
+            raise AxzooError(
+                f"the prompt ends at token {self.used + count}, but the prefill groups reach only "
+                f"{geometry.prefill_groups * chunk_len}: shorten it or build with more of last_kv_cache_len"
+            )

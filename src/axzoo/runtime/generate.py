@@ -1,0 +1,63 @@
+"""An answer, token by token, with the times the board's host reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axzoo.runtime.model import Model
+
+Choose = Callable[[NDArray[np.float32], Sequence[int]], int]
+"""Picks the next token: (logits [V], tokens of the answer so far) -> id."""
+
+Stop = Literal["eos", "max tokens", "context full"]
+
+
+class Generation:
+    """Iterate once for the answer's token ids, without the one that ends it.
+
+    From the first id on `ttft` is known: seconds from the start to the first sampled token. At the end `stop` says why,
+    and `tokens_per_second` how fast the tokens after the first came (0 without any), the consumer's time left out.
+    """
+
+    def __init__(
+        self, model: Model, prompt: Sequence[int], choose: Choose, eos: AbstractSet[int], max_tokens: int | None = None
+    ) -> None:
+        self._model = model
+        self._prompt = prompt
+        self._choose = choose
+        self._eos = eos
+        self._max_tokens = max_tokens
+        self._steps = 0
+        self._seconds = 0.0
+        self.ttft = 0.0
+        self.stop: Stop | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._steps / self._seconds if self._steps else 0.0
+
+    def __iter__(self) -> Iterator[int]:
+        answer: list[int] = []
+        start = perf_counter()
+        token = self._choose(self._model.prefill(self._prompt), answer)
+        self.ttft = perf_counter() - start
+        while token not in self._eos:
+            answer.append(token)
+            yield token
+            if len(answer) == self._max_tokens:
+                self.stop = "max tokens"
+                return
+            if self._model.is_full:
+                self.stop = "context full"
+                return
+            start = perf_counter()
+            token = self._choose(self._model.decode(token), answer)
+            self._seconds += perf_counter() - start
+            self._steps += 1
+        self.stop = "eos"

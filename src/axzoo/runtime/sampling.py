@@ -1,0 +1,134 @@
+"""From logits to the next token, in the order of the board's host: temperature, repetition penalty, then top-p, else
+top-k, else arg max. Logits are fp32 [V]."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from loguru import logger
+from numpy.typing import NDArray
+
+from axzoo.errors import AxzooError
+from axzoo.files import read_json
+
+Logits = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PostConfig:
+    """The keys of post_config.json, with the values the board's host ships.
+
+    Raises AxzooError when a value has the wrong type or lies out of range.
+    """
+
+    enable_temperature: bool = True
+    temperature: float = 0.9
+    enable_repetition_penalty: bool = False
+    repetition_penalty: float = 1.2
+    penalty_window: int = 20
+    enable_top_p_sampling: bool = False
+    top_p: float = 0.8
+    enable_top_k_sampling: bool = True
+    top_k: int = 10
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            kind = type(field.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise AxzooError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
+        for name, valid, wanted in (
+            ("temperature", 0 < self.temperature < math.inf, "above 0"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
+            ("penalty_window", self.penalty_window >= 0, "0 or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("top_k", self.top_k >= 1, "1 or more"),
+        ):
+            if not valid:
+                raise AxzooError(f"{name} must be {wanted}, not {getattr(self, name)}")
+
+
+GREEDY = PostConfig(enable_temperature=False, enable_top_k_sampling=False)
+"""Always the most probable token."""
+
+
+def read_post_config(path: Path) -> PostConfig:
+    """Reads post_config.json; keys it leaves out keep the shipped values. Without the file: a warning, and greedy.
+
+    Raises AxzooError when it is no JSON object, has an unknown key, or a value is wrong.
+    """
+    if not path.is_file():
+        logger.warning(f"{path} is missing: the most probable token is taken, always")
+        return GREEDY
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise AxzooError(f"{path} must hold a JSON object")
+    known = [field.name for field in fields(PostConfig)]
+    if unknown := sorted(data.keys() - set(known)):
+        raise AxzooError(f"{path} has the unknown key {unknown[0]!r}: known are {', '.join(known)}")
+    try:
+        return PostConfig(**data)
+    except AxzooError as error:
+        raise AxzooError(f"{path}: {error}") from error
+
+
+def sample(logits: Logits, generated: Sequence[int], config: PostConfig, rng: np.random.Generator) -> int:
+    """The next token's id. `generated` are the tokens of the answer so far. The logits are left as they are.
+
+    Raises AxzooError when the logits are not numbers.
+    """
+    if np.isnan(logits).any():
+        raise AxzooError("the post layer returned NaN logits: check the bundle with `axzoo check`")
+    if config.enable_temperature:
+        logits = logits / np.float32(config.temperature)
+    if config.enable_repetition_penalty:
+        recent = generated[max(0, len(generated) - config.penalty_window) :]
+        logits = penalize(logits, recent, config.repetition_penalty)
+    if config.enable_top_p_sampling:
+        return _draw(*top_p(logits, config.top_p), rng)
+    if config.enable_top_k_sampling:
+        return _draw(*top_k(logits, config.top_k), rng)
+    return int(np.argmax(logits))
+
+
+def penalize(logits: Logits, recent: Sequence[int], penalty: float) -> Logits:
+    """Makes recent tokens less probable, each once however often it occurred: positive logits are divided, others
+    multiplied by the penalty's square root, as the board's host does (ax-llm's LLMPostprocess)."""
+    if not recent:
+        return logits
+    ids = np.unique(np.asarray(recent, np.int64))
+    factor = np.float32(math.sqrt(penalty))
+    out = logits.copy()
+    out[ids] = np.where(out[ids] > 0, out[ids] / factor, out[ids] * factor)
+    return out
+
+
+def top_k(logits: Logits, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The k most probable ids, best first (ties: the smaller id), and their probabilities among themselves."""
+    k = min(k, logits.size)
+    threshold = np.partition(logits, logits.size - k)[logits.size - k]
+    candidates = np.flatnonzero(logits >= threshold)
+    ids = candidates[np.argsort(-logits[candidates], kind="stable")][:k]
+    return ids, _softmax(logits[ids])
+
+
+def top_p(logits: Logits, p: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The fewest ids, best first, that together have the probability p, and their probabilities among themselves."""
+    probabilities = _softmax(logits)
+    order = np.argsort(-probabilities, kind="stable")
+    count = int(np.searchsorted(np.cumsum(probabilities[order]), p)) + 1
+    kept = order[:count]
+    return kept, probabilities[kept] / probabilities[kept].sum()
+
+
+def _softmax(logits: Logits) -> NDArray[np.float64]:
+    shifted = np.exp(logits.astype(np.float64) - float(logits.max()))
+    return np.asarray(shifted / shifted.sum())
+
+
+def _draw(ids: NDArray[np.int64], probabilities: NDArray[np.float64], rng: np.random.Generator) -> int:
+    return int(rng.choice(ids, p=probabilities))

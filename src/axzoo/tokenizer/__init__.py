@@ -1,0 +1,1 @@
+"""From text to token ids and back: the local tokenizer of a bundle or checkpoint."""

@@ -1,0 +1,41 @@
+"""Token ids one by one into text that can be printed at once: never half a character."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+_INCOMPLETE = "\ufffd"
+"""What a decoder writes for bytes that are not a whole UTF-8 character (yet)."""
+
+
+class StreamDecoder:
+    """Feed ids to `push`, print what it returns, and end with `flush`.
+
+    A token's text depends on its left neighbour (a leading space is dropped at the start of a text), and a character
+    can span several tokens. So each call decodes a short window, which starts at the last piece that came out, and
+    returns what the new tokens added, once that ends in a whole character.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._window: list[int] = []
+        self._told = 0
+
+    def push(self, token_id: int) -> str:
+        """The text that became complete with this token: empty while a character is."""
+        self._window.append(token_id)
+        before, now = self._texts()
+        if len(now) <= len(before) or now.endswith(_INCOMPLETE):
+            return ""
+        self._window = self._window[self._told :]
+        self._told = len(self._window)
+        return now[len(before) :]
+
+    def flush(self) -> str:
+        """The rest, when no more tokens come: a character cut in half shows as U+FFFD."""
+        before, now = self._texts()
+        self._window, self._told = [], 0
+        return now[len(before) :]
+
+    def _texts(self) -> tuple[str, str]:
+        return self._decode(self._window[: self._told]), self._decode(self._window)

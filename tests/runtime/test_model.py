@@ -1,0 +1,145 @@
+"""Prefill by chunks and decode with caches against a transformers model that sees each text whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from numpy.typing import NDArray
+from tiny_bundle import CHUNK, CONTEXT, EXACT, LAYERS, VOCAB_SIZE, Oracle
+
+from axzoo.errors import AxzooError
+from axzoo.recipe import Recipe
+from axzoo.runtime.model import Model, load_model
+
+DECODE_ONLY = replace(EXACT, prefill_len=0, last_kv_cache_len=())
+BuildBundle = Callable[[Recipe], Path]
+IDS = [int(i) for i in np.random.default_rng(0).integers(0, VOCAB_SIZE, CONTEXT)]
+
+
+def _assert_logits(found: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    assert found.shape == (VOCAB_SIZE,)
+    assert found.dtype == np.float32
+    assert_allclose(found, expected, atol=2e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("recipe", [EXACT, DECODE_ONLY], ids=["prefill groups", "decode only"])
+@pytest.mark.parametrize("length", range(1, 3 * CHUNK + 1))
+def test_a_prompt_of_any_length_then_decode(
+    build_bundle: BuildBundle, oracle: Oracle, recipe: Recipe, length: int
+) -> None:
+    model = load_model(build_bundle(recipe))
+    _assert_logits(model.prefill(IDS[:length]), oracle.logits(IDS[:length]))
+    for end in range(length + 1, CONTEXT + 1):
+        _assert_logits(model.decode(IDS[end - 1]), oracle.logits(IDS[:end]))
+    assert model.is_full
+
+
+@pytest.mark.parametrize("first", range(1, 9))
+def test_a_second_prompt_behind_the_first(bundle: Path, oracle: Oracle, first: int) -> None:
+    model = load_model(bundle)
+    model.prefill(IDS[:first])
+    _assert_logits(model.prefill(IDS[first : first + CHUNK]), oracle.logits(IDS[: first + CHUNK]))
+    _assert_logits(model.decode(IDS[first + CHUNK]), oracle.logits(IDS[: first + CHUNK + 1]))
+
+
+def test_prefill_up_to_the_end_of_the_context(build_bundle: BuildBundle, oracle: Oracle) -> None:
+    """The groups reach one token further than the caches, as kv_cache_len 1023 and eight groups of 128 do."""
+    model = load_model(build_bundle(replace(EXACT, last_kv_cache_len=(CHUNK, 2 * CHUNK, 3 * CHUNK))))
+    assert model.geometry.max_prompt_len == CONTEXT
+    _assert_logits(model.prefill(IDS), oracle.logits(IDS))
+    assert model.is_full
+
+
+def test_reset_forgets(bundle: Path, oracle: Oracle) -> None:
+    model = load_model(bundle)
+    model.prefill(IDS[3:12])
+    model.decode(1)
+    model.reset()
+    assert model.used == 0
+    _assert_logits(model.prefill(IDS[:5]), oracle.logits(IDS[:5]))
+    _assert_logits(model.decode(IDS[5]), oracle.logits(IDS[:6]))
+
+
+def test_hidden_states_of_every_layer_are_shown(bundle: Path, oracle: Oracle) -> None:
+    shown: dict[tuple[int, int], NDArray[np.float32]] = {}
+
+    def hook(layer: int, position: int, hidden: NDArray[np.float32]) -> None:
+        for row, state in enumerate(hidden):
+            assert (layer, position + row) not in shown
+            shown[layer, position + row] = state.copy()
+
+    model = load_model(bundle)
+    model.prefill(IDS[:6], hook)
+    model.decode(IDS[6], hook)
+    assert set(shown) == {(layer, position) for layer in range(LAYERS) for position in range(7)}
+    for layer, expected in enumerate(oracle.hidden(IDS[:7])):
+        for position in range(7):
+            assert_allclose(shown[layer, position], expected[position], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("state", ["bf16", "fp16"])
+def test_short_hidden_state_types(build_bundle: BuildBundle, oracle: Oracle, state: str) -> None:
+    """Padding rows are closed to everything; in fp16 an infinity there would spread as NaN."""
+    model = load_model(build_bundle(replace(EXACT, hidden_state_type=state)))
+    for found, expected in (
+        (model.prefill(IDS[:6]), oracle.logits(IDS[:6])),
+        (model.decode(IDS[6]), oracle.logits(IDS[:7])),
+    ):
+        assert np.corrcoef(found, expected)[0, 1] > 0.999
+
+
+def test_geometry_is_that_of_the_boards_host(bundle: Path, build_bundle: BuildBundle) -> None:
+    geometry = load_model(bundle).geometry
+    assert (geometry.max_token_len, geometry.kv_cache_num, geometry.kv_cache_size) == (CONTEXT, CONTEXT, 16)
+    assert (geometry.prefill_token_num, geometry.prefill_groups, geometry.max_prompt_len) == (CHUNK, 3, 3 * CHUNK)
+    assert load_model(build_bundle(DECODE_ONLY)).geometry.max_prompt_len == CONTEXT
+
+
+def test_what_does_not_fit_is_said(bundle: Path, build_bundle: BuildBundle) -> None:
+    def refuses(model: Model, ids: list[int], message: str) -> None:
+        used = model.used
+        with pytest.raises(AxzooError, match=message):
+            model.prefill(ids)
+        assert model.used == used
+
+    model = load_model(bundle)
+    refuses(model, [], "the prompt is empty")
+    refuses(model, IDS[:13], "ends at token 13, but the prefill groups reach only 12")
+    refuses(model, [*IDS, 1], "has 16 tokens, but the context of 15 has room for 15")
+    refuses(model, [VOCAB_SIZE], f"token id {VOCAB_SIZE} has no row")
+    refuses(model, [-1], "token id -1 has no row")
+    model.prefill(IDS[:9])
+    refuses(model, [1], "prefill groups reach only 12")
+    for _ in range(6):
+        model.decode(1)
+    with pytest.raises(AxzooError, match="the context is full: it holds 15 tokens"):
+        model.decode(1)
+    refuses(load_model(build_bundle(DECODE_ONLY)), [*IDS, 1], "has room for 15")
+
+
+def test_files_that_do_not_belong_together(bundle: Path, build_bundle: BuildBundle, tmp_path: Path) -> None:
+    mixed = Path(shutil.copytree(bundle, tmp_path / "mixed"))
+    other = build_bundle(replace(EXACT, kv_cache_len=20))
+    shutil.copy(other / "llama_p4_l1_together.axmodel", mixed)
+    with pytest.raises(AxzooError, match="layer 1 does not fit layer 0"):
+        load_model(mixed)
+    wrong = Path(shutil.copytree(bundle, tmp_path / "wrong"))
+    config = json.loads((wrong / "config.json").read_text())
+    (wrong / "config.json").write_text(
+        json.dumps({**config, "tokens_embed_num": VOCAB_SIZE * 2, "tokens_embed_size": 16})
+    )
+    with pytest.raises(AxzooError, match="hidden state of 32, but the embedding has rows of 16"):
+        load_model(wrong)
+
+
+def test_steps_are_counted(bundle: Path) -> None:
+    steps: list[int] = []
+    load_model(bundle, on_step=lambda: steps.append(1))
+    assert len(steps) == LAYERS + 2

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from loguru import logger
+
+from axzoo.errors import AxzooError
+from axzoo.runtime.sampling import GREEDY, PostConfig, penalize, read_post_config, sample, top_k, top_p
+
+LOGITS = arrays(np.float32, st.integers(1, 40), elements=st.floats(-50, 50, width=32))
+
+
+def _rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_the_shipped_values() -> None:
+    shipped = PostConfig()
+    assert shipped == PostConfig(True, 0.9, False, 1.2, 20, False, 0.8, True, 10)
+
+
+@given(LOGITS, st.integers(1, 50))
+def test_top_k_keeps_the_k_best(logits: np.ndarray, k: int) -> None:
+    ids, probabilities = top_k(logits, k)
+    best = sorted(range(len(logits)), key=lambda i: (-logits[i], i))[:k]
+    assert ids.tolist() == best
+    weights = [math.exp(float(logits[i]) - float(max(logits))) for i in best]
+    np.testing.assert_allclose(probabilities, np.array(weights) / sum(weights), rtol=1e-6)
+
+
+@given(LOGITS, st.floats(0.01, 1))
+def test_top_p_keeps_the_fewest_that_reach_p(logits: np.ndarray, p: float) -> None:
+    ids, kept = top_p(logits, p)
+    weights = np.exp(logits.astype(np.float64) - logits.max())
+    weights /= weights.sum()
+    assert weights[ids].sum() >= p - 1e-9
+    assert weights[ids[:-1]].sum() < p
+    assert set(np.delete(weights, ids) <= weights[ids].min()) <= {True}
+    np.testing.assert_allclose(kept, weights[ids] / weights[ids].sum(), rtol=1e-9)
+
+
+def test_ties_go_to_the_smaller_id() -> None:
+    logits = np.array([1, 2, 2, 2], np.float32)
+    assert top_k(logits, 2)[0].tolist() == [1, 2]
+    assert top_p(logits, 0.5)[0].tolist() == [1, 2]
+    assert sample(logits, [], GREEDY, _rng()) == 1
+
+
+def test_the_penalty_is_the_square_root_once_for_each_token() -> None:
+    logits = np.array([4, -4, 0, 4], np.float32)
+    assert penalize(logits, [0, 0, 1, 2], 4.0).tolist() == [2, -8, 0, 4]
+    assert logits.tolist() == [4, -4, 0, 4]
+    assert penalize(logits, [], 4.0).tolist() == logits.tolist()
+
+
+def test_the_penalty_looks_back_one_window() -> None:
+    config = replace(GREEDY, enable_repetition_penalty=True, repetition_penalty=4.0, penalty_window=2)
+    logits = np.array([5, 4, 3], np.float32)
+    assert sample(logits, [0, 1, 2], config, _rng()) == 0
+    assert sample(logits, [2, 1, 0], config, _rng()) == 2
+    assert sample(logits, [0], replace(config, penalty_window=0), _rng()) == 0
+
+
+def test_frequencies_follow_the_probabilities() -> None:
+    logits = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))
+    rng = _rng()
+
+    def shares(config: PostConfig) -> np.ndarray:
+        return np.bincount([sample(logits, [], config, rng) for _ in range(4000)], minlength=4) / 4000
+
+    plain = replace(GREEDY, enable_top_k_sampling=True, top_k=3)
+    np.testing.assert_allclose(shares(plain), np.array([0.5, 0.3, 0.15, 0]) / 0.95, atol=0.03)
+    hot = replace(plain, enable_temperature=True, temperature=2.0, top_k=9)
+    root = np.sqrt([0.5, 0.3, 0.15, 0.05])
+    np.testing.assert_allclose(shares(hot), root / root.sum(), atol=0.03)
+    nucleus = replace(plain, enable_top_p_sampling=True, top_p=0.75)  # top-p goes before top-k
+    np.testing.assert_allclose(shares(nucleus), [0.625, 0.375, 0, 0], atol=0.03)
+
+
+def test_temperature_comes_before_top_p() -> None:
+    logits = np.log(np.array([0.6, 0.4], np.float32))
+    config = replace(GREEDY, enable_top_p_sampling=True, top_p=0.6, enable_temperature=True, temperature=0.5)
+    assert top_p(logits, 0.6)[0].size == 2 or top_p(logits, 0.59)[0].size == 1
+    assert {sample(logits, [], config, _rng(seed)) for seed in range(50)} == {0}  # at temperature 0.5: 0.69 and 0.31
+
+
+def test_seeds_repeat_and_the_logits_stay() -> None:
+    logits = _rng().normal(size=1000).astype(np.float32)
+    before = logits.copy()
+    config = PostConfig(enable_repetition_penalty=True)
+    first, second = _rng(7), _rng(7)
+    assert [sample(logits, [1, 2], config, first) for _ in range(20)] == [
+        sample(logits, [1, 2], config, second) for _ in range(20)
+    ]
+    assert np.array_equal(logits, before)
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(AxzooError, match="NaN"):
+        sample(np.array([0, np.nan], np.float32), [], GREEDY, _rng())
+
+
+def test_a_missing_file_warns_and_is_greedy(tmp_path: Path) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append, level="WARNING")
+    assert read_post_config(tmp_path / "post_config.json") == GREEDY
+    logger.remove(sink)
+    assert len(lines) == 1
+    assert "post_config.json is missing" in lines[0]
+
+
+def test_reading(tmp_path: Path) -> None:
+    path = tmp_path / "post_config.json"
+    path.write_text("{}")
+    assert read_post_config(path) == PostConfig()
+    path.write_text(json.dumps({"temperature": 1, "enable_top_p_sampling": True}))
+    assert read_post_config(path) == PostConfig(temperature=1, enable_top_p_sampling=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"temperatur": 1}', "unknown key 'temperatur'"),
+        ('{"temperature": 0}', "temperature must be above 0, not 0"),
+        ('{"temperature": NaN}', "temperature must be above 0"),
+        ('{"repetition_penalty": Infinity}', "repetition_penalty must be above 0"),
+        ('{"temperature": true}', "temperature must be of type float, not True"),
+        ('{"top_k": 0}', "top_k must be 1 or more"),
+        ('{"top_k": 1.5}', "top_k must be of type int"),
+        ('{"top_p": 1.1}', "top_p must be above 0 and at most 1"),
+        ('{"penalty_window": -1}', "penalty_window must be 0 or more"),
+        ('{"enable_temperature": 1}', "enable_temperature must be of type bool"),
+        ("[]", "must hold a JSON object"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "post_config.json"
+    path.write_text(text)
+    with pytest.raises(AxzooError, match=message) as caught:
+        read_post_config(path)
+    assert str(path) in str(caught.value)
