@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from axzoo.errors import AxzooError
-from axzoo.zoo import Zoo, load_zoo
+from axzoo.zoo.load import load_zoo
+from axzoo.zoo.models import Zoo
 
 ROOT = Path(__file__).parents[2]
 

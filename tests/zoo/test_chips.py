@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from axzoo.errors import AxzooError
-from axzoo.zoo import load_chips
+from axzoo.zoo.chips import load_chips
 
 ROOT = Path(__file__).parents[2]
 

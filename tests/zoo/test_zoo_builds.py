@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axzoo.recipe import WEIGHT_TYPES, Recipe
-from axzoo.zoo import Defaults, FolderSource, HubSource, ModelEntry, PypiSource, Zoo
+from axzoo.zoo.models import Defaults, ModelEntry, Zoo
+from axzoo.zoo.sources import FolderSource, HubSource, PypiSource
 
 Load = Callable[[str], Zoo]
 

@@ -12,8 +12,11 @@ import pytest
 
 from axzoo.commands import schema
 from axzoo.errors import AxzooError
-from axzoo.zoo import PypiSource, Zoo, load_chips, load_zoo
+from axzoo.zoo.chips import load_chips
+from axzoo.zoo.load import load_zoo
+from axzoo.zoo.models import Zoo
 from axzoo.zoo.schema import zoo_schema
+from axzoo.zoo.sources import PypiSource
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "workflow/schemas/zoo.schema.json"

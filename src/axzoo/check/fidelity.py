@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,25 +42,39 @@ def text_fidelity(model: Model, oracle: Oracle, ids: Sequence[int]) -> TextFidel
 
 @dataclass(frozen=True)
 class GreedyAgreement:
-    """How many greedy tokens agree before the first difference, and there the oracle's lead of its own choice over the
-    built model's, in logits (None where nothing differs). A lead within the bf16 rounding of the logits is a tie."""
+    """How many greedy tokens agree before the first difference, of those the oracle says until it ends.
+
+    Where they differ, `lead` is by how many logits the oracle prefers its own choice, and `bf16_step` the distance of
+    neighbouring bf16 numbers there: a lead within one step is a tie, which a file with bf16 logits cannot resolve.
+    """
 
     agreed: int
     tokens: int
-    lead: float | None
+    lead: float = 0.0
+    bf16_step: float = 0.0
+
+    @property
+    def is_tie(self) -> bool:
+        return self.lead <= self.bf16_step
 
 
-def greedy_agreement(model: Model, oracle: Oracle, ids: Sequence[int], tokens: int) -> GreedyAgreement:
-    """Lets both continue the prompt `ids` greedily for at most `tokens` tokens."""
+def greedy_agreement(
+    model: Model, oracle: Oracle, ids: Sequence[int], tokens: int, ends: Collection[int]
+) -> GreedyAgreement:
+    """Lets both continue the prompt `ids` greedily, up to `tokens` tokens or one of `ends` from the oracle."""
     model.reset()
     logits = model.prefill(ids)
-    for agreed, (token, wanted) in enumerate(oracle.greedy(ids, tokens)):
+    said = 0
+    for token, wanted in oracle.greedy(ids, tokens):
         chosen = int(logits.argmax())
         if chosen != token:
-            return GreedyAgreement(agreed, tokens, float(wanted[token] - wanted[chosen]))
-        if agreed + 1 < tokens:
-            logits = model.decode(token)
-    return GreedyAgreement(tokens, tokens, None)
+            peak = float(wanted[token])
+            return GreedyAgreement(said, tokens, peak - float(wanted[chosen]), 2.0 ** (np.frexp(peak)[1] - 8))
+        said += 1
+        if token in ends or said == tokens:
+            break
+        logits = model.decode(token)
+    return GreedyAgreement(said, said)
 
 
 def _logits_after_each(model: Model, ids: Sequence[int]) -> NDArray[np.float32]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from axzoo.build import Job
+if TYPE_CHECKING:
+    from axzoo.build import Job
 
 
 def add_job_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,4 +19,6 @@ def add_job_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def job_of(args: argparse.Namespace) -> Job:
+    from axzoo.build import Job
+
     return Job(lock=args.lock, source=args.source, store=args.store, output=args.output, receipt=args.receipt)

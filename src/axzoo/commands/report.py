@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from axzoo.zoo import Build
+    from axzoo.zoo.build import Build
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.zoo import load_zoo
+    from axzoo.zoo.load import load_zoo
 
     for build in load_zoo(args.matrix).builds():
         print(f"{build.name} for {build.chip}")

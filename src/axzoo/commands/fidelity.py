@@ -1,0 +1,71 @@
+"""Measure what building cost a model: agreement with the fp32 oracle over a text and over greedy answers."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from axzoo.check.fidelity import GreedyAgreement
+    from axzoo.reference import Oracle
+    from axzoo.runtime.model import Model
+    from axzoo.tokenizer.local import LocalTokenizer
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the built model's folder")
+    parser.add_argument("--lock", type=Path, required=True, metavar="DIR", help="the model's lock files")
+    parser.add_argument("--source", type=Path, required=True, metavar="FILE", help="the checkpoint's source.json")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="compare predictions over this text")
+    parser.add_argument("--tokens", type=int, default=1000, metavar="N", help="tokens of the text (one context)")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="compare greedy answers to these lines")
+    parser.add_argument("--max_tokens", type=int, default=32, metavar="N", help="tokens of each answer")
+
+
+def run(args: argparse.Namespace) -> None:
+    from axzoo.check.oracle import bundle_oracle, checkpoint_oracle, in_memory
+    from axzoo.runtime.model import load_model
+    from axzoo.tokenizer.local import load_tokenizer
+
+    model = load_model(args.bundle)
+    tokenizer = load_tokenizer(args.bundle / "tokenizer")
+    oracles = {
+        "fp32 checkpoint": in_memory(checkpoint_oracle(args.lock, args.source)),
+        "its own weights, dequantized": in_memory(bundle_oracle(args.bundle)),
+    }
+    for name, oracle in oracles.items():
+        if args.text is not None:
+            _print_text(name, model, oracle, tokenizer.encode(args.text.read_text())[: args.tokens])
+        if args.prompts is not None:
+            _print_prompts(name, model, oracle, tokenizer, args.prompts.read_text().splitlines(), args.max_tokens)
+
+
+def _print_text(name: str, model: Model, oracle: Oracle, ids: list[int]) -> None:
+    from axzoo.check.fidelity import text_fidelity
+
+    result = text_fidelity(model, oracle, ids)
+    print(
+        f"text against {name}: {result.tokens} tokens, top-1 agreement {result.top1_agreement:.4f}, mean KL "
+        f"{result.mean_kl:.5f} nats, perplexity {result.built_perplexity:.3f} (oracle {result.oracle_perplexity:.3f})"
+    )
+
+
+def _print_prompts(
+    name: str, model: Model, oracle: Oracle, tokenizer: LocalTokenizer, prompts: list[str], tokens: int
+) -> None:
+    from axzoo.check.fidelity import greedy_agreement
+    from axzoo.check.prompt import prompt_ids
+
+    print(f"greedy answers against {name}: tokens that agree before the first difference, {tokens} at most")
+    for prompt in prompts:
+        ids = prompt_ids(tokenizer, prompt, chat=True)
+        result = greedy_agreement(model, oracle, ids, tokens, tokenizer.eos_token_ids)
+        print(f"  {result.agreed:3} of {result.tokens:3}  {prompt}{_difference(result)}")
+
+
+def _difference(result: GreedyAgreement) -> str:
+    if result.agreed == result.tokens:
+        return ""
+    kind = "a tie" if result.is_tie else "not a tie"
+    return f" ({kind}: a lead of {result.lead:.3f} logits where bf16 steps by {result.bf16_step})"
