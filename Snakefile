@@ -27,7 +27,7 @@ except AxzooError as error:
 wildcard_constraints:
     chip="|".join(map(re.escape, PLAN.chips)),
     model="|".join(map(re.escape, PLAN.models)),
-    tag=r"w\d+a\d+",
+    tag=r"w\d+f?a\d+f?",
     layer=r"\d+",
 
 

@@ -56,7 +56,7 @@ def complete_bundle(plan: BundlePlan) -> None:
     write_json(plan.folder / "post_config.json", asdict(PostConfig()))
     write_text(plan.folder / "run.sh", _run_script(config))
     (plan.folder / "run.sh").chmod(0o755)
-    _remove_strangers(plan.folder, set(parts))
+    _remove_strangers(plan.folder, set(parts), "*.axmodel")
     others = ["config.json", "post_config.json", "run.sh", *(f"tokenizer/{name}" for name in index["tokenizer_files"])]
     manifest = {
         "axzoo": __version__,
@@ -83,6 +83,7 @@ def _sorted_out(parts: Mapping[str, Any]) -> tuple[list[str], str, str]:
 def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> Any:
     """Copies the tokenizer's files, checks them against the lock and loads the result."""
     source, target = checkpoint_folder(plan.source), plan.folder / "tokenizer"
+    _remove_strangers(target, set(files), "*")
     for name, sha256 in files.items():
         if name not in TOKENIZER_FILES:
             raise AxzooError(f"{plan.lock / INDEX} lists {name!r}, which is no tokenizer file: lock again")
@@ -149,9 +150,9 @@ def _run_script(config: Mapping[str, Any]) -> str:
     )
 
 
-def _remove_strangers(folder: Path, expected: set[str]) -> None:
-    """Removes compiled files of an earlier recipe, which a host program's file template might pick up."""
-    for path in folder.glob("*.axmodel"):
+def _remove_strangers(folder: Path, expected: set[str], pattern: str) -> None:
+    """Removes files of an earlier build, which a host program's file template or the tokenizer might pick up."""
+    for path in folder.glob(pattern):
         if path.name not in expected:
             logger.warning(f"removed {path}: it belongs to an earlier build")
             path.unlink()

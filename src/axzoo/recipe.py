@@ -15,8 +15,7 @@ WEIGHT_TYPES: tuple[WeightType, ...] = get_args(WeightType)
 POST_WEIGHT_TYPES: tuple[PostWeightType, ...] = get_args(PostWeightType)
 HIDDEN_STATE_TYPES: tuple[HiddenStateType, ...] = get_args(HiddenStateType)
 
-_WEIGHT_BITS = {"fp32": 32, "fp16": 16, "bf16": 16, "s8": 8}
-_STATE_BITS = {"fp32": 32, "fp16": 16, "bf16": 16}
+_SHORT = {"fp32": "32", "fp16": "16f", "bf16": "16", "s8": "8"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +45,8 @@ class Recipe:
                 f"kv_cache_len {self.kv_cache_len} does not hold a prefill of {self.prefill_len} tokens: "
                 f"raise kv_cache_len to at least {self.prefill_len - 1} or lower prefill_len"
             )
+        if self.last_kv_cache_len and not self.prefill_len:
+            raise AxzooError("last_kv_cache_len asks for more prefill groups, but prefill_len 0 means none: give one")
         expected = tuple(self.prefill_len * p for p in range(1, len(self.last_kv_cache_len) + 1))
         if self.last_kv_cache_len != expected:
             raise AxzooError(
@@ -74,5 +75,5 @@ class Recipe:
 
     @property
     def tag(self) -> str:
-        """The build's short name, as on model cards: w8a16."""
-        return f"w{_WEIGHT_BITS[self.weight_type]}a{_STATE_BITS[self.hidden_state_type]}"
+        """The build's short name, as on model cards: w8a16. 16 is bf16; fp16 is 16f."""
+        return f"w{_SHORT[self.weight_type]}a{_SHORT[self.hidden_state_type]}"

@@ -6,6 +6,7 @@ All is computed in double precision and rounded once to fp32, so that every plat
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ _KEYS = {
     "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"}),
 }
 
+_MAX_DIM = 1 << 16
+"""No model is near it; a config that says more would only fill the memory."""
+
 
 def make_rope(rotary_dim: int, theta: float, scaling: dict[str, Any]) -> RopeSpec:
     """The frequencies of `rotary_dim` rotated dimensions per head.
@@ -28,7 +32,7 @@ def make_rope(rotary_dim: int, theta: float, scaling: dict[str, Any]) -> RopeSpe
     superfluous or meaningless parameters.
     """
     kind = scaling["rope_type"]
-    if kind not in _KEYS:
+    if not isinstance(kind, str) or kind not in _KEYS:
         raise AxzooError(f"rope_type {kind!r} is not supported; supported are: {', '.join(_KEYS)}")
     parameters = {key: value for key, value in scaling.items() if key != "rope_type"}
     if set(parameters) != _KEYS[kind]:
@@ -36,16 +40,25 @@ def make_rope(rotary_dim: int, theta: float, scaling: dict[str, Any]) -> RopeSpe
             f"rope_type {kind!r} takes the parameters {sorted(_KEYS[kind])}, but the config has {sorted(parameters)}"
         )
     for key, value in parameters.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if not is_positive_number(value):
             raise AxzooError(f"rope parameter {key} is {value!r}, but must be a positive number")
-    if rotary_dim % 2:
-        raise AxzooError(f"rotary embedding needs an even number of dimensions per head, not {rotary_dim}")
-    inv_freq = theta ** -(np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
-    if kind == "linear":
-        inv_freq = inv_freq / parameters["factor"]
-    elif kind == "llama3":
-        inv_freq = _llama3(inv_freq, **parameters)
-    return RopeSpec(theta, tuple(inv_freq.astype(np.float32).tolist()))
+    if rotary_dim % 2 or rotary_dim > _MAX_DIM:
+        raise AxzooError(f"rotary embedding takes an even number of at most {_MAX_DIM} dimensions, not {rotary_dim}")
+    with np.errstate(all="ignore"):
+        inv_freq = theta ** -(np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
+        if kind == "linear":
+            inv_freq = inv_freq / parameters["factor"]
+        elif kind == "llama3":
+            inv_freq = _llama3(inv_freq, **parameters)
+        rounded = inv_freq.astype(np.float32)
+    if not np.isfinite(rounded).all():
+        raise AxzooError(f"rope_theta {theta} with {scaling} gives no finite frequencies: the config is wrong")
+    return RopeSpec(theta, tuple(rounded.tolist()))
+
+
+def is_positive_number(value: Any) -> bool:
+    """Whether a value out of a config is a number that fp64 holds, above zero (true and false are none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _llama3(

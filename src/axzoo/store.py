@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from loguru import logger
 
+from axzoo.errors import AxzooError
 from axzoo.files import atomic_path, canonical_json, read_json, write_json
 
 _LINK_REFUSED = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP}
@@ -44,18 +45,19 @@ class Store:
         self._root = root
 
     def find(self, key: str) -> Entry | None:
-        """The entry, re-hashed; a damaged one is dropped and counts as absent."""
+        """The entry, re-hashed. A damaged one counts as absent; it stays until `add` replaces it, because another
+        process may have done so already."""
         data, receipt = self._paths(key)
         if not receipt.exists():
             return None
-        if data.exists():
+        try:
             said = read_json(receipt)
             with data.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() == said["sha256"]:
                     return Entry(data, said["sha256"], said["size"], said["about"])
+        except (AxzooError, KeyError, TypeError, FileNotFoundError):  # the receipt is no receipt, or its file is gone
+            pass
         logger.warning(f"store: {data} is damaged, building it again")
-        receipt.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)
         return None
 
     def add(self, key: str, write: Callable[[BinaryIO], Mapping[str, Any]]) -> Entry:

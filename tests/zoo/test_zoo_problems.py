@@ -184,7 +184,7 @@ def test_lengths_that_contradict_each_other(problems: Problems) -> None:
     [
         ("chips: [AX620E, AX630C]", "results/AX620E/Tiny-w8a16"),
         ("chips: [AX650, AX650]", "results/AX650/Tiny-w8a16"),
-        ("weight_type: [fp16, bf16]", "results/AX650/Tiny-w16a16"),
+        ("weight_type: [fp16, fp16]", "results/AX650/Tiny-w16fa16"),
     ],
 )
 def test_two_builds_of_one_path(problems: Problems, axis: str, bundle: str) -> None:

@@ -27,6 +27,7 @@ from axzoo.spec import DecoderSpec
 INDEX = "index.json"
 POST = "post.json"
 EMBED = "embed.json"
+HEAD = "lm_head.weight"
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -89,8 +90,11 @@ def make_lock(folder: Path, model_type: str, num_hidden_layers: int, ignore_conf
     checkpoint = open_checkpoint(folder)
     layers = [family.layer_tensors(spec, index) for index in range(num_hidden_layers)]
     post, embed = family.post_tensors(spec), {"embed.weight": family.embed_tensor(spec)}
-    _check_tensors(folder, family, checkpoint, [*layers, post, embed])
-    digests = {name: _digest(folder, checkpoint, name) for name in checkpoint.tensors}
+    needed = {ref.name: ref for refs in (*layers, post, embed) for ref in refs.values()}
+    if HEAD in checkpoint.tensors:  # some checkpoints store a tied head a second time
+        needed.setdefault(HEAD, TensorRef(HEAD, post["lm_head.weight"].shape))
+    _check_tensors(folder, checkpoint, needed, family.IGNORED_TENSORS)
+    digests = {name: _digest(folder, checkpoint, name) for name in needed}
     _check_tied_head(folder, spec, family, digests)
 
     def part(part_spec: Mapping[str, Any], refs: Mapping[str, TensorRef]) -> Part:
@@ -148,13 +152,16 @@ def _write_part(path: Path, part: Part) -> None:
 
 
 def read_part(path: Path) -> Part:
-    """Reads one part's lock file."""
+    """Reads one part's lock file. Raises AxzooError when it is missing or damaged."""
     data = read_json(path)
-    tensors = {
-        role: LockedTensor(entry["name"], tuple(entry["shape"]), entry["sha256"])
-        for role, entry in data["tensors"].items()
-    }
-    return Part(data["spec"], tensors)
+    try:
+        tensors = {
+            role: LockedTensor(entry["name"], tuple(entry["shape"]), entry["sha256"])
+            for role, entry in data["tensors"].items()
+        }
+        return Part(data["spec"], tensors)
+    except (KeyError, TypeError, AttributeError):
+        raise AxzooError(f"{path} is damaged: remove it and lock the checkpoint again") from None
 
 
 def verified_blocks(checkpoint: Checkpoint, tensor: LockedTensor) -> Iterator[Array]:
@@ -170,12 +177,9 @@ def verified_blocks(checkpoint: Checkpoint, tensor: LockedTensor) -> Iterator[Ar
         raise AxzooError(f"{info.file}: tensor {tensor.name} changed after it was locked: lock the checkpoint again")
 
 
-def _check_tensors(folder: Path, family: Family, checkpoint: Checkpoint, parts: list[Mapping[str, TensorRef]]) -> None:
-    needed = {ref.name: ref for part in parts for ref in part.values()}
+def _check_tensors(folder: Path, checkpoint: Checkpoint, needed: Mapping[str, TensorRef], ignored: str) -> None:
     missing = [name for name in needed if name not in checkpoint.tensors]
-    ignored = re.compile(family.IGNORED_TENSORS)
-    extra = [name for name in checkpoint.tensors if name not in needed and not ignored.fullmatch(name)]
-    extra = [name for name in extra if name != "lm_head.weight"]
+    extra = [name for name in checkpoint.tensors if name not in needed and not re.fullmatch(ignored, name)]
     if missing or extra:
         said = [f"lacks {_listed(missing)}"] if missing else []
         said += [f"has {_listed(extra)}, which config.json does not account for"] if extra else []
@@ -198,7 +202,7 @@ def _digest(folder: Path, checkpoint: Checkpoint, name: str) -> str:
 
 
 def _check_tied_head(folder: Path, spec: DecoderSpec, family: Family, digests: Mapping[str, str]) -> None:
-    head = digests.get("lm_head.weight")
+    head = digests.get(HEAD)
     if spec.tie_word_embeddings and head is not None and head != digests[family.embed_tensor(spec).name]:
         raise AxzooError(
             f"{folder / 'config.json'} says tie_word_embeddings, but lm_head.weight differs from the embedding: "

@@ -11,6 +11,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from axzoo.errors import AxzooError
+
 Array = NDArray[Any]
 
 BLOCK_BYTES = 64 << 20
@@ -34,6 +36,13 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
+def numpy_dtype(info: TensorInfo) -> np.dtype[Any]:
+    """Raises AxzooError for a dtype axzoo does not read."""
+    if info.dtype not in DTYPES:
+        raise AxzooError(f"{info.file}: tensor {info.name} has dtype {info.dtype}; axzoo reads {', '.join(DTYPES)}")
+    return DTYPES[info.dtype]
+
+
 class Checkpoint(Protocol):
     """The tensors of a model, read on demand."""
 
@@ -49,9 +58,12 @@ class Checkpoint(Protocol):
 
 
 def row_blocks(checkpoint: Checkpoint, name: str) -> Iterator[Array]:
-    """The tensor's rows in order, at most about BLOCK_BYTES at a time, in the stored dtype."""
+    """The tensor's rows in order, at most about BLOCK_BYTES at a time, in the stored dtype.
+
+    Raises AxzooError for a dtype axzoo does not read, or a damaged file.
+    """
     info = checkpoint.tensors[name]
-    row_bytes = max(1, int(np.prod(info.shape[1:])) * DTYPES[info.dtype].itemsize)
+    row_bytes = max(1, int(np.prod(info.shape[1:])) * numpy_dtype(info).itemsize)
     step = max(1, BLOCK_BYTES // row_bytes)
     for start in range(0, info.shape[0], step):
         yield checkpoint.read_rows(name, start, min(start + step, info.shape[0]))

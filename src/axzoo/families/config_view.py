@@ -6,12 +6,12 @@ nobody knows is refused, because it may change what the model computes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from axzoo.errors import AxzooError
+from axzoo.rope import is_positive_number
 
 WITHOUT_EFFECT = frozenset({
     "_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
@@ -34,10 +34,10 @@ class ConfigView:
         self.path = path
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A finite number. Raises AxzooError when absent (without default) or of another type."""
+        """A positive number. Raises AxzooError when absent (without default) or of another type."""
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise self._wrong(key, value, "a finite number")
+        if not is_positive_number(value):
+            raise self._wrong(key, value, "a positive number")
         return float(value)
 
     def size(self, key: str, default: Any = _REQUIRED) -> int:
@@ -61,6 +61,17 @@ class ConfigView:
             raise self._wrong(key, value, " or ".join(repr(item) for item in allowed))
         return value
 
+    def heads(self) -> tuple[int, int]:
+        """num_attention_heads and num_key_value_heads (by default as many).
+
+        Raises AxzooError when the query heads do not divide evenly among the key/value heads.
+        """
+        heads = self.size("num_attention_heads")
+        kv_heads = self.size("num_key_value_heads", heads)
+        if heads % kv_heads:
+            raise self._wrong("num_attention_heads", heads, f"a multiple of num_key_value_heads, {kv_heads}")
+        return heads, kv_heads
+
     def rope(self) -> tuple[float, dict[str, Any]]:
         """rope_theta and the scaling's parameters (with `rope_type`), from either generation of keys.
 
@@ -76,7 +87,7 @@ class ConfigView:
             theta = self.number("rope_theta", 10000.0)
             scaling = self._mapping("rope_scaling")
         scaling["rope_type"] = scaling.pop("rope_type", scaling.pop("type", "default"))
-        if isinstance(theta, bool) or not isinstance(theta, int | float) or not 0 < theta < math.inf:
+        if not is_positive_number(theta):
             raise self._wrong("rope_theta", theta, "a positive number")
         return float(theta), scaling
 

@@ -14,7 +14,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
     config.choice("pretraining_tp", [1], 1)
     config.choice("rope_interleaved", [False], False)
     hidden_size = config.size("hidden_size")
-    heads = config.size("num_attention_heads")
+    heads, kv_heads = config.heads()
     head_dim = config.size("head_dim", hidden_size // heads)
     theta, scaling = config.rope()
     vocab_size = config.size("vocab_size")
@@ -28,7 +28,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             hidden_size=hidden_size,
             intermediate_size=config.size("intermediate_size"),
             num_attention_heads=heads,
-            num_key_value_heads=config.size("num_key_value_heads", heads),
+            num_key_value_heads=kv_heads,
             head_dim=head_dim,
             rms_norm_eps=eps,
             hidden_act=config.choice("hidden_act", ["silu"], "silu"),

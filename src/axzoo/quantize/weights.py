@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.dtypes import NUMPY_DTYPES
+from axzoo.errors import AxzooError
 from axzoo.quantize.rows import Codes, Floats, dequantize_rows, quantize_rows_full_range, quantize_rows_symmetric
 
 RowRule = Callable[[Floats], tuple[Codes, Floats]]
@@ -40,7 +42,8 @@ def store_weight(
 ) -> StoredWeight:
     """Stores a checkpoint's weight [out_features, in_features], given as consecutive blocks of rows in any float dtype.
 
-    Blocks bound the memory: beside the result, one block is held in fp32.
+    Blocks bound the memory: beside the result, one block is held in fp32. Raises AxzooError when a weight is beyond
+    the range of `weight_type`.
     """
     rows, columns = shape
     dtype = NUMPY_DTYPES["int8" if weight_type == "s8" else weight_type]
@@ -52,14 +55,22 @@ def store_weight(
         weight: Floats = block.astype(np.float32)
         stop = start + len(weight)
         if scales is None:
-            stored = weight.astype(dtype)
+            with np.errstate(over="ignore"):
+                stored = weight.astype(dtype)
             restored: Floats = stored.astype(np.float32)
+            if not np.isfinite(restored).all():
+                raise AxzooError(f"a weight of magnitude {np.abs(weight).max():g} is beyond {weight_type}: use fp32")
         else:
             stored, scales[start:stop] = rule(weight)
             restored = dequantize_rows(stored, scales[start:stop])
         values[:, start:stop] = stored.T
-        squared_norm += float(np.vdot(weight, weight))
+        squared_norm += _sum_of_squares(weight)
         restored -= weight
-        squared_error += float(np.vdot(restored, restored))
+        squared_error += _sum_of_squares(restored)
         start = stop
     return StoredWeight(values, scales, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0)
+
+
+def _sum_of_squares(matrix: Floats) -> float:
+    """Row by row in double precision: BLAS's dot product would differ from one kind of CPU to the next."""
+    return math.fsum(float(np.square(row, dtype=np.float64).sum()) for row in matrix)
