@@ -13,6 +13,8 @@ from typing import Any
 from axzoo import __version__, commands
 from axzoo.errors import AxzooError
 
+ABOUT = "Builds, checks and runs a zoo of language models for Axera NPUs. Whole zoos are built with snakemake."
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns 0, or 1 with one line on stderr when an AxzooError or the disk says no."""
@@ -20,11 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = _verbs()
     if words and words[0] in verbs:
         return _run(words[0], verbs[words[0]], words[1:])
-    parser = argparse.ArgumentParser("axzoo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser("axzoo", description=ABOUT, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"axzoo {__version__}")
     summaries = "\n".join(f"{verb:18}{_summary(module)}" for verb, module in verbs.items())
     parser.add_argument("verb", choices=verbs, metavar="VERB", help=summaries)
-    parser.parse_args(words)
+    parser.parse_args(words or ["--help"])
     return 0
 
 
