@@ -19,17 +19,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+from axzoo.config_view import ConfigView
 from axzoo.errors import AxzooError
-from axzoo.families.config_view import ConfigView
 from axzoo.spec import DecoderSpec
 
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A checkpoint tensor by name, with the shape the spec demands of it."""
+    """A checkpoint tensor by name, with the shape the spec demands of it; `rows` (first, end) of it, or all."""
 
     name: str
     shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
 
 
 class Family(Protocol):
@@ -42,7 +43,7 @@ class Family(Protocol):
 
 
 def supported_model_types() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "config_view")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
 
 
 def load_family(model_type: str) -> Family:

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from axzoo.errors import AxzooError
-from axzoo.rope import is_positive_number
+from axzoo.rope import is_positive_number, make_rope
+from axzoo.spec import RopeSpec
 
 WITHOUT_EFFECT = frozenset({
     "_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
     "chunk_size_feed_forward", "dtype", "embd_pdrop", "eos_token_id", "hidden_dropout", "id2label",
-    "initializer_range", "is_llama_config", "label2id", "model_type", "output_attentions", "output_hidden_states",
-    "pad_token_id", "problem_type", "resid_pdrop", "return_dict", "torch_dtype", "transformers.js_config",
-    "transformers_version", "unsloth_version", "use_cache",
+    "initializer_range", "is_llama_config", "label2id", "max_length", "model_type", "output_attentions",
+    "output_hidden_states", "pad_token_id", "problem_type", "resid_pdrop", "return_dict", "torch_dtype",
+    "transformers.js_config", "transformers_version", "unsloth_version", "use_cache",
 })  # fmt: skip
 """Keys about training, tokens, dtypes on disk or software, which change nothing a decoder layer computes."""
 
@@ -47,6 +48,17 @@ class ConfigView:
             raise self._wrong(key, value, "a positive integer")
         return value
 
+    def length(self, key: str) -> int | None:
+        """A positive integer, or None where the key is absent or null. Raises AxzooError otherwise."""
+        return None if self._get(key, 0) == 0 else self.size(key)
+
+    def whole(self, key: str, default: Any = _REQUIRED) -> int:
+        """An integer of 0 or more, below 2**31. Raises AxzooError otherwise."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+            raise self._wrong(key, value, "an integer of 0 or more")
+        return value
+
     def flag(self, key: str, default: Any = _REQUIRED) -> bool:
         """true or false. Raises AxzooError otherwise."""
         value = self._get(key, default)
@@ -72,24 +84,52 @@ class ConfigView:
             raise self._wrong("num_attention_heads", heads, f"a multiple of num_key_value_heads, {kv_heads}")
         return heads, kv_heads
 
-    def rope(self) -> tuple[float, dict[str, Any]]:
-        """rope_theta and the scaling's parameters (with `rope_type`), from either generation of keys.
+    def ignore(self, *keys: str) -> None:
+        """Takes note of keys the family knows to have no effect."""
+        self._read.update(keys)
 
-        Until transformers 4: rope_theta and rope_scaling (null, or {"rope_type" or "type": ...}). Since 5:
-        rope_parameters {"rope_theta": ..., "rope_type": ..., ...}.
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def rope(self, head_dim: int, max_position_embeddings: int, partial_rotary_factor: float = 1.0) -> RopeSpec:
+        """The rotary embedding, from either generation of keys; `partial_rotary_factor` is the family's default.
+
+        Until transformers 4: rope_theta, rope_scaling (null, or {"rope_type" or "type": ...}) and
+        partial_rotary_factor. Since 5: rope_parameters {"rope_theta": ..., "rope_type": ..., ...}. The trained length
+        stands beside the parameters or among them. Raises AxzooError for what `axzoo.rope.make_rope` refuses.
         """
-        if "rope_parameters" in self._values:
-            scaling = self._mapping("rope_parameters")
-            theta = scaling.pop("rope_theta", _REQUIRED)
-            if theta is _REQUIRED:
-                theta = self.number("rope_theta")
-        else:
-            theta = self.number("rope_theta", 10000.0)
-            scaling = self._mapping("rope_scaling")
-        scaling["rope_type"] = scaling.pop("rope_type", scaling.pop("type", "default"))
+        scaling = self._mapping("rope_parameters") or self._mapping("rope_scaling")
+        theta = scaling.pop("rope_theta", None)
+        partial = scaling.pop("partial_rotary_factor", None)
+        trained = self._get("original_max_position_embeddings", 0)
+        kind = scaling.pop("type", "default")
+        scaling.setdefault("rope_type", kind)
+        if trained and scaling["rope_type"] != "default":
+            scaling.setdefault("original_max_position_embeddings", trained)
+        theta = self.number("rope_theta", 10000.0) if theta is None else theta
+        partial = self.number("partial_rotary_factor", partial_rotary_factor) if partial is None else partial
+        self._read |= {"rope_theta", "partial_rotary_factor"}
         if not is_positive_number(theta):
             raise self._wrong("rope_theta", theta, "a positive number")
-        return float(theta), scaling
+        if not is_positive_number(partial) or partial > 1:
+            raise self._wrong("partial_rotary_factor", partial, "above 0 and at most 1")
+        return make_rope(int(head_dim * partial), float(theta), scaling, max_position_embeddings)
+
+    def sliding_windows(self, layers: int, window: int | None) -> tuple[int | None, ...]:
+        """One window (or None) per layer, from layer_types where config.json has it, else `window` for all."""
+        kinds = self._get("layer_types", [])
+        if not kinds:
+            return (window,) * layers if window else ()
+        if (
+            not isinstance(kinds, list)
+            or len(kinds) != layers
+            or not set(kinds) <= {"full_attention", "sliding_attention"}
+        ):
+            raise self._wrong("layer_types", kinds, f"a list of {layers} times full_attention or sliding_attention")
+        if "sliding_attention" in kinds and not window:
+            raise self._wrong("sliding_window", window, "a length, since layer_types has sliding_attention")
+        windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
+        return windows if any(windows) else ()
 
     def finish(self, vouched: Collection[str] = ()) -> None:
         """Raises AxzooError for keys that nobody read."""
