@@ -22,6 +22,11 @@ def is_weights(name: str) -> bool:
     return bool(_SAFETENSORS.fullmatch(name) or _PICKLED.fullmatch(name))
 
 
+def belongs(name: str) -> bool:
+    """Whether a file of this name is part of a checkpoint."""
+    return name in _SMALL or is_weights(name)
+
+
 def checkpoint_files(names: Iterable[str], where: str) -> list[str]:
     """The names, sorted, that make up the checkpoint in the top folder of `where`; pickles only without safetensors.
 
@@ -39,7 +44,7 @@ def checkpoint_files(names: Iterable[str], where: str) -> list[str]:
 
 def refuse_strangers(folder: Path, expected: Iterable[str]) -> None:
     """Raises AxzooError when `folder` holds checkpoint files of another fetch, which readers could take for ours."""
-    found = {path.name for path in folder.iterdir() if path.name in _SMALL or is_weights(path.name)}
+    found = {path.name for path in folder.iterdir() if belongs(path.name)}
     strangers = sorted(found - set(expected))
     if strangers:
         raise AxzooError(f"{folder} holds {', '.join(strangers)} of another fetch: remove the folder and run again")
