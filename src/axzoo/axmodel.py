@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -133,10 +134,15 @@ def parse_header(metadata: str | None, path: Path) -> Header:
             ShapeGroup(_tensors(group["inputs"]), _tensors(group["outputs"]), tuple(group["unused"]))
             for group in data["groups"]
         )
+        if not groups:
+            raise ValueError("no shape groups")
         return Header(data["kind"], groups, data["about"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise AxzooError(f"{path} has damaged {METADATA_KEY!r} metadata ({error!r}): build it again") from None
 
 
 def _tensors(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(entry["name"], entry["dtype"], tuple(entry["shape"])) for entry in entries)
+    for entry in entries:
+        if entry["dtype"] not in ONNX_DTYPES:
+            raise ValueError(f"dtype {entry['dtype']!r}")
+    return tuple(TensorSpec(entry["name"], entry["dtype"], tuple(map(index, entry["shape"]))) for entry in entries)

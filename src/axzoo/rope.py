@@ -70,6 +70,8 @@ def _llama3(
     original_max_position_embeddings: float,
 ) -> NDArray[np.float64]:
     """Llama 3.1's scaling: long wavelengths slowed by `factor`, short ones kept, a linear blend between."""
+    if high_freq_factor <= low_freq_factor:
+        raise AxzooError(f"rope's high_freq_factor {high_freq_factor} must be above low_freq_factor {low_freq_factor}")
     turns = original_max_position_embeddings * inv_freq / (2 * math.pi)
     blend = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
     scaled: NDArray[np.float64] = (1 - blend) * inv_freq / factor + blend * inv_freq

@@ -39,6 +39,8 @@ class SafetensorsCheckpoint:
             raise AxzooError(f"{path} is damaged or incomplete ({error}): fetch it again") from None
         self._files[path.name] = file
         for name in file.keys():  # noqa: SIM118 - not a dict
+            if not name.isprintable():
+                raise AxzooError(f"{path} has a tensor with an unprintable name, {name!r}: it is no model's")
             part = file.get_slice(name)
             if name in self.tensors:
                 raise AxzooError(f"{path} repeats tensor {name} of {self.tensors[name].file}")
@@ -59,12 +61,17 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(listed, dict) or not listed:
         raise AxzooError(f"{index} has no weight_map: fetch it again")
     for name, shard in listed.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or shard.startswith("."):
-            raise AxzooError(f"{index} places tensor {name} in {shard!r}: a shard must be a plain file name beside it")
+        if not _is_plain_name(shard):
+            raise AxzooError(f"{index} places {name!r} in {shard!r}: a shard must be a plain file name beside it")
     return listed
+
+
+def _is_plain_name(shard: Any) -> bool:
+    """Whether an index may name this file: not hidden, in no other folder, nothing a terminal would not show."""
+    return isinstance(shard, str) and shard.isprintable() and Path(shard).name == shard and shard[:1] not in ("", ".")
 
 
 def _check_index(index: Path, listed: dict[str, str], found: dict[str, TensorInfo]) -> None:
     for name, shard in listed.items():
         if name not in found:
-            raise AxzooError(f"{index} places tensor {name} in {shard}, but no shard holds it: fetch the shards again")
+            raise AxzooError(f"{index} places {name!r} in {shard}, but no shard holds it: fetch the shards again")

@@ -1,0 +1,38 @@
+"""The small llama that most tests share. Made once: a test that changes a file works on a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from axzoo.recipe import Recipe
+from tiny_llama import EXACT, Built, Checkpoint, build, make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="session")
+def build_tiny(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Built]:
+    """Builds the checkpoint by a recipe, once."""
+    done: dict[Recipe, Built] = {}
+
+    def build_once(recipe: Recipe) -> Built:
+        if recipe not in done:
+            done[recipe] = build(checkpoint, recipe, tmp_path_factory.mktemp("built"))
+        return done[recipe]
+
+    return build_once
+
+
+@pytest.fixture(scope="session")
+def exact(build_tiny: Callable[[Recipe], Built]) -> Built:
+    return build_tiny(EXACT)
+
+
+@pytest.fixture(scope="session")
+def s8(build_tiny: Callable[[Recipe], Built]) -> Built:
+    return build_tiny(Recipe(prefill_len=8, kv_cache_len=31, last_kv_cache_len=(8, 16)))

@@ -1,0 +1,156 @@
+"""Every family against transformers: the oracle, and the whole built model, on small random checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from axzoo.check.metrics import cosine
+from axzoo.check.oracle import checkpoint_oracle
+from axzoo.checkpoint.lock import make_lock, write_lock
+from axzoo.recipe import Recipe
+from axzoo.reference import Oracle, Weights
+from axzoo.runtime.model import Model
+from tiny_llama import EXACT, LAYERS, Built, Checkpoint, build, make_checkpoint
+
+PROMPT, TOKENS = 21, 27
+"""Three prefill chunks of 8, the last one padded, then six tokens decoded."""
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.5}
+
+TABLE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gqa 7:1, heads wider than hidden_size": {
+        "shape": {"num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 8, "hidden_size": 28}
+    },
+    "every bias": {"shape": {"attention_bias": True, "mlp_bias": True}},
+    "attention bias alone": {"shape": {"attention_bias": True}},
+    "tied": {"shape": {"tie_word_embeddings": True}},
+    "linear rope": {"shape": {"rope_parameters": LINEAR}},
+    "llama3 rope": {"shape": {"rope_parameters": LLAMA3, "head_dim": 16}},
+    "odd vocabulary, full attention": {"shape": {"vocab_size": 263, "num_key_value_heads": 4}},
+    "sharded": {"shard_size": "20KB"},
+    "bf16 on disk": {"dtype": "BF16"},
+    "fp16 on disk": {"dtype": "F16"},
+    "old config": {"old_config": True},
+    "old config, llama3 rope, tied, bf16": {
+        "shape": {"rope_parameters": LLAMA3, "tie_word_embeddings": True},
+        "dtype": "BF16",
+        "old_config": True,
+    },
+    "old config, linear rope": {"shape": {"rope_parameters": LINEAR}, "old_config": True},
+}
+
+
+@pytest.fixture(scope="module", params=TABLE.values(), ids=list(TABLE))
+def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_checkpoint(tmp_path_factory.mktemp("variant"), **request.param)
+
+
+def _ids(checkpoint: Checkpoint) -> list[int]:
+    return [int(i) for i in np.random.default_rng(1).integers(0, checkpoint.model.config.vocab_size, TOKENS)]
+
+
+def _all_logits(model: Model, ids: list[int]) -> NDArray[np.float32]:
+    """Logits after each token: those of the prompt from the last layer's hidden states, the rest by decoding."""
+    hidden: list[NDArray[Any]] = []
+    final = model.prefill(ids[:PROMPT], lambda layer, _, rows: hidden.append(rows) if layer == LAYERS - 1 else None)
+    logits = [model.logits(row) for row in np.concatenate(hidden)[:, None, None]]
+    np.testing.assert_array_equal(final, logits[-1])
+    return np.stack(logits + [model.decode(token) for token in ids[PROMPT:]])
+
+
+def _assert_close(found: NDArray[np.float32], wanted: NDArray[np.float32], tolerance: float) -> None:
+    assert found.shape == wanted.shape
+    assert np.abs(found - wanted).max() <= tolerance * np.abs(wanted).max()
+    np.testing.assert_array_equal(found.argmax(-1), wanted.argmax(-1))
+
+
+def test_the_oracle_computes_what_transformers_computes(variant: Checkpoint, tmp_path: Path) -> None:
+    write_lock(make_lock(variant.folder, "llama", LAYERS), tmp_path, variant.folder, {})
+    oracle = checkpoint_oracle(tmp_path, variant.source)
+    ids = _ids(variant)
+    wanted = variant.logits(ids)
+    _assert_close(oracle.logits(ids).numpy(), wanted, 2e-5)
+    chosen, logits = zip(*oracle.greedy(ids[:PROMPT], 4), strict=True)
+    whole = variant.logits([*ids[:PROMPT], *chosen[:-1]])[PROMPT - 1 :]
+    _assert_close(torch.stack(logits).numpy(), whole, 2e-5)
+    assert list(chosen) == whole.argmax(-1).tolist()
+
+
+def test_the_built_model_computes_what_transformers_computes(variant: Checkpoint, tmp_path: Path) -> None:
+    ids = _ids(variant)
+    model = build(variant, EXACT, tmp_path).model(variant)
+    _assert_close(_all_logits(model, ids), variant.logits(ids), 2e-4)
+
+
+@pytest.mark.parametrize("prefill_len, groups", [(0, ()), (21, ()), (4, tuple(range(4, 24, 4)))])
+def test_chunks_change_nothing(checkpoint: Checkpoint, tmp_path: Path, prefill_len: int, groups: tuple[int]) -> None:
+    ids = _ids(checkpoint)
+    recipe = replace(EXACT, prefill_len=prefill_len, last_kv_cache_len=groups)
+    model = build(checkpoint, recipe, tmp_path).model(checkpoint)
+    _assert_close(_all_logits(model, ids), checkpoint.logits(ids), 2e-4)
+
+
+@pytest.mark.parametrize("hidden_state_type", ["bf16", "fp16"])
+def test_short_hidden_states_come_close(
+    checkpoint: Checkpoint, build_tiny: Callable[[Recipe], Built], hidden_state_type: Any
+) -> None:
+    ids = _ids(checkpoint)
+    built = build_tiny(replace(EXACT, hidden_state_type=hidden_state_type))
+    assert min(map(cosine, _all_logits(built.model(checkpoint), ids), checkpoint.logits(ids))) >= 0.9999
+
+
+@pytest.mark.parametrize(
+    "weight_type, post_weight_type", [("s8", "s8"), ("s8", "bf16"), ("fp32", "s8"), ("bf16", "bf16"), ("fp16", "fp32")]
+)
+def test_a_built_model_is_the_fp32_model_of_its_stored_weights(
+    checkpoint: Checkpoint, build_tiny: Callable[[Recipe], Built], weight_type: Any, post_weight_type: Any
+) -> None:
+    """So that storing the weights is all that separates it from its checkpoint."""
+    built = build_tiny(replace(EXACT, weight_type=weight_type, post_weight_type=post_weight_type))
+    ids = _ids(checkpoint)
+    found, original = _all_logits(built.model(checkpoint), ids), checkpoint.logits(ids)
+    stored = _oracle_of_files(built).logits(ids).numpy()
+    _assert_close(found, stored, 2e-5)
+    assert np.abs(stored - original).max() > 2e-4 * np.abs(original).max()
+    assert min(map(cosine, found, original)) > 0.99
+
+
+def _oracle_of_files(built: Built) -> Oracle:
+    whole = checkpoint_oracle(built.locks, built.source)
+    return replace(
+        whole,
+        layer_weights=lambda index: _dequantized(built.layers[index]),
+        post_weights=lambda: _dequantized(built.post),
+    )
+
+
+def _dequantized(path: Path) -> Weights:
+    """The weights of a file by role, [out_features, in_features], straight from its initializers."""
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    weights = {}
+    for name, values in stored.items():
+        role, _, kind = name.rpartition(".")
+        if kind in ("weight", "bias"):
+            restored = values.astype(np.float32) * stored.get(f"{role}.scale", np.float32(1))
+            weights[name] = torch.from_numpy(np.ascontiguousarray(restored.T))
+    return weights

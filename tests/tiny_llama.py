@@ -1,0 +1,180 @@
+"""Small random llama checkpoints, the transformers model each came from, and the files axzoo builds of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from axzoo.build import Job, build_embed, build_layer, build_post
+from axzoo.bundle import BundlePlan
+from axzoo.checkpoint.lock import EMBED, POST, layer_lock, make_lock, write_lock
+from axzoo.engine import InferenceSession
+from axzoo.files import write_json
+from axzoo.recipe import Recipe
+from axzoo.runtime.decoder import Decoder
+from axzoo.runtime.embedding import Embedding
+from axzoo.runtime.model import Model
+
+LAYERS = 2
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 262,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "initializer_range": 0.25,
+    "pad_token_id": None,
+}
+EXACT = Recipe("fp32", "fp32", "fp32", prefill_len=8, kv_cache_len=31, last_kv_cache_len=(8, 16))
+"""Nothing is rounded but the embedding."""
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder and the transformers model, in fp32, of exactly the values on the disk."""
+
+    folder: Path
+    model: LlamaForCausalLM
+
+    @property
+    def source(self) -> Path:
+        return self.folder / "source.json"
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [tokens, vocab_size] after each token."""
+        with torch.inference_mode():
+            logits: NDArray[np.float32] = self.model(torch.tensor([list(ids)])).logits[0].numpy()
+        return logits
+
+
+def make_checkpoint(
+    folder: Path,
+    shape: Mapping[str, Any] | None = None,
+    dtype: Literal["F32", "F16", "BF16"] = "F32",
+    shard_size: str = "5GB",
+    old_config: bool = False,
+) -> Checkpoint:
+    """Saves a model whose every tensor, biases and norms too, is random; its embedding fits bf16, as the board's does.
+
+    `old_config` writes config.json with the keys of transformers 4.
+    """
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **(shape or {})}))
+    model.train(False)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            parameter.data = torch.randn_like(parameter) * 0.3 + (0 if name.endswith("bias") else 1)
+        parameter.data = parameter.data.to(DTYPES[dtype]).float()
+    embedding = model.model.embed_tokens.weight
+    embedding.data = embedding.data.bfloat16().float()
+    stored = {name: tensor.to(DTYPES[dtype]) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=stored, max_shard_size=shard_size)
+    if old_config:
+        _write_old_config(folder / "config.json")
+    _write_tokenizer(folder)
+    write_json(folder / "source.json", {"source": {"path": "tiny"}, "root": ".", "files": {}})
+    return Checkpoint(folder, model)
+
+
+def _write_old_config(path: Path) -> None:
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    kind = rope.pop("rope_type")
+    config["rope_scaling"] = {"type": kind, **rope} if rope else None
+    config["torch_dtype"] = config.pop("dtype")
+    path.write_text(json.dumps(config))
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """One token for each byte, and two special ones."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({name: i for i, name in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<bos>", "<eos>"])
+    backend.save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {"bos_token": "<bos>", "eos_token": "<eos>"})
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+
+
+@dataclass(frozen=True)
+class Built:
+    """The compiled files of a checkpoint and what is needed to complete a bundle of them."""
+
+    folder: Path
+    locks: Path
+    source: Path
+    recipe: Recipe
+    receipts: tuple[Path, ...]
+
+    @property
+    def layers(self) -> list[Path]:
+        return [self.folder / f"llama_p{self.recipe.prefill_len}_l{i}_together.axmodel" for i in range(LAYERS)]
+
+    @property
+    def post(self) -> Path:
+        return self.folder / "llama_post.axmodel"
+
+    @property
+    def embedding(self) -> Path:
+        return self.folder / "model.embed_tokens.weight.bfloat16.bin"
+
+    @property
+    def plan(self) -> BundlePlan:
+        """How the bundle is completed."""
+        return BundlePlan(
+            folder=self.folder,
+            name="tiny-w8a16",
+            chip="AX650",
+            recipe=self.recipe,
+            chat=True,
+            lock=self.locks,
+            source=self.source,
+            receipts=self.receipts,
+        )
+
+    def model(self, checkpoint: Checkpoint) -> Model:
+        """The files, loaded in exact mode."""
+        config = checkpoint.model.config
+        embedding = Embedding(self.embedding, config.vocab_size, config.hidden_size)
+        decoder = Decoder([InferenceSession(path) for path in self.layers])
+        return Model(embedding, decoder, InferenceSession(self.post))
+
+    def moved(self, folder: Path) -> Built:
+        """A copy of the files in another folder, for tests that change them."""
+        shutil.copytree(self.folder, folder)
+        return Built(folder, self.locks, self.source, self.recipe, self.receipts)
+
+
+def build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Built:
+    """lock, layers, post layer and embedding, all under `root`."""
+    locks = root / "locks"
+    write_lock(make_lock(checkpoint.folder, "llama", LAYERS), locks, checkpoint.folder, {"path": "tiny"})
+    built = Built(root / "bundle", locks, checkpoint.source, recipe, ())
+    receipts = []
+
+    def job(lock: str, output: Path) -> Job:
+        receipts.append(root / "receipts" / f"{output.stem}.json")
+        return Job(locks / lock, checkpoint.source, root / "store", output, receipts[-1])
+
+    for index, path in enumerate(built.layers):
+        build_layer(job(layer_lock(index), path), recipe, "host")
+    build_post(job(POST, built.post), recipe, "host")
+    build_embed(job(EMBED, built.embedding))
+    return Built(built.folder, locks, checkpoint.source, recipe, tuple(receipts))
