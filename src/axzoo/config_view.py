@@ -18,8 +18,8 @@ WITHOUT_EFFECT = frozenset({
     "_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
     "chunk_size_feed_forward", "dtype", "embd_pdrop", "eos_token_id", "hidden_dropout", "id2label",
     "initializer_range", "is_llama_config", "label2id", "max_length", "model_type", "output_attentions",
-    "output_hidden_states", "pad_token_id", "problem_type", "resid_pdrop", "return_dict", "torch_dtype",
-    "transformers.js_config", "transformers_version", "unsloth_version", "use_cache",
+    "output_hidden_states", "pad_token_id", "problem_type", "quantization_config", "resid_pdrop", "return_dict",
+    "torch_dtype", "transformers.js_config", "transformers_version", "unsloth_version", "use_cache",
 })  # fmt: skip
 """Keys about training, tokens, dtypes on disk or software, which change nothing a decoder layer computes."""
 
@@ -49,8 +49,8 @@ class ConfigView:
         return value
 
     def length(self, key: str) -> int | None:
-        """A positive integer, or None where the key is absent or null. Raises AxzooError otherwise."""
-        return None if self._get(key, 0) == 0 else self.size(key)
+        """A positive integer, or None where the key is absent, null or 0. Raises AxzooError otherwise."""
+        return self.whole(key, 0) or None
 
     def whole(self, key: str, default: Any = _REQUIRED) -> int:
         """An integer of 0 or more, below 2**31. Raises AxzooError otherwise."""
@@ -91,29 +91,36 @@ class ConfigView:
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
-    def rope(self, head_dim: int, max_position_embeddings: int, partial_rotary_factor: float = 1.0) -> RopeSpec:
-        """The rotary embedding, from either generation of keys; `partial_rotary_factor` is the family's default.
+    def rope(self, head_dim: int, max_position_embeddings: int, partial_rotary_factor: float | None = None) -> RopeSpec:
+        """The rotary embedding, from either generation of keys.
 
+        `partial_rotary_factor` is the family's default; None where the family turns whole heads and reads no such key.
         Until transformers 4: rope_theta, rope_scaling (null, or {"rope_type" or "type": ...}) and
         partial_rotary_factor. Since 5: rope_parameters {"rope_theta": ..., "rope_type": ..., ...}. The trained length
-        stands beside the parameters or among them. Raises AxzooError for what `axzoo.rope.make_rope` refuses.
+        stands beside the parameters, or among them. Raises AxzooError for what `axzoo.rope.make_rope` refuses, and
+        when theta or the partial factor are said twice and differently.
         """
         scaling = self._mapping("rope_parameters") or self._mapping("rope_scaling")
-        theta = scaling.pop("rope_theta", None)
-        partial = scaling.pop("partial_rotary_factor", None)
+        theta = self._in_or_beside(scaling, "rope_theta", 10000.0)
+        partial = self._in_or_beside(scaling, "partial_rotary_factor", partial_rotary_factor or 1.0)
         trained = self._get("original_max_position_embeddings", 0)
         kind = scaling.pop("type", "default")
         scaling.setdefault("rope_type", kind)
         if trained and scaling["rope_type"] != "default":
-            scaling.setdefault("original_max_position_embeddings", trained)
-        theta = self.number("rope_theta", 10000.0) if theta is None else theta
-        partial = self.number("partial_rotary_factor", partial_rotary_factor) if partial is None else partial
-        self._read |= {"rope_theta", "partial_rotary_factor"}
-        if not is_positive_number(theta):
-            raise self._wrong("rope_theta", theta, "a positive number")
-        if not is_positive_number(partial) or partial > 1:
+            scaling["original_max_position_embeddings"] = trained
+        if partial > 1:
             raise self._wrong("partial_rotary_factor", partial, "above 0 and at most 1")
-        return make_rope(int(head_dim * partial), float(theta), scaling, max_position_embeddings)
+        if partial_rotary_factor is None and partial != 1:
+            raise self._wrong("partial_rotary_factor", partial, "1, since this model_type turns whole heads")
+        return make_rope(int(head_dim * partial), theta, scaling, max_position_embeddings)
+
+    def _in_or_beside(self, parameters: dict[str, Any], key: str, default: float) -> float:
+        """A positive number out of `parameters`, which it leaves, or of the config itself."""
+        inside = parameters.pop(key, None)
+        value = self.number(key, default if inside is None else inside)
+        if inside is not None and value != inside:
+            raise self._wrong(key, value, f"{inside!r}, as its rope parameters say")
+        return value
 
     def sliding_windows(self, layers: int, window: int | None) -> tuple[int | None, ...]:
         """One window (or None) per layer, from layer_types where config.json has it, else `window` for all."""
@@ -123,7 +130,7 @@ class ConfigView:
         if (
             not isinstance(kinds, list)
             or len(kinds) != layers
-            or not set(kinds) <= {"full_attention", "sliding_attention"}
+            or not all(kind in ("full_attention", "sliding_attention") for kind in kinds)
         ):
             raise self._wrong("layer_types", kinds, f"a list of {layers} times full_attention or sliding_attention")
         if "sliding_attention" in kinds and not window:

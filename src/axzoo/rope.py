@@ -35,6 +35,9 @@ _OPTIONAL: dict[str, set[str]] = {
     "yarn": {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
     "longrope": {"attention_factor"},
 }
+_MAX_DIM = 1 << 16
+"""No model is near it; a config that says more would only fill the memory."""
+
 _LISTS = {"short_factor", "long_factor"}
 
 
@@ -43,54 +46,79 @@ def make_rope(
 ) -> RopeSpec:
     """The spec of `rotary_dim` rotated dimensions per head.
 
-    `scaling` holds `rope_type` and its parameters; the trained length defaults to `max_position_embeddings`, and a
-    longrope's factor is the ratio of the two. Raises AxzooError for a type axzoo does not know, and for missing,
-    superfluous or meaningless parameters.
+    `scaling` holds `rope_type` and its parameters. As in transformers, the trained length defaults to
+    `max_position_embeddings`, and always is that for dynamic; a longrope's factor defaults to the ratio of the two.
+    Raises AxzooError for a type axzoo does not know, and for missing, superfluous or meaningless parameters.
     """
-    kind = {"su": "longrope"}.get(scaling["rope_type"], scaling["rope_type"])
-    if kind not in _REQUIRED:
+    kind = "longrope" if scaling["rope_type"] == "su" else scaling["rope_type"]
+    if not isinstance(kind, str) or kind not in _REQUIRED:
         raise AxzooError(f"rope_type {kind!r} is not supported; supported are: {', '.join(_REQUIRED)}")
     values = {key: value for key, value in scaling.items() if key != "rope_type" and value is not None}
     if _ORIGINAL in _REQUIRED[kind]:
         values.setdefault(_ORIGINAL, max_position_embeddings)
+    if kind == "dynamic":
+        values[_ORIGINAL] = max_position_embeddings
     if kind == "longrope":
-        values["factor"] = max_position_embeddings / _number(values, _ORIGINAL)
+        values.setdefault("factor", max_position_embeddings / _number(values, _ORIGINAL))
     known = _REQUIRED[kind] | _OPTIONAL.get(kind, set())
     if not _REQUIRED[kind] <= set(values) <= known:
         raise AxzooError(
             f"rope_type {kind!r} takes the parameters {sorted(known)}, but the config has {sorted(values)}"
         )
-    if rotary_dim % 2:
-        raise AxzooError(f"rotary embedding needs an even number of dimensions per head, not {rotary_dim}")
+    if rotary_dim < 2 or rotary_dim % 2 or rotary_dim > _MAX_DIM:
+        raise AxzooError(f"rotary embedding takes an even number of 2 to {_MAX_DIM} dimensions, not {rotary_dim}")
     for key in values:
         if key in _LISTS:
             _check_factors(key, values[key], rotary_dim // 2)
         elif key != "truncate":
             _number(values, key)
+        elif not isinstance(values[key], bool):
+            raise AxzooError(f"rope parameter {key} is {values[key]!r}, but must be true or false")
     if kind == "llama3" and values["high_freq_factor"] <= values["low_freq_factor"]:
         raise AxzooError(
             f"rope's high_freq_factor {values['high_freq_factor']} must be above "
             f"low_freq_factor {values['low_freq_factor']}"
         )
-    return RopeSpec(theta, rotary_dim, interleaved, {"rope_type": kind, **values})
+    rope = RopeSpec(theta, rotary_dim, interleaved, {"rope_type": kind, **values})
+    frequencies(rope, max_position_embeddings)  # raises where the parameters, each plausible, make no sense together
+    return rope
 
 
 def frequencies(rope: RopeSpec, positions: int) -> tuple[NDArray[np.float32], float]:
-    """Radians per position [rotary_dim / 2] fp32 and the factor of cos and sin, for sequences of up to `positions`."""
-    scaling, factor = rope.scaling, 1.0
+    """Radians per position [rotary_dim / 2] fp32 and the factor of cos and sin, for sequences of up to `positions`.
+
+    Raises AxzooError when they, or the angles of so many positions, are not positive and finite in fp32.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            inv_freq, factor = _scaled_frequencies(rope, positions)
+            rounded = inv_freq.astype(np.float32)
+            extremes = np.array([*rounded, rounded.max() * positions, factor], np.float32)
+            sound = bool(((extremes > 0) & np.isfinite(extremes)).all())
+    except (ArithmeticError, ValueError):  # of math's functions: a division by zero, a logarithm of nothing
+        sound = False
+    if not sound:
+        raise AxzooError(
+            f"rope_theta {rope.theta} with {rope.scaling} gives no positive, finite frequencies: the config is wrong"
+        )
+    return rounded, factor
+
+
+def _scaled_frequencies(rope: RopeSpec, positions: int) -> tuple[Frequencies, float]:
+    scaling = rope.scaling
     inv_freq = _powers(rope.theta, rope.rotary_dim)
     match scaling["rope_type"]:
         case "linear":
-            inv_freq = inv_freq / scaling["factor"]
+            return inv_freq / scaling["factor"], 1.0
         case "dynamic":
-            inv_freq = _dynamic(rope, positions)
+            return _dynamic(rope, positions), 1.0
         case "llama3":
-            inv_freq = _llama3(inv_freq, scaling)
+            return _llama3(inv_freq, scaling), 1.0
         case "yarn":
-            inv_freq, factor = _yarn(rope, inv_freq)
+            return _yarn(rope, inv_freq)
         case "longrope":
-            inv_freq, factor = _longrope(inv_freq, scaling, positions)
-    return inv_freq.astype(np.float32), factor
+            return _longrope(inv_freq, scaling, positions)
+    return inv_freq, 1.0
 
 
 def rope_tables(rope: RopeSpec, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -20,7 +20,8 @@ from loguru import logger
 from axzoo.errors import AxzooError
 from axzoo.files import atomic_path, canonical_json, read_json, write_json
 
-_LINK_REFUSED = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP}
+_LINK_REFUSED = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT}
+"""ENOENT: another process replaced the entry, by the same bytes, in the very moment of linking."""
 
 
 def content_key(determinants: Mapping[str, Any]) -> str:

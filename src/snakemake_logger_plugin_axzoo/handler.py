@@ -79,6 +79,7 @@ class _Stage:
     total: int | None
     bar: TaskID
     started: float
+    ended: float = 0.0
     done: int = 0
 
 
@@ -189,14 +190,26 @@ class LogHandler(LogHandlerBase):
         if rule == CONFIG_RULE and self.console.is_terminal and self.shows_progress:
             self._print(config_block(log))
         self.bars.update(stage.bar, completed=stage.done)
-        if stage.done == stage.total and self.shows_progress:
-            elapsed = format_elapsed(record.created - stage.started)
-            self._say("SUCCESS", rule, f"{stage.label} done! {stage.done}/{stage.total} {elapsed}")
+        stage.ended = record.created
+        if stage.done == stage.total:
+            self._stage_done(rule, stage)
+
+    def _stage_done(self, rule: str, stage: _Stage) -> None:
+        stage.total = stage.done
+        self.bars.update(stage.bar, total=stage.done)
+        if self.shows_progress:
+            elapsed = format_elapsed(stage.ended - stage.started)
+            self._say("SUCCESS", rule, f"{stage.label} done! {stage.done}/{stage.done} {elapsed}")
 
     def _progressed(self, record: logging.LogRecord) -> None:
         data = vars(record)
         self.run.done = data["done"]
-        if self.run.done == data["total"] and self.shows_progress:
+        if self.run.done != data["total"]:
+            return
+        for rule, stage in self.run.stages.items():
+            if stage.done != stage.total:  # a lock left parts untouched, so fewer jobs ran than were planned
+                self._stage_done(rule, stage)
+        if self.shows_progress:
             self.bars.stop()
             elapsed = format_elapsed(record.created - self.run.started)
             self._say("SUCCESS", "all", f"build done! {self.run.done}/{data['total']} {elapsed}")

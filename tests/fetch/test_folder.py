@@ -1,11 +1,18 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
+from tiny_gguf import Tiny
 
+from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.lock import digest_rows, make_lock
 from axzoo.errors import AxzooError
+from axzoo.families import TensorRef
 from axzoo.fetch import fetch
-from axzoo.fetch.receipt import digested
+from axzoo.fetch.gguf_checkpoint import FILES
+from axzoo.fetch.receipt import checkpoint_folder, digested
 from axzoo.zoo.sources import FolderSource
 
 
@@ -53,3 +60,48 @@ def test_a_folder_without_a_checkpoint(checkpoint: Path, tmp_path: Path, missing
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match="is not a folder"):
         fetch(FolderSource(str(tmp_path / "nowhere")), tmp_path / "output")
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["the file", "its folder"])
+def test_a_gguf_becomes_a_checkpoint_that_locks(tiny: Tiny, tmp_path: Path, named: bool) -> None:
+    folder, output = tmp_path / "downloads", tmp_path / "output"
+    folder.mkdir()
+    path = tiny.write(folder / "tiny.gguf")
+    (folder / "config.json").write_text('{"model_type": "another"}')  # what lies beside a GGUF is not its own
+    fetch(FolderSource(str(path if named else folder)), output)
+    receipt = json.loads((output / "source.json").read_text())
+    assert receipt["root"] == "."
+    assert receipt["files"] == {name: asdict(digested(output / name)) for name in FILES}
+    lock = make_lock(checkpoint_folder(output / "source.json"), "llama", 2)
+    save_file({"w": tiny.model.lm_head.weight.detach()}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    wanted = digest_rows(tmp_path, checkpoint, TensorRef("w", checkpoint.tensors["w"].shape))
+    assert lock.embed.tensors["embed.weight"].sha256 == wanted.sha256
+
+
+def test_a_gguf_beside_other_weights_is_left_alone(tiny: Tiny, checkpoint: Path, tmp_path: Path) -> None:
+    tiny.write(checkpoint / "tiny.gguf")
+    fetch(FolderSource(str(checkpoint)), tmp_path / "output")
+    receipt = json.loads((tmp_path / "output" / "source.json").read_text())
+    assert (receipt["root"], "tiny.gguf" in receipt["files"]) == (str(checkpoint), False)
+
+
+def test_several_gguf_files(tmp_path: Path) -> None:
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).touch()
+    with pytest.raises(AxzooError, match=f"{tmp_path} holds 2 GGUF files: give the path of the one to convert"):
+        fetch(FolderSource(str(tmp_path)), tmp_path / "output")
+
+
+def test_a_damaged_gguf_leaves_no_receipt(tmp_path: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(AxzooError, match=r"a\.gguf is not a readable GGUF file"):
+        fetch(FolderSource(str(tmp_path)), tmp_path / "output")
+    assert list((tmp_path / "output").iterdir()) == []
+
+
+def test_a_gguf_is_not_mixed_with_another_fetch(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "vocab.json").touch()
+    with pytest.raises(AxzooError, match=r"holds vocab\.json of another fetch"):
+        fetch(FolderSource(str(tiny.write(tmp_path / "tiny.gguf"))), tmp_path / "output")

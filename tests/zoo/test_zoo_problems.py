@@ -27,6 +27,10 @@ def test_typo_names_key_line_and_nearest_key(problems: Problems) -> None:
     assert problems("defaults:\n  prefil_len: 128\n" + ENTRY) == [
         "2: unknown key 'prefil_len' in defaults: did you mean 'prefill_len'?"
     ]
+    assert problems(ENTRY + "    model_confg: x.json\n") == [
+        "7: unknown key 'model_confg' in models.Tiny: did you mean 'model_config'?"
+    ]
+    assert problems(ENTRY + "    config_file: x.json\n")[0].startswith("7: unknown key 'config_file' in models.Tiny")
     assert problems(ENTRY + "modles: {}\n") == ["7: unknown key 'modles' in the file: did you mean 'models'?"]
     assert problems(ENTRY + "qqq: {}\n") == ["7: unknown key 'qqq' in the file: known are defaults, models"]
 
@@ -55,12 +59,26 @@ def test_typo_names_key_line_and_nearest_key(problems: Problems) -> None:
         ("chat: 'yes'", "chat: 'yes' must be a valid boolean"),
         ("prompt: ''", "prompt: '' is not text without zero bytes, like 'Paris'"),
         ("expect: 4", "expect: 4 is not text: put it in quotes"),
+        ("model_config: ../x.json", "model_config: '../x.json' is not a JSON file's relative path, like 'config/"),
+        ("model_config: /x.json", "model_config: '/x.json' is not a JSON file's relative path"),
+        ("model_config: a/../x.json", "model_config: 'a/../x.json' is not a JSON file's relative path"),
+        ("model_config: x.yaml", "model_config: 'x.yaml' is not a JSON file's relative path"),
+        ("sizes: 7", "sizes: 7 is not a mapping of keys to values"),
+        ("sizes: {layer: 0, post: 1, kv_width: 1}", "sizes.layer: 0 must be greater than or equal to 1"),
+        ("sizes: {layer: 1.5, post: 1, kv_width: 1}", "sizes.layer: 1.5 must be a valid integer"),
         ("ignore_config_keys: [a b]", "ignore_config_keys[0]: 'a b' is not a key of config.json"),
     ],
 )
 def test_wrong_value_names_line_value_and_what_is_allowed(problems: Problems, line: str, message: str) -> None:
     (problem,) = problems(f"{ENTRY}    {line}\n")
     assert problem.startswith(f"7: models.Tiny.{message}")
+
+
+def test_sizes_are_complete(problems: Problems) -> None:
+    assert problems(ENTRY + "    sizes: {layers: 1, post: 1, kv_width: 1}\n") == [
+        "7: missing key 'layer' in models.Tiny.sizes",
+        "7: unknown key 'layers' in models.Tiny.sizes: did you mean 'layer'?",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 # source.json, the fetch receipt, stands for the checkpoint: the gigabytes beside it are never a dependency.
+# No `retries`: `axzoo fetch` goes on after a broken connection, and what else it refuses stays refused.
 rule fetch:
     input:
         lambda w: PLAN.model(w).source_files,
@@ -8,7 +9,6 @@ rule fetch:
         "results/logs/fetch/{model}.log",
     benchmark:
         "results/benchmarks/fetch/{model}.tsv"
-    retries: 2
     resources:
         mem_mb=1000,
         runtime=240,

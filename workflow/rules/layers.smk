@@ -16,7 +16,9 @@ rule layer:
         mem_mb=lambda w, attempt: 2000 * attempt,
         runtime=15,
     params:
-        recipe=lambda w: PLAN.build(w).layer_arguments,
+        recipe=lambda w: PLAN.build_with(
+            w, f"{w.stem}_l{w.layer}{w.together}.axmodel"
+        ).layer_arguments,
         code=PLAN.compile_code,
     shell:
         "axzoo layer --lock {input.lock:q} --source {input.source:q} --store results/store "

@@ -15,7 +15,7 @@ rule post:
         mem_mb=lambda w, attempt: 3000 * attempt,
         runtime=15,
     params:
-        recipe=lambda w: PLAN.build(w).post_arguments,
+        recipe=lambda w: PLAN.build_with(w, f"{w.stem}_post.axmodel").post_arguments,
         code=PLAN.compile_code,
     shell:
         "axzoo post --lock {input.lock:q} --source {input.source:q} --store results/store "

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from axzoo.checkpoint.gptq import GptqCheckpoint, gptq_config
 from axzoo.checkpoint.tensors import Checkpoint
 from axzoo.errors import AxzooError
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Opens the tensors of a Hugging Face checkpoint folder without reading their values.
+    """Opens the tensors of a Hugging Face checkpoint folder without reading their values, GPTQ's dequantized.
 
-    Raises AxzooError when the folder holds no weights axzoo reads, or damaged ones.
+    Raises AxzooError when the folder holds no weights axzoo reads, damaged ones, or a quantization it does not know.
     """
-    if (folder / "model.safetensors").exists() or (folder / "model.safetensors.index.json").exists():
+    quantization = gptq_config(folder)
+    stored = _open_stored(folder)
+    return stored if quantization is None else GptqCheckpoint(stored, quantization)
+
+
+def _open_stored(folder: Path) -> Checkpoint:
+    """The tensors as the files hold them: safetensors if there are any, else torch's pickles."""
+    if _holds(folder, "model.safetensors"):
         from axzoo.checkpoint.safetensors import SafetensorsCheckpoint
 
         return SafetensorsCheckpoint(folder)
+    if _holds(folder, "pytorch_model.bin"):
+        from axzoo.checkpoint.pickled import PickledCheckpoint
+
+        return PickledCheckpoint(folder)
     raise AxzooError(
-        f"{folder} holds neither model.safetensors nor model.safetensors.index.json: these are the weights axzoo reads"
+        f"{folder} holds neither model.safetensors nor pytorch_model.bin, nor the index of either: these are the "
+        f"weights axzoo reads"
     )
+
+
+def _holds(folder: Path, name: str) -> bool:
+    return (folder / name).exists() or (folder / f"{name}.index.json").exists()

@@ -24,11 +24,10 @@ from axzoo.checkpoint.part import EMBED, INDEX, POST, LockedTensor, Part, layer_
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
 from axzoo.config_view import ConfigView
 from axzoo.errors import AxzooError
-from axzoo.families import TensorRef, load_family
+from axzoo.families import TensorRef, load_family, supported_model_types
 from axzoo.files import canonical_json, read_json, write_json
+from axzoo.model_config import merge_model_config
 from axzoo.spec import DecoderSpec, LayerSpec, PostSpec
-
-HEAD = "lm_head.weight"
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -55,22 +54,31 @@ class Lock:
     embed: Part
 
 
-def make_lock(folder: Path, model_type: str, num_hidden_layers: int, ignore_config_keys: Collection[str] = ()) -> Lock:
-    """Reads config.json and every tensor of the checkpoint in `folder`.
+def make_lock(
+    folder: Path,
+    model_type: str,
+    num_hidden_layers: int,
+    ignore_config_keys: Collection[str] = (),
+    model_config: Path | None = None,
+) -> Lock:
+    """Reads config.json, with what `model_config` overrides of it, and every tensor of the checkpoint in `folder`.
 
     Raises AxzooError when config.json contradicts the expected model_type or layer count, has keys axzoo does not
     know, or does not fit the tensors; and when a tensor is missing, superfluous, misshapen, damaged or not finite.
     """
-    spec = read_spec(folder, model_type, num_hidden_layers, ignore_config_keys)
+    spec = read_spec(folder, model_type, num_hidden_layers, ignore_config_keys, model_config)
     family = load_family(model_type)
     checkpoint = open_checkpoint(folder)
     layers = [family.layer_tensors(spec, index) for index in range(num_hidden_layers)]
     post, embed = family.post_tensors(spec), {"embed.weight": family.embed_tensor(spec)}
     needed = {ref.name: ref for refs in (*layers, post, embed) for ref in refs.values()}
-    if HEAD in checkpoint.tensors:  # some checkpoints store a tied head a second time
-        needed.setdefault(HEAD, TensorRef(HEAD, post["lm_head.weight"].shape))
+    head, embedding = post["lm_head.weight"], embed["embed.weight"]
+    copy = embedding.name.replace("model.embed_tokens", "lm_head")  # some checkpoints store a tied head a second time
+    if head == embedding and copy in checkpoint.tensors:
+        needed[copy] = TensorRef(copy, head.shape)
     _check_tensors(folder, checkpoint, needed, family.IGNORED_TENSORS)
-    _check_tied_head(folder, spec, checkpoint, family.embed_tensor(spec).name)
+    if copy in needed and head == embedding:
+        _check_tied_head(folder, checkpoint, copy, embedding.name)
 
     @functools.cache
     def locked(ref: TensorRef) -> LockedTensor:
@@ -89,24 +97,47 @@ def make_lock(folder: Path, model_type: str, num_hidden_layers: int, ignore_conf
 
 
 def read_spec(
-    folder: Path, model_type: str, num_hidden_layers: int, ignore_config_keys: Collection[str]
+    folder: Path,
+    model_type: str,
+    num_hidden_layers: int,
+    ignore_config_keys: Collection[str],
+    model_config: Path | None = None,
 ) -> DecoderSpec:
     """The spec config.json describes, checked against what the matrix says of the model."""
     path = folder / "config.json"
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise AxzooError(f"{path} is not a mapping")
-    if config.get("model_type") != model_type:
-        load_family(str(config.get("model_type")))  # an unsupported one is said to be so
-        raise AxzooError(f"{path} has model_type {config.get('model_type')!r}, but the matrix says {model_type!r}")
+    config = _read_config(path, model_config)
+    said = config.get("model_type")
+    if said not in supported_model_types():
+        raise AxzooError(
+            f"{path}: model_type {said!r} is not supported; supported are: {', '.join(supported_model_types())}"
+        )
+    if said != model_type:
+        raise AxzooError(f"{path} has model_type {said!r}, but the matrix says {model_type!r}")
     view = ConfigView(config, path)
-    spec = load_family(model_type).decoder_spec(view)
+    try:
+        spec = load_family(model_type).decoder_spec(view)
+    except AxzooError as error:
+        raise error if str(path) in str(error) else AxzooError(f"{path}: {error}") from None
     view.finish(ignore_config_keys)
     if spec.num_hidden_layers != num_hidden_layers:
         raise AxzooError(
             f"{path} has {spec.num_hidden_layers} layers, but the matrix says num_hidden_layers: {num_hidden_layers}"
         )
     return spec
+
+
+def _read_config(path: Path, model_config: Path | None) -> dict[str, Any]:
+    """config.json, or what `model_config` makes of it; alone, where the checkpoint has none."""
+    override = None if model_config is None else _mapping(model_config)
+    config = _mapping(path) if override is None or path.exists() else {}
+    return config if override is None or model_config is None else merge_model_config(config, override, model_config)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise AxzooError(f"{path} is not a mapping")
+    return content
 
 
 def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, Any]) -> None:
@@ -160,14 +191,12 @@ def digest_rows(folder: Path, checkpoint: Checkpoint, ref: TensorRef) -> LockedT
     return LockedTensor(ref.name, start, shape, digest.hexdigest())
 
 
-def _check_tied_head(folder: Path, spec: DecoderSpec, checkpoint: Checkpoint, embedding: str) -> None:
-    if not spec.tie_word_embeddings or HEAD not in checkpoint.tensors:
-        return
-    rows = checkpoint.tensors[HEAD].shape[0]
-    pairs = zip(row_blocks(checkpoint, HEAD, 0, rows), row_blocks(checkpoint, embedding, 0, rows), strict=True)
-    if not all(np.array_equal(head, embed) for head, embed in pairs):
+def _check_tied_head(folder: Path, checkpoint: Checkpoint, head: str, embedding: str) -> None:
+    rows = checkpoint.tensors[head].shape[0]
+    pairs = zip(row_blocks(checkpoint, head, 0, rows), row_blocks(checkpoint, embedding, 0, rows), strict=True)
+    if not all(np.array_equal(a, b) for a, b in pairs):
         raise AxzooError(
-            f"{folder / 'config.json'} says tie_word_embeddings, but {HEAD} differs from the embedding: "
+            f"{folder / 'config.json'} says tie_word_embeddings, but {head} differs from the embedding: "
             f"one of the two is wrong"
         )
 

@@ -58,9 +58,12 @@ class Checkpoint(Protocol):
 
 
 def row_blocks(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Iterator[Array]:
-    """Rows `start` to `stop` in order, at most about BLOCK_BYTES at a time, in the stored dtype."""
+    """Rows `start` to `stop` in order, at most about BLOCK_BYTES at a time, in the stored dtype.
+
+    Raises AxzooError for a dtype axzoo does not read, or a damaged file.
+    """
     info = checkpoint.tensors[name]
-    row_bytes = max(1, int(np.prod(info.shape[1:])) * DTYPES[info.dtype].itemsize)
+    row_bytes = max(1, int(np.prod(info.shape[1:])) * numpy_dtype(info).itemsize)
     step = max(1, BLOCK_BYTES // row_bytes)
     for first in range(start, stop, step):
         yield checkpoint.read_rows(name, first, min(first + step, stop))

@@ -1,4 +1,4 @@
-"""Say of every build of a matrix where it lies, what the checks found and what it answered."""
+"""Say of every build of a matrix where it lies, what the checks found and what it answered, or why it is left out."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from axzoo.zoo.load import load_zoo
 
-    for build in load_zoo(args.matrix).builds():
-        print(f"{build.name} for {build.chip}")
-        for label, text in _lines(build):
-            print(f"  {label:8} {text}")
+    zoo = load_zoo(args.matrix)
+    for build in zoo.builds():
+        _show(build, _lines(build))
+    for build in zoo.left_out():
+        _show(build, [("left out", str(build.misfit))])
+
+
+def _show(build: Build, lines: list[tuple[str, str]]) -> None:
+    print(f"{build.name} for {build.chip}")
+    for label, text in lines:
+        print(f"  {label:8} {text}")
 
 
 def _lines(build: Build) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ A family file is a pure mapping and computes nothing. It offers
     post_tensors(spec: DecoderSpec) -> dict[str, TensorRef]
     embed_tensor(spec: DecoderSpec) -> TensorRef
     IGNORED_TENSORS: a regular expression of tensors that are derived from the config and hold no weights
+    PARITY_TESTS: the tests that compare it with an independent implementation
 
 To add a family, add its file here and its line to the table of tests/families/test_parity.py.
 """
@@ -35,6 +36,7 @@ class TensorRef:
 
 class Family(Protocol):
     IGNORED_TENSORS: str
+    PARITY_TESTS: str
 
     def decoder_spec(self, config: ConfigView) -> DecoderSpec: ...
     def layer_tensors(self, spec: DecoderSpec, layer: int) -> Mapping[str, TensorRef]: ...

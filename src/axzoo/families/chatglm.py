@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from axzoo.config_view import ConfigView
+from axzoo.errors import AxzooError
 from axzoo.families import TensorRef
 from axzoo.families._hugging_face import fused, linear, roles
 from axzoo.rope import make_rope
 from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
 IGNORED_TENSORS = r"transformer\.rotary_pos_emb\.inv_freq"
+PARITY_TESTS = "tests/families/test_published_parity.py -k chatglm"
 
 # These scale scores down before the softmax and up again, or say in which dtype to compute: no effect in fp32.
-WITHOUT_EFFECT = ("apply_query_key_layer_scaling", "attention_softmax_in_fp32", "bias_dropout_fusion")
+WITHOUT_EFFECT = (
+    "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "bias_dropout_fusion", "classifier_dropout",
+)  # fmt: skip
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:
@@ -25,12 +29,19 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
         "post_layer_norm": True,
         "pre_seq_len": 0,
         "prefix_projection": False,
+        "quantization_bit": 0,
         "rmsnorm": True,
         "tie_word_embeddings": False,
     }.items():
         config.choice(key, [only], only)
     hidden_size, vocab_size = config.size("hidden_size"), config.size("padded_vocab_size")
+    config.choice("vocab_size", [vocab_size], vocab_size)  # written beside it when transformers saves the model again
     heads, head_dim = config.size("num_attention_heads"), config.size("kv_channels")
+    groups = config.size("multi_query_group_num")
+    if heads % groups:
+        raise AxzooError(
+            f"{config.path}: num_attention_heads is {heads}, but must be a multiple of multi_query_group_num, {groups}"
+        )
     positions = config.size("seq_length")
     theta = 10000.0 * config.number("rope_ratio", 1)
     norm = NormSpec("rms_norm", config.number("layernorm_epsilon"))
@@ -43,7 +54,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             hidden_size=hidden_size,
             intermediate_size=config.size("ffn_hidden_size"),
             num_attention_heads=heads,
-            num_key_value_heads=config.size("multi_query_group_num"),
+            num_key_value_heads=groups,
             head_dim=head_dim,
             norm=norm,
             rope=make_rope(head_dim // 2, theta, {"rope_type": "default"}, positions, interleaved=True),

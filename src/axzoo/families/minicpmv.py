@@ -8,6 +8,7 @@ from axzoo.families._hugging_face import embed_tokens, llama_layer, llama_post
 from axzoo.spec import DecoderSpec
 
 IGNORED_TENSORS = r"(vpm|resampler)\..*|llm\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+PARITY_TESTS = "tests/families/test_published_parity.py -k minicpmv"
 
 VISION_KEYS = (
     "batch_vision_input", "drop_vision_last_layer", "image_size", "max_slice_nums", "mm_use_im_start_end", "patch_size",

@@ -7,9 +7,10 @@ from axzoo.families import TensorRef
 from axzoo.families._hugging_face import embed_tokens, linear, roles
 from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
-__all__ = ["IGNORED_TENSORS", "decoder_spec", "embed_tensor", "layer_tensors", "post_tensors"]
+__all__ = ["IGNORED_TENSORS", "PARITY_TESTS", "decoder_spec", "embed_tensor", "layer_tensors", "post_tensors"]
 
 IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+PARITY_TESTS = "tests/families/test_parity.py -k phi"
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:

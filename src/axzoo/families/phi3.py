@@ -7,9 +7,10 @@ from axzoo.families import TensorRef
 from axzoo.families._hugging_face import embed_tokens, fused, linear, llama_post, roles
 from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
-__all__ = ["IGNORED_TENSORS", "decoder_spec", "embed_tensor", "layer_tensors", "post_tensors"]
+__all__ = ["IGNORED_TENSORS", "PARITY_TESTS", "decoder_spec", "embed_tensor", "layer_tensors", "post_tensors"]
 
 IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+PARITY_TESTS = "tests/families/test_parity.py -k phi3"
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:
@@ -32,7 +33,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             norm=norm,
-            rope=config.rope(head_dim, positions),
+            rope=config.rope(head_dim, positions, partial_rotary_factor=1.0),
             max_position_embeddings=positions,
             hidden_act=config.choice("hidden_act", ["silu"], "silu"),
         ),

@@ -6,9 +6,18 @@ from axzoo.config_view import ConfigView
 from axzoo.families._hugging_face import embed_tokens, llama_layer, llama_post
 from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
-__all__ = ["IGNORED_TENSORS", "decoder_spec", "embed_tensor", "layer_tensors", "post_tensors", "windows"]
+__all__ = [
+    "IGNORED_TENSORS",
+    "PARITY_TESTS",
+    "decoder_spec",
+    "embed_tensor",
+    "layer_tensors",
+    "post_tensors",
+    "windows",
+]
 
 IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+PARITY_TESTS = "tests/families/test_parity.py -k qwen2"
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:

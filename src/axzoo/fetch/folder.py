@@ -1,4 +1,4 @@
-"""A checkpoint folder on this machine: nothing is copied, the receipt points at it."""
+"""A checkpoint on this machine: a folder is used in place, the receipt points at it; a GGUF file is converted."""
 
 from __future__ import annotations
 
@@ -8,22 +8,54 @@ from loguru import logger
 
 from axzoo.errors import AxzooError
 from axzoo.fetch.receipt import FileRecord, digested, write_receipt
-from axzoo.fetch.selection import checkpoint_files, is_weights
+from axzoo.fetch.selection import checkpoint_files, is_weights, refuse_strangers
 from axzoo.zoo.sources import FolderSource
 
 
 def fetch_folder(source: FolderSource, output: Path) -> None:
-    """Writes the receipt for `source` into `output`. Weights are not digested here: the lock does it tensor by tensor.
+    """Writes the receipt for `source` into `output`; weights are not digested here, the lock does it tensor by tensor.
 
-    Raises AxzooError when the folder is missing or holds no checkpoint.
+    A GGUF file, given itself or alone in a folder without other weights, is written into `output` as a checkpoint.
+
+    Raises AxzooError when the folder is missing or holds no checkpoint, or the GGUF file cannot be converted.
     """
     root = Path(source.path).resolve()
-    if not root.is_dir():
-        raise AxzooError(f"{root} is not a folder: give the folder of a Hugging Face checkpoint")
-    names = checkpoint_files((path.name for path in root.iterdir() if path.is_file()), str(root))
+    gguf = _gguf(root)
+    if gguf is not None:
+        _fetch_gguf(gguf, source, output)
+        return
+    names = checkpoint_files(_file_names(root), str(root))
     logger.info("using {} files of {} in place", len(names), root)
     files = {
         name: FileRecord((root / name).stat().st_size, None) if is_weights(name) else digested(root / name)
         for name in names
     }
     write_receipt(output, source, files, root=str(root))
+
+
+def _gguf(root: Path) -> Path | None:
+    """The GGUF file to convert, if `root` is one, or a folder with one and no other weights."""
+    if root.is_file() and root.suffix == ".gguf":
+        return root
+    if not root.is_dir():
+        raise AxzooError(f"{root} is not a folder: give the folder of a Hugging Face checkpoint, or a GGUF file")
+    names = _file_names(root)
+    found = [name for name in names if name.endswith(".gguf")]
+    if not found or any(is_weights(name) for name in names):
+        return None
+    if len(found) > 1:
+        raise AxzooError(f"{root} holds {len(found)} GGUF files: give the path of the one to convert")
+    return root / found[0]
+
+
+def _file_names(root: Path) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_file())
+
+
+def _fetch_gguf(gguf: Path, source: FolderSource, output: Path) -> None:
+    from axzoo.fetch.gguf_checkpoint import FILES, convert
+
+    output.mkdir(parents=True, exist_ok=True)
+    refuse_strangers(output, FILES)
+    convert(gguf, output)
+    write_receipt(output, source, {name: digested(output / name) for name in FILES})

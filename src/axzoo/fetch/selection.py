@@ -10,8 +10,8 @@ from axzoo.errors import AxzooError
 
 _SMALL = frozenset({
     "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
-    "merges.txt", "preprocessor_config.json", "processor_config.json", "special_tokens_map.json", "tokenizer.json",
-    "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
+    "merges.txt", "preprocessor_config.json", "processor_config.json", "quantize_config.json",
+    "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
 })  # fmt: skip
 _SAFETENSORS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 _PICKLED = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json")
@@ -20,6 +20,11 @@ _PICKLED = re.compile(r"pytorch_model(-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\
 def is_weights(name: str) -> bool:
     """Whether the file holds (or indexes) weights."""
     return bool(_SAFETENSORS.fullmatch(name) or _PICKLED.fullmatch(name))
+
+
+def belongs(name: str) -> bool:
+    """Whether a file of this name is part of a checkpoint."""
+    return name in _SMALL or is_weights(name)
 
 
 def checkpoint_files(names: Iterable[str], where: str) -> list[str]:
@@ -39,7 +44,7 @@ def checkpoint_files(names: Iterable[str], where: str) -> list[str]:
 
 def refuse_strangers(folder: Path, expected: Iterable[str]) -> None:
     """Raises AxzooError when `folder` holds checkpoint files of another fetch, which readers could take for ours."""
-    found = {path.name for path in folder.iterdir() if path.name in _SMALL or is_weights(path.name)}
+    found = {path.name for path in folder.iterdir() if belongs(path.name)}
     strangers = sorted(found - set(expected))
     if strangers:
         raise AxzooError(f"{folder} holds {', '.join(strangers)} of another fetch: remove the folder and run again")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from axzoo.fetch.selection import belongs
 from axzoo.recipe import Recipe
+from axzoo.zoo.fit import Memory
 from axzoo.zoo.sources import FolderSource, Source
 
 RESULTS = Path("results")
@@ -16,10 +18,13 @@ class Build:
     """One bundle to make. Folders are relative to the project's root; file names are relative to `bundle`."""
 
     chip: str
+    npu_memory_mb: int
+    memory: Memory | None  # None: the entry does not state its sizes
     model: str
     model_type: str
     num_hidden_layers: int
     source: Source
+    model_config: str | None
     recipe: Recipe
     prompt: str
     chat: bool
@@ -36,9 +41,19 @@ class Build:
         return f"{self.model}-{self.tag}"
 
     @property
+    def misfit(self) -> str | None:
+        """Why the build is left out: its chip's memory does not hold it. None when it does, or nobody knows."""
+        if self.memory is None or self.memory.total_mb <= self.npu_memory_mb:
+            return None
+        return (
+            f"{self.chip} has {self.npu_memory_mb} MB, {self.name} needs {self.memory.total_mb} MB: "
+            f"{self.memory.weights_mb} of weights, {self.memory.kv_cache_mb} of KV cache"
+        )
+
+    @property
     def model_facts(self) -> tuple[object, ...]:
         """What all builds of a model must agree on, since they share its checkpoint and lock."""
-        return self.source, self.model_type, self.num_hidden_layers, self.ignore_config_keys
+        return self.source, self.model_type, self.num_hidden_layers, self.model_config, self.ignore_config_keys
 
     @property
     def checkpoint(self) -> Path:
@@ -101,7 +116,16 @@ class Build:
         if not isinstance(self.source, FolderSource):
             return []
         folder = Path(self.source.path)
-        return sorted(str(path) for path in folder.glob("*") if path.suffix in (".json", ".safetensors", ".model"))
+        return sorted(str(path) for path in folder.glob("*") if belongs(path.name) or path.suffix == ".gguf")
+
+    @property
+    def model_config_files(self) -> list[str]:
+        """The file whose keys override config.json's, where the entry names one: the lock depends on it."""
+        return [] if self.model_config is None else [self.model_config]
+
+    @property
+    def model_config_arguments(self) -> list[str]:
+        return [] if self.model_config is None else ["--model_config", self.model_config]
 
     @property
     def layer_arguments(self) -> list[str]:

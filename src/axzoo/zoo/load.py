@@ -19,7 +19,7 @@ def load_zoo(path: Path, chips: Path = CHIPS_FILE) -> Zoo:
     Raises one AxzooError with a line `file:line: what is wrong` for each problem of the file.
     """
     document = read_document(path)
-    zoo = validate(Zoo, document, context=load_chips(chips).canonical_names())
+    zoo = validate(Zoo, document, context=load_chips(chips))
     problems = []
     for name in zoo.models:
         try:

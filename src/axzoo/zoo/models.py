@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationInfo,
+    model_validator,
+)
 
 from axzoo.errors import AxzooError
 from axzoo.recipe import HiddenStateType, PostWeightType, Recipe, WeightType
 from axzoo.zoo import forms
 from axzoo.zoo.build import Build
+from axzoo.zoo.chips import ChipTable
+from axzoo.zoo.fit import device_memory
 from axzoo.zoo.sources import FolderSource, HubSource, PypiSource, Source
 
 
-def _canonical_chip(name: str, info: ValidationInfo) -> str:
-    """The validation context maps every name a chip is known by to the one axzoo uses."""
-    names: dict[str, str] = info.context or {}
+def _canonical_chip(name: str, info: ValidationInfo[ChipTable]) -> str:
+    """The validation context is the ChipTable that knows every name of a chip."""
+    names = info.context.canonical_names()
     if name not in names:
         known = (chip if chip == other else f"{other} (= {chip})" for other, chip in names.items())
         raise ValueError(f"unknown chip {name!r}: known are {', '.join(known)}")
@@ -33,6 +44,7 @@ def _as_list(value: object) -> object:
 
 _Chip = Annotated[str, AfterValidator(_canonical_chip)]
 _Text = Annotated[str, forms.TEXT]
+_Count = Annotated[int, Field(strict=True, ge=1, le=1 << 40)]
 _Length = Annotated[int, Field(strict=True, ge=0, le=1 << 20)]
 _Chips = Annotated[
     tuple[_Chip, ...],
@@ -78,6 +90,16 @@ class Defaults(BaseModel):
     )
 
 
+class Sizes(BaseModel):
+    """How large a model is, as far as it decides where the model fits."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layer: _Count = Field(description="Parameters of one decoder layer.")
+    post: _Count = Field(description="Parameters of the post layer: final norm and lm_head, tied or not.")
+    kv_width: _Count = Field(description="num_key_value_heads * head_dim.")
+
+
 class ModelEntry(Defaults):
     """One model: where it comes from (exactly one of hub, path, pypi), what it is, and its own settings."""
 
@@ -96,6 +118,13 @@ class ModelEntry(Defaults):
     model_type: Annotated[str, forms.MODEL_TYPE] = Field(description="model_type of config.json, checked against it.")
     num_hidden_layers: int = Field(
         strict=True, ge=1, le=1024, description="Layers, checked against config.json; makes plans complete offline."
+    )
+    sizes: Sizes | None = Field(
+        default=None, description="Parameters and KV width; with them, a build too large for its chip is left out."
+    )
+    # `model_config` is pydantic's own name.
+    config_file: Annotated[str, forms.CONFIG_FILE] | None = Field(
+        default=None, alias="model_config", description="JSON file whose keys override or replace config.json's."
     )
 
     @property
@@ -121,19 +150,28 @@ class ModelEntry(Defaults):
 
 
 class Zoo(BaseModel):
-    """The matrix: models x chips x weight types. Validate it with `ChipTable.canonical_names()` as context."""
+    """The matrix: models x chips x weight types. Validate it with the ChipTable as context."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     defaults: Defaults = Field(default_factory=Defaults, description="Settings all models share.")
     models: dict[Annotated[str, forms.MODEL_NAME], ModelEntry] = Field(min_length=1, description="Models by name.")
+    _chips: ChipTable = PrivateAttr()
+
+    def model_post_init(self, context: Any) -> None:
+        self._chips = context
 
     def builds(self) -> tuple[Build, ...]:
-        """Every build, in the file's order: models, then chips, then weight types."""
-        return tuple(build for name in self.models for build in self.builds_of(name))
+        """Every build that fits its chip, in the file's order: models, then chips, then weight types."""
+        return tuple(build for name in self.models for build in self.builds_of(name) if build.misfit is None)
+
+    def left_out(self) -> tuple[Build, ...]:
+        """The other builds; their `misfit` says why."""
+        return tuple(build for name in self.models for build in self.builds_of(name) if build.misfit is not None)
 
     def builds_of(self, name: str) -> tuple[Build, ...]:
-        """One model's builds. Raises AxzooError when its settings contradict each other or two builds share a path."""
+        """One model's builds, fitting or not. Raises AxzooError when its settings contradict each other or the chips'
+        table, or two builds share a path."""
         builds = tuple(self._expand(name))
         bundles = [build.bundle for build in builds]
         for bundle in bundles:
@@ -147,20 +185,24 @@ class Zoo(BaseModel):
             update={key: getattr(self.defaults, key) for key in Defaults.model_fields.keys() - entry.model_fields_set}
         )
         for chip, weight_type in product(own.chips, own.weight_type):
+            recipe = Recipe(
+                weight_type=weight_type,
+                post_weight_type=own.post_weight_type,
+                hidden_state_type=own.hidden_state_type,
+                prefill_len=own.prefill_len,
+                kv_cache_len=own.kv_cache_len,
+                last_kv_cache_len=own.last_kv_cache_len,
+            )
             yield Build(
                 chip=chip,
+                npu_memory_mb=self._chips.memory_mb(chip),
+                memory=device_memory(recipe, own.num_hidden_layers, **dict(own.sizes)) if own.sizes else None,
                 model=name,
                 model_type=own.model_type,
                 num_hidden_layers=own.num_hidden_layers,
                 source=own.source,
-                recipe=Recipe(
-                    weight_type=weight_type,
-                    post_weight_type=own.post_weight_type,
-                    hidden_state_type=own.hidden_state_type,
-                    prefill_len=own.prefill_len,
-                    kv_cache_len=own.kv_cache_len,
-                    last_kv_cache_len=own.last_kv_cache_len,
-                ),
+                model_config=own.config_file,
+                recipe=recipe,
                 prompt=own.prompt,
                 chat=own.chat,
                 expect=own.expect,

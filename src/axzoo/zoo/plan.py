@@ -19,14 +19,18 @@ from axzoo.zoo.load import load_zoo
 
 @dataclass(frozen=True)
 class Plan:
-    """The builds that `all` makes, those of the demo, and jobs looked up by Snakemake's wildcards."""
+    """The builds that `all` makes, those of the demo, and jobs looked up by Snakemake's wildcards.
+
+    `left_out` are known too, so that asking for one of them is answered with the reason.
+    """
 
     wanted: tuple[Build, ...]
     demo: tuple[Build, ...]
+    left_out: tuple[Build, ...]
 
     @cached_property
     def _builds(self) -> dict[Path, Build]:
-        return {build.bundle: build for build in (*self.wanted, *self.demo)}
+        return {build.bundle: build for build in (*self.wanted, *self.demo, *self.left_out)}
 
     @cached_property
     def _models(self) -> dict[str, Build]:
@@ -51,11 +55,25 @@ class Plan:
         return self._models[wildcards.model]
 
     def build(self, wildcards: Any) -> Build:
-        """The build whose folder the wildcards name. Raises AxzooError when the matrix does not list it."""
+        """The build whose folder the wildcards name. Raises AxzooError when the matrix does not list or the chip
+        not hold it."""
         bundle = Path("results", wildcards.chip, f"{wildcards.model}-{wildcards.tag}")
         if bundle not in self._builds:
-            raise AxzooError(f"{bundle} is not a build of the matrix; it has: {', '.join(map(str, self._builds))}")
-        return self._builds[bundle]
+            raise AxzooError(f"{bundle} is not a build of the matrix; `axzoo report` lists what it has")
+        build = self._builds[bundle]
+        if build.misfit is not None:
+            raise AxzooError(f"{bundle} is left out: {build.misfit}")
+        return build
+
+    def build_with(self, wildcards: Any, file: str) -> Build:
+        """Like `build`, for one of its files. Raises AxzooError when the build has no file of that name."""
+        build = self.build(wildcards)
+        if file not in (*build.layer_files, build.post_file):
+            raise AxzooError(
+                f"{build.bundle} has no {file}: its files are {build.layer_files[0]} to {build.layer_files[-1]} "
+                f"and {build.post_file}"
+            )
+        return build
 
     def lock_code(self, wildcards: Any) -> str:
         return fingerprint("axzoo.checkpoint.lock", f"axzoo.families.{self.model(wildcards).model_type}")
@@ -83,13 +101,19 @@ class Plan:
 
 def make_plan(matrices: Sequence[str | Path], demo: str | Path) -> Plan:
     """Reads the matrix files. Raises AxzooError for what is wrong in them, or between them."""
-    wanted = [build for path in matrices for build in load_zoo(Path(path)).builds()]
-    demo_builds = load_zoo(Path(demo)).builds()
+    zoos = [load_zoo(Path(path)) for path in matrices]
+    demo_zoo = load_zoo(Path(demo))
+    wanted = tuple(dict.fromkeys(build for zoo in zoos for build in zoo.builds()))
+    left_out = tuple(dict.fromkeys(build for zoo in (*zoos, demo_zoo) for build in zoo.left_out()))
+    if not wanted:
+        reasons = "\n".join(str(build.misfit) for build in left_out)
+        raise AxzooError(f"nothing to build: no build of the matrix fits its chip\n{reasons}")
+    plan = Plan(wanted, demo_zoo.builds(), left_out)
     bundles: dict[Path, Build] = {}
     models: dict[str, Build] = {}
-    for build in [*wanted, *demo_builds]:
+    for build in (*plan.wanted, *plan.demo, *plan.left_out):
         if bundles.setdefault(build.bundle, build) != build:
             raise AxzooError(f"two matrices describe {build.bundle} differently: rename one of the models")
         if models.setdefault(build.model, build).model_facts != build.model_facts:
             raise AxzooError(f"two matrices describe model {build.model} differently: rename one of the two")
-    return Plan(tuple(dict.fromkeys(wanted)), demo_builds)
+    return plan

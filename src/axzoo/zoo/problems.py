@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Sequence
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -80,8 +81,10 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _keys_at(model: type[BaseModel], loc: Loc) -> list[str]:
-    """The keys of the model that validates the mapping at `loc`; fields lead to models or to dicts of models."""
+    """The keys of the model that validates the mapping at `loc`; fields lead to models, perhaps optional, or to dicts
+    of models."""
     inner: Any = model
     for part in loc:
         inner = get_args(inner)[1] if get_origin(inner) is dict else inner.model_fields[part].annotation
-    return list(inner.model_fields)
+        inner = get_args(inner)[0] if get_origin(inner) is UnionType else inner
+    return [field.alias or name for name, field in inner.model_fields.items()]

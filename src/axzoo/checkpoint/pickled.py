@@ -1,0 +1,108 @@
+"""Checkpoints in files of torch.save, `pytorch_model.bin`, single or sharded.
+
+Only torch's restricted unpickler reads them (weights_only), which builds tensors and runs no code. The files are mapped
+into memory: opening reads the tensors' names and shapes, and rows come off the disk when they are asked for. torch's
+format of before version 1.6 cannot be mapped and is refused, as is an archive whose entries are compressed.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import torch
+
+from axzoo.checkpoint.shards import check_index, weight_map
+from axzoo.checkpoint.tensors import Array, TensorInfo
+from axzoo.errors import AxzooError
+
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32"}
+
+
+class PickledCheckpoint:
+    """`pytorch_model.bin`, or the shards that `pytorch_model.bin.index.json` lists."""
+
+    def __init__(self, folder: Path) -> None:
+        self._values: dict[str, torch.Tensor] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        index = folder / "pytorch_model.bin.index.json"
+        listed = weight_map(index) if index.exists() else None
+        shards = sorted(set(listed.values())) if listed is not None else ["pytorch_model.bin"]
+        for shard in shards:
+            self._open(folder / shard)
+        if listed is not None:
+            check_index(index, listed, self.tensors)
+
+    def _open(self, path: Path) -> None:
+        for name, value in _load(path).items():
+            if not isinstance(name, str) or not name.isprintable():
+                raise AxzooError(f"{path} has an entry with an unprintable name, {name!r:.80}: it is no model's")
+            if not _is_plain_tensor(value):
+                raise AxzooError(f"{path}: entry {name} is no tensor of plain rows: axzoo reads a model's state_dict")
+            if name in self.tensors:
+                raise AxzooError(f"{path} repeats tensor {name} of {self.tensors[name].file}")
+            self._values[name] = value.detach()
+            dtype = _NAMES.get(value.dtype, str(value.dtype))
+            self.tensors[name] = TensorInfo(name, path.name, dtype, tuple(value.shape))
+
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        rows = self._values[name][start:stop].contiguous()
+        if rows.dtype != torch.bfloat16:
+            return rows.numpy()
+        values: Array = rows.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # numpy knows no bf16 of torch's
+        return values
+
+
+def _load(path: Path) -> dict[Any, Any]:
+    """What the file holds, its tensors mapped. Raises AxzooError when it is damaged or asks for more than tensors."""
+    _check_archive(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # a forged pickle makes the unpickler raise almost anything
+        wanted = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
+        if wanted:
+            raise AxzooError(
+                f"{path} asks for {wanted[1]} while it is read, which is no tensor: refused, nothing of it was run"
+            ) from None
+        raise AxzooError(f"{path} is damaged ({_first_sentence(error)}): fetch it again") from None
+    if not isinstance(content, dict):
+        raise AxzooError(f"{path} holds a {type(content).__name__}, not tensors by name: it is no model's")
+    return content
+
+
+def _check_archive(path: Path) -> None:
+    """Raises AxzooError unless the file is a zip archive whose entries can be mapped."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != b"PK\3\4":
+                raise AxzooError(
+                    f"{path} is not of the zip format that torch writes since version 1.6: fetch it again, or load an "
+                    f"older file with torch and save it with torch.save"
+                )
+        with zipfile.ZipFile(path) as archive:
+            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except FileNotFoundError:
+        raise AxzooError(f"{path} is missing: fetch the checkpoint again") from None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise AxzooError(f"{path} is damaged or incomplete ({error}): fetch it again") from None
+    if packed:
+        raise AxzooError(f"{path} is a compressed archive, which cannot be read in parts: save it with torch.save")
+
+
+def _is_plain_tensor(value: Any) -> bool:
+    """Whether this is a tensor of stored numbers: not sparse, quantized, nested, lazily negated or without values."""
+    return (
+        type(value) in (torch.Tensor, torch.nn.Parameter)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_nested or value.is_neg() or value.is_conj())
+    )
+
+
+def _first_sentence(error: Exception) -> str:
+    """The beginning of torch's messages, which run over paragraphs."""
+    said = re.split(r"\. |\n", str(error), maxsplit=1)[0]
+    return said if said and said.isprintable() else type(error).__name__

@@ -1,0 +1,178 @@
+"""Both levels on a real bundle, whole and broken: a check that cannot fail proves nothing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from axzoo.bundle import complete_bundle
+from axzoo.check.fidelity import greedy_agreement, text_fidelity
+from axzoo.check.generation import check_generation
+from axzoo.check.layers import check_layers
+from axzoo.check.oracle import checkpoint_oracle, in_memory
+from axzoo.check.prompt import prompt_ids
+from axzoo.check.thresholds import BY_WEIGHT_TYPE, FLOAT, S8
+from axzoo.errors import AxzooError
+from axzoo.recipe import WEIGHT_TYPES, Recipe
+from axzoo.reference import Oracle
+from axzoo.runtime.bundle import open_bundle
+from axzoo.runtime.model import load_model
+from axzoo.tokenizer.local import load_tokenizer
+from tiny_model import EXACT, LAYERS, Built, Checkpoint
+
+IDS = [int(i) for i in np.random.default_rng(3).integers(0, 256, 20)]
+
+
+def _complete(built: Built, folder: Path) -> Path:
+    moved = built.moved(folder)
+    complete_bundle(moved.plan)
+    return folder
+
+
+@pytest.fixture
+def bundle(s8: Built, tmp_path: Path) -> Path:
+    return _complete(s8, tmp_path / "tiny-w8a16")
+
+
+@pytest.fixture
+def oracle(s8: Built) -> Oracle:
+    return in_memory(checkpoint_oracle(s8.locks, s8.source, s8.recipe.positions))
+
+
+def test_a_good_s8_bundle_passes_level_1(bundle: Path, oracle: Oracle) -> None:
+    checks = list(check_layers(open_bundle(bundle), oracle, IDS))
+    assert [check.layer for check in checks] == list(range(LAYERS))
+    for check in checks:
+        assert check.passes(S8)
+        for closeness in (check.prefill, check.decode):
+            assert 0.999 < closeness.cosine < 1
+            assert 0 < closeness.delta_l2 < 0.06
+            assert closeness.max_abs > 0
+
+
+def test_an_exact_bundle_has_next_to_no_error(
+    build_tiny: Callable[[Recipe], Built], oracle: Oracle, tmp_path: Path
+) -> None:
+    folder = _complete(build_tiny(EXACT), tmp_path / "exact")
+    for check in check_layers(open_bundle(folder), oracle, IDS):
+        assert check.passes(FLOAT)
+        assert max(check.prefill.delta_l2, check.decode.delta_l2) < 1e-5
+        assert max(check.prefill.max_abs, check.decode.max_abs) < 1e-4
+
+
+def test_exchanged_layers_fail_level_1(bundle: Path, oracle: Oracle) -> None:
+    first, second = open_bundle(bundle).layers
+    first.rename(bundle / "kept")
+    shutil.copy(second, first)
+    checks = list(check_layers(open_bundle(bundle), oracle, IDS))
+    assert [check.passes(S8) for check in checks] == [False, True]
+
+
+def test_one_wrong_matrix_fails_level_1(bundle: Path, oracle: Oracle) -> None:
+    """Its scales off by a tenth: a mistake that cosines over a whole residual stream would forgive."""
+    path = open_bundle(bundle).layers[1]
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        if tensor.name == "down_proj.scale":
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.1), tensor.name))
+    path.unlink()
+    onnx.save(model, path)
+    assert [check.passes(S8) for check in check_layers(open_bundle(bundle), oracle, IDS)] == [True, False]
+
+
+def test_a_prompt_of_one_token_is_too_short(bundle: Path, oracle: Oracle) -> None:
+    with pytest.raises(AxzooError, match="level 1 needs a prompt of at least 2 tokens, not 1"):
+        list(check_layers(open_bundle(bundle), oracle, IDS[:1]))
+    assert len(list(check_layers(open_bundle(bundle), oracle, IDS[:2]))) == LAYERS
+
+
+def test_level_2_asks_the_oracle_of_every_token(bundle: Path, oracle: Oracle, checkpoint: Checkpoint) -> None:
+    tokenizer = load_tokenizer(bundle / "tokenizer")
+    check = check_generation(load_model(bundle), tokenizer, oracle, IDS, 6)
+    assert 1 <= len(check.steps) <= 6
+    tokens = [step.token for step in check.steps]
+    wanted = checkpoint.logits([*IDS, *tokens])[len(IDS) - 1 : -1]
+    assert [step.oracle_token for step in check.steps] == wanted.argmax(-1).tolist()
+    assert check.top1_agreement == np.mean([step.token == step.oracle_token for step in check.steps])
+    assert check.mean_kl == pytest.approx(np.mean([step.kl for step in check.steps]))
+    assert 0 < check.mean_kl < S8.max_mean_kl
+    for step in check.steps:
+        probabilities = [probability for _, probability in step.candidates]
+        assert len(probabilities) == 10
+        assert probabilities == sorted(probabilities, reverse=True)
+        assert step.candidates[0][0] == step.text
+    assert check.hit_eos == (tokens[-1] in tokenizer.eos_token_ids)
+    assert check.failures(S8, None) == []
+
+
+def test_level_2_says_what_failed(bundle: Path, oracle: Oracle) -> None:
+    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 4)
+    assert check.failures(S8, check.answer[:1]) == []
+    (missing,) = check.failures(S8, "Paris is not what this model says")
+    assert "does not contain 'Paris is not what this model says'" in missing
+    strict = replace(S8, max_mean_kl=0.0, min_top1_agreement=1.1)
+    said = check.failures(strict, None)
+    assert [line.split(" is ")[0].rsplit(" ", 1)[0] for line in said] == ["mean KL divergence", "top-1 agreement"]
+
+
+def test_level_2_sees_a_broken_layer(bundle: Path, oracle: Oracle) -> None:
+    first, second = open_bundle(bundle).layers
+    first.unlink()
+    shutil.copy(second, first)
+    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 6)
+    assert check.failures(S8, None)
+
+
+def test_level_2_stops_where_the_context_ends(bundle: Path, oracle: Oracle) -> None:
+    model = load_model(bundle)
+    check = check_generation(model, load_tokenizer(bundle / "tokenizer"), oracle, IDS, 1000)
+    assert check.hit_eos or model.is_full
+    assert len(IDS) + len(check.steps) <= model.geometry.max_token_len + 1
+
+
+def test_prompts_are_the_users_message_or_raw_text(bundle: Path) -> None:
+    tokenizer = load_tokenizer(bundle / "tokenizer")
+    assert tokenizer.decode(prompt_ids(tokenizer, "Hi", chat=True), False) == "<user>Hi"
+    assert tokenizer.decode(prompt_ids(tokenizer, "Hi", chat=False), False) == "Hi"
+
+
+def test_fidelity_of_a_text(
+    bundle: Path, build_tiny: Callable[[Recipe], Built], oracle: Oracle, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    exact = text_fidelity(load_model(_complete(build_tiny(EXACT), tmp_path / "exact")), oracle, IDS)
+    assert (exact.tokens, exact.top1_agreement) == (20, 1)
+    assert exact.mean_kl < 1e-8
+    logits = checkpoint.logits(IDS).astype(np.float64)
+    losses = [np.log(np.exp(row).sum()) - row[token] for row, token in zip(logits[:-1], IDS[1:], strict=True)]
+    assert exact.oracle_perplexity == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
+    assert exact.built_perplexity == pytest.approx(exact.oracle_perplexity, rel=1e-4)
+    short = text_fidelity(load_model(bundle), oracle, IDS)
+    assert short.oracle_perplexity == exact.oracle_perplexity
+    assert exact.mean_kl < short.mean_kl < 0.05
+
+
+def test_greedy_agreement(bundle: Path, build_tiny: Callable[[Recipe], Built], oracle: Oracle, tmp_path: Path) -> None:
+    exact = load_model(_complete(build_tiny(EXACT), tmp_path / "exact"))
+    agreement = greedy_agreement(exact, oracle, IDS, 8, ends=())
+    assert (agreement.agreed, agreement.tokens) == (8, 8)
+    said = [token for token, _ in oracle.greedy(IDS, 8)]
+    stop = greedy_agreement(exact, oracle, IDS, 8, ends={said[2]})
+    assert stop.agreed == stop.tokens == said.index(said[2]) + 1
+    first, second = open_bundle(bundle).layers
+    first.unlink()
+    shutil.copy(second, first)
+    broken = greedy_agreement(load_model(bundle), oracle, IDS, 8, ends=())
+    assert broken.agreed < 8
+    assert broken.lead > 0
+
+
+def test_every_weight_type_has_its_thresholds() -> None:
+    assert set(BY_WEIGHT_TYPE) == set(WEIGHT_TYPES)
+    assert FLOAT.min_layer_cosine > S8.min_layer_cosine >= 0.999

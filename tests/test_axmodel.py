@@ -1,0 +1,85 @@
+"""The container: groups by recipe, and its header written and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from axzoo.axmodel import METADATA_KEY, ShapeGroup, TensorSpec, layer_groups, parse_header, post_groups, to_bytes
+from axzoo.recipe import Recipe
+from axzoo.rope import make_rope
+from axzoo.spec import LayerSpec, NormSpec, PostSpec
+
+NORM = NormSpec("rms_norm", 1e-6)
+QWEN = LayerSpec(
+    hidden_size=896,
+    intermediate_size=4864,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    head_dim=64,
+    norm=NORM,
+    rope=make_rope(64, 1e6, {"rope_type": "default"}, 32768),
+    max_position_embeddings=32768,
+    qkv_bias=True,
+)
+
+
+def test_the_groups_of_a_real_models_layer() -> None:
+    """Qwen2-0.5B's sizes with the documented defaults: P = 128, S = 1023, D = 128."""
+    decode, prefill = layer_groups(QWEN, Recipe())
+    assert [(t.name, t.dtype, t.shape) for t in decode.inputs] == [
+        ("K_cache", "bf16", (1, 1023, 128)),
+        ("V_cache", "bf16", (1, 1023, 128)),
+        ("indices", "uint32", (1, 1)),
+        ("input", "bf16", (1, 1, 896)),
+        ("mask", "bf16", (1, 1, 1024)),
+    ]
+    assert [(t.name, t.dtype, t.shape) for t in prefill.inputs] == [
+        ("K_cache", "bf16", (1, 1, 896)),
+        ("V_cache", "bf16", (1, 1, 896)),
+        ("indices", "uint32", (1, 128)),
+        ("input", "bf16", (1, 128, 896)),
+        ("mask", "bf16", (1, 128, 128)),
+    ]
+    assert (decode.unused, prefill.unused) == ((), ("K_cache", "V_cache"))
+
+
+def test_every_further_chunk_is_a_group() -> None:
+    groups = layer_groups(QWEN, Recipe(last_kv_cache_len=(128, 256), hidden_state_type="fp32"))
+    assert [group.inputs[0].shape for group in groups] == [(1, 1023, 128), (1, 1, 896), (1, 128, 128), (1, 256, 128)]
+    assert [group.inputs[4].shape for group in groups] == [(1, 1, 1024), *((1, 128, 128 * n) for n in (1, 2, 3))]
+    assert {group.outputs[2] for group in groups[1:]} == {TensorSpec("output", "fp32", (1, 128, 896))}
+
+
+def test_the_post_layers_group() -> None:
+    (group,) = post_groups(PostSpec(896, 151936, NORM), Recipe())
+    assert group == ShapeGroup(
+        inputs=(TensorSpec("input", "bf16", (1, 1, 896)),), outputs=(TensorSpec("output", "bf16", (1, 1, 151936)),)
+    )
+
+
+def _graph() -> onnx.GraphProto:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    return helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])
+
+
+def test_the_header_comes_back() -> None:
+    groups, about = layer_groups(QWEN, Recipe(last_kv_cache_len=(128,))), {"weight_type": "s8", "ü": [1, 0.5, None]}
+    data = to_bytes(_graph(), "decoder_layer", groups, about)
+    (entry,) = onnx.ModelProto.FromString(data).metadata_props
+    header = parse_header(entry.value, Path("x.axmodel"))
+    assert entry.key == METADATA_KEY
+    assert (header.kind, header.groups, header.about) == ("decoder_layer", groups, about)
+
+
+def test_equal_arguments_give_equal_bytes_whatever_the_order_of_keys() -> None:
+    groups = post_groups(PostSpec(8, 9, NORM), Recipe())
+    assert to_bytes(_graph(), "post", groups, {"a": 1, "b": 2}) == to_bytes(_graph(), "post", groups, {"b": 2, "a": 1})
+
+
+def test_a_number_that_json_lacks_is_never_written() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_bytes(_graph(), "post", (), {"error": float("nan")})

@@ -1,0 +1,172 @@
+"""Building a part: once, from what was locked, and never in halves."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from axzoo.build import Job, build_embed, build_layer, build_post
+from axzoo.checkpoint.lock import make_lock, write_lock
+from axzoo.errors import AxzooError
+from axzoo.files import read_json
+from axzoo.recipe import Recipe
+from tiny_model import LAYERS, Built, Checkpoint, build
+
+RECIPE = Recipe(prefill_len=4, kv_cache_len=15)
+
+
+class Workshop:
+    """A checkpoint with its lock, a store, and jobs for its parts."""
+
+    def __init__(self, checkpoint: Checkpoint, root: Path) -> None:
+        self.root = root
+        self.folder = Path(shutil.copytree(checkpoint.folder, root / "checkpoint"))
+        self.lock()
+
+    def lock(self) -> None:
+        write_lock(make_lock(self.folder, "llama", LAYERS), self.root / "locks", self.folder, {})
+
+    def job(self, part: str, name: str) -> Job:
+        return Job(
+            lock=self.root / "locks" / f"{part}.json",
+            source=self.folder / "source.json",
+            store=self.root / "store",
+            output=self.root / "out" / name,
+            receipt=self.root / "receipts" / f"{name}.json",
+        )
+
+    def key(self, part: str, recipe: Recipe = RECIPE) -> str:
+        """Builds the part and gives its key."""
+        job = self.job(part, part)
+        if part == "embed":
+            build_embed(job)
+        else:
+            (build_post if part == "post" else build_layer)(job, recipe, "host")
+        key: str = read_json(job.receipt)["key"]
+        return key
+
+    def change(self, name: str) -> None:
+        tensors = load_file(self.folder / "model.safetensors")
+        tensors[name].view(-1)[-1] += 1
+        save_file(tensors, self.folder / "model.safetensors")
+
+    def files(self) -> list[str]:
+        made = [path for name in ("store", "out", "receipts") for path in (self.root / name).rglob("*")]
+        return sorted(path.name for path in made if path.is_file())
+
+
+@pytest.fixture
+def workshop(checkpoint: Checkpoint, tmp_path: Path) -> Workshop:
+    return Workshop(checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize("part", ["layer_0", "post", "embed"])
+def test_the_receipt_says_what_was_built(workshop: Workshop, part: str) -> None:
+    key = workshop.key(part)
+    receipt, output = read_json(workshop.root / "receipts" / f"{part}.json"), workshop.root / "out" / part
+    data = output.read_bytes()
+    assert {name: receipt[name] for name in ("file", "key", "size", "sha256")} == {
+        "file": part,
+        "key": key,
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    matrices = {"layer_0": 7, "post": 1, "embed": 0}[part]
+    assert len(receipt["about"].get("weight_errors", {})) == matrices
+    assert (workshop.root / "store" / key[:2] / key).samefile(output)
+    assert "path" not in receipt
+
+
+def test_a_second_build_takes_the_stores_file(workshop: Workshop) -> None:
+    """Even where the checkpoint has gone meanwhile."""
+    build_layer(workshop.job("layer_0", "first"), RECIPE, "host")
+    (workshop.folder / "model.safetensors").unlink()
+    build_layer(workshop.job("layer_0", "second"), RECIPE, "host")
+    assert (workshop.root / "out" / "first").samefile(workshop.root / "out" / "second")
+    with pytest.raises(AxzooError, match="holds neither"):
+        build_layer(workshop.job("layer_1", "third"), RECIPE, "host")
+
+
+def test_a_damaged_store_is_mended(workshop: Workshop) -> None:
+    key = workshop.key("layer_0")
+    stored = workshop.root / "store" / key[:2] / key
+    whole = stored.read_bytes()
+    stored.write_bytes(whole[:-1])
+    assert workshop.key("layer_0") == key
+    assert stored.read_bytes() == (workshop.root / "out" / "layer_0").read_bytes() == whole
+
+
+def test_keys_are_of_what_determines_the_bytes(workshop: Workshop) -> None:
+    keys = {part: workshop.key(part) for part in ("layer_0", "layer_1", "post", "embed")}
+    assert len(set(keys.values())) == 4
+    longer, posts = replace(RECIPE, kv_cache_len=31), replace(RECIPE, post_weight_type="bf16")
+    assert workshop.key("layer_0", longer) != keys["layer_0"]
+    assert workshop.key("post", longer) == keys["post"]
+    assert workshop.key("layer_0", posts) == keys["layer_0"]
+    assert workshop.key("post", posts) != keys["post"]
+    workshop.change("model.layers.1.mlp.up_proj.weight")
+    workshop.lock()
+    after = {part: workshop.key(part) for part in keys}
+    assert [part for part in keys if after[part] != keys[part]] == ["layer_1"]
+    config = workshop.folder / "config.json"
+    config.write_text(config.read_text().replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'))
+    workshop.lock()
+    other = {part: workshop.key(part) for part in keys}
+    assert [part for part in keys if other[part] == after[part]] == ["embed"]
+
+
+def test_equal_layers_are_stored_once(workshop: Workshop) -> None:
+    tensors = load_file(workshop.folder / "model.safetensors")
+    twins = {n: tensors[n.replace("layers.1.", "layers.0.")].clone() for n in tensors}
+    save_file(twins, workshop.folder / "model.safetensors")
+    workshop.lock()
+    assert workshop.key("layer_0") == workshop.key("layer_1")
+
+
+@pytest.mark.parametrize(
+    "part, name",
+    [
+        ("layer_0", "model.layers.0.mlp.down_proj.weight"),
+        ("layer_0", "model.layers.0.input_layernorm.weight"),
+        ("post", "model.norm.weight"),
+        ("post", "lm_head.weight"),
+        ("embed", "model.embed_tokens.weight"),
+    ],
+)
+def test_a_checkpoint_changed_after_locking_leaves_nothing(workshop: Workshop, part: str, name: str) -> None:
+    workshop.change(name)
+    with pytest.raises(AxzooError, match=f"tensor {name} changed after it was locked"):
+        workshop.key(part)
+    assert workshop.files() == []
+
+
+def test_what_does_not_fit_leaves_nothing(workshop: Workshop) -> None:
+    with pytest.raises(AxzooError, match="kv_cache_len 1023 does not fit"):
+        workshop.key("layer_0", Recipe())
+    with pytest.raises(AxzooError, match="backend 'npu9' does not exist"):
+        build_layer(workshop.job("layer_0", "x"), RECIPE, "npu9")
+    assert workshop.files() == []
+
+
+def test_the_embedding_is_the_checkpoints_rows(checkpoint: Checkpoint, exact: Built) -> None:
+    table = checkpoint.model.model.embed_tokens.weight.detach()
+    found = np.fromfile(exact.embedding, np.uint16).view(ml_dtypes.bfloat16).reshape(table.shape)
+    assert torch.equal(torch.from_numpy(found.astype(np.float32)), table)
+
+
+def test_two_builds_share_one_store(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """As the two chips' builds of a model do."""
+    first = build(checkpoint, RECIPE, tmp_path)
+    moved = first.moved(tmp_path / "first")
+    shutil.rmtree(first.folder)
+    second = build(checkpoint, RECIPE, tmp_path)
+    assert [path.read_bytes() for path in moved.layers] == [path.read_bytes() for path in second.layers]
+    assert len(list((tmp_path / "store").rglob("*.json"))) == LAYERS + 2

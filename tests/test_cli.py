@@ -1,0 +1,160 @@
+"""The command line: its verbs, and one line for everything that goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import axzoo
+from axzoo.cli import main
+from axzoo.commands import schema
+from axzoo.errors import AxzooError
+from tiny_model import Checkpoint
+
+COMMANDS = Path(axzoo.__file__).parent / "commands"
+VERBS = sorted(path.stem.replace("_", "-") for path in COMMANDS.glob("[!_]*.py"))
+
+
+def _axzoo(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "axzoo.cli", *words], capture_output=True, text=True)
+
+
+def test_the_verbs_of_the_house() -> None:
+    assert {"fetch", "lock", "layer", "post", "embed", "bundle", "check-layers", "check-generation", "run"} <= set(
+        VERBS
+    )
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"usage: axzoo {verb}")
+    summary = (COMMANDS / f"{verb.replace('-', '_')}.py").read_text().splitlines()[0].strip('"')
+    assert " ".join(summary.split()) in " ".join(said.split())
+
+
+@pytest.mark.parametrize("words", [["--help"], []])
+def test_the_help_lists_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    for verb in VERBS:
+        assert re.search(rf"^ +(VERB +)?{verb} +\S", said, re.MULTILINE)
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"axzoo {axzoo.__version__}\n"
+
+
+@pytest.mark.parametrize("verb", ["compile", "_build", "check_layers", "", "../cli"])
+def test_an_unknown_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb])
+    assert ended.value.code == 2
+    assert "invalid choice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "failure, said",
+    [
+        (AxzooError("the matrix is wrong"), "axzoo: the matrix is wrong\n"),
+        (OSError(errno.ENOSPC, "x", "store/ab"), "axzoo: no space left on the disk while writing store/ab: free some"),
+        (OSError(errno.EDQUOT, "x"), "axzoo: no space left on the disk while writing a file: free some"),
+        (PermissionError(errno.EACCES, "Permission denied", "results"), "axzoo: results: Permission denied\n"),
+        (OSError("no number"), "axzoo: a file: no number\n"),
+        (MemoryError(), "axzoo: out of memory: build with fewer jobs at once"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: BaseException, said: str
+) -> None:
+    def fail(_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(schema, "run", fail)
+    assert main(["schema"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(said)
+    assert error.count("\n") == 1
+
+
+def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(schema, "run", interrupt)
+    assert main(["schema"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(schema, "run", bug)
+    with pytest.raises(ZeroDivisionError):
+        main(["schema"])
+
+
+def test_a_job_that_fails_says_so_in_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    lock: list[str | Path] = [
+        "lock",
+        "--model_type",
+        "llama",
+        "--num_hidden_layers",
+        "2",
+        "--output",
+        tmp_path / "locks",
+    ]
+    done = _axzoo(*lock, "--source", tmp_path / "none" / "source.json")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"axzoo: {tmp_path}/none/source.json is missing\n"
+    done = _axzoo(*lock[:-3], "7", "--output", tmp_path / "locks", "--source", checkpoint.source)
+    assert done.returncode == 1
+    assert re.fullmatch(r"axzoo: .*has 2 layers, but the matrix says num_hidden_layers: 7\n", done.stderr)
+    assert not (tmp_path / "locks").exists()
+
+
+def test_an_output_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A file stands where the folder should be: this holds for root, too."""
+    (tmp_path / "results").write_text("")
+    target = tmp_path / "results" / "locks"
+    done = _axzoo(
+        "lock", "--model_type", "llama", "--num_hidden_layers", "2", "--output", target, "--source", checkpoint.source
+    )
+    assert done.returncode == 1
+    assert done.stderr == f"axzoo: {tmp_path}/results/locks: Not a directory\n"
+
+
+def test_lock_prints_the_models_config(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    done = _axzoo(
+        "lock",
+        "--source",
+        checkpoint.source,
+        "--model_type=llama",
+        "--num_hidden_layers=2",
+        f"--output={tmp_path / 'L'}",
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("Config(\n    model_name='L',\n    model_type='llama',\n    num_hidden_layers=2,\n")
+    assert re.fullmatch(r"[\d: .-]+\| SUCCESS  \| axzoo\S* - prepare llm model done!\n", done.stderr)
+
+
+def test_a_reader_that_goes_away() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-u", "-m", "axzoo.cli", "schema"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")

@@ -1,0 +1,213 @@
+"""The store: one truth for any number of processes, and nothing damaged ever linked."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import multiprocessing
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from axzoo.store import Entry, Store, content_key, link
+
+KEY = content_key({"a": 1})
+
+
+def _write_hello(file: BinaryIO) -> Mapping[str, Any]:
+    file.write(b"hello")
+    return {"errors": {"q": 0.5}}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_keys_are_of_contents() -> None:
+    assert content_key({"a": 1, "b": [2]}) == content_key({"b": [2], "a": 1})
+    assert len(KEY) == 64
+    different: list[dict[str, Any]] = [{}, {"a": 1}, {"a": 2}, {"a": "1"}, {"b": 1}, {"a": [1]}, {"a": 1, "b": None}]
+    assert len({content_key(value) for value in different}) == len(different)
+
+
+@given(st.lists(st.dictionaries(st.text(), st.text() | st.integers(), max_size=3), min_size=2, max_size=5))
+def test_different_contents_have_different_keys(values: list[dict[str, Any]]) -> None:
+    unique = [value for index, value in enumerate(values) if value not in values[:index]]
+    assert len({content_key(value) for value in values}) == len(unique)
+
+
+def test_what_was_added_is_found(store: Store, tmp_path: Path) -> None:
+    assert store.find(KEY) is None
+    added = store.add(KEY, _write_hello)
+    found = Store(tmp_path / "store").find(KEY)
+    assert found == added
+    assert (added.path.read_bytes(), added.size, added.about) == (b"hello", 5, {"errors": {"q": 0.5}})
+    assert added.sha256 == "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+    assert store.find(content_key({"a": 2})) is None
+    assert _files(tmp_path / "store") == [f"{KEY[:2]}/{KEY}", f"{KEY[:2]}/{KEY}.json"]
+
+
+def test_a_failed_build_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    def fail(file: BinaryIO) -> Mapping[str, Any]:
+        file.write(b"half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        store.add(KEY, fail)
+    assert store.find(KEY) is None
+    assert not _files(tmp_path)
+
+
+def _damages(path: Path) -> dict[str, Any]:
+    receipt = path.with_name(path.name + ".json")
+    return {
+        "flipped byte": lambda: path.write_bytes(b"hellp"),
+        "truncated": lambda: path.write_bytes(b"hell"),
+        "emptied": lambda: path.write_bytes(b""),
+        "data gone": path.unlink,
+        "receipt gone": receipt.unlink,
+        "receipt emptied": lambda: receipt.write_text(""),
+        "receipt of nothing": lambda: receipt.write_text("{}"),
+        "receipt a list": lambda: receipt.write_text("[]"),
+        "receipt lies": lambda: receipt.write_text('{"sha256": "00", "size": 5, "about": {}}'),
+        "receipt in half": lambda: receipt.write_bytes(receipt.read_bytes()[:40]),
+    }
+
+
+@pytest.mark.parametrize("damage", _damages(Path("x")).keys())
+def test_damage_is_found_and_built_again(store: Store, tmp_path: Path, damage: str) -> None:
+    path = store.add(KEY, _write_hello).path
+    _damages(path)[damage]()
+    assert store.find(KEY) is None
+    again = store.add(KEY, _write_hello)
+    assert store.find(KEY) == again
+    link(again, tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"hello"
+
+
+def test_finding_damage_does_not_undo_another_processs_repair(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both see the damage; the other one has replaced the entry before this one has finished looking."""
+    path = store.add(KEY, _write_hello).path
+    path.write_bytes(b"damaged")
+    real = hashlib.file_digest
+
+    def slow(*arguments: Any) -> Any:
+        digest = real(*arguments)
+        monkeypatch.undo()
+        Store(tmp_path / "store").add(KEY, _write_hello)
+        return digest
+
+    monkeypatch.setattr(hashlib, "file_digest", slow)
+    assert store.find(KEY) is None
+    found = store.find(KEY)
+    assert found is not None
+    assert found.path.read_bytes() == b"hello"
+
+
+def _use(root: Path, target: Path) -> None:
+    """What a job does: find or build, then link."""
+
+    def write(file: BinaryIO) -> Mapping[str, Any]:
+        for _ in range(64):
+            file.write(b"x" * 10_000)
+        return {}
+
+    store = Store(root)
+    for index in range(20):
+        key = content_key({"n": index})
+        entry = store.find(key) or store.add(key, write)
+        link(entry, target / str(index))
+        assert (target / str(index)).stat().st_size == 640_000
+
+
+def test_many_processes_at_once(tmp_path: Path) -> None:
+    """Two link into one folder, two into another; all build and find the same twenty entries."""
+    context = multiprocessing.get_context("fork")
+    root = tmp_path / "store"
+    users = [context.Process(target=_use, args=(root, tmp_path / name)) for name in "aabb"]
+    for user in users:
+        user.start()
+    for user in users:
+        user.join()
+    assert [user.exitcode for user in users] == [0] * 4
+    assert all(Store(root).find(content_key({"n": index})) for index in range(20))
+    assert not [name for name in _files(tmp_path) if name.endswith(".part")]
+    assert len(_files(root)) == 40
+
+
+def test_link_is_a_hard_link_with_todays_date(store: Store, tmp_path: Path) -> None:
+    entry = store.add(KEY, _write_hello)
+    os.utime(entry.path, (0, 0))
+    link(entry, tmp_path / "bundle" / "file")
+    there = (tmp_path / "bundle" / "file").stat()
+    assert there.st_ino == entry.path.stat().st_ino
+    assert there.st_mtime > 1e9
+    assert stat.S_IMODE(there.st_mode) & 0o600 == 0o600
+
+
+@pytest.mark.parametrize("before", ["another file", "the same link", "a broken symlink"])
+def test_link_replaces_what_was_there(store: Store, tmp_path: Path, before: str) -> None:
+    entry, target = store.add(KEY, _write_hello), tmp_path / "bundle" / "file"
+    target.parent.mkdir()
+    if before == "another file":
+        target.write_text("old")
+    elif before == "the same link":
+        target.hardlink_to(entry.path)
+    else:
+        target.symlink_to(tmp_path / "nowhere")
+    link(entry, target)
+    assert target.read_bytes() == b"hello"
+    assert not target.is_symlink()
+    assert _files(target.parent) == ["file"]
+    assert entry.path.stat().st_nlink == 2
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT])
+def test_where_links_are_refused_it_is_a_copy(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    entry = store.add(KEY, _write_hello)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", refuse)
+    target = tmp_path / "bundle" / "file"
+    target.parent.mkdir()
+    target.write_text("old")
+    link(entry, target)
+    assert target.read_bytes() == b"hello"
+    assert target.stat().st_ino != entry.path.stat().st_ino
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE(entry.path.stat().st_mode)
+    assert _files(target.parent) == ["file"]
+
+
+def test_a_full_disk_is_no_reason_to_copy(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = store.add(KEY, _write_hello)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "link", full)
+    with pytest.raises(OSError, match="No space left"):
+        link(entry, tmp_path / "bundle" / "file")
+    assert not _files(tmp_path / "bundle")
+
+
+def test_an_entry_that_vanished_is_an_error(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        link(Entry(tmp_path / "gone", "", 0, {}), tmp_path / "file")
+    assert not _files(tmp_path)

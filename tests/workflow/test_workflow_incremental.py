@@ -1,0 +1,163 @@
+"""What a second run does after something changed: no more than the change asks for, and never less."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from workflow_project import ENTRY, LAYERS, Project
+
+pytestmark = pytest.mark.workflow
+
+BUNDLE = "results/AX650/tiny-w8a16"
+LAYER = f"{BUNDLE}/llama_p16_l1_together.axmodel"
+LAYER_LOG = "results/logs/layer/AX650/tiny-w8a16/llama_p16_l1_together.log"
+CHECKED = [f"results/checks/AX650/tiny-w8a16/{level}.json" for level in ("layers", "generation")]
+TENSOR = "model.layers.1.mlp.up_proj.weight"
+
+
+def compiled(project: Project) -> dict[str, str]:
+    """The compiled files' digests."""
+    found = project.digests(BUNDLE)
+    return {name: digest for name, digest in found.items() if name.endswith((".axmodel", ".bin"))}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {name for name in before if before[name] != after[name]}
+
+
+def damage(path: Path) -> None:
+    """Another byte in the middle of the file, under the same inode and time."""
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(stat.st_size // 2)
+        byte = file.read(1)
+        file.seek(stat.st_size // 2)
+        file.write(bytes([byte[0] ^ 0x10]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def stored(project: Project, file: str) -> Path:
+    """The store's entry that a bundle's file is a hard link to."""
+    (entry,) = (path for path in (project / "results/store").glob("*/*") if path.samefile(project / file))
+    return entry
+
+
+def test_a_changed_layer_is_the_only_one_compiled(rebuilt: Project) -> None:
+    before = compiled(rebuilt)
+    rebuilt.edit_tensors(lambda tensors: tensors[TENSOR][0, 0].add_(1))
+    run = rebuilt.snakemake(*CHECKED)
+    assert run.jobs == {"fetch": 1, "lock": 1, "layer": 1, "bundle": 1, "check_layers": 1, "check_generation": 1}
+    assert changed(before, compiled(rebuilt)) == {Path(LAYER).name}
+    assert rebuilt.snakemake(*CHECKED).did_nothing
+
+
+def test_a_touched_checkpoint_compiles_nothing(rebuilt: Project) -> None:
+    before = {name: state for name, state in rebuilt.state(BUNDLE).items() if name.endswith((".axmodel", ".bin"))}
+    for path in (rebuilt / "checkpoint").iterdir():
+        path.touch()
+    run = rebuilt.snakemake("results/AX650/tiny-w8a16/manifest.json")
+    assert run.jobs.keys() <= {"fetch", "lock", "bundle"}
+    assert before.items() <= rebuilt.state(BUNDLE).items()
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json"])
+def test_a_changed_small_file_reaches_the_bundle(rebuilt: Project, name: str) -> None:
+    path = rebuilt / "checkpoint" / name
+    path.write_text(path.read_text() + "\n")
+    run = rebuilt.snakemake(f"{BUNDLE}/manifest.json")
+    assert run.jobs == {"fetch": 1, "lock": 1, "bundle": 1}
+    assert (rebuilt / BUNDLE / "tokenizer" / name).read_bytes() == path.read_bytes()
+
+
+def test_another_kv_cache_len_rebuilds_the_layers_alone(rebuilt: Project) -> None:
+    before = compiled(rebuilt)
+    rebuilt.write_matrix({"tiny": ENTRY}, kv_cache_len=79)
+    run = rebuilt.snakemake(f"{BUNDLE}/manifest.json")
+    assert run.jobs == {"layer": LAYERS, "bundle": 1}
+    assert changed(before, compiled(rebuilt)) == {f"llama_p16_l{layer}_together.axmodel" for layer in range(LAYERS)}
+
+
+def test_other_checks_build_nothing(rebuilt: Project) -> None:
+    rebuilt.write_matrix({"tiny": ENTRY | {"prompt": "Which capital?"}})
+    assert rebuilt.snakemake(*CHECKED).jobs == {"check_layers": 1, "check_generation": 1}
+
+
+def test_another_prefill_len_leaves_no_file_of_the_old_one(rebuilt: Project) -> None:
+    rebuilt.write_matrix({"tiny": ENTRY | {"prefill_len": 8, "last_kv_cache_len": []}})
+    run = rebuilt.snakemake(f"{BUNDLE}/manifest.json")
+    assert run.jobs == {"layer": LAYERS, "bundle": 1}
+    assert {path.name for path in (rebuilt / BUNDLE).glob("*.axmodel")} == {
+        *(f"llama_p8_l{layer}_together.axmodel" for layer in range(LAYERS)),
+        "llama_post.axmodel",
+    }
+
+
+def test_a_lost_file_is_linked_again_alone(rebuilt: Project) -> None:
+    before = rebuilt.state("results/store")
+    (rebuilt / LAYER).unlink()
+    run = rebuilt.snakemake()
+    assert run.jobs["layer"] == 1
+    assert run.jobs.keys() <= {"layer", "bundle", "check_layers", "check_generation"}
+    assert rebuilt.state("results/store").keys() == before.keys()
+    assert stored(rebuilt, LAYER).exists()
+
+
+def test_a_lost_bundle_is_linked_again_from_the_store(rebuilt: Project) -> None:
+    before, stock = rebuilt.digests(BUNDLE), rebuilt.digests("results/store")
+    for path in sorted((rebuilt / BUNDLE).rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    run = rebuilt.snakemake(f"{BUNDLE}/manifest.json")
+    assert run.jobs == {"layer": LAYERS, "post": 1, "embed": 1, "bundle": 1}
+    assert rebuilt.digests(BUNDLE) == before
+    assert rebuilt.digests("results/store") == stock
+
+
+def test_a_file_changed_behind_our_back_is_refused_and_then_built_again(rebuilt: Project) -> None:
+    """The bundle's file and the store's entry are one: whoever writes to it damages both."""
+    sound = compiled(rebuilt)
+    entry = stored(rebuilt, LAYER)
+    damage(rebuilt / LAYER)
+    run = rebuilt.snakemake("--force", f"{BUNDLE}/manifest.json")
+    assert run.status == 1
+    assert f"{LAYER} changed after it was built: remove it and run again" in run.shown
+    assert not (rebuilt / f"{BUNDLE}/manifest.json").exists()
+
+    (rebuilt / LAYER).unlink()
+    run = rebuilt.snakemake(f"{BUNDLE}/manifest.json")
+    assert run.jobs == {"layer": 1, "bundle": 1}
+    assert compiled(rebuilt) == sound
+    assert stored(rebuilt, LAYER) == entry
+    assert "is damaged, building it again" in (rebuilt / LAYER_LOG).read_text()
+
+
+def _truncate(entry: Path) -> None:
+    os.truncate(entry, 1000)
+
+
+def _lose(entry: Path) -> None:
+    entry.unlink()
+
+
+def _forget(entry: Path) -> None:
+    entry.with_name(f"{entry.name}.json").unlink()
+
+
+def _garble(entry: Path) -> None:
+    entry.with_name(f"{entry.name}.json").write_text('{"sha256": ')
+
+
+@pytest.mark.parametrize("harm", [damage, _truncate, _lose, _forget, _garble])
+def test_a_damaged_store_entry_is_rebuilt_never_linked(rebuilt: Project, harm: Callable[[Path], None]) -> None:
+    sound = compiled(rebuilt)
+    entry = stored(rebuilt, LAYER)
+    (rebuilt / LAYER).unlink()
+    harm(entry)
+    run = rebuilt.snakemake(LAYER)
+    assert run.status == 0, run.shown
+    assert run.jobs == {"layer": 1}
+    assert compiled(rebuilt) == sound
+    assert stored(rebuilt, LAYER) == entry

@@ -1,0 +1,66 @@
+"""Dry runs of the repository's own matrices: complete, and without a network."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from workflow_project import REPOSITORY, Project
+
+from axzoo.zoo.load import load_zoo
+
+pytestmark = pytest.mark.workflow
+
+NO_NETWORK = dict.fromkeys(
+    ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "HF_ENDPOINT", "PIP_INDEX_URL"), "http://127.0.0.1:9"
+)
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Project:
+    """What a fresh clone has of the workflow."""
+    for name in ("workflow", "profiles", "config"):
+        shutil.copytree(REPOSITORY / name, tmp_path / name)
+    shutil.copy(REPOSITORY / "Snakefile", tmp_path)
+    return Project(tmp_path)
+
+
+def expected_jobs(clone: Project, matrix: str) -> dict[str, int]:
+    """Jobs by rule, of the builds that fit their chip."""
+    builds = load_zoo(clone / matrix, clone / "config/chips.yaml").builds()
+    models = len({build.model for build in builds})
+    layers = sum(build.num_hidden_layers for build in builds)
+    each = dict.fromkeys(("post", "embed", "bundle", "check_layers", "check_generation"), len(builds))
+    return {"fetch": models, "lock": models, "layer": layers, **each}
+
+
+def planned_jobs(shown: str) -> dict[str, int]:
+    table = dict(re.findall(r"^(\w+) +(\d+)$", shown, re.MULTILINE))
+    return {rule: int(count) for rule, count in table.items() if rule not in ("all", "demo", "total")}
+
+
+@pytest.mark.parametrize(
+    ("matrix", "arguments"),
+    [("zoo.yaml", []), ("demo.yaml", ["demo"]), ("demo.yaml", ["--configfile", "config/demo.yaml"])],
+)
+def test_every_job_is_planned(clone: Project, matrix: str, arguments: list[str]) -> None:
+    run = clone.snakemake("-n", *arguments, **NO_NETWORK)
+    assert run.status == 0, run.shown
+    assert planned_jobs(run.shown) == expected_jobs(clone, f"config/{matrix}")
+    assert not (clone / "results").exists()
+
+
+def test_one_file_needs_only_its_own_jobs(clone: Project) -> None:
+    run = clone.snakemake(
+        "-n", "results/AX620E/SmolLM2-135M-Instruct-w8a16/llama_p128_l7_together.axmodel", **NO_NETWORK
+    )
+    assert planned_jobs(run.shown) == {"fetch": 1, "lock": 1, "layer": 1}
+
+
+@pytest.mark.parametrize("folder", ["SmolLM2-135M-Instruct-w4a16", "SmolLM3-w8a16"])
+def test_a_bundle_the_matrix_does_not_list_is_refused(clone: Project, folder: str) -> None:
+    run = clone.snakemake("-n", f"results/AX650/{folder}/manifest.json")
+    assert run.status == 1
+    assert re.search(f"results/AX650/{folder}(/manifest.json| is not a build of the matrix)", run.shown)

@@ -1,0 +1,175 @@
+"""A project folder as a user has it, real Snakemake run in it, and a llama small enough to be built in seconds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+REPOSITORY = Path(__file__).parents[2]
+LAYERS = 3
+MAX_POSITIONS = 128
+DEFAULTS: dict[str, Any] = {"prefill_len": 16, "kv_cache_len": 63, "last_kv_cache_len": [16, 32], "chips": ["AX650"]}
+ENTRY: dict[str, Any] = {"path": "checkpoint", "model_type": "llama", "num_hidden_layers": LAYERS}
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CORPUS = ["What is the capital of France? The capital of France is Paris.", "user assistant system"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One `snakemake`: its exit status, what it showed, and its own account of the jobs it finished, by rule."""
+
+    status: int
+    shown: str
+    jobs: Mapping[str, int]
+
+    @property
+    def did_nothing(self) -> bool:
+        return self.status == 0 and "Nothing to be done" in self.shown and not self.jobs
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with the repository's workflow, a checkpoint `checkpoint`, and a matrix of its own."""
+
+    folder: Path
+
+    def __truediv__(self, path: str) -> Path:
+        return self.folder / path
+
+    def write_matrix(self, models: Mapping[str, Any], name: str = "zoo.yaml", **defaults: Any) -> None:
+        plain = json.loads(
+            json.dumps({"defaults": DEFAULTS | defaults, "models": models})
+        )  # shares nothing: no aliases
+        (self / f"config/{name}").write_text(yaml.safe_dump(plain))
+
+    def edit_tensors(self, change: Callable[[dict[str, torch.Tensor]], object], checkpoint: str = "checkpoint") -> None:
+        """Lets `change` alter the tensors of a checkpoint in place."""
+        file = self / checkpoint / "model.safetensors"
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file, metadata={"format": "pt"})
+
+    def snakemake(self, *arguments: str, **environment: str) -> Run:
+        """`snakemake --cores 2 ARGUMENTS`, with the programs of this Python environment."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        earlier = set(self.folder.glob(".snakemake/log/*"))
+        done = subprocess.run(
+            ["snakemake", "--cores", "2", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PATH": path, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+        )
+        logs = [log.read_text() for log in set(self.folder.glob(".snakemake/log/*")) - earlier]
+        finished = Counter(re.findall(r"^Finished jobid: \d+ \(Rule: (\w+)\)$", "\n".join(logs), re.MULTILINE))
+        del finished["all"]
+        return Run(done.returncode, done.stdout, finished)
+
+    def files(self, folder: str = "results") -> set[str]:
+        """Every file under `folder`, by its path in there."""
+        return {str(path.relative_to(self / folder)) for path in (self / folder).rglob("*") if path.is_file()}
+
+    def state(self, folder: str = "results") -> dict[str, tuple[int, int, int]]:
+        """Every file with what changes when it is written: inode, time of modification, size."""
+        stats = {name: (self / folder / name).stat() for name in self.files(folder)}
+        return {name: (stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats.items()}
+
+    def digests(self, folder: str) -> dict[str, str]:
+        """Every file's sha256."""
+        return {name: sha256(self / folder / name) for name in self.files(folder)}
+
+    def copy_to(self, folder: Path) -> Project:
+        """The project as it stands, times and hard links included.
+
+        A receipt in the copy still names the checkpoint of the original, until it is fetched again.
+        """
+        subprocess.run(["cp", "-a", str(self.folder), str(folder)], check=True)
+        return Project(folder)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def new_project(folder: Path, checkpoint: Path) -> Project:
+    """The repository's workflow, a copy of `checkpoint`, and a matrix of one build: `tiny`, s8, for AX650."""
+    for name in ("workflow", "profiles", "config"):
+        shutil.copytree(REPOSITORY / name, folder / name)
+    shutil.copy(REPOSITORY / "Snakefile", folder)
+    shutil.copytree(checkpoint, folder / "checkpoint")
+    project = Project(folder)
+    project.write_matrix({"tiny": ENTRY})
+    return project
+
+
+def write_checkpoint(folder: Path) -> None:
+    """A random llama as transformers saves it. Its weights take more than 1 MB: Snakemake trusts only the times of such
+    files, as it does those of real checkpoints."""
+    tokenizer = _train_tokenizer()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=MAX_POSITIONS,
+        initializer_range=0.1,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def _train_tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>")
+    tokenizer.chat_template = CHATML
+    return tokenizer
+
+
+def write_wheel(folder: Path, member: str, content: bytes) -> None:
+    """llm-tiny 0.1: a wheel that holds one file."""
+    with zipfile.ZipFile(folder / "llm_tiny-0.1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr(member, content)
+        wheel.writestr("llm_tiny-0.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-tiny\nVersion: 0.1\n")
+        wheel.writestr("llm_tiny-0.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("llm_tiny-0.1.dist-info/RECORD", "")
+
+
+def only_wheels_in(folder: Path) -> dict[str, str]:
+    """The environment that lets pip see the wheels of `folder` and no index."""
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": os.devnull}

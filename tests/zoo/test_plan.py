@@ -1,0 +1,77 @@
+"""What the Snakefile is told of builds that do not fit their chip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from axzoo.errors import AxzooError
+from axzoo.zoo.plan import Plan, make_plan
+
+ROOT = Path(__file__).parents[2]
+ENTRY = "path: x, model_type: llama, num_hidden_layers: 32, sizes: {layer: 202383360, post: 131076096, kv_width: 4096}"
+REASON = "AX620E has 3072 MB, L-w8a16 needs 8227 MB: 7691 of weights, 536 of KV cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's folder, current, with the repository's chips."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/chips.yaml").write_text((ROOT / "config/chips.yaml").read_text())
+    (tmp_path / "demo.yaml").write_text("models: {D: {path: d, model_type: llama, num_hidden_layers: 1, chips: AX650}}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def plan(folder: Path, *matrices: str) -> Plan:
+    for number, text in enumerate(matrices):
+        (folder / f"{number}.yaml").write_text(text)
+    return make_plan([f"{number}.yaml" for number in range(len(matrices))], "demo.yaml")
+
+
+def wildcards(chip: str, model: str, tag: str = "w8a16") -> SimpleNamespace:
+    return SimpleNamespace(chip=chip, model=model, tag=tag)
+
+
+def test_a_left_out_build_is_not_wanted_but_known(folder: Path) -> None:
+    made = plan(folder, f"models: {{L: {{{ENTRY}}}}}")
+    assert [str(build.bundle) for build in made.wanted] == ["results/AX650/L-w8a16"]
+    assert made.build(wildcards("AX650", "L")) == made.wanted[0]
+    with pytest.raises(AxzooError) as error:
+        made.build(wildcards("AX620E", "L"))
+    assert str(error.value) == f"results/AX620E/L-w8a16 is left out: {REASON}"
+
+
+def test_rules_match_even_what_fits_no_chip(folder: Path) -> None:
+    made = plan(
+        folder,
+        f"models: {{S: {{path: s, model_type: qwen2, num_hidden_layers: 1, chips: AX650}}, "
+        f"L: {{{ENTRY}, chips: AX620E, prefill_len: 64}}}}",
+    )
+    assert made.chips == ["AX620E", "AX650"]
+    assert set(made.models) == {"S", "L", "D"}
+    assert "llama_p64" in made.stems
+
+
+def test_a_matrix_of_which_nothing_fits_is_refused(folder: Path) -> None:
+    with pytest.raises(AxzooError) as error:
+        plan(folder, f"models: {{L: {{{ENTRY}, chips: AX630C}}}}")
+    assert str(error.value).splitlines() == ["nothing to build: no build of the matrix fits its chip", REASON]
+
+
+def test_a_build_is_one_and_the_same_in_two_matrices_or_refused(folder: Path) -> None:
+    text = f"models: {{L: {{{ENTRY}}}}}"
+    assert len(plan(folder, text, text).wanted) == 1
+    with pytest.raises(AxzooError, match="two matrices describe results/AX650/L-w8a16 differently"):
+        plan(folder, text, text.replace("kv_width: 4096", "kv_width: 1024"))
+    with pytest.raises(AxzooError, match="two matrices describe model L differently"):
+        plan(folder, text, f"models: {{L: {{{ENTRY}, weight_type: fp32, model_config: x.json}}}}")
+
+
+def test_a_chip_without_description_is_refused(folder: Path) -> None:
+    chips = folder / "config/chips.yaml"
+    chips.write_text(chips.read_text().partition("  AX620E:")[0])
+    with pytest.raises(AxzooError, match=r"0\.yaml:1: models\.L: chip AX620E is not described: known are AX650"):
+        plan(folder, f"models: {{L: {{{ENTRY}}}}}")
