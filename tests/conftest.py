@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from axzoo.recipe import Recipe
-from tiny_llama import EXACT, Built, Checkpoint, build, make_checkpoint
+from tiny_model import EXACT, Built, Checkpoint, build, make_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -11,20 +11,19 @@ from onnx import TensorProto, helper
 from axzoo.axmodel import METADATA_KEY, ShapeGroup, TensorSpec, layer_groups, parse_header, post_groups, to_bytes
 from axzoo.recipe import Recipe
 from axzoo.rope import make_rope
-from axzoo.spec import LayerSpec, PostSpec
+from axzoo.spec import LayerSpec, NormSpec, PostSpec
 
+NORM = NormSpec("rms_norm", 1e-6)
 QWEN = LayerSpec(
     hidden_size=896,
     intermediate_size=4864,
     num_attention_heads=14,
     num_key_value_heads=2,
     head_dim=64,
-    rms_norm_eps=1e-6,
-    hidden_act="silu",
-    attention_bias=True,
-    mlp_bias=False,
-    rope=make_rope(64, 1e6, {"rope_type": "default"}),
+    norm=NORM,
+    rope=make_rope(64, 1e6, {"rope_type": "default"}, 32768),
     max_position_embeddings=32768,
+    qkv_bias=True,
 )
 
 
@@ -56,7 +55,7 @@ def test_every_further_chunk_is_a_group() -> None:
 
 
 def test_the_post_layers_group() -> None:
-    (group,) = post_groups(PostSpec(896, 151936, 1e-6), Recipe())
+    (group,) = post_groups(PostSpec(896, 151936, NORM), Recipe())
     assert group == ShapeGroup(
         inputs=(TensorSpec("input", "bf16", (1, 1, 896)),), outputs=(TensorSpec("output", "bf16", (1, 1, 151936)),)
     )
@@ -77,7 +76,7 @@ def test_the_header_comes_back() -> None:
 
 
 def test_equal_arguments_give_equal_bytes_whatever_the_order_of_keys() -> None:
-    groups = post_groups(PostSpec(8, 9, 1e-6), Recipe())
+    groups = post_groups(PostSpec(8, 9, NORM), Recipe())
     assert to_bytes(_graph(), "post", groups, {"a": 1, "b": 2}) == to_bytes(_graph(), "post", groups, {"b": 2, "a": 1})
 
 

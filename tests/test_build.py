@@ -18,7 +18,7 @@ from axzoo.checkpoint.lock import make_lock, write_lock
 from axzoo.errors import AxzooError
 from axzoo.files import read_json
 from axzoo.recipe import Recipe
-from tiny_llama import LAYERS, Built, Checkpoint, build
+from tiny_model import LAYERS, Built, Checkpoint, build
 
 RECIPE = Recipe(prefill_len=4, kv_cache_len=15)
 

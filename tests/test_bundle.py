@@ -17,7 +17,7 @@ import pytest
 from axzoo.bundle import complete_bundle
 from axzoo.errors import AxzooError
 from axzoo.runtime.model import load_model
-from tiny_llama import Built, Checkpoint
+from tiny_model import Built, Checkpoint
 
 FILES = [
     "config.json",

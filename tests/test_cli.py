@@ -15,7 +15,7 @@ import axzoo
 from axzoo.cli import main
 from axzoo.commands import schema
 from axzoo.errors import AxzooError
-from tiny_llama import Checkpoint
+from tiny_model import Checkpoint
 
 COMMANDS = Path(axzoo.__file__).parent / "commands"
 VERBS = sorted(path.stem.replace("_", "-") for path in COMMANDS.glob("[!_]*.py"))

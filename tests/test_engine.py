@@ -25,8 +25,8 @@ from axzoo.engine import InferenceSession
 from axzoo.errors import AxzooError
 from axzoo.recipe import Recipe
 from axzoo.rope import make_rope
-from axzoo.spec import LayerSpec
-from tiny_llama import EXACT, Built
+from axzoo.spec import LayerSpec, NormSpec
+from tiny_model import EXACT, Built
 
 Feed = dict[str, NDArray[Any]]
 CLOSED = -65536.0
@@ -152,7 +152,8 @@ def test_exact_is_the_dequantized_weights_in_fp32(build_tiny: Callable[[Recipe],
         if name.endswith(".weight")
     }
     feed = _feed(session, 1)
-    spec = LayerSpec(32, 48, 4, 2, 8, 1e-5, "silu", False, False, make_rope(8, 1e4, {"rope_type": "default"}), 128)
+    rope = make_rope(8, 1e4, {"rope_type": "default"}, 128)
+    spec = LayerSpec(32, 48, 4, 2, 8, NormSpec("rms_norm", 1e-5), rope, 128)
     wanted, _ = reference.layer(spec, weights, torch.from_numpy(feed["input"][0]))
     (found,) = session.run(["output"], feed, 1)
     assert_allclose(found[0], wanted.numpy(), atol=1e-5 * float(wanted.abs().max()))

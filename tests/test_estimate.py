@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from axzoo.checkpoint.lock import Lock, LockedTensor, Part, make_lock
+from axzoo.checkpoint.lock import Lock, make_lock
+from axzoo.checkpoint.part import LockedTensor, Part
 from axzoo.errors import AxzooError
 from axzoo.estimate import BASE_MEMORY, bundle_bytes, check_room, elements, job_memory
-from tiny_llama import LAYERS, Built, Checkpoint
+from tiny_model import LAYERS, Built, Checkpoint
 
 
 def _part(*shape: int) -> Part:
-    return Part({}, {"w": LockedTensor("w", shape, "")})
+    return Part({}, {"w": LockedTensor("w", 0, shape, "")})
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from axzoo.config_view import ConfigView
 from axzoo.errors import AxzooError
-from axzoo.families.config_view import ConfigView
 from axzoo.families.llama import decoder_spec
 from axzoo.model_config import merge_model_config
 
@@ -204,7 +204,8 @@ def test_chatglms_own_names() -> None:
 
 
 def rope(config: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-    return ConfigView(config, PATH).rope()
+    spec = ConfigView(config, PATH).rope(8, 64)
+    return spec.theta, spec.scaling
 
 
 def test_transformers_5s_rope_parameters_take_an_override_of_either_half() -> None:
@@ -216,7 +217,7 @@ def test_transformers_5s_rope_parameters_take_an_override_of_either_half() -> No
     assert rope(merge(config, {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}}))[0] == 7.0
     assert rope(merge(config, {"rope_parameters": {"type": "dynamic", "factor": 4.0}})) == (
         1e6,
-        {"rope_type": "dynamic", "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 64},
     )
 
 

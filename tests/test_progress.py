@@ -7,7 +7,7 @@ import pytest
 from loguru import logger
 
 from axzoo.progress import format_config, format_elapsed, open_console, stage_bars, stamp_lines
-from axzoo.spec import DecoderSpec, LayerSpec, PostSpec, RopeSpec
+from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
 
 # As llm_build prints Qwen2-0.5B-Instruct; of hidden_act_param, scale_depth and scale_emb, which no part of Qwen2 uses,
 # the last stands for what a family may add.
@@ -38,18 +38,17 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def qwen2() -> DecoderSpec:
+    norm = NormSpec("rms_norm", 1e-06)
     layer = LayerSpec(
         hidden_size=896,
         intermediate_size=4864,
         num_attention_heads=14,
         num_key_value_heads=2,
         head_dim=64,
-        rms_norm_eps=1e-06,
-        hidden_act="silu",
-        attention_bias=True,
-        mlp_bias=False,
-        rope=RopeSpec(theta=1000000.0, inv_freq=tuple(1000000.0 ** (-i / 32) for i in range(32))),
+        norm=norm,
+        rope=RopeSpec(theta=1000000.0, rotary_dim=64),
         max_position_embeddings=32768,
+        qkv_bias=True,
     )
     return DecoderSpec(
         model_type="qwen2",
@@ -57,7 +56,7 @@ def qwen2() -> DecoderSpec:
         vocab_size=151936,
         tie_word_embeddings=True,
         layer=layer,
-        post=PostSpec(hidden_size=896, vocab_size=151936, rms_norm_eps=1e-06),
+        post=PostSpec(hidden_size=896, vocab_size=151936, norm=norm),
     )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from axzoo.backends import load_backend
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.lock import Part, read_part, verified_blocks
+from axzoo.checkpoint.part import Part, read_part, verified_blocks
 from axzoo.compile.embed import write_embedding
 from axzoo.compile.result import RowReader
 from axzoo.fetch.receipt import checkpoint_folder

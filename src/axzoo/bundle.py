@@ -13,7 +13,8 @@ from typing import Any
 from loguru import logger
 
 from axzoo import __version__
-from axzoo.checkpoint.lock import INDEX, TOKENIZER_FILES
+from axzoo.checkpoint.lock import TOKENIZER_FILES
+from axzoo.checkpoint.part import INDEX
 from axzoo.errors import AxzooError
 from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.files import atomic_path, read_json, write_json, write_text
@@ -71,6 +72,24 @@ def complete_bundle(plan: BundlePlan) -> None:
     }
     write_json(plan.folder / MANIFEST, manifest)
     logger.success(f"completed {plan.folder}: {len(manifest['files'])} files")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle's manifest says of the model and of how it was built."""
+
+    spec: DecoderSpec
+    recipe: Recipe
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads a bundle's manifest. Raises AxzooError when it is missing or not one that axzoo wrote."""
+    data = read_json(folder / MANIFEST)
+    try:
+        recipe = {**data["recipe"], "last_kv_cache_len": tuple(data["recipe"]["last_kv_cache_len"])}
+        return Manifest(DecoderSpec.from_dict(data["spec"]), Recipe(**recipe))
+    except (KeyError, TypeError) as error:
+        raise AxzooError(f"{folder / MANIFEST} is damaged ({error!r}): build the bundle again") from None
 
 
 def _sorted_out(parts: Mapping[str, Any]) -> tuple[list[str], str, str]:

@@ -7,7 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
-from axzoo.checkpoint.lock import Lock, Part
+from axzoo.checkpoint.lock import Lock
+from axzoo.checkpoint.part import Part
 from axzoo.errors import AxzooError
 
 BASE_MEMORY = 120 << 20

@@ -11,8 +11,8 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from axzoo.config_view import WITHOUT_EFFECT
 from axzoo.errors import AxzooError
-from axzoo.families.config_view import WITHOUT_EFFECT
 
 _OLD_NAMES = {
     "max_position_embedings": "max_position_embeddings",

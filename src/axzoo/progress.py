@@ -82,9 +82,9 @@ def format_config(model_name: str, spec: DecoderSpec, extra: Mapping[str, object
         "vocab_size": spec.vocab_size,
         "rope_theta": layer.rope.theta,
         "max_position_embeddings": layer.max_position_embeddings,
-        "rope_partial_factor": 2 * len(layer.rope.inv_freq) / layer.head_dim,
-        "rms_norm_eps": layer.rms_norm_eps,
-        "norm_type": "rms_norm",
+        "rope_partial_factor": layer.rope.rotary_dim / layer.head_dim,
+        "rms_norm_eps": layer.norm.eps,
+        "norm_type": layer.norm.kind,
         "hidden_act": layer.hidden_act,
         **extra,
     }

@@ -65,6 +65,11 @@ class Recipe:
         """Tokens the prefill groups reach together."""
         return self.prefill_len * (1 + len(self.last_kv_cache_len)) if self.prefill_len else 0
 
+    @property
+    def positions(self) -> int:
+        """Length of the longest sequence the files hold."""
+        return max(self.kv_cache_len + 1, self.max_prompt_len)
+
     def for_layers(self) -> dict[str, Any]:
         """What decoder layers depend on."""
         return {key: value for key, value in asdict(self).items() if key != "post_weight_type"}

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from axzoo.spec import DecoderSpec, LayerSpec, PostSpec, RopeSpec
+from axzoo.rope import frequencies
+from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
 
 Weights = Mapping[str, Tensor]
 """fp32 tensors by role: linear weights [out_features, in_features], biases and norms [features]."""
@@ -22,65 +23,115 @@ Past = tuple[Tensor, Tensor]
 """A layer's keys (rotated) and values, each [tokens, num_key_value_heads, head_dim]."""
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+def norm(spec: NormSpec, weights: Weights, x: Tensor, name: str) -> Tensor:
+    """x [..., features], normed over its last axis."""
+    weight = weights[f"{name}.weight"]
+    if spec.kind == "layer_norm":
+        return F.layer_norm(x, x.shape[-1:], weight, weights[f"{name}.bias"], spec.eps)
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + spec.eps) * weight
 
 
-def rotate(x: Tensor, positions: Tensor, rope: RopeSpec) -> Tensor:
-    """x [tokens, heads, head_dim]: turns dimension pairs (i, i + rotary_dim / 2) by position * inv_freq[i]."""
-    angles = positions.float()[:, None] * torch.tensor(rope.inv_freq)
-    cos, sin = angles.cos()[:, None] * rope.attention_factor, angles.sin()[:, None] * rope.attention_factor
-    half = len(rope.inv_freq)
-    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
+def rotate(x: Tensor, positions: Tensor, rope: RopeSpec, longest: int) -> Tensor:
+    """x [tokens, heads, head_dim]: turns pairs of its first rotary_dim dimensions by position * frequency.
+
+    `longest` is the length of the sequences the model is asked for: some kinds of rope depend on it.
+    """
+    inv_freq, factor = frequencies(rope, longest)
+    angles = positions.float()[:, None] * torch.from_numpy(inv_freq)
+    cos, sin = angles.cos()[:, None] * factor, angles.sin()[:, None] * factor
+    turned, rest = x[..., : rope.rotary_dim], x[..., rope.rotary_dim :]
+    if rope.interleaved:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        return torch.cat([torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2), rest], -1)
+    a, b = turned.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
-def layer(spec: LayerSpec, weights: Weights, x: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
-    """x [tokens, hidden_size] after the tokens of `past` -> the layer's output, same shape, and the grown past."""
+def attention(spec: LayerSpec, weights: Weights, x: Tensor, past: Past | None, longest: int) -> tuple[Tensor, Past]:
+    """x [tokens, hidden_size], normed, after the tokens of `past` -> what attention adds, and the grown past."""
 
-    def project(role: str, value: Tensor) -> Tensor:
-        return F.linear(value, weights[f"{role}.weight"], weights.get(f"{role}.bias"))
+    def heads(role: str, normed: bool) -> Tensor:
+        value = _project(weights, f"{role}_proj", x).view(len(x), -1, spec.head_dim)
+        return norm(NormSpec("rms_norm", spec.norm.eps), weights, value, f"{role}_norm") if normed else value
 
     start = 0 if past is None else len(past[0])
     positions = torch.arange(start, start + len(x))
-    h = rms_norm(x, weights["input_norm.weight"], spec.rms_norm_eps)
-    q = rotate(project("q_proj", h).view(len(x), -1, spec.head_dim), positions, spec.rope)
-    k = rotate(project("k_proj", h).view(len(x), -1, spec.head_dim), positions, spec.rope)
-    v = project("v_proj", h).view(len(x), -1, spec.head_dim)
+    q = rotate(heads("q", spec.qk_norm), positions, spec.rope, longest)
+    k = rotate(heads("k", spec.qk_norm), positions, spec.rope, longest)
+    v = heads("v", False)
     if past is not None:
         k, v = torch.cat([past[0], k]), torch.cat([past[1], v])
     group = spec.num_attention_heads // spec.num_key_value_heads
     scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(group, 1)) * spec.head_dim**-0.5
-    hidden_future = torch.arange(len(k))[None, :] > positions[:, None]
-    probabilities = scores.masked_fill(hidden_future, float("-inf")).softmax(-1)
+    distance = positions[:, None] - torch.arange(len(k))[None, :]
+    hidden = distance < 0
+    if spec.sliding_window is not None:
+        hidden = hidden | (distance >= spec.sliding_window)
+    probabilities = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     mixed = torch.einsum("hqk,khd->qhd", probabilities, v.repeat_interleave(group, 1))
-    x = x + project("o_proj", mixed.flatten(1))
-    h = rms_norm(x, weights["mlp_norm.weight"], spec.rms_norm_eps)
-    return x + project("down_proj", F.silu(project("gate_proj", h)) * project("up_proj", h)), (k, v)
+    return _project(weights, "o_proj", mixed.flatten(1)), (k, v)
+
+
+def mlp(spec: LayerSpec, weights: Weights, x: Tensor) -> Tensor:
+    """x [tokens, hidden_size], already normed -> what the MLP adds."""
+
+    def act(value: Tensor) -> Tensor:
+        return F.silu(value) if spec.hidden_act == "silu" else F.gelu(value, approximate="tanh")
+
+    up = _project(weights, "up_proj", x)
+    return _project(weights, "down_proj", act(_project(weights, "gate_proj", x)) * up if spec.gated else act(up))
+
+
+def layer(
+    spec: LayerSpec, weights: Weights, x: Tensor, past: Past | None = None, longest: int = 1
+) -> tuple[Tensor, Past]:
+    """x [tokens, hidden_size] after the tokens of `past` -> the layer's output, same shape, and the grown past.
+
+    `longest` is the length of the longest sequence the files hold (`Recipe.positions`).
+    """
+    x = x * spec.input_scale
+    normed = norm(spec.norm, weights, x, "input_norm")
+    attended, past = attention(spec, weights, normed, past, longest)
+    x = x + attended * spec.residual_scale
+    if not spec.parallel:
+        normed = norm(spec.norm, weights, x, "mlp_norm")
+    return x + mlp(spec, weights, normed) * spec.residual_scale, past
 
 
 def post(spec: PostSpec, weights: Weights, x: Tensor) -> Tensor:
     """x [tokens, hidden_size] -> logits [tokens, vocab_size]."""
-    return F.linear(rms_norm(x, weights["norm.weight"], spec.rms_norm_eps), weights["lm_head.weight"])
+    return _project(weights, "lm_head", norm(spec.norm, weights, x, "norm") * spec.logit_scale)
+
+
+def _project(weights: Weights, role: str, x: Tensor) -> Tensor:
+    return F.linear(x, weights[f"{role}.weight"], weights.get(f"{role}.bias"))
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """A whole model in fp32. `layer_weights(i)`, `post_weights()` and `embed(ids)` give its numbers when asked."""
+    """A whole model in fp32. `layer_weights(i)`, `post_weights()` and `embed(ids)` give its numbers when asked.
+
+    `longest` is the length of the longest sequence the files it is compared with hold (`Recipe.positions`).
+    """
 
     spec: DecoderSpec
     layer_weights: Callable[[int], Weights]
     post_weights: Callable[[], Weights]
     embed: Callable[[Sequence[int]], Tensor]
+    longest: int = 1
+
+    def layer(self, index: int, x: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
+        """Layer `index` on x [tokens, hidden_size] after the tokens of `past`."""
+        with torch.inference_mode():
+            return layer(self.spec.layer_spec(index), self.layer_weights(index), x, past, self.longest)
 
     def hidden_states(self, ids: Sequence[int]) -> Iterator[Tensor]:
         """The input of layer 0, then each layer's output, [tokens, hidden_size]; one layer's weights at a time."""
-        with torch.inference_mode():
-            x = self.embed(ids)
+        x = self.embed(ids)
+        yield x
+        for index in range(self.spec.num_hidden_layers):
+            x, _ = self.layer(index, x)
             yield x
-            for index in range(self.spec.num_hidden_layers):
-                x, _ = layer(self.spec.layer, self.layer_weights(index), x)
-                yield x
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits [tokens, vocab_size] after each token."""
@@ -92,11 +143,11 @@ class Oracle:
         """The `tokens` likeliest continuations one after the other, each with the logits it was chosen from."""
         pasts: list[Past | None] = [None] * self.spec.num_hidden_layers
         ids = list(prompt)
-        with torch.inference_mode():
-            for _ in range(tokens):
-                x = self.embed(ids)
-                for index in range(self.spec.num_hidden_layers):
-                    x, pasts[index] = layer(self.spec.layer, self.layer_weights(index), x, pasts[index])
+        for _ in range(tokens):
+            x = self.embed(ids)
+            for index in range(self.spec.num_hidden_layers):
+                x, pasts[index] = self.layer(index, x, pasts[index])
+            with torch.inference_mode():
                 logits = post(self.spec.post, self.post_weights(), x[-1:])[0]
-                ids = [int(logits.argmax())]
-                yield ids[0], logits
+            ids = [int(logits.argmax())]
+            yield ids[0], logits

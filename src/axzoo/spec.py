@@ -6,7 +6,7 @@ and the size estimates read the spec; none of them knows a family's name.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Self, get_type_hints
 
 
@@ -17,44 +17,66 @@ class _FromDict:
     def from_dict(cls, data: dict[str, Any]) -> Self:
         types = get_type_hints(cls)
         values = {}
-        for field in fields(cls):  # type: ignore[arg-type]
-            value, wanted = data[field.name], types[field.name]
+        for member in fields(cls):  # type: ignore[arg-type]
+            value, wanted = data[member.name], types[member.name]
             if isinstance(wanted, type) and issubclass(wanted, _FromDict):
                 value = wanted.from_dict(value)
             elif isinstance(value, list):
                 value = tuple(value)
-            values[field.name] = value
+            values[member.name] = value
         return cls(**values)
 
 
 @dataclass(frozen=True)
 class RopeSpec(_FromDict):
-    """Rotary position embedding: one angular frequency (radians per position) for each rotated pair.
+    """Rotary position embedding of the first `rotary_dim` dimensions of each head.
 
-    The family has applied rope_scaling to the powers of `theta`; `len(inv_freq) * 2` dimensions of each head are
-    rotated. `attention_factor` scales cos and sin (YaRN, LongRoPE; 1.0 otherwise).
+    Pairs are (i, i + rotary_dim / 2), or (2i, 2i + 1) where `interleaved`. `scaling` holds `rope_type` and its
+    parameters, checked by `axzoo.rope.make_rope`; `axzoo.rope.frequencies` makes numbers of it.
     """
 
     theta: float
-    inv_freq: tuple[float, ...]
-    attention_factor: float = 1.0
+    rotary_dim: int
+    interleaved: bool = False
+    scaling: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default"})
+
+
+@dataclass(frozen=True)
+class NormSpec(_FromDict):
+    """rms_norm (weight) or layer_norm (weight and bias)."""
+
+    kind: str
+    eps: float
 
 
 @dataclass(frozen=True)
 class LayerSpec(_FromDict):
-    """One decoder layer: norm, attention, residual, norm, gated MLP, residual."""
+    """One decoder layer.
+
+    Sequential: x += attention(input_norm(x)); x += mlp(mlp_norm(x)). Parallel: x += attention(n) + mlp(n) with
+    n = input_norm(x). Both branches are multiplied with `residual_scale`, the layer's input with `input_scale`.
+    The MLP is down(act(gate(x)) * up(x)), or down(act(up(x))) where not `gated`. With a `sliding_window` w, a token
+    sees the w tokens that end with itself. `qk_norm` is an RMS norm of every query and key head.
+    """
 
     hidden_size: int
     intermediate_size: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
-    rms_norm_eps: float
-    hidden_act: str
-    attention_bias: bool
-    mlp_bias: bool
+    norm: NormSpec
     rope: RopeSpec
     max_position_embeddings: int
+    hidden_act: str = "silu"
+    gated: bool = True
+    parallel: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    input_scale: float = 1.0
+    residual_scale: float = 1.0
+    sliding_window: int | None = None
 
     @property
     def q_size(self) -> int:
@@ -68,16 +90,22 @@ class LayerSpec(_FromDict):
 
 @dataclass(frozen=True)
 class PostSpec(_FromDict):
-    """The post layer: final norm and lm_head."""
+    """The post layer: final norm and lm_head; logits are multiplied with `logit_scale`."""
 
     hidden_size: int
     vocab_size: int
-    rms_norm_eps: float
+    norm: NormSpec
+    lm_head_bias: bool = False
+    logit_scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class DecoderSpec(_FromDict):
-    """A whole model."""
+    """A whole model. `layer` is what its layers have in common; `layer_spec(i)` is layer i.
+
+    `embedding_scale` multiplies the embedding's rows and is part of layer 0. `sliding_windows` has one entry per layer,
+    or none where no layer has a window.
+    """
 
     model_type: str
     num_hidden_layers: int
@@ -85,6 +113,13 @@ class DecoderSpec(_FromDict):
     tie_word_embeddings: bool
     layer: LayerSpec
     post: PostSpec
+    embedding_scale: float = 1.0
+    sliding_windows: tuple[int | None, ...] = ()
+
+    def layer_spec(self, index: int) -> LayerSpec:
+        window = self.sliding_windows[index] if self.sliding_windows else None
+        scale = self.embedding_scale if index == 0 else 1.0
+        return replace(self.layer, sliding_window=window, input_scale=scale)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -25,7 +25,7 @@ from axzoo.reference import Oracle
 from axzoo.runtime.bundle import open_bundle
 from axzoo.runtime.model import load_model
 from axzoo.tokenizer.local import load_tokenizer
-from tiny_llama import EXACT, LAYERS, Built, Checkpoint
+from tiny_model import EXACT, LAYERS, Built, Checkpoint
 
 IDS = [int(i) for i in np.random.default_rng(3).integers(0, 256, 20)]
 
@@ -43,7 +43,7 @@ def bundle(s8: Built, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def oracle(s8: Built) -> Oracle:
-    return in_memory(checkpoint_oracle(s8.locks, s8.source))
+    return in_memory(checkpoint_oracle(s8.locks, s8.source, s8.recipe.positions))
 
 
 def test_a_good_s8_bundle_passes_level_1(bundle: Path, oracle: Oracle) -> None:

@@ -88,7 +88,7 @@ def test_values_names_and_row_order(tmp_path: Path, kind: Kind) -> None:
     for name, values in expected.items():
         info = checkpoint.tensors[name]
         assert (info.shape, info.dtype, info.file) == (values.shape, "F32", "tiny.gguf")
-        rows = np.concatenate(list(row_blocks(checkpoint, name)))
+        rows = np.concatenate(list(row_blocks(checkpoint, name, 0, len(values))))
         assert rows.dtype == np.float32
         np.testing.assert_array_equal(rows, values)
 
@@ -147,7 +147,7 @@ def test_forged_heads_are_read_or_refused_never_worse(
     try:
         checkpoint = GgufCheckpoint(path)
         for name in checkpoint.tensors:
-            list(row_blocks(checkpoint, name))
+            list(row_blocks(checkpoint, name, 0, checkpoint.tensors[name].shape[0]))
     except AxzooError as error:
         assert "tiny.gguf" in str(error)
 

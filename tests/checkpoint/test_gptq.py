@@ -18,10 +18,11 @@ from safetensors.numpy import load_file, save_file
 
 from axzoo.checkpoint import gptq, open_checkpoint, tensors
 from axzoo.checkpoint.gptq import GptqCheckpoint, gptq_config
-from axzoo.checkpoint.lock import make_lock
-from axzoo.checkpoint.tensors import Array, TensorInfo, row_blocks, tensor_digest
+from axzoo.checkpoint.lock import digest_rows, make_lock
+from axzoo.checkpoint.tensors import Array, TensorInfo, row_blocks
 from axzoo.errors import AxzooError
-from tiny_llama import LAYERS, Checkpoint
+from axzoo.families import TensorRef
+from tiny_model import LAYERS, Checkpoint
 
 USUAL: dict[str, Any] = {
     "quant_method": "gptq",
@@ -165,11 +166,11 @@ def test_any_range_of_rows_in_any_pieces(
 def test_the_digest_does_not_depend_on_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make_layer(4, 48, 24, 16, sym=False, act_order=True, seed=1)
     checkpoint = opened(tmp_path, under("x", layer.stored(less_one=True)), desc_act=True)
-    plain = tensor_digest(InMemory({"x": layer.weight()}), "x")
+    plain = digest_rows(tmp_path, InMemory({"x.weight": layer.weight()}), TensorRef("x.weight", (24, 48)))
     for block_bytes in (1, 500, 1 << 20):
         monkeypatch.setattr(tensors, "BLOCK_BYTES", block_bytes)
-        assert tensor_digest(checkpoint, "x.weight") == plain
-    assert all(block.flags.c_contiguous for block in row_blocks(checkpoint, "x.weight"))
+        assert digest_rows(tmp_path, checkpoint, TensorRef("x.weight", (24, 48))) == plain
+    assert all(block.flags.c_contiguous for block in row_blocks(checkpoint, "x.weight", 0, 24))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
@@ -194,7 +195,8 @@ def test_what_is_not_packed_stays(tmp_path: Path) -> None:
 def test_a_scale_that_is_not_finite_is_seen(tmp_path: Path) -> None:
     stored = under("x", make_layer(4, 16, 8, 16, sym=True, act_order=False, seed=0).stored(less_one=True))
     stored["x.scales"][0, 3] = np.inf
-    assert not tensor_digest(opened(tmp_path, stored), "x.weight")[1]
+    with pytest.raises(AxzooError, match=r"tensor x\.weight holds NaN or infinite values"):
+        digest_rows(tmp_path, opened(tmp_path, stored), TensorRef("x.weight", (8, 16)))
 
 
 @pytest.mark.parametrize(("layout", "less_one"), [("gptq", False), ("gptq_v2", True)])

@@ -16,11 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.lock import Lock, make_lock, read_part, verified_blocks, write_lock
+from axzoo.checkpoint.lock import Lock, make_lock, write_lock
+from axzoo.checkpoint.part import read_part, verified_blocks
 from axzoo.errors import AxzooError
 from axzoo.files import read_json
 from axzoo.spec import DecoderSpec
-from tiny_llama import LAYERS, Checkpoint, make_checkpoint
+from tiny_model import LAYERS, Checkpoint, make_checkpoint
 
 Tensors = dict[str, torch.Tensor]
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -202,17 +203,20 @@ def test_an_untied_head_must_be_there(folder: Path) -> None:
 def test_what_the_matrix_says_must_hold(folder: Path) -> None:
     _refused(folder, "has 2 layers, but the matrix says num_hidden_layers: 3", num_hidden_layers=3)
     _change_config(folder, model_type="mistral")
-    _refused_type(folder, "llama", "model_type 'mistral' is not supported; supported are: llama")
+    _refused_type(
+        folder,
+        "llama",
+        r"config\.json: model_type 'mistral' is not supported; supported are: chatglm, llama, .*, qwen3$",
+    )
     for model_type in (None, 7, ["llama"], "../llama", "config_view", ""):
         _change_config(folder, model_type=model_type)
-        _refused_type(folder, "llama", "is not supported")
+        _refused_type(folder, "llama", r"config\.json: model_type .* is not supported; supported are: .*llama")
     _change_config(folder, model_type="llama")
     _refused_type(folder, "gemma", "has model_type 'llama', but the matrix says 'gemma'")
 
 
 def _refused_type(folder: Path, model_type: str, message: str) -> None:
-    with pytest.raises(AxzooError, match=message):
-        _lock(folder, model_type=model_type)
+    _refused(folder, message, model_type=model_type)
 
 
 def test_more_layers_than_tensors(folder: Path) -> None:
@@ -343,10 +347,184 @@ def test_bytes_of_the_same_tensor_under_another_name_are_no_change(folder: Path)
 
 @pytest.mark.parametrize(
     "text", ["{}", "[]", "3", '{"tensors": []}', '{"tensors": {"a": {}}}', '{"tensors": {"a": 1}, "spec": {}}',
-             '{"tensors": {"a": {"name": "x", "shape": 3, "sha256": ""}}, "spec": {}}', '{"tensors": {}}'],
+             '{"tensors": {"a": {"name": "x", "start": 0, "shape": 3, "sha256": ""}}, "spec": {}}', '{"tensors": {}}',
+             '{"tensors": {"a": {"name": "x", "shape": [3], "sha256": ""}}, "spec": {}}'],
 )  # fmt: skip
 def test_a_damaged_lock_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "layer_0.json"
     path.write_text(text)
     with pytest.raises(AxzooError, match=r"layer_0\.json is damaged: remove it and lock the checkpoint again"):
         read_part(path)
+
+
+ROPE: dict[str, Any] = {"rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    "rope, message",
+    [
+        ({"rope_type": "mrope"}, "rope_type 'mrope' is not supported; supported are: default, "),
+        ({"rope_type": "linear"}, r"rope_type 'linear' takes the parameters \['factor'\], but the config has \[\]"),
+        ({"rope_type": "linear", "factor": -2}, "rope parameter factor is -2, but must be a positive number"),
+        ({"rope_type": "linear", "factor": 1e-300}, "gives no positive, finite frequencies: the config is wrong"),
+        ({"rope_type": "longrope", "short_factor": [1], "long_factor": [1] * 4}, "short_factor must be a list of 4"),
+    ],
+)
+def test_a_rope_that_makes_no_sense_is_said_to_be_config_jsons(
+    folder: Path, rope: dict[str, Any], message: str
+) -> None:
+    _change_config(folder, rope_parameters=ROPE | rope)
+    said = _refused(folder, message)
+    assert said.startswith(f"{folder / 'config.json'}: ")
+
+
+@pytest.fixture
+def fused(tmp_path: Path) -> Path:
+    """A phi3, whose q, k and v are rows of one tensor, and gate and up of another."""
+    return make_checkpoint(tmp_path / "fused", model_type="phi3").folder
+
+
+def _digests(folder: Path, layer: int = 0) -> dict[str, str]:
+    parts = _lock(folder, model_type="phi3").layers[layer]
+    return {role: tensor.sha256 for role, tensor in parts.tensors.items()}
+
+
+@pytest.mark.parametrize(
+    "name, row, role",
+    [
+        ("self_attn.qkv_proj", 0, "q_proj"),
+        ("self_attn.qkv_proj", 31, "q_proj"),
+        ("self_attn.qkv_proj", 32, "k_proj"),
+        ("self_attn.qkv_proj", 47, "k_proj"),
+        ("self_attn.qkv_proj", 48, "v_proj"),
+        ("self_attn.qkv_proj", 63, "v_proj"),
+        ("mlp.gate_up_proj", 47, "gate_proj"),
+        ("mlp.gate_up_proj", 48, "up_proj"),
+    ],
+)
+def test_a_row_of_a_fused_tensor_is_its_roles_alone(fused: Path, name: str, row: int, role: str) -> None:
+    before = _digests(fused), _digests(fused, 1)
+    _change_tensors(fused, lambda tensors: tensors[f"model.layers.0.{name}.weight"][row, 0].add_(1))
+    after = _digests(fused)
+    assert [other for other in after if after[other] != before[0][other]] == [f"{role}.weight"]
+    assert _digests(fused, 1) == before[1]
+
+
+def test_the_rows_of_a_fused_tensor_are_what_separate_tensors_would_be(
+    fused: Path, folder: Path, tmp_path: Path
+) -> None:
+    stored, separate = load_file(fused / "model.safetensors"), load_file(folder / "model.safetensors")
+    for layer in range(LAYERS):
+        own = f"model.layers.{layer}"
+        for name, roles in {"self_attn.qkv_proj": ["q", "k", "v"], "mlp.gate_up_proj": ["gate", "up"]}.items():
+            prefix = name.split(".")[0]
+            names = [f"{own}.{prefix}.{role}_proj.weight" for role in roles]
+            rows = stored[f"{own}.{name}.weight"].split([len(separate[other]) for other in names])
+            separate |= {other: part.clone() for other, part in zip(names, rows, strict=True)}
+    save_file(separate, folder / "model.safetensors")
+    plain = _lock(folder)
+    for ours, theirs in zip(_lock(fused, model_type="phi3").layers, plain.layers, strict=True):
+        for role in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+            found, wanted = ours.tensors[f"{role}.weight"], theirs.tensors[f"{role}.weight"]
+            assert (found.shape, found.sha256) == (wanted.shape, wanted.sha256)
+    write_lock(_lock(fused, model_type="phi3"), tmp_path / "locks", fused, {})
+    tensor = read_part(tmp_path / "locks" / "layer_0.json").tensors["v_proj.weight"]
+    assert (tensor.rows, tensor.shape) == ((48, 64), (16, 32))
+    blocks = list(verified_blocks(open_checkpoint(fused), tensor))
+    np.testing.assert_array_equal(np.concatenate(blocks), stored["model.layers.0.self_attn.qkv_proj.weight"][48:64])
+
+
+def test_a_fused_tensor_that_lost_rows_after_locking(fused: Path) -> None:
+    tensor = _lock(fused, model_type="phi3").layers[0].tensors["v_proj.weight"]
+    _put(fused, tensor.name, torch.zeros(63, 32))
+    with pytest.raises(AxzooError, match=f"tensor {tensor.name} is not what was locked: lock the checkpoint again"):
+        list(verified_blocks(open_checkpoint(fused), tensor))
+
+
+def _model_config(tmp_path: Path, **values: Any) -> Path:
+    path = tmp_path / "model_config.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+VENDOR: dict[str, Any] = {
+    "hidden_act": "silu",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "max_position_embedings": 128,
+    "model_name": "tiny",
+    "model_type": "llama",
+    "norm_eps": 1e-5,
+    "norm_type": "rms_norm",
+    "num_attention_heads": 4,
+    "num_hidden_layers": LAYERS,
+    "num_key_value_heads": 2,
+    "rope_partial_factor": 1.0,
+    "rope_theta_base": 10000.0,
+    "vocab_size": 262,
+}
+"""The small llama as ax-llm-build would describe it."""
+
+
+def test_a_model_config_overrides_config_json(folder: Path, tmp_path: Path) -> None:
+    wanted = _lock(folder)
+    path = _model_config(tmp_path, max_position_embedings=64, rope_theta_base=5e5)
+    found = _lock(folder, model_config=path)
+    layer = wanted.spec.layer
+    changed = replace(layer, max_position_embeddings=64, rope=replace(layer.rope, theta=5e5))
+    assert found.spec == replace(wanted.spec, layer=changed)
+    assert found.post == wanted.post
+    assert [part.tensors for part in found.layers] == [part.tensors for part in wanted.layers]
+    assert _lock(folder, model_config=_model_config(tmp_path)) == wanted
+
+
+def test_a_model_config_stands_for_a_config_json_that_is_not_there(folder: Path, tmp_path: Path) -> None:
+    wanted = _lock(folder)
+    (folder / "config.json").unlink()
+    assert _lock(folder, model_config=_model_config(tmp_path, **VENDOR)) == wanted
+    write_lock(wanted, tmp_path / "locks", folder, {})
+    assert "config.json" not in read_json(tmp_path / "locks" / "index.json")["tokenizer_files"]
+
+
+def test_a_model_config_alone_must_say_enough(folder: Path, tmp_path: Path) -> None:
+    (folder / "config.json").unlink()
+    few = {key: value for key, value in VENDOR.items() if key != "intermediate_size"}
+    _refused(folder, "has no intermediate_size", model_config=_model_config(tmp_path, **few))
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"num_hidden_layers": 3}, "has 3 layers, but the matrix says num_hidden_layers: 2"),
+        ({"model_type": "qwen2"}, "has model_type 'qwen2', but the matrix says 'llama'"),
+        ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
+        ({"hidden_size": 64}, r"demands \["),
+        ({"vocab_size": 263}, r"has shape \[262, 32\], but .* demands \[263, 32\]"),
+        ({"norm_type": "layer_norm"}, "norm_type is 'layer_norm', but a llama model has 'rms_norm'"),
+        ({"rope_theta_base": -1}, "rope_theta is -1, but must be a positive number"),
+        ({"rope_theta": 1.0, "rope_theta_base": 1.0}, "says the same twice"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "rope parameter factor is '2'"),
+        ({"num_hiden_layers": 2}, "unknown key 'num_hiden_layers': did you mean 'num_hidden_layers'?"),
+    ],
+)
+def test_a_model_config_that_contradicts(folder: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
+    path = _model_config(tmp_path, **values)
+    with pytest.raises(AxzooError, match=message) as error:
+        _lock(folder, model_config=path)
+    assert "\n" not in str(error.value)
+    assert str(folder) in str(error.value) or str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("text, message", [*NO_CONFIG.items(), (None, "is missing")])
+def test_a_model_config_that_is_none(folder: Path, tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "model_config.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(AxzooError, match=rf"model_config\.json (is )?{message}") as error:
+        _lock(folder, model_config=path)
+    assert str(path) in str(error.value)
+
+
+def test_a_config_json_that_is_damaged_is_not_passed_over(folder: Path, tmp_path: Path) -> None:
+    (folder / "config.json").write_text("{")
+    _refused(folder, "not valid JSON", model_config=_model_config(tmp_path, **VENDOR))

@@ -17,8 +17,8 @@ from axzoo.checkpoint.gptq import GptqCheckpoint
 from axzoo.checkpoint.lock import make_lock
 from axzoo.checkpoint.tensors import Array, Checkpoint
 from axzoo.errors import AxzooError
-from tiny_llama import DTYPES, LAYERS
-from tiny_llama import Checkpoint as Tiny
+from tiny_model import DTYPES, LAYERS
+from tiny_model import Checkpoint as Tiny
 
 PICKLED, SAFE = "pytorch_model.bin", "model.safetensors"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -11,8 +12,11 @@ import pytest
 from numpy.testing import assert_array_equal
 
 from axzoo.checkpoint import tensors
-from axzoo.checkpoint.tensors import DTYPES, Array, TensorInfo, row_blocks, tensor_digest
+from axzoo.checkpoint.lock import digest_rows
+from axzoo.checkpoint.part import LockedTensor
+from axzoo.checkpoint.tensors import DTYPES, Array, TensorInfo, row_blocks
 from axzoo.errors import AxzooError
+from axzoo.families import TensorRef
 
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
@@ -34,28 +38,51 @@ class InMemory:
         return rows
 
 
+def _digest(array: Array, rows: tuple[int, int] | None = None) -> LockedTensor:
+    return digest_rows(Path("there"), InMemory(w=array), TensorRef("w", array.shape, rows))
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("shape", [(7,), (7, 3), (1, 1), (4, 2, 3)])
 def test_blocks_are_the_tensor(monkeypatch: pytest.MonkeyPatch, dtype: Any, shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).standard_normal(shape).astype(dtype)
     row_bytes = array.nbytes // shape[0]
-    whole = tensor_digest(InMemory(w=array), "w")
-    assert whole == (hashlib.sha256(f"{NAMES[array.dtype]}{list(shape)}".encode() + array.tobytes()).hexdigest(), True)
+    whole = _digest(array)
+    assert whole.sha256 == hashlib.sha256(f"{NAMES[array.dtype]}{list(shape)}".encode() + array.tobytes()).hexdigest()
     for block_bytes in (1, row_bytes, 2 * row_bytes + 1, 10**6):
         monkeypatch.setattr(tensors, "BLOCK_BYTES", block_bytes)
         checkpoint = InMemory(w=array)
-        assert_array_equal(np.concatenate(list(row_blocks(checkpoint, "w"))), array)
+        assert_array_equal(np.concatenate(list(row_blocks(checkpoint, "w", 0, shape[0]))), array)
         assert max(stop - start for start, stop in checkpoint.reads) <= max(1, block_bytes // row_bytes)
-        assert tensor_digest(InMemory(w=array), "w") == whole
+        assert _digest(array) == whole
+
+
+@pytest.mark.parametrize("block_bytes", [1, 25, 10**6])
+@pytest.mark.parametrize("start, stop", [(0, 7), (0, 3), (3, 7), (6, 7), (2, 2)])
+def test_some_rows_are_a_tensor_of_their_own(
+    monkeypatch: pytest.MonkeyPatch, start: int, stop: int, block_bytes: int
+) -> None:
+    """So that a projection fused with others is the same part as one stored by itself, and reads no row of theirs."""
+    array = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", block_bytes)
+    found = _digest(array, (start, stop))
+    assert (found.rows, found.shape) == ((start, stop), (stop - start, 3))
+    assert found.sha256 == _digest(array[start:stop]).sha256
+    checkpoint = InMemory(w=array)
+    read = list(row_blocks(checkpoint, "w", start, stop))
+    assert_array_equal(np.concatenate([array[:0], *read]), array[start:stop])
+    assert all(start <= first <= last <= stop for first, last in checkpoint.reads)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_one_value_that_is_not_finite_is_seen(dtype: Any, value: float) -> None:
     array = np.zeros((5, 4), dtype)
-    assert tensor_digest(InMemory(w=array), "w")[1]
+    _digest(array)
     array[4, 3] = value
-    assert not tensor_digest(InMemory(w=array), "w")[1]
+    with pytest.raises(AxzooError, match=r"there/memory: tensor w holds NaN or infinite values: .* damaged"):
+        _digest(array)
+    _digest(array, (0, 4))
 
 
 def test_the_digest_is_of_dtype_and_shape_too() -> None:
@@ -63,10 +90,10 @@ def test_the_digest_is_of_dtype_and_shape_too() -> None:
     same_bytes: list[Array] = [zeros, zeros.reshape(6, 2), zeros.reshape(12), np.zeros((2, 12), np.float16)]
     same_bytes.append(np.zeros((2, 12), ml_dtypes.bfloat16))
     assert len({array.tobytes() for array in same_bytes}) == 1
-    assert len({tensor_digest(InMemory(w=array), "w")[0] for array in same_bytes}) == 5
+    assert len({_digest(array).sha256 for array in same_bytes}) == 5
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64, np.uint8, np.bool_])
 def test_a_dtype_that_is_not_read(dtype: Any) -> None:
     with pytest.raises(AxzooError, match=f"memory: tensor w has dtype {np.dtype(dtype)}; axzoo reads F32, F16, BF16"):
-        tensor_digest(InMemory(w=np.zeros((2, 2), dtype)), "w")
+        list(row_blocks(InMemory(w=np.zeros((2, 2), dtype)), "w", 0, 2))

@@ -15,7 +15,9 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.testing import assert_allclose
 from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
 
 from axzoo.axmodel import METADATA_KEY, parse_header
 from axzoo.backends import load_backend
@@ -26,7 +28,7 @@ from axzoo.compile.post import compile_post
 from axzoo.errors import AxzooError
 from axzoo.recipe import Recipe
 from axzoo.rope import make_rope
-from axzoo.spec import LayerSpec, PostSpec
+from axzoo.spec import LayerSpec, NormSpec, PostSpec
 
 SPEC = LayerSpec(
     hidden_size=8,
@@ -34,11 +36,8 @@ SPEC = LayerSpec(
     num_attention_heads=2,
     num_key_value_heads=1,
     head_dim=4,
-    rms_norm_eps=1e-5,
-    hidden_act="silu",
-    attention_bias=False,
-    mlp_bias=False,
-    rope=make_rope(4, 10000.0, {"rope_type": "default"}),
+    norm=NormSpec("rms_norm", 1e-5),
+    rope=make_rope(4, 10000.0, {"rope_type": "default"}, 32),
     max_position_embeddings=32,
 )
 SHAPES = {
@@ -82,11 +81,28 @@ def test_a_post_layer_says_what_it_is() -> None:
     def read(role: str) -> Iterable[Array]:
         return [np.ones((5, 8) if role == "lm_head.weight" else 8, np.float32)]
 
-    compiled = compile_post(PostSpec(8, 5, 1e-5), RECIPE, {"lm_head.weight": (5, 8), "norm.weight": (8,)}, read)
+    compiled = compile_post(
+        PostSpec(8, 5, NormSpec("rms_norm", 1e-5)), RECIPE, {"lm_head.weight": (5, 8), "norm.weight": (8,)}, read
+    )
     header = _header(compiled.data)
     assert header.kind == "post"
     assert header.about["weight_type"] == "s8"
     assert list(compiled.weight_errors) == ["lm_head"]
+
+
+def test_a_post_layer_with_every_option() -> None:
+    """A layer norm, its result scaled, and a head with a bias that is not."""
+    rng = np.random.default_rng(0)
+    shapes = {"lm_head.weight": (5, 8), "lm_head.bias": (5,), "norm.weight": (8,), "norm.bias": (8,)}
+    stored = {role: rng.standard_normal(shape).astype(np.float32) for role, shape in shapes.items()}
+    spec = PostSpec(8, 5, NormSpec("layer_norm", 0.25), lm_head_bias=True, logit_scale=0.125)
+    recipe = replace(RECIPE, post_weight_type="fp32", hidden_state_type="fp32")
+    compiled = compile_post(spec, recipe, shapes, lambda role: [stored[role]])
+    x = rng.standard_normal((1, 1, 8)).astype(np.float32)
+    (found,) = ReferenceEvaluator(onnx.ModelProto.FromString(compiled.data)).run(None, {"input": x})
+    apart = x.astype(np.float64) - x.mean(dtype=np.float64)
+    normed = apart / np.sqrt((apart**2).mean() + 0.25) * stored["norm.weight"] + stored["norm.bias"]
+    assert_allclose(found, 0.125 * normed @ stored["lm_head.weight"].T + stored["lm_head.bias"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("recipe, positions", [(Recipe(prefill_len=4, kv_cache_len=32), 33), (Recipe(), 1024)])

@@ -21,7 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 from axzoo.engine import InferenceSession
 from axzoo.recipe import Recipe
-from tiny_llama import EXACT, Built, Checkpoint, build
+from tiny_model import EXACT, Built, Checkpoint, build
 
 P, S, H, D, V = 8, 31, 32, 16, 262
 """prefill_len, kv_cache_len, hidden_size, key/value width and vocabulary of the small llama."""

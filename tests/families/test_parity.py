@@ -21,7 +21,7 @@ from axzoo.checkpoint.lock import make_lock, write_lock
 from axzoo.recipe import Recipe
 from axzoo.reference import Oracle, Weights
 from axzoo.runtime.model import Model
-from tiny_llama import EXACT, LAYERS, Built, Checkpoint, build, make_checkpoint
+from tiny_model import EXACT, LAYERS, Built, Checkpoint, build, make_checkpoint
 
 PROMPT, TOKENS = 21, 27
 """Three prefill chunks of 8, the last one padded, then six tokens decoded."""
@@ -36,28 +36,66 @@ LLAMA3 = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.5}
 
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 32}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
+
+
+def _longrope(pairs: int, trained: int) -> dict[str, Any]:
+    return {
+        "rope_type": "longrope",
+        "rope_theta": 100.0,
+        "short_factor": [1.0 + 0.1 * pair for pair in range(pairs)],
+        "long_factor": [1.5 + 0.3 * pair for pair in range(pairs)],
+        "original_max_position_embeddings": trained,
+    }
+
+
+def _variant(model_type: str, dtype: str = "F32", old_config: bool = False, **shape: Any) -> dict[str, Any]:
+    return {"model_type": model_type, "dtype": dtype, "old_config": old_config, "shape": shape}
+
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1}
+GQA7 = {"num_attention_heads": 7, "num_key_value_heads": 1, "hidden_size": 28}
 TABLE: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "gqa 7:1, heads wider than hidden_size": {
-        "shape": {"num_attention_heads": 7, "num_key_value_heads": 1, "head_dim": 8, "hidden_size": 28}
-    },
-    "every bias": {"shape": {"attention_bias": True, "mlp_bias": True}},
-    "attention bias alone": {"shape": {"attention_bias": True}},
-    "tied": {"shape": {"tie_word_embeddings": True}},
-    "linear rope": {"shape": {"rope_parameters": LINEAR}},
-    "llama3 rope": {"shape": {"rope_parameters": LLAMA3, "head_dim": 16}},
-    "odd vocabulary, full attention": {"shape": {"vocab_size": 263, "num_key_value_heads": 4}},
-    "sharded": {"shard_size": "20KB"},
-    "bf16 on disk": {"dtype": "BF16"},
-    "fp16 on disk": {"dtype": "F16"},
-    "old config": {"old_config": True},
-    "old config, llama3 rope, tied, bf16": {
-        "shape": {"rope_parameters": LLAMA3, "tie_word_embeddings": True},
-        "dtype": "BF16",
-        "old_config": True,
-    },
-    "old config, linear rope": {"shape": {"rope_parameters": LINEAR}, "old_config": True},
-}
+    "llama": _variant("llama"),
+    "llama, gqa 7:1, heads wider than hidden_size": _variant("llama", head_dim=8, **GQA7),
+    "llama, every bias": _variant("llama", attention_bias=True, mlp_bias=True),
+    "llama, attention bias alone": _variant("llama", attention_bias=True),
+    "llama, tied": _variant("llama", tie_word_embeddings=True),
+    "llama, linear rope": _variant("llama", rope_parameters=LINEAR),
+    "llama, llama3 rope": _variant("llama", rope_parameters=LLAMA3, head_dim=16),
+    "llama, yarn rope": _variant("llama", rope_parameters=YARN, head_dim=16),
+    "llama, dynamic rope within its length": _variant("llama", rope_parameters=DYNAMIC),
+    "llama, odd vocabulary, full attention": _variant("llama", vocab_size=263, num_key_value_heads=4),
+    "llama, sharded": {**_variant("llama"), "shard_size": "20KB"},
+    "llama, bf16 on disk": _variant("llama", "BF16"),
+    "llama, fp16 on disk": _variant("llama", "F16"),
+    "llama, old config": _variant("llama", old_config=True),
+    "llama, old config, llama3 rope, tied, bf16": _variant(
+        "llama", "BF16", True, rope_parameters=LLAMA3, tie_word_embeddings=True
+    ),
+    "llama, old config, linear rope": _variant("llama", old_config=True, rope_parameters=LINEAR),
+    "qwen2": _variant("qwen2"),
+    "qwen2, gqa 7:1, tied, bf16": _variant("qwen2", "BF16", tie_word_embeddings=True, **GQA7),
+    "qwen2, sliding window in the second layer": _variant("qwen2", **WINDOW),
+    "qwen2, old config, yarn": _variant("qwen2", old_config=True, rope_parameters=YARN, head_dim=16),
+    "qwen2, old config, sliding window": _variant("qwen2", old_config=True, **WINDOW),
+    "qwen3": _variant("qwen3", head_dim=12),
+    "qwen3, biases, sliding window": _variant("qwen3", head_dim=10, attention_bias=True, **WINDOW),
+    "qwen3, old config, tied": _variant("qwen3", old_config=True, head_dim=12, tie_word_embeddings=True),
+    "phi": _variant("phi", hidden_act="gelu_new"),
+    "phi, old config, partial rotary 0.4": _variant(
+        "phi", old_config=True, hidden_act="gelu_new", hidden_size=40, num_attention_heads=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 0.4},
+    ),
+    "phi3": _variant("phi3"),
+    "phi3, sliding window": _variant("phi3", sliding_window=6),
+    "phi3, longrope, short": _variant("phi3", rope_parameters=_longrope(4, 64)),
+    "phi3, longrope, long": _variant("phi3", rope_parameters=_longrope(4, 16)),
+    "phi3, old config, longrope, tied, bf16": _variant(
+        "phi3", "BF16", True, rope_parameters=_longrope(4, 64), tie_word_embeddings=True
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=TABLE.values(), ids=list(TABLE))
@@ -85,8 +123,8 @@ def _assert_close(found: NDArray[np.float32], wanted: NDArray[np.float32], toler
 
 
 def test_the_oracle_computes_what_transformers_computes(variant: Checkpoint, tmp_path: Path) -> None:
-    write_lock(make_lock(variant.folder, "llama", LAYERS), tmp_path, variant.folder, {})
-    oracle = checkpoint_oracle(tmp_path, variant.source)
+    write_lock(make_lock(variant.folder, variant.model_type, LAYERS), tmp_path, variant.folder, {})
+    oracle = checkpoint_oracle(tmp_path, variant.source, EXACT.positions)
     ids = _ids(variant)
     wanted = variant.logits(ids)
     _assert_close(oracle.logits(ids).numpy(), wanted, 2e-5)
@@ -136,7 +174,7 @@ def test_a_built_model_is_the_fp32_model_of_its_stored_weights(
 
 
 def _oracle_of_files(built: Built) -> Oracle:
-    whole = checkpoint_oracle(built.locks, built.source)
+    whole = checkpoint_oracle(built.locks, built.source, built.recipe.positions)
     return replace(
         whole,
         layer_weights=lambda index: _dequantized(built.layers[index]),

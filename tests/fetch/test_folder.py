@@ -7,9 +7,9 @@ from safetensors.torch import save_file
 from tiny_gguf import Tiny
 
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.lock import make_lock
-from axzoo.checkpoint.tensors import tensor_digest
+from axzoo.checkpoint.lock import digest_rows, make_lock
 from axzoo.errors import AxzooError
+from axzoo.families import TensorRef
 from axzoo.fetch import fetch
 from axzoo.fetch.gguf_checkpoint import FILES
 from axzoo.fetch.receipt import checkpoint_folder, digested
@@ -74,8 +74,9 @@ def test_a_gguf_becomes_a_checkpoint_that_locks(tiny: Tiny, tmp_path: Path, name
     assert receipt["files"] == {name: asdict(digested(output / name)) for name in FILES}
     lock = make_lock(checkpoint_folder(output / "source.json"), "llama", 2)
     save_file({"w": tiny.model.lm_head.weight.detach()}, tmp_path / "model.safetensors")
-    digest, _ = tensor_digest(open_checkpoint(tmp_path), "w")
-    assert lock.embed.tensors["embed.weight"].sha256 == digest
+    checkpoint = open_checkpoint(tmp_path)
+    wanted = digest_rows(tmp_path, checkpoint, TensorRef("w", checkpoint.tensors["w"].shape))
+    assert lock.embed.tensors["embed.weight"].sha256 == wanted.sha256
 
 
 def test_a_gguf_beside_other_weights_is_left_alone(tiny: Tiny, checkpoint: Path, tmp_path: Path) -> None:

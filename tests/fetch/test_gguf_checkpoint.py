@@ -8,8 +8,8 @@ import torch
 from tiny_gguf import Tiny
 from transformers import AutoModelForCausalLM
 
+from axzoo.config_view import ConfigView
 from axzoo.errors import AxzooError
-from axzoo.families.config_view import ConfigView
 from axzoo.families.llama import decoder_spec
 from axzoo.fetch.gguf_checkpoint import FILES, convert
 

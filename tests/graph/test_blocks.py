@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,32 +9,23 @@ import onnx
 import pytest
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
-from onnx.reference import ReferenceEvaluator
+from run_block import run_block
 
 from axzoo.graph.builder import GraphBuilder
 from axzoo.graph.linear import linear
-from axzoo.graph.mlp import gated_mlp
-from axzoo.graph.norm import rms_norm
+from axzoo.graph.mlp import mlp
+from axzoo.graph.norm import norm
+from axzoo.graph.scale import scaled
 from axzoo.quantize.weights import LAYER_RULE, StoredWeight, store_weight
+from axzoo.spec import LayerSpec, NormSpec, RopeSpec
 
 RNG = np.random.default_rng(0)
 X: NDArray[np.float32] = RNG.standard_normal((1, 3, 8)).astype(np.float32)
+RMS = NormSpec("rms_norm", 0.25)
 
 
-def _run(make: Callable[[GraphBuilder], str]) -> NDArray[Any]:
-    """What a block makes of X."""
-    g = GraphBuilder()
-    output = make(g)
-    graph = g.graph(
-        "block",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, "n", 8])],
-        [helper.make_tensor_value_info(output, TensorProto.FLOAT, [1, "n", None])],
-    )
-    model = onnx.ModelProto(ir_version=11, opset_import=[helper.make_opsetid("", 23)], graph=graph)
-    onnx.checker.check_model(model, full_check=True)
-    (result,) = ReferenceEvaluator(model).run(None, {"x": X})
-    return np.asarray(result)
+def _vector(size: int) -> NDArray[np.float32]:
+    return RNG.standard_normal(size).astype(np.float32)
 
 
 def _weight(rows: int, columns: int, weight_type: str) -> StoredWeight:
@@ -46,26 +36,69 @@ def _weight(rows: int, columns: int, weight_type: str) -> StoredWeight:
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("weight_type", ["fp32", "fp16", "bf16", "s8"])
 def test_linear(weight_type: str, biased: bool) -> None:
-    weight, bias = _weight(5, 8, weight_type), RNG.standard_normal(5).astype(np.float32) if biased else None
-    found = _run(lambda g: linear(g, "x", weight, bias, "q_proj", "attention"))
-    wanted = X.astype(np.float64) @ weight.dequantized() + (0 if bias is None else bias)
+    weights = {"q_proj": _weight(5, 8, weight_type), "k_proj": _weight(5, 8, weight_type)}
+    vectors = {"q_proj.bias": _vector(5)} if biased else {}
+    vectors["k_proj.bias"] = _vector(5)  # another's
+    (found,) = run_block(lambda g: [linear(g, "x", weights, vectors, "q_proj", "attention")], x=X).values()
+    wanted = X.astype(np.float64) @ weights["q_proj"].dequantized() + vectors.get("q_proj.bias", 0)
     assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_rms_norm() -> None:
-    scale = RNG.standard_normal(8).astype(np.float32)
+    vectors = {"input_norm.weight": _vector(8)}
+    (found,) = run_block(lambda g: [norm(g, RMS, "x", vectors, "input_norm")], x=X).values()
     x = X.astype(np.float64)
-    wanted = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.25) * scale
-    assert_allclose(_run(lambda g: rms_norm(g, "x", scale, 0.25, "norm")), wanted, atol=1e-6)
+    wanted = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.25) * vectors["input_norm.weight"]
+    assert_allclose(found, wanted, atol=1e-6)
 
 
-def test_gated_mlp() -> None:
-    weights = {"gate_proj": _weight(6, 8, "fp32"), "up_proj": _weight(6, 8, "fp32"), "down_proj": _weight(8, 6, "fp32")}
-    biases = {"up_proj": RNG.standard_normal(6).astype(np.float32)}
-    gate, up, down = (weights[role].dequantized().astype(np.float64) for role in weights)
-    gated = X @ gate
-    wanted = (gated / (1 + np.exp(-gated)) * (X @ up + biases["up_proj"])) @ down
-    assert_allclose(_run(lambda g: gated_mlp(g, "x", weights, biases)), wanted, atol=1e-5)
+def test_layer_norm() -> None:
+    vectors = {"norm.weight": _vector(8), "norm.bias": _vector(8)}
+    (found,) = run_block(lambda g: [norm(g, NormSpec("layer_norm", 0.25), "x", vectors, "norm")], x=X).values()
+    x = X.astype(np.float64)
+    apart = x - x.mean(-1, keepdims=True)
+    wanted = apart / np.sqrt((apart**2).mean(-1, keepdims=True) + 0.25) * vectors["norm.weight"] + vectors["norm.bias"]
+    assert_allclose(found, wanted, atol=1e-6)
+
+
+def _silu(x: NDArray[Any]) -> NDArray[Any]:
+    return x / (1 + np.exp(-x))
+
+
+def _gelu_new(x: NDArray[Any]) -> NDArray[Any]:
+    """Hendrycks & Gimpel's approximation, as GPT-2 has it."""
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("act, function", [("silu", _silu), ("gelu_new", _gelu_new)])
+@pytest.mark.parametrize("gated", [True, False])
+def test_mlp(gated: bool, act: str, function: Any, biased: bool) -> None:
+    spec = LayerSpec(8, 6, 1, 1, 8, RMS, RopeSpec(1e4, 8), 16, hidden_act=act, gated=gated, mlp_bias=biased)
+    sizes = {"up_proj": (6, 8), "down_proj": (8, 6)} | ({"gate_proj": (6, 8)} if gated else {})
+    weights = {role: _weight(*shape, "fp32") for role, shape in sizes.items()}
+    vectors = {f"{role}.bias": _vector(rows) for role, (rows, _) in sizes.items()} if biased else {}
+    (found,) = run_block(lambda g: [mlp(g, spec, "x", weights, vectors)], x=X).values()
+
+    def project(role: str, x: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(x @ weights[role].dequantized().astype(np.float64) + vectors.get(f"{role}.bias", 0))
+
+    up = project("up_proj", X)
+    wanted = project("down_proj", function(project("gate_proj", X)) * up if gated else function(up))
+    assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.4 / 40**0.5, 12.0, -1.0, 1.0])
+def test_scale(factor: float) -> None:
+    (found,) = run_block(lambda g: [g.op("Neg", [scaled(g, "x", factor, "input")], "out")], x=X).values()
+    assert_allclose(found, -factor * X.astype(np.float64), rtol=1e-6)
+
+
+def test_a_scale_of_one_adds_nothing() -> None:
+    g = GraphBuilder()
+    assert scaled(g, "x", 1.0, "input") == "x"
+    graph = g.graph("empty", [], [])
+    assert (len(graph.node), len(graph.initializer)) == (0, 0)
 
 
 def test_constants_keep_their_bytes_and_values_are_named_after_their_nodes() -> None:

@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from axzoo.compile.embed import write_embedding
 from axzoo.compile.layer import compile_layer
 from axzoo.compile.post import compile_post
+from axzoo.config_view import ConfigView
 from axzoo.families import TensorRef, load_family
-from axzoo.families.config_view import ConfigView
 from axzoo.recipe import Recipe
 
 SPECIAL_TOKENS = ["<bos>", "<eos>", "<user>", "<system>", "<assistant>"]

@@ -2,7 +2,8 @@
 # tensors changed. Layer jobs depend on their own file, so a changed layer is the only one compiled again.
 checkpoint lock:
     input:
-        "results/checkpoints/{model}/source.json",
+        source="results/checkpoints/{model}/source.json",
+        model_config=lambda w: PLAN.model(w).model_config_files,
     output:
         "results/locks/{model}/index.json",
     log:
@@ -16,12 +17,13 @@ checkpoint lock:
         model_type=lambda w: PLAN.model(w).model_type,
         num_hidden_layers=lambda w: PLAN.model(w).num_hidden_layers,
         ignore_config_keys=lambda w: PLAN.model(w).ignore_config_keys,
+        model_config=lambda w: PLAN.model(w).model_config_arguments,
         folder="results/locks/{model}",
         code=PLAN.lock_code,
     shell:
-        "axzoo lock --source {input:q} --model_type {params.model_type:q} "
+        "axzoo lock --source {input.source:q} --model_type {params.model_type:q} "
         "--num_hidden_layers {params.num_hidden_layers} --ignore_config_keys {params.ignore_config_keys:q} "
-        "--output {params.folder:q} > {log:q} 2>&1"
+        "{params.model_config:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 def locked(name):

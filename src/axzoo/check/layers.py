@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from axzoo import reference
 from axzoo.check.metrics import cosine, max_abs, relative_l2
 from axzoo.check.thresholds import Thresholds
 from axzoo.engine import InferenceSession
@@ -65,9 +64,8 @@ def check_layers(bundle: Bundle, oracle: Oracle, ids: Sequence[int]) -> Iterator
     for index, path in enumerate(bundle.layers):
         session = InferenceSession(path)
         given = state.numpy().astype(session.get_inputs()[0].dtype)
-        with torch.inference_mode():
-            rounded = torch.from_numpy(given.astype(np.float32))
-            state, _ = reference.layer(oracle.spec.layer, oracle.layer_weights(index), rounded)
+        rounded = torch.from_numpy(given.astype(np.float32))
+        state, _ = oracle.layer(index, rounded)
         got, want, x = _run_layer(session, given), state.numpy(), rounded.numpy()
         yield LayerCheck(
             layer=index,

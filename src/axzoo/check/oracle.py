@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from axzoo.bundle import read_manifest
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.lock import EMBED, INDEX, POST, Part, layer_lock, read_part
+from axzoo.checkpoint.part import EMBED, INDEX, POST, LockedTensor, Part, layer_lock, read_part
 from axzoo.checkpoint.tensors import Array, Checkpoint, row_blocks
 from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.files import read_json
@@ -20,8 +22,8 @@ from axzoo.runtime.embedding import Embedding
 from axzoo.spec import DecoderSpec
 
 
-def checkpoint_oracle(locks: Path, source: Path) -> Oracle:
-    """The checkpoint in fp32, each layer read when it is asked for."""
+def checkpoint_oracle(locks: Path, source: Path, longest: int) -> Oracle:
+    """The checkpoint in fp32, each layer read when it is asked for; for files that hold `longest` positions."""
     checkpoint = open_checkpoint(checkpoint_folder(source))
     embedding = read_part(locks / EMBED).tensors["embed.weight"].name
 
@@ -34,6 +36,7 @@ def checkpoint_oracle(locks: Path, source: Path) -> Oracle:
         layer_weights=lambda index: _tensors(checkpoint, read_part(locks / layer_lock(index))),
         post_weights=lambda: _tensors(checkpoint, read_part(locks / POST)),
         embed=embed,
+        longest=longest,
     )
 
 
@@ -42,7 +45,7 @@ def bundle_oracle(folder: Path) -> Oracle:
     import onnx
 
     bundle = open_bundle(folder)
-    spec = DecoderSpec.from_dict(read_json(folder / "manifest.json")["spec"])
+    manifest = read_manifest(folder)
     embedding = Embedding(bundle.embedding, bundle.vocab_size, bundle.hidden_size)
 
     def weights(path: Path) -> Weights:
@@ -52,10 +55,11 @@ def bundle_oracle(folder: Path) -> Oracle:
         }
 
     return Oracle(
-        spec=spec,
+        spec=manifest.spec,
         layer_weights=lambda index: weights(bundle.layers[index]),
         post_weights=lambda: weights(bundle.post),
         embed=lambda ids: torch.from_numpy(embedding.rows(ids).astype(np.float32)),
+        longest=manifest.recipe.positions,
     )
 
 
@@ -69,18 +73,17 @@ def _dequantized(values: Array, scale: Array | None) -> torch.Tensor:
 
 def in_memory(oracle: Oracle) -> Oracle:
     """The same oracle, keeping every weight it has read: for models that fit, asked again and again."""
-    return Oracle(
-        spec=oracle.spec,
+    return replace(
+        oracle,
         layer_weights=functools.cache(oracle.layer_weights),
         post_weights=functools.cache(oracle.post_weights),
-        embed=oracle.embed,
     )
 
 
 def _tensors(checkpoint: Checkpoint, part: Part) -> Weights:
-    return {
-        role: torch.from_numpy(
-            np.concatenate([block.astype(np.float32) for block in row_blocks(checkpoint, tensor.name)])
-        )
-        for role, tensor in part.tensors.items()
-    }
+    return {role: torch.from_numpy(_values(checkpoint, tensor)) for role, tensor in part.tensors.items()}
+
+
+def _values(checkpoint: Checkpoint, tensor: LockedTensor) -> Array:
+    blocks = row_blocks(checkpoint, tensor.name, *tensor.rows)
+    return np.concatenate([block.astype(np.float32) for block in blocks])

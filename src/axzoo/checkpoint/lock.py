@@ -9,25 +9,25 @@ none is left over unexplained.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.tensors import Array, Checkpoint, row_blocks, tensor_digest
-from axzoo.errors import AxzooError
-from axzoo.families import Family, TensorRef, load_family
-from axzoo.families.config_view import ConfigView
-from axzoo.files import canonical_json, read_json, write_json
-from axzoo.spec import DecoderSpec
+import numpy as np
 
-INDEX = "index.json"
-POST = "post.json"
-EMBED = "embed.json"
-HEAD = "lm_head.weight"
+from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.part import EMBED, INDEX, POST, LockedTensor, Part, layer_lock
+from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
+from axzoo.config_view import ConfigView
+from axzoo.errors import AxzooError
+from axzoo.families import TensorRef, load_family, supported_model_types
+from axzoo.files import canonical_json, read_json, write_json
+from axzoo.model_config import merge_model_config
+from axzoo.spec import DecoderSpec, LayerSpec, PostSpec
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -45,27 +45,6 @@ TOKENIZER_FILES = (
 
 
 @dataclass(frozen=True)
-class LockedTensor:
-    """A tensor with the digest of its dtype, shape and bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    sha256: str
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a model: its spec as plain data, and its tensors by role."""
-
-    spec: Mapping[str, Any]
-    tensors: Mapping[str, LockedTensor]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {role: tensor.shape for role, tensor in self.tensors.items()}
-
-
-@dataclass(frozen=True)
 class Lock:
     """A whole model's lock, in memory."""
 
@@ -75,60 +54,90 @@ class Lock:
     embed: Part
 
 
-def layer_lock(index: int) -> str:
-    return f"layer_{index}.json"
-
-
-def make_lock(folder: Path, model_type: str, num_hidden_layers: int, ignore_config_keys: Collection[str] = ()) -> Lock:
-    """Reads config.json and every tensor of the checkpoint in `folder`.
+def make_lock(
+    folder: Path,
+    model_type: str,
+    num_hidden_layers: int,
+    ignore_config_keys: Collection[str] = (),
+    model_config: Path | None = None,
+) -> Lock:
+    """Reads config.json, with what `model_config` overrides of it, and every tensor of the checkpoint in `folder`.
 
     Raises AxzooError when config.json contradicts the expected model_type or layer count, has keys axzoo does not
     know, or does not fit the tensors; and when a tensor is missing, superfluous, misshapen, damaged or not finite.
     """
-    spec = read_spec(folder, model_type, num_hidden_layers, ignore_config_keys)
+    spec = read_spec(folder, model_type, num_hidden_layers, ignore_config_keys, model_config)
     family = load_family(model_type)
     checkpoint = open_checkpoint(folder)
     layers = [family.layer_tensors(spec, index) for index in range(num_hidden_layers)]
     post, embed = family.post_tensors(spec), {"embed.weight": family.embed_tensor(spec)}
     needed = {ref.name: ref for refs in (*layers, post, embed) for ref in refs.values()}
-    if HEAD in checkpoint.tensors:  # some checkpoints store a tied head a second time
-        needed.setdefault(HEAD, TensorRef(HEAD, post["lm_head.weight"].shape))
+    head, embedding = post["lm_head.weight"], embed["embed.weight"]
+    copy = embedding.name.replace("model.embed_tokens", "lm_head")  # some checkpoints store a tied head a second time
+    if head == embedding and copy in checkpoint.tensors:
+        needed[copy] = TensorRef(copy, head.shape)
     _check_tensors(folder, checkpoint, needed, family.IGNORED_TENSORS)
-    digests = {name: _digest(folder, checkpoint, name) for name in needed}
-    _check_tied_head(folder, spec, family, digests)
+    if copy in needed and head == embedding:
+        _check_tied_head(folder, checkpoint, copy, embedding.name)
 
-    def part(part_spec: Mapping[str, Any], refs: Mapping[str, TensorRef]) -> Part:
-        return Part(
-            part_spec, {role: LockedTensor(ref.name, ref.shape, digests[ref.name]) for role, ref in refs.items()}
-        )
+    @functools.cache
+    def locked(ref: TensorRef) -> LockedTensor:
+        return digest_rows(folder, checkpoint, ref)
+
+    def part(part_spec: LayerSpec | PostSpec | dict[str, int], refs: Mapping[str, TensorRef]) -> Part:
+        plain = part_spec if isinstance(part_spec, dict) else asdict(part_spec)
+        return Part(plain, {role: locked(ref) for role, ref in refs.items()})
 
     return Lock(
         spec=spec,
-        layers=tuple(part(asdict(spec.layer), refs) for refs in layers),
-        post=part(asdict(spec.post), post),
+        layers=tuple(part(spec.layer_spec(index), refs) for index, refs in enumerate(layers)),
+        post=part(spec.post, post),
         embed=part({"vocab_size": spec.vocab_size, "hidden_size": spec.layer.hidden_size}, embed),
     )
 
 
 def read_spec(
-    folder: Path, model_type: str, num_hidden_layers: int, ignore_config_keys: Collection[str]
+    folder: Path,
+    model_type: str,
+    num_hidden_layers: int,
+    ignore_config_keys: Collection[str],
+    model_config: Path | None = None,
 ) -> DecoderSpec:
     """The spec config.json describes, checked against what the matrix says of the model."""
     path = folder / "config.json"
-    config = read_json(path)
-    if not isinstance(config, dict):
-        raise AxzooError(f"{path} is not a mapping")
-    if config.get("model_type") != model_type:
-        load_family(str(config.get("model_type")))  # an unsupported one is said to be so
-        raise AxzooError(f"{path} has model_type {config.get('model_type')!r}, but the matrix says {model_type!r}")
+    config = _read_config(path, model_config)
+    said = config.get("model_type")
+    if said not in supported_model_types():
+        raise AxzooError(
+            f"{path}: model_type {said!r} is not supported; supported are: {', '.join(supported_model_types())}"
+        )
+    if said != model_type:
+        raise AxzooError(f"{path} has model_type {said!r}, but the matrix says {model_type!r}")
     view = ConfigView(config, path)
-    spec = load_family(model_type).decoder_spec(view)
+    try:
+        spec = load_family(model_type).decoder_spec(view)
+    except AxzooError as error:
+        raise error if str(path) in str(error) else AxzooError(f"{path}: {error}") from None
     view.finish(ignore_config_keys)
     if spec.num_hidden_layers != num_hidden_layers:
         raise AxzooError(
             f"{path} has {spec.num_hidden_layers} layers, but the matrix says num_hidden_layers: {num_hidden_layers}"
         )
     return spec
+
+
+def _read_config(path: Path, model_config: Path | None) -> dict[str, Any]:
+    """config.json, or what `model_config` makes of it; alone, where the checkpoint has none."""
+    override = None if model_config is None else _mapping(model_config)
+    config = _mapping(path) if override is None or path.exists() else {}
+    return config if override is None or model_config is None else merge_model_config(config, override, model_config)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise AxzooError(f"{path} is not a mapping")
+    return content
 
 
 def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, Any]) -> None:
@@ -151,32 +160,6 @@ def _write_part(path: Path, part: Part) -> None:
         write_json(path, asdict(part))
 
 
-def read_part(path: Path) -> Part:
-    """Reads one part's lock file. Raises AxzooError when it is missing or damaged."""
-    data = read_json(path)
-    try:
-        tensors = {
-            role: LockedTensor(entry["name"], tuple(entry["shape"]), entry["sha256"])
-            for role, entry in data["tensors"].items()
-        }
-        return Part(data["spec"], tensors)
-    except (KeyError, TypeError, AttributeError):
-        raise AxzooError(f"{path} is damaged: remove it and lock the checkpoint again") from None
-
-
-def verified_blocks(checkpoint: Checkpoint, tensor: LockedTensor) -> Iterator[Array]:
-    """The tensor's row blocks; after the last one, raises AxzooError if they are not what was locked."""
-    info = checkpoint.tensors.get(tensor.name)
-    if info is None or info.shape != tensor.shape:
-        raise AxzooError(f"tensor {tensor.name} is not what was locked: lock the checkpoint again")
-    digest = hashlib.sha256(f"{info.dtype}{list(info.shape)}".encode())
-    for block in row_blocks(checkpoint, tensor.name):
-        digest.update(block.view("uint8").data)
-        yield block
-    if digest.hexdigest() != tensor.sha256:
-        raise AxzooError(f"{info.file}: tensor {tensor.name} changed after it was locked: lock the checkpoint again")
-
-
 def _check_tensors(folder: Path, checkpoint: Checkpoint, needed: Mapping[str, TensorRef], ignored: str) -> None:
     missing = [name for name in needed if name not in checkpoint.tensors]
     extra = [name for name in checkpoint.tensors if name not in needed and not re.fullmatch(ignored, name)]
@@ -193,19 +176,27 @@ def _check_tensors(folder: Path, checkpoint: Checkpoint, needed: Mapping[str, Te
             )
 
 
-def _digest(folder: Path, checkpoint: Checkpoint, name: str) -> str:
-    digest, finite = tensor_digest(checkpoint, name)
-    if not finite:
-        file = folder / checkpoint.tensors[name].file
-        raise AxzooError(f"{file}: tensor {name} holds NaN or infinite values: the checkpoint is damaged")
-    return digest
+def digest_rows(folder: Path, checkpoint: Checkpoint, ref: TensorRef) -> LockedTensor:
+    """Digests a reference's rows. Raises AxzooError when a value is not finite."""
+    info = checkpoint.tensors[ref.name]
+    start, stop = ref.rows or (0, ref.shape[0])
+    shape = (stop - start, *ref.shape[1:])
+    digest = rows_digest(info.dtype, shape)
+    for block in row_blocks(checkpoint, ref.name, start, stop):
+        if not np.isfinite(block).all():
+            raise AxzooError(
+                f"{folder / info.file}: tensor {ref.name} holds NaN or infinite values: the checkpoint is damaged"
+            )
+        digest.update(np.ascontiguousarray(block).view(np.uint8).data)
+    return LockedTensor(ref.name, start, shape, digest.hexdigest())
 
 
-def _check_tied_head(folder: Path, spec: DecoderSpec, family: Family, digests: Mapping[str, str]) -> None:
-    head = digests.get(HEAD)
-    if spec.tie_word_embeddings and head is not None and head != digests[family.embed_tensor(spec).name]:
+def _check_tied_head(folder: Path, checkpoint: Checkpoint, head: str, embedding: str) -> None:
+    rows = checkpoint.tensors[head].shape[0]
+    pairs = zip(row_blocks(checkpoint, head, 0, rows), row_blocks(checkpoint, embedding, 0, rows), strict=True)
+    if not all(np.array_equal(a, b) for a, b in pairs):
         raise AxzooError(
-            f"{folder / 'config.json'} says tie_word_embeddings, but lm_head.weight differs from the embedding: "
+            f"{folder / 'config.json'} says tie_word_embeddings, but {head} differs from the embedding: "
             f"one of the two is wrong"
         )
 

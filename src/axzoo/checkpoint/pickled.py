@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import torch
 
-from axzoo.checkpoint.safetensors import _check_index, _weight_map
+from axzoo.checkpoint.shards import check_index, weight_map
 from axzoo.checkpoint.tensors import Array, TensorInfo
 from axzoo.errors import AxzooError
 
@@ -29,12 +29,12 @@ class PickledCheckpoint:
         self._values: dict[str, torch.Tensor] = {}
         self.tensors: dict[str, TensorInfo] = {}
         index = folder / "pytorch_model.bin.index.json"
-        listed = _weight_map(index) if index.exists() else None
+        listed = weight_map(index) if index.exists() else None
         shards = sorted(set(listed.values())) if listed is not None else ["pytorch_model.bin"]
         for shard in shards:
             self._open(folder / shard)
         if listed is not None:
-            _check_index(index, listed, self.tensors)
+            check_index(index, listed, self.tensors)
 
     def _open(self, path: Path) -> None:
         for name, value in _load(path).items():

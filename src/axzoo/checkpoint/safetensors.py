@@ -11,9 +11,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from axzoo.checkpoint.shards import check_index, weight_map
 from axzoo.checkpoint.tensors import Array, TensorInfo
 from axzoo.errors import AxzooError
-from axzoo.files import read_json
 
 
 class SafetensorsCheckpoint:
@@ -23,12 +23,12 @@ class SafetensorsCheckpoint:
         self._files: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         index = folder / "model.safetensors.index.json"
-        listed = _weight_map(index) if index.exists() else None
+        listed = weight_map(index) if index.exists() else None
         shards = sorted(set(listed.values())) if listed is not None else ["model.safetensors"]
         for shard in shards:
             self._open(folder / shard)
         if listed is not None:
-            _check_index(index, listed, self.tensors)
+            check_index(index, listed, self.tensors)
 
     def _open(self, path: Path) -> None:
         try:
@@ -53,25 +53,3 @@ class SafetensorsCheckpoint:
         except SafetensorError as error:
             raise AxzooError(f"{info.file}: tensor {name} cannot be read ({error}): fetch the file again") from None
         return rows
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    content = read_json(index)
-    listed = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(listed, dict) or not listed:
-        raise AxzooError(f"{index} has no weight_map: fetch it again")
-    for name, shard in listed.items():
-        if not _is_plain_name(shard):
-            raise AxzooError(f"{index} places {name!r} in {shard!r}: a shard must be a plain file name beside it")
-    return listed
-
-
-def _is_plain_name(shard: Any) -> bool:
-    """Whether an index may name this file: not hidden, in no other folder, nothing a terminal would not show."""
-    return isinstance(shard, str) and shard.isprintable() and Path(shard).name == shard and shard[:1] not in ("", ".")
-
-
-def _check_index(index: Path, listed: dict[str, str], found: dict[str, TensorInfo]) -> None:
-    for name, shard in listed.items():
-        if name not in found:
-            raise AxzooError(f"{index} places {name!r} in {shard}, but no shard holds it: fetch the shards again")

@@ -57,24 +57,18 @@ class Checkpoint(Protocol):
         ...
 
 
-def row_blocks(checkpoint: Checkpoint, name: str) -> Iterator[Array]:
-    """The tensor's rows in order, at most about BLOCK_BYTES at a time, in the stored dtype.
+def row_blocks(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Iterator[Array]:
+    """Rows `start` to `stop` in order, at most about BLOCK_BYTES at a time, in the stored dtype.
 
     Raises AxzooError for a dtype axzoo does not read, or a damaged file.
     """
     info = checkpoint.tensors[name]
     row_bytes = max(1, int(np.prod(info.shape[1:])) * numpy_dtype(info).itemsize)
     step = max(1, BLOCK_BYTES // row_bytes)
-    for start in range(0, info.shape[0], step):
-        yield checkpoint.read_rows(name, start, min(start + step, info.shape[0]))
+    for first in range(start, stop, step):
+        yield checkpoint.read_rows(name, first, min(first + step, stop))
 
 
-def tensor_digest(checkpoint: Checkpoint, name: str) -> tuple[str, bool]:
-    """The sha256 of a tensor's dtype, shape and little-endian bytes, and whether every value is finite."""
-    info = checkpoint.tensors[name]
-    digest = hashlib.sha256(f"{info.dtype}{list(info.shape)}".encode())
-    finite = True
-    for block in row_blocks(checkpoint, name):
-        digest.update(np.ascontiguousarray(block).view(np.uint8).data)
-        finite = finite and bool(np.isfinite(block).all())
-    return digest.hexdigest(), finite
+def rows_digest(dtype: str, shape: tuple[int, ...]) -> hashlib._Hash:
+    """The sha256 of rows of a tensor, to be fed with their little-endian bytes."""
+    return hashlib.sha256(f"{dtype}{list(shape)}".encode())

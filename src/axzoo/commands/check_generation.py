@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from axzoo.commands._check import add_check_arguments
 
 if TYPE_CHECKING:
+    from axzoo.bundle import read_manifest
     from axzoo.check.generation import GenerationCheck
 
 RULE = "=" * 100
@@ -29,16 +30,17 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.check.prompt import prompt_ids
     from axzoo.check.thresholds import BY_WEIGHT_TYPE
     from axzoo.errors import AxzooError
-    from axzoo.files import read_json, write_json
+    from axzoo.files import write_json
     from axzoo.runtime.bundle import open_bundle
     from axzoo.runtime.model import load_model
     from axzoo.tokenizer.local import load_tokenizer
 
     bundle = open_bundle(args.bundle)
-    thresholds = BY_WEIGHT_TYPE[read_json(args.bundle / "manifest.json")["recipe"]["weight_type"]]
+    recipe = read_manifest(args.bundle).recipe
+    thresholds = BY_WEIGHT_TYPE[recipe.weight_type]
     tokenizer = load_tokenizer(bundle.tokenizer)
     ids = prompt_ids(tokenizer, args.prompt, bundle.chat)
-    oracle = checkpoint_oracle(args.lock, args.source)
+    oracle = checkpoint_oracle(args.lock, args.source, recipe.positions)
     check = check_generation(load_model(args.bundle), tokenizer, oracle, ids, args.max_tokens)
     failures = check.failures(thresholds, args.expect)
     _print(check)

@@ -16,20 +16,22 @@ def run(args: argparse.Namespace) -> None:
 
     from loguru import logger
 
+    from axzoo.bundle import read_manifest
     from axzoo.check.layers import check_layers
     from axzoo.check.oracle import checkpoint_oracle
     from axzoo.check.prompt import prompt_ids
     from axzoo.check.thresholds import BY_WEIGHT_TYPE
     from axzoo.errors import AxzooError
-    from axzoo.files import read_json, write_json
+    from axzoo.files import write_json
     from axzoo.runtime.bundle import open_bundle
     from axzoo.tokenizer.local import load_tokenizer
 
     bundle = open_bundle(args.bundle)
-    thresholds = BY_WEIGHT_TYPE[read_json(args.bundle / "manifest.json")["recipe"]["weight_type"]]
+    recipe = read_manifest(args.bundle).recipe
+    thresholds = BY_WEIGHT_TYPE[recipe.weight_type]
     ids = prompt_ids(load_tokenizer(bundle.tokenizer), args.prompt, bundle.chat)
     checks = []
-    for check in check_layers(bundle, checkpoint_oracle(args.lock, args.source), ids):
+    for check in check_layers(bundle, checkpoint_oracle(args.lock, args.source, recipe.positions), ids):
         checks.append(check)
         for kind, numbers in (("decode", check.decode), ("prefill", check.prefill)):
             logger.info(

@@ -24,14 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from axzoo.bundle import read_manifest
     from axzoo.check.oracle import bundle_oracle, checkpoint_oracle, in_memory
     from axzoo.runtime.model import load_model
     from axzoo.tokenizer.local import load_tokenizer
 
     model = load_model(args.bundle)
     tokenizer = load_tokenizer(args.bundle / "tokenizer")
+    longest = read_manifest(args.bundle).recipe.positions
     oracles = {
-        "fp32 checkpoint": in_memory(checkpoint_oracle(args.lock, args.source)),
+        "fp32 checkpoint": in_memory(checkpoint_oracle(args.lock, args.source, longest)),
         "its own weights, dequantized": in_memory(bundle_oracle(args.bundle)),
     }
     for name, oracle in oracles.items():

@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ignore_config_keys", nargs="*", default=[], metavar="KEY", help="unknown config.json keys to accept"
     )
+    parser.add_argument("--model_config", type=Path, metavar="FILE", help="JSON whose keys override config.json's")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the lock files go")
 
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.progress import format_config
 
     folder = checkpoint_folder(args.source)
-    lock = make_lock(folder, args.model_type, args.num_hidden_layers, args.ignore_config_keys)
+    lock = make_lock(folder, args.model_type, args.num_hidden_layers, args.ignore_config_keys, args.model_config)
     check_room(lock, args.output)
     print(format_config(args.output.name, lock.spec, {}))
     write_lock(lock, args.output, folder, read_json(args.source)["source"])

@@ -11,10 +11,13 @@ from numpy.typing import NDArray
 from axzoo.axmodel import ShapeGroup, layer_groups, to_bytes, value_info
 from axzoo.compile.result import Compiled, RowReader
 from axzoo.errors import AxzooError
-from axzoo.graph.attention import attention, rotary_inputs
+from axzoo.graph.attention import attention
 from axzoo.graph.builder import GraphBuilder
-from axzoo.graph.mlp import gated_mlp
-from axzoo.graph.norm import rms_norm
+from axzoo.graph.mask import attention_mask
+from axzoo.graph.mlp import mlp
+from axzoo.graph.norm import Vectors, norm
+from axzoo.graph.rotary import rotary_inputs
+from axzoo.graph.scale import scaled
 from axzoo.quantize.weights import LAYER_RULE, StoredWeight, store_weight
 from axzoo.recipe import Recipe
 from axzoo.spec import LayerSpec
@@ -25,22 +28,21 @@ def compile_layer(spec: LayerSpec, recipe: Recipe, shapes: Mapping[str, tuple[in
 
     Raises AxzooError when the recipe's lengths exceed the positions the model knows.
     """
-    positions = max(recipe.kv_cache_len + 1, recipe.max_prompt_len)
-    if positions > spec.max_position_embeddings:
+    if recipe.positions > spec.max_position_embeddings:
         raise AxzooError(
-            f"kv_cache_len {recipe.kv_cache_len} does not fit: it asks for {positions} positions, "
+            f"kv_cache_len {recipe.kv_cache_len} does not fit: it asks for {recipe.positions} positions, "
             f"and config.json gives the model {spec.max_position_embeddings} (max_position_embeddings)"
         )
     weights: dict[str, StoredWeight] = {}
     vectors: dict[str, NDArray[np.float32]] = {}
     for role, shape in shapes.items():
-        name, _, part = role.rpartition(".")
         if len(shape) == 2:
-            weights[name] = store_weight(read(role), (shape[0], shape[1]), recipe.weight_type, LAYER_RULE)
+            stored = store_weight(read(role), (shape[0], shape[1]), recipe.weight_type, LAYER_RULE)
+            weights[role.removesuffix(".weight")] = stored
         else:
-            vectors[name if part == "bias" else role] = np.concatenate(list(read(role))).astype(np.float32)
+            vectors[role] = np.concatenate(list(read(role))).astype(np.float32)
     groups = layer_groups(spec, recipe)
-    graph = _layer_graph(spec, recipe.hidden_state_type, positions, groups, weights, vectors)
+    graph = _layer_graph(spec, recipe.hidden_state_type, recipe.positions, groups, weights, vectors)
     errors = {name: weight.error for name, weight in weights.items()}
     weights.clear()  # the graph holds its own copy
     about = {"weight_type": recipe.weight_type, "hidden_state_type": recipe.hidden_state_type, "weight_errors": errors}
@@ -53,16 +55,21 @@ def _layer_graph(
     positions: int,
     groups: tuple[ShapeGroup, ...],
     weights: Mapping[str, StoredWeight],
-    vectors: Mapping[str, NDArray[np.float32]],
+    vectors: Vectors,
 ) -> Any:
     g = GraphBuilder()
     rotary = rotary_inputs(g, spec, positions, "indices")
+    window = spec.sliding_window if spec.sliding_window and spec.sliding_window < positions else None
+    mask = attention_mask(g, window, rotary)
     x = g.cast("input", "fp32", "input/Cast") if state != "fp32" else "input"
-    normed = rms_norm(g, x, vectors["input_norm.weight"], spec.rms_norm_eps, "input_norm")
-    attended = attention(g, spec, normed, rotary, weights, vectors, state)
-    x = g.op("Add", [x, attended], "attention/residual/Add")
-    normed = rms_norm(g, x, vectors["mlp_norm.weight"], spec.rms_norm_eps, "mlp_norm")
-    x = g.op("Add", [x, gated_mlp(g, normed, weights, vectors)], "mlp/residual/Add")
+    x = scaled(g, x, spec.input_scale, "input")
+    normed = norm(g, spec.norm, x, vectors, "input_norm")
+    attended = attention(g, spec, normed, rotary, mask, weights, vectors, state)
+    x = g.op("Add", [x, scaled(g, attended, spec.residual_scale, "attention/residual")], "attention/residual/Add")
+    if not spec.parallel:
+        normed = norm(g, spec.norm, x, vectors, "mlp_norm")
+    fed = mlp(g, spec, normed, weights, vectors)
+    x = g.op("Add", [x, scaled(g, fed, spec.residual_scale, "mlp/residual")], "mlp/residual/Add")
     g.cast(x, state, "output/Cast", output="output")
     lengths: dict[str, list[int | str]] = {
         "K_cache": [1, "cache_len", spec.kv_size],

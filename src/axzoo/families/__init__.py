@@ -7,6 +7,7 @@ A family file is a pure mapping and computes nothing. It offers
     post_tensors(spec: DecoderSpec) -> dict[str, TensorRef]
     embed_tensor(spec: DecoderSpec) -> TensorRef
     IGNORED_TENSORS: a regular expression of tensors that are derived from the config and hold no weights
+    PARITY_TESTS: the tests that compare it with an independent implementation
 
 To add a family, add its file here and its line to the table of tests/families/test_parity.py.
 """
@@ -19,21 +20,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+from axzoo.config_view import ConfigView
 from axzoo.errors import AxzooError
-from axzoo.families.config_view import ConfigView
 from axzoo.spec import DecoderSpec
 
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A checkpoint tensor by name, with the shape the spec demands of it."""
+    """A checkpoint tensor by name, with the shape the spec demands of it; `rows` (first, end) of it, or all."""
 
     name: str
     shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None
 
 
 class Family(Protocol):
     IGNORED_TENSORS: str
+    PARITY_TESTS: str
 
     def decoder_spec(self, config: ConfigView) -> DecoderSpec: ...
     def layer_tensors(self, spec: DecoderSpec, layer: int) -> Mapping[str, TensorRef]: ...
@@ -42,7 +45,7 @@ class Family(Protocol):
 
 
 def supported_model_types() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "config_view")
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
 
 
 def load_family(model_type: str) -> Family:

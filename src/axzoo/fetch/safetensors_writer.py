@@ -36,5 +36,5 @@ def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in sorted(checkpoint.tensors):
-            for block in row_blocks(checkpoint, name):
+            for block in row_blocks(checkpoint, name, 0, checkpoint.tensors[name].shape[0]):
                 file.write(np.ascontiguousarray(block).view(np.uint8).data)

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Mapping
 
 from axzoo.graph.builder import GraphBuilder
+from axzoo.graph.norm import Vectors
 from axzoo.quantize.weights import StoredWeight
 
 
 def linear(
-    g: GraphBuilder, x: str, weight: StoredWeight, bias: NDArray[np.float32] | None, name: str, prefix: str
+    g: GraphBuilder, x: str, weights: Mapping[str, StoredWeight], vectors: Vectors, role: str, prefix: str
 ) -> str:
-    """x [..., in_features] fp32 -> [..., out_features] fp32.
+    """x [..., in_features] fp32 -> [..., out_features] fp32, with a bias where `vectors` has one for the role.
 
     Integer codes become DequantizeLinear (one scale per output column) + MatMul, 16-bit floats Cast + MatMul.
     """
-    matrix = g.constant(f"{name}.weight", weight.values)
+    weight = weights[role]
+    matrix = g.constant(f"{role}.weight", weight.values)
     if weight.scales is not None:
-        scales = g.constant(f"{name}.scale", weight.scales)
-        matrix = g.op("DequantizeLinear", [matrix, scales], f"{prefix}/{name}/DequantizeLinear", axis=1)
-    elif weight.values.dtype != np.float32:
-        matrix = g.cast(matrix, "fp32", f"{prefix}/{name}/Cast")
-    y = g.op("MatMul", [x, matrix], f"{prefix}/{name}/MatMul")
-    if bias is not None:
-        y = g.op("Add", [y, g.constant(f"{name}.bias", bias)], f"{prefix}/{name}/Add")
-    return y
+        scales = g.constant(f"{role}.scale", weight.scales)
+        matrix = g.op("DequantizeLinear", [matrix, scales], f"{prefix}/{role}/DequantizeLinear", axis=1)
+    elif weight.values.dtype != "float32":
+        matrix = g.cast(matrix, "fp32", f"{prefix}/{role}/Cast")
+    y = g.op("MatMul", [x, matrix], f"{prefix}/{role}/MatMul")
+    bias = vectors.get(f"{role}.bias")
+    return y if bias is None else g.op("Add", [y, g.constant(f"{role}.bias", bias)], f"{prefix}/{role}/Add")

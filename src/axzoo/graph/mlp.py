@@ -1,25 +1,28 @@
-"""The gated MLP."""
+"""The MLP, gated or plain."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
 from axzoo.graph.builder import GraphBuilder
 from axzoo.graph.linear import linear
+from axzoo.graph.norm import Vectors
 from axzoo.quantize.weights import StoredWeight
+from axzoo.spec import LayerSpec
 
 
-def gated_mlp(
-    g: GraphBuilder, x: str, weights: Mapping[str, StoredWeight], biases: Mapping[str, NDArray[np.float32]]
-) -> str:
-    """x [1, n, hidden_size] fp32 -> down(silu(gate(x)) * up(x)), same shape."""
+def mlp(g: GraphBuilder, spec: LayerSpec, x: str, weights: Mapping[str, StoredWeight], vectors: Vectors) -> str:
+    """x [1, n, hidden_size] fp32 -> down(act(gate(x)) * up(x)), or down(act(up(x))) where not gated; same shape."""
+    up = linear(g, x, weights, vectors, "up_proj", "mlp")
+    if spec.gated:
+        gate = _activate(g, spec.hidden_act, linear(g, x, weights, vectors, "gate_proj", "mlp"))
+        inner = g.op("Mul", [gate, up], "mlp/Mul")
+    else:
+        inner = _activate(g, spec.hidden_act, up)
+    return linear(g, inner, weights, vectors, "down_proj", "mlp")
 
-    def project(role: str, value: str) -> str:
-        return linear(g, value, weights[role], biases.get(role), role, "mlp")
 
-    gate = project("gate_proj", x)
-    gate = g.op("Mul", [gate, g.op("Sigmoid", [gate], "mlp/silu/Sigmoid")], "mlp/silu/Mul")
-    return project("down_proj", g.op("Mul", [gate, project("up_proj", x)], "mlp/Mul"))
+def _activate(g: GraphBuilder, act: str, x: str) -> str:
+    if act == "silu":
+        return g.op("Mul", [x, g.op("Sigmoid", [x], "mlp/silu/Sigmoid")], "mlp/silu/Mul")
+    return g.op("Gelu", [x], "mlp/Gelu", approximate="tanh")  # gelu_new

@@ -1,11 +1,11 @@
-"""Small random llama checkpoints, the transformers model each came from, and the files axzoo builds of them."""
+"""Small random checkpoints, the transformers model each came from, and the files axzoo builds of them."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from axzoo.build import Job, build_embed, build_layer, build_post
 from axzoo.bundle import BundlePlan
-from axzoo.checkpoint.lock import EMBED, POST, layer_lock, make_lock, write_lock
+from axzoo.checkpoint.lock import make_lock, write_lock
+from axzoo.checkpoint.part import EMBED, POST, layer_lock
 from axzoo.engine import InferenceSession
 from axzoo.files import write_json
 from axzoo.recipe import Recipe
@@ -34,10 +35,10 @@ SHAPE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "vocab_size": 262,
     "max_position_embeddings": 128,
-    "rms_norm_eps": 1e-5,
     "initializer_range": 0.25,
     "pad_token_id": None,
 }
+NORM_EPS = {"phi": {"layer_norm_eps": 1e-5}}
 EXACT = Recipe("fp32", "fp32", "fp32", prefill_len=8, kv_cache_len=31, last_kv_cache_len=(8, 16))
 """Nothing is rounded but the embedding."""
 
@@ -49,7 +50,11 @@ class Checkpoint:
     """A checkpoint folder and the transformers model, in fp32, of exactly the values on the disk."""
 
     folder: Path
-    model: LlamaForCausalLM
+    model: PreTrainedModel
+
+    @property
+    def model_type(self) -> str:
+        return str(self.model.config.model_type)
 
     @property
     def source(self) -> Path:
@@ -65,6 +70,7 @@ class Checkpoint:
 def make_checkpoint(
     folder: Path,
     shape: Mapping[str, Any] | None = None,
+    model_type: str = "llama",
     dtype: Literal["F32", "F16", "BF16"] = "F32",
     shard_size: str = "5GB",
     old_config: bool = False,
@@ -74,7 +80,11 @@ def make_checkpoint(
     `old_config` writes config.json with the keys of transformers 4.
     """
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **(shape or {})}))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(
+            model_type, **{**SHAPE, **NORM_EPS.get(model_type, {"rms_norm_eps": 1e-5}), **(shape or {})}
+        )
+    )
     model.train(False)
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
@@ -94,6 +104,9 @@ def make_checkpoint(
 def _write_old_config(path: Path) -> None:
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters")
+    config.pop("layer_types", None)
+    if "partial_rotary_factor" in rope:
+        config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
     config["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
     config["rope_scaling"] = {"type": kind, **rope} if rope else None
@@ -120,16 +133,19 @@ class Built:
     folder: Path
     locks: Path
     source: Path
+    model_type: str
     recipe: Recipe
     receipts: tuple[Path, ...]
 
     @property
     def layers(self) -> list[Path]:
-        return [self.folder / f"llama_p{self.recipe.prefill_len}_l{i}_together.axmodel" for i in range(LAYERS)]
+        return [
+            self.folder / f"{self.model_type}_p{self.recipe.prefill_len}_l{i}_together.axmodel" for i in range(LAYERS)
+        ]
 
     @property
     def post(self) -> Path:
-        return self.folder / "llama_post.axmodel"
+        return self.folder / f"{self.model_type}_post.axmodel"
 
     @property
     def embedding(self) -> Path:
@@ -159,14 +175,14 @@ class Built:
     def moved(self, folder: Path) -> Built:
         """A copy of the files in another folder, for tests that change them."""
         shutil.copytree(self.folder, folder)
-        return Built(folder, self.locks, self.source, self.recipe, self.receipts)
+        return replace(self, folder=folder)
 
 
 def build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Built:
     """lock, layers, post layer and embedding, all under `root`."""
     locks = root / "locks"
-    write_lock(make_lock(checkpoint.folder, "llama", LAYERS), locks, checkpoint.folder, {"path": "tiny"})
-    built = Built(root / "bundle", locks, checkpoint.source, recipe, ())
+    write_lock(make_lock(checkpoint.folder, checkpoint.model_type, LAYERS), locks, checkpoint.folder, {"path": "tiny"})
+    built = Built(root / "bundle", locks, checkpoint.source, checkpoint.model_type, recipe, ())
     receipts = []
 
     def job(lock: str, output: Path) -> Job:
@@ -177,4 +193,4 @@ def build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Built:
         build_layer(job(layer_lock(index), path), recipe, "host")
     build_post(job(POST, built.post), recipe, "host")
     build_embed(job(EMBED, built.embedding))
-    return Built(built.folder, locks, checkpoint.source, recipe, tuple(receipts))
+    return replace(built, receipts=tuple(receipts))
