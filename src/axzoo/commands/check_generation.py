@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from axzoo.commands._check import add_check_arguments
 
 if TYPE_CHECKING:
-    from axzoo.bundle import read_manifest
     from axzoo.check.generation import GenerationCheck
 
 RULE = "=" * 100
@@ -25,6 +24,7 @@ def run(args: argparse.Namespace) -> None:
 
     from loguru import logger
 
+    from axzoo.bundle import read_manifest
     from axzoo.check.generation import check_generation
     from axzoo.check.oracle import checkpoint_oracle
     from axzoo.check.prompt import prompt_ids
