@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
 import ml_dtypes
+import numpy as np
 from numpy.typing import NDArray
 
+Rounding = Callable[[NDArray[Any]], NDArray[Any]]
+"""Floats of any dtype -> bf16 of the same shape."""
 
-def write_embedding(blocks: Iterable[NDArray[Any]], file: BinaryIO) -> None:
-    """Writes the table [vocab_size, hidden_size], given as blocks of rows, rounding to nearest even."""
+
+def nearest_even(values: NDArray[Any]) -> NDArray[Any]:
+    """The nearest bf16; of two equally near, the one whose last bit is 0."""
+    with np.errstate(invalid="ignore"):  # a NaN that signals
+        return values.astype(ml_dtypes.bfloat16)
+
+
+def truncated(values: NDArray[Any]) -> NDArray[Any]:
+    """The upper 16 bits of fp32, as ax-llm-build's `fp32_to_bf16` keeps them; a NaN stays one."""
+    with np.errstate(invalid="ignore"):
+        exact = np.ascontiguousarray(values, np.float32)
+    kept: NDArray[Any] = (exact.view(np.uint32) >> 16).astype(np.uint16)
+    kept[np.isnan(exact) & (kept & 0x7F == 0)] |= 0x40  # without a mantissa it would be an infinity
+    return kept.view(ml_dtypes.bfloat16)
+
+
+def write_embedding(blocks: Iterable[NDArray[Any]], file: BinaryIO, rounding: Rounding = nearest_even) -> None:
+    """Writes the table [vocab_size, hidden_size], given as blocks of rows."""
     for block in blocks:
-        file.write(block.astype(ml_dtypes.bfloat16).tobytes())
+        file.write(rounding(block).tobytes())

@@ -1,0 +1,23 @@
+"""Extract the embedding table to .npy, .float32.bin and .bfloat16.bin."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from axzoo.commands._rounding import add_truncate, rounding_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("input", type=Path, metavar="IN", help="a checkpoint folder, or a GGUF file")
+    parser.add_argument("output", type=Path, metavar="OUT", help="the folder, a bundle's say, that the files go to")
+    add_truncate(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from loguru import logger
+
+    from axzoo.embedding_files import extract_embedding
+
+    for path in extract_embedding(args.input, args.output, rounding_of(args)):
+        logger.success(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -1,0 +1,109 @@
+"""An inspection as tables. Everything that comes out of the file is shown as plain text, whatever it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from axzoo.axmodel import Header
+from axzoo.files import canonical_json
+from axzoo.inspection import Inspection
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MOST_TENSORS = 24
+"""A decoder layer has about as many. Of other files, which may have thousands, the largest are shown."""
+_MOST_CHARACTERS = 400
+_NUMBERS = ("elements", "bytes", "tensors", "error")
+
+
+def tables(found: Inspection) -> list[Table]:
+    """What the file is, its shape groups, its tensors, and their sums by dtype."""
+    return [_properties(found), _groups(found.header) if found.header else _graph(found), _tensors(found), _sums(found)]
+
+
+def _properties(found: Inspection) -> Table:
+    outline, header = found.outline, found.header
+    version = f"{outline.producer_name} {outline.producer_version}".strip() or "an unnamed tool"
+    opsets = ", ".join(f"{domain or 'ONNX'} {number}" for domain, number in outline.opsets.items())
+    rows = [
+        ("file", str(found.path)),
+        ("size", f"{outline.size} bytes ({outline.size / 1e6:.1f} MB)"),
+        ("built by", version if header else f"{version}; not by axzoo"),
+        ("IR version", str(outline.ir_version)),
+        ("opsets", opsets),
+        ("operators", ", ".join(f"{count} {name}" for name, count in outline.operators.items())),
+    ]
+    if outline.doc_string:
+        rows.append(("description", outline.doc_string))
+    if header:
+        rows.append(("kind", header.kind))
+        about = {key: value for key, value in header.about.items() if key != "weight_errors"}
+        rows += [(key, value if isinstance(value, str) else canonical_json(value)) for key, value in about.items()]
+        rows.append(("parameters", str(found.parameters)))
+    else:
+        keys = ", ".join(f"{key} ({len(value)} characters)" for key, value in outline.metadata.items())
+        rows.append(("metadata", keys or "none"))
+    external = sum(tensor.external for tensor in outline.tensors)
+    if external:
+        rows.append(("elsewhere", f"the values of {external} tensors, in other files"))
+    return _table(("", ""), rows, title=None)
+
+
+def _groups(header: Header) -> Table:
+    rows = []
+    for index, group in enumerate(header.groups):
+        stage = ("decode" if index == 0 else "prefill") if header.kind == "decoder_layer" else ""
+        for direction, tensors in (("in", group.inputs), ("out", group.outputs)):
+            for tensor in tensors:
+                unused = "unused" if tensor.name in group.unused else ""
+                rows.append((f"{index} {stage}", direction, tensor.name, tensor.dtype, _shape(tensor.shape), unused))
+    return _table(("group", "", "name", "dtype", "shape", ""), rows, title="shape groups")
+
+
+def _graph(found: Inspection) -> Table:
+    sides = (("in", found.outline.inputs), ("out", found.outline.outputs))
+    rows = [(way, value.name, value.dtype, _shape(value.shape)) for way, values in sides for value in values]
+    return _table(("", "name", "dtype", "shape"), rows, title="inputs and outputs of the graph")
+
+
+def _tensors(found: Inspection) -> Table:
+    largest = sorted(found.outline.tensors, key=lambda tensor: -tensor.bytes)
+    rows = []
+    for tensor in largest[:MOST_TENSORS]:
+        error = found.error(tensor)
+        words = "" if error is None else f"{error:.5f}"
+        rows.append((tensor.name, tensor.dtype, _shape(tensor.shape), str(tensor.bytes), words))
+    title = "tensors" if len(rows) == len(largest) else f"{len(rows)} largest tensors"
+    return _table(("name", "dtype", "shape", "bytes", "error"), rows, title=title)
+
+
+def _sums(found: Inspection) -> Table:
+    sums = found.by_dtype()
+    rows = [
+        (dtype, str(entry["tensors"]), str(entry["elements"]), str(entry["bytes"])) for dtype, entry in sums.items()
+    ]
+    return _table(("dtype", "tensors", "elements", "bytes"), rows, title="by dtype")
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, title=title, title_justify="left", header_style="bold", show_header=any(columns))
+    for column in columns:
+        table.add_column(column, overflow="fold", justify="right" if column in _NUMBERS else "left")
+    for row in rows:
+        table.add_row(*(Text(_printable(cell)) for cell in row))
+    return table
+
+
+def _printable(text: str) -> str:
+    """The text, its beginning if it is long, with what would move a terminal's cursor written as escapes."""
+    shown = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
+
+
+def _shape(shape: Sequence[int | str]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
