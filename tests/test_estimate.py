@@ -10,7 +10,7 @@ import pytest
 from axzoo.checkpoint.lock import Lock, make_lock
 from axzoo.checkpoint.part import LockedTensor, Part
 from axzoo.errors import AxzooError
-from axzoo.estimate import BASE_MEMORY, bundle_bytes, check_room, elements, job_memory
+from axzoo.estimate import BASE_MEMORY, bundle_bytes, check_room, check_sizes, elements, job_memory
 from tiny_model import LAYERS, Built, Checkpoint
 
 
@@ -37,7 +37,20 @@ def test_a_bundle_is_not_smaller_than_estimated(lock: Lock, s8: Built) -> None:
 def test_a_jobs_memory_is_its_own_parts() -> None:
     small, large = job_memory(_part(64, 64)), job_memory(_part(4096, 11008))
     assert BASE_MEMORY < small < BASE_MEMORY + (1 << 20)
-    assert 3 * 4096 * 11008 < large - BASE_MEMORY < 3 * 4096 * 11008 + (700 << 20)
+    assert 4096 * 11008 < large - BASE_MEMORY < 4096 * 11008 + (256 << 20)
+
+
+def test_the_matrixs_sizes_are_compared(lock: Lock) -> None:
+    layer, post, kv_width = elements(lock.layers[0]), elements(lock.post), lock.spec.layer.kv_size
+    check_sizes(lock, layer, post, kv_width)
+    check_sizes(lock, round(layer * 1.009), round(post * 0.991), kv_width)
+    wrong = {"layer": (layer * 2, post, kv_width), "post": (layer, post // 2, kv_width), "kv_width": (layer, post, 1)}
+    true = {"layer": layer, "post": post, "kv_width": kv_width}
+    for key, sizes in wrong.items():
+        with pytest.raises(AxzooError, match=rf"sizes\.{key}: \d+, but the checkpoint has {true[key]}:"):
+            check_sizes(lock, *sizes)
+    with pytest.raises(AxzooError, match=r"sizes\.kv_width"):
+        check_sizes(lock, layer, post, kv_width + 1)
 
 
 def test_a_small_model_has_room(lock: Lock, tmp_path: Path) -> None:

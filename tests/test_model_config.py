@@ -154,11 +154,17 @@ def test_one_thing_under_two_names_is_refused() -> None:
         ("phi", {"norm_type": "rms_norm"}, "norm_type is 'rms_norm', but a phi model has 'layer_norm'"),
         ("llama", {"rope_partial_factor": 0.4}, "rope_partial_factor is 0.4, but a llama model has 1.0"),
         ("chatglm", {"rope_partial_factor": 1.0}, "rope_partial_factor is 1.0, but a chatglm model has 0.5"),
-        ("chatglm", {"rope_theta_base": "x"}, "rope_theta_base is 'x', but must be a number"),
+        ("phi", {"scale_emb": 12}, "unknown key 'scale_emb': it is neither ax-llm-build's nor config.json's"),
     ],
 )
 def test_what_a_model_type_cannot_have_is_refused(model_type: str, override: dict[str, Any], message: str) -> None:
     assert refusal({"model_type": model_type}, override) == f"my.json: {message}"
+
+
+def test_a_family_has_keys_of_its_own() -> None:
+    assert merge({}, {"model_type": "minicpm", "scale_emb": 12})["scale_emb"] == 12
+    assert merge({}, {"model_type": "phi3", "rope_partial_factor": 0.75})["partial_rotary_factor"] == 0.75
+    assert merge({"model_type": "unheard_of"}, {"hidden_size": 8})["hidden_size"] == 8  # the lock refuses the type
 
 
 def test_phis_own_names() -> None:
@@ -196,7 +202,7 @@ def test_chatglms_own_names() -> None:
         "hidden_size": 4096,
         "ffn_hidden_size": 13696,
         "padded_vocab_size": 65024,
-        "rope_ratio": 50,
+        "rope_theta": 500000,
         "seq_length": 32768,
         "layernorm_epsilon": 1e-5,
     }

@@ -16,7 +16,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from axzoo.errors import AxzooError
-from axzoo.rope import frequencies, is_positive_number, make_rope, rope_tables
+from axzoo.rope import frequencies, is_positive_number, make_rope, reach, rope_tables
 from axzoo.spec import RopeSpec
 
 LENGTH = 4096
@@ -139,6 +139,22 @@ def test_the_attention_factor_scales_both_tables() -> None:
     )
     for ours, wanted in zip(scaled, plain, strict=True):
         assert_allclose(ours, wanted * 1.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "positions"),
+    [
+        ({"rope_type": "default"}, 64),
+        ({"rope_type": "linear", "factor": 4.0}, 64),
+        ({"rope_type": "dynamic", "factor": 1.5}, 96),
+        ({"rope_type": "dynamic", "factor": 4.0}, 256),
+        ({"rope_type": "yarn", "factor": 4.0}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}, 64),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, 64),
+    ],
+)
+def test_how_far_a_rope_reaches(scaling: dict[str, Any], positions: int) -> None:
+    assert reach(make_rope(8, 1e4, scaling, 64), 64) == positions
 
 
 def test_what_a_spec_keeps() -> None:

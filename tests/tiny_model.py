@@ -57,6 +57,10 @@ class Checkpoint:
         return str(self.model.config.model_type)
 
     @property
+    def layers(self) -> int:
+        return int(self.model.config.num_hidden_layers)
+
+    @property
     def source(self) -> Path:
         return self.folder / "source.json"
 
@@ -134,14 +138,14 @@ class Built:
     locks: Path
     source: Path
     model_type: str
+    num_hidden_layers: int
     recipe: Recipe
     receipts: tuple[Path, ...]
 
     @property
     def layers(self) -> list[Path]:
-        return [
-            self.folder / f"{self.model_type}_p{self.recipe.prefill_len}_l{i}_together.axmodel" for i in range(LAYERS)
-        ]
+        stem = f"{self.model_type}_p{self.recipe.prefill_len}"
+        return [self.folder / f"{stem}_l{i}_together.axmodel" for i in range(self.num_hidden_layers)]
 
     @property
     def post(self) -> Path:
@@ -181,8 +185,9 @@ class Built:
 def build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Built:
     """lock, layers, post layer and embedding, all under `root`."""
     locks = root / "locks"
-    write_lock(make_lock(checkpoint.folder, checkpoint.model_type, LAYERS), locks, checkpoint.folder, {"path": "tiny"})
-    built = Built(root / "bundle", locks, checkpoint.source, checkpoint.model_type, recipe, ())
+    lock = make_lock(checkpoint.folder, checkpoint.model_type, checkpoint.layers)
+    write_lock(lock, locks, checkpoint.folder, {"path": "tiny"})
+    built = Built(root / "bundle", locks, checkpoint.source, checkpoint.model_type, checkpoint.layers, recipe, ())
     receipts = []
 
     def job(lock: str, output: Path) -> Job:

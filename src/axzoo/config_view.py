@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from axzoo.errors import AxzooError
-from axzoo.rope import is_positive_number, make_rope
+from axzoo.rope import ROPE_TYPES, is_positive_number, make_rope
 from axzoo.spec import RopeSpec
 
 WITHOUT_EFFECT = frozenset({
@@ -73,6 +73,13 @@ class ConfigView:
             raise self._wrong(key, value, " or ".join(repr(item) for item in allowed))
         return value
 
+    def text(self, key: str, default: Any = _REQUIRED) -> str:
+        """A text. Raises AxzooError otherwise."""
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise self._wrong(key, value, "text")
+        return value
+
     def heads(self) -> tuple[int, int]:
         """num_attention_heads and num_key_value_heads (by default as many).
 
@@ -91,10 +98,17 @@ class ConfigView:
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
-    def rope(self, head_dim: int, max_position_embeddings: int, partial_rotary_factor: float | None = None) -> RopeSpec:
+    def rope(
+        self,
+        head_dim: int,
+        max_position_embeddings: int,
+        partial_rotary_factor: float | None = None,
+        types: Collection[str] = ROPE_TYPES,
+    ) -> RopeSpec:
         """The rotary embedding, from either generation of keys.
 
         `partial_rotary_factor` is the family's default; None where the family turns whole heads and reads no such key.
+        `types` are the kinds of scaling the family can have.
         Until transformers 4: rope_theta, rope_scaling (null, or {"rope_type" or "type": ...}) and
         partial_rotary_factor. Since 5: rope_parameters {"rope_theta": ..., "rope_type": ..., ...}. The trained length
         stands beside the parameters, or among them. Raises AxzooError for what `axzoo.rope.make_rope` refuses, and
@@ -106,6 +120,8 @@ class ConfigView:
         trained = self._get("original_max_position_embeddings", 0)
         kind = scaling.pop("type", "default")
         scaling.setdefault("rope_type", kind)
+        if scaling["rope_type"] in ROPE_TYPES and scaling["rope_type"] not in types:
+            raise self._wrong("rope_type", scaling["rope_type"], " or ".join(map(repr, types)))
         if trained and scaling["rope_type"] != "default":
             scaling["original_max_position_embeddings"] = trained
         if partial > 1:

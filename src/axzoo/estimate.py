@@ -14,8 +14,8 @@ from axzoo.errors import AxzooError
 BASE_MEMORY = 120 << 20
 """A compile job before it reads a tensor: Python, numpy, onnx."""
 
-BLOCK_MEMORY = 640 << 20
-"""The block of rows being quantized, with its intermediate arrays in fp32 (at most; small tensors take less)."""
+BLOCK_MEMORY = 200 << 20
+"""A block of rows as read and the pieces of it being quantized (at most; small tensors take less)."""
 
 
 def elements(part: Part) -> int:
@@ -23,14 +23,33 @@ def elements(part: Part) -> int:
 
 
 def job_memory(part: Part, bytes_per_weight: float = 1.0) -> int:
-    """Bytes a job compiling `part` peaks at: its stored weights up to three times over, and one block."""
+    """Bytes a job compiling `part` peaks at: its stored weights and one block. The mapped checkpoint's pages come on
+    top of it where memory is free, and are given up where it is not."""
     largest = max(math.prod(shape) for shape in part.shapes.values())
-    return int(BASE_MEMORY + 3 * elements(part) * bytes_per_weight + min(BLOCK_MEMORY, 20 * largest))
+    return int(BASE_MEMORY + elements(part) * bytes_per_weight + min(BLOCK_MEMORY, 20 * largest))
 
 
 def bundle_bytes(lock: Lock) -> int:
     """The least a bundle takes: weights at one byte each, the embedding at two."""
     return sum(elements(part) for part in (*lock.layers, lock.post)) + 2 * elements(lock.embed)
+
+
+def check_sizes(lock: Lock, layer: int, post: int, kv_width: int) -> None:
+    """Raises AxzooError when a matrix entry's `sizes`, which decide where a model fits, are not this model's.
+
+    `kv_width` must be exact, the parameters of a layer and of the post layer may be 1 % off.
+    """
+    found = {
+        "layer": (layer, max(map(elements, lock.layers)), 0.01),
+        "post": (post, elements(lock.post), 0.01),
+        "kv_width": (kv_width, lock.spec.layer.kv_size, 0.0),
+    }
+    for key, (said, true, tolerance) in found.items():
+        if abs(said - true) > tolerance * true:
+            raise AxzooError(
+                f"the matrix says sizes.{key}: {said}, but the checkpoint has {true}: correct it, since it decides "
+                f"which chips the model fits"
+            )
 
 
 def check_room(lock: Lock, folder: Path) -> None:

@@ -35,6 +35,9 @@ _OPTIONAL: dict[str, set[str]] = {
     "yarn": {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
     "longrope": {"attention_factor"},
 }
+ROPE_TYPES = tuple(_REQUIRED)
+"""Every kind of scaling axzoo computes; default is none."""
+
 _MAX_DIM = 1 << 16
 """No model is near it; a config that says more would only fill the memory."""
 
@@ -82,6 +85,17 @@ def make_rope(
     rope = RopeSpec(theta, rotary_dim, interleaved, {"rope_type": kind, **values})
     frequencies(rope, max_position_embeddings)  # raises where the parameters, each plausible, make no sense together
     return rope
+
+
+def reach(rope: RopeSpec, max_position_embeddings: int) -> int:
+    """Positions a model with this rope is good for, where config.json gives it max_position_embeddings.
+
+    With dynamic that is the trained length, and with yarn it may be; both go `factor` times beyond. With the others it
+    is the stretched length, as far as anyone can know.
+    """
+    if rope.scaling["rope_type"] not in ("dynamic", "yarn"):
+        return max_position_embeddings
+    return max(max_position_embeddings, int(rope.scaling[_ORIGINAL] * rope.scaling["factor"]))
 
 
 def frequencies(rope: RopeSpec, positions: int) -> tuple[NDArray[np.float32], float]:

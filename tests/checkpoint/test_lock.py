@@ -135,7 +135,9 @@ def test_superfluous_tensors(folder: Path) -> None:
 
 
 def test_a_bias_that_config_json_does_not_know_of(folder: Path) -> None:
-    _change_tensors(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}))
+    bias = torch.zeros(32)
+    bias[-1] = 1e-4
+    _change_tensors(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": bias}))
     _refused(folder, "has tensor model.layers.0.self_attn.q_proj.bias, which config.json does not account for")
 
 
@@ -206,7 +208,8 @@ def test_what_the_matrix_says_must_hold(folder: Path) -> None:
     _refused_type(
         folder,
         "llama",
-        r"config\.json: model_type 'mistral' is not supported; supported are: chatglm, llama, .*, qwen3$",
+        r"config\.json: model_type 'mistral' is not supported; supported are: chatglm, llama, .*, qwen3\. "
+        r"Not understood: model_type 'mistral', architectures \['LlamaForCausalLM'\]\. A model that",
     )
     for model_type in (None, 7, ["llama"], "../llama", "config_view", ""):
         _change_config(folder, model_type=model_type)
@@ -217,6 +220,29 @@ def test_what_the_matrix_says_must_hold(folder: Path) -> None:
 
 def _refused_type(folder: Path, model_type: str, message: str) -> None:
     _refused(folder, message, model_type=model_type)
+
+
+def test_an_unsupported_config_is_told_with_what_was_not_understood(folder: Path) -> None:
+    auto_map = {"AutoModel": "modeling_x.X"}
+    _change_config(folder, model_type="llava", auto_map=auto_map, text_config={"model_type": "llama"}, vision_config={})
+    _refused(
+        folder,
+        r"Not understood: model_type 'llava', architectures \['LlamaForCausalLM'\], "
+        r"auto_map \{'AutoModel': 'modeling_x.X'\}, text_config with model_type 'llama'\. A model that",
+    )
+    _change_config(folder, model_type=None, architectures=["x" * 9999])
+    assert len(_refused(folder, "Not understood: model_type None, architectures")) < 1000
+
+
+def test_a_bias_of_zeros_as_autogptq_wrote_it_is_passed_over(folder: Path) -> None:
+    wanted = _lock(folder)
+    name, zeros = "model.layers.0.self_attn.q_proj", torch.zeros(32)
+    _change_tensors(folder, lambda tensors: tensors.update({f"{name}.bias": zeros}))
+    assert _lock(folder) == wanted
+    for other in (f"{name}.zeros", "model.layers.9.self_attn.q_proj.bias"):
+        _change_tensors(folder, lambda tensors, other=other: tensors.update({other: zeros}))
+        _refused(folder, f"has tensor {other}, which config.json does not account for")
+        _change_tensors(folder, lambda tensors, other=other: tensors.pop(other))
 
 
 def test_more_layers_than_tensors(folder: Path) -> None:

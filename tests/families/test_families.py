@@ -230,7 +230,6 @@ CASES: dict[str, Case] = {
             "minicpm",
             replace(
                 MINICPM_LAYER,
-                max_position_embeddings=4 * 4096,
                 rope=RopeSpec(1e6, 8, False, {
                     "rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 4096,
                 }),
@@ -258,7 +257,8 @@ CASES: dict[str, Case] = {
     ),
     "chatglm: chatglm3-6b-32k": Case(
         {
-            "model_type": "chatglm", "architectures": ["ChatGLMModel"], "add_bias_linear": False,
+            "_name_or_path": "THUDM/chatglm3-6b-32k", "model_type": "chatglm", "architectures": ["ChatGLMModel"],
+            "add_bias_linear": False,
             "add_qkv_bias": True, "apply_query_key_layer_scaling": True,
             "apply_residual_connection_post_layernorm": False, "attention_dropout": 0.0,
             "attention_softmax_in_fp32": True, "bias_dropout_fusion": True, "ffn_hidden_size": 80,
@@ -370,6 +370,17 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("chatglm: chatglm3-6b-32k", {"multi_query_group_num": 4}, "must be a multiple of multi_query_group_num, 4"),
     ("chatglm: chatglm3-6b-32k", {"pre_seq_len": 128}, "pre_seq_len is 128, but must be 0"),
     ("chatglm: chatglm3-6b-32k", {"quantization_bit": 4}, "quantization_bit is 4, but must be 0"),
+    (
+        "chatglm: chatglm3-6b-32k",
+        {"_name_or_path": "THUDM/chatglm2-6b-32k"},
+        r"rope_ratio 50 .* divides the positions in ChatGLM2-6B-32k.*'THUDM/chatglm2-6b-32k'.*\"rope_theta\": 500000",
+    ),
+    ("chatglm: chatglm3-6b-32k", {"_name_or_path": None}, r"_name_or_path '' is neither's"),
+    (
+        "minicpm: MiniCPM-2B-sft, tied without a word",
+        {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+        "rope_type is 'yarn', but must be 'default' or 'linear' or 'dynamic'",
+    ),
 ]
 
 
@@ -377,6 +388,12 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 def test_what_a_family_does_not_compute_is_refused(name: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(AxzooError, match=message):
         _read(CASES[name].config | change)
+
+
+def test_chatglm2_without_a_ratio_is_computed_and_an_explicit_theta_wins() -> None:
+    config = CASES["chatglm: chatglm3-6b-32k"].config | {"_name_or_path": "THUDM/chatglm2-6b"}
+    assert _read(config | {"rope_ratio": 1}).layer.rope.theta == 10000.0
+    assert _read(config | {"rope_theta": 5e5}).layer.rope.theta == 5e5
 
 
 HOSTILE: list[Any] = [0, -1, 1.5e308, 10**400, float("nan"), True, "1", [], {}, [{}], {"a": []}, "\n"]

@@ -18,13 +18,15 @@ from onnx import numpy_helper
 from axzoo.check.metrics import cosine
 from axzoo.check.oracle import checkpoint_oracle
 from axzoo.checkpoint.lock import make_lock, write_lock
+from axzoo.families import load_family
 from axzoo.recipe import Recipe
 from axzoo.reference import Oracle, Weights
 from axzoo.runtime.model import Model
-from tiny_model import EXACT, LAYERS, Built, Checkpoint, build, make_checkpoint
+from tiny_model import EXACT, Built, Checkpoint, build, make_checkpoint
 
-PROMPT, TOKENS = 21, 27
-"""Three prefill chunks of 8, the last one padded, then six tokens decoded."""
+PROMPT, TOKENS = 21, EXACT.positions
+"""Three prefill chunks of 8, the last one padded, then tokens decoded until the cache is full: what the files make a
+rope for that depends on the length."""
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -36,6 +38,10 @@ LLAMA3 = {
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.5}
 
+AWKWARD = {
+    "num_hidden_layers": 3, "hidden_size": 56, "num_attention_heads": 7, "num_key_value_heads": 1, "vocab_size": 263,
+    "initializer_range": 56**-0.5,  # does not amplify: in three layers of larger weights bf16's rounding grows
+}  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 32}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
 
@@ -90,12 +96,43 @@ TABLE: dict[str, dict[str, Any]] = {
     ),
     "phi3": _variant("phi3"),
     "phi3, sliding window": _variant("phi3", sliding_window=6),
+    "phi3, partial rotary 0.75, longrope, as Phi-4-mini": _variant(
+        "phi3", head_dim=8, rope_parameters={**_longrope(3, 16), "partial_rotary_factor": 0.75}
+    ),
     "phi3, longrope, short": _variant("phi3", rope_parameters=_longrope(4, 64)),
     "phi3, longrope, long": _variant("phi3", rope_parameters=_longrope(4, 16)),
     "phi3, old config, longrope, tied, bf16": _variant(
         "phi3", "BF16", True, rope_parameters=_longrope(4, 64), tie_word_embeddings=True
     ),
 }  # fmt: skip
+
+
+def _with_every_rope() -> dict[str, dict[str, Any]]:
+    """Each family with each kind of scaling it can have, in odd sizes: 3 layers, GQA 7:1, a vocabulary of 263."""
+    scalings = {
+        "linear": LINEAR,
+        "dynamic": {**DYNAMIC, "factor": 3.0},
+        "llama3": LLAMA3,
+        "yarn": YARN,
+        "longrope": _longrope(4, 16),
+    }
+    table = {}
+    for model_type in ("llama", "qwen2", "qwen3", "phi", "phi3"):
+        shape = {**AWKWARD, **FAMILY_SHAPE.get(model_type, {})}
+        part = {"partial_rotary_factor": 0.5} if model_type == "phi" else {}
+        for kind in load_family(model_type).ROPE_TYPES[1:]:
+            trained = 16 if kind == "dynamic" else 128  # the files hold 31 positions
+            table[f"{model_type}, {kind}"] = _variant(
+                model_type, rope_parameters=scalings[kind] | part, max_position_embeddings=trained, **shape
+            )
+    return table
+
+
+FAMILY_SHAPE: dict[str, dict[str, Any]] = {
+    "phi": {"hidden_act": "gelu_new", "hidden_size": 112},  # half of a head of 16 turns
+    "qwen3": {"head_dim": 8},
+}
+TABLE |= _with_every_rope()
 
 
 @pytest.fixture(scope="module", params=TABLE.values(), ids=list(TABLE))
@@ -109,9 +146,9 @@ def _ids(checkpoint: Checkpoint) -> list[int]:
 
 def _all_logits(model: Model, ids: list[int]) -> NDArray[np.float32]:
     """Logits after each token: those of the prompt from the last layer's hidden states, the rest by decoding."""
-    hidden: list[NDArray[Any]] = []
-    final = model.prefill(ids[:PROMPT], lambda layer, _, rows: hidden.append(rows) if layer == LAYERS - 1 else None)
-    logits = [model.logits(row) for row in np.concatenate(hidden)[:, None, None]]
+    hidden: dict[int, NDArray[Any]] = {}  # by position; the last layer is the last to write
+    final = model.prefill(ids[:PROMPT], lambda _, position, rows: hidden.update({position: rows}))
+    logits = [model.logits(row) for row in np.concatenate(list(hidden.values()))[:, None, None]]
     np.testing.assert_array_equal(final, logits[-1])
     return np.stack(logits + [model.decode(token) for token in ids[PROMPT:]])
 
@@ -123,12 +160,12 @@ def _assert_close(found: NDArray[np.float32], wanted: NDArray[np.float32], toler
 
 
 def test_the_oracle_computes_what_transformers_computes(variant: Checkpoint, tmp_path: Path) -> None:
-    write_lock(make_lock(variant.folder, variant.model_type, LAYERS), tmp_path, variant.folder, {})
+    write_lock(make_lock(variant.folder, variant.model_type, variant.layers), tmp_path, variant.folder, {})
     oracle = checkpoint_oracle(tmp_path, variant.source, EXACT.positions)
     ids = _ids(variant)
     wanted = variant.logits(ids)
     _assert_close(oracle.logits(ids).numpy(), wanted, 2e-5)
-    chosen, logits = zip(*oracle.greedy(ids[:PROMPT], 4), strict=True)
+    chosen, logits = zip(*oracle.greedy(ids[:PROMPT], TOKENS - PROMPT + 1), strict=True)
     whole = variant.logits([*ids[:PROMPT], *chosen[:-1]])[PROMPT - 1 :]
     _assert_close(torch.stack(logits).numpy(), whole, 2e-5)
     assert list(chosen) == whole.argmax(-1).tolist()
@@ -138,6 +175,14 @@ def test_the_built_model_computes_what_transformers_computes(variant: Checkpoint
     ids = _ids(variant)
     model = build(variant, EXACT, tmp_path).model(variant)
     _assert_close(_all_logits(model, ids), variant.logits(ids), 2e-4)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "phi", "phi3"])
+def test_bf16_hidden_states_come_close_in_every_family(tmp_path: Path, model_type: str) -> None:
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", **TABLE[f"{model_type}, longrope"])
+    model = build(checkpoint, replace(EXACT, hidden_state_type="bf16"), tmp_path).model(checkpoint)
+    ids = _ids(checkpoint)
+    assert min(map(cosine, _all_logits(model, ids), checkpoint.logits(ids))) >= 0.9999
 
 
 @pytest.mark.parametrize("prefill_len, groups", [(0, ()), (21, ()), (4, tuple(range(4, 24, 4)))])

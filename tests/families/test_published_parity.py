@@ -48,6 +48,10 @@ TABLE: dict[str, tuple[ModuleType, dict[str, Any]]] = {
         minicpm.config(rope_scaling=DYNAMIC, rope_theta=100.0, max_position_embeddings=16, max_length=32, **UNTIED),
     ),
     "minicpm, dynamic rope within its length": (minicpm, minicpm.config(rope_scaling=DYNAMIC, rope_theta=100.0)),
+    "minicpm, odd vocabulary, gqa 7:1": (
+        minicpm,
+        minicpm.config(hidden_size=56, num_attention_heads=7, num_key_value_heads=1, vocab_size=263),
+    ),
     "minicpm, every default": (minicpm, {k: v for k, v in minicpm.config().items() if k not in WITH_DEFAULTS}),
     "minicpmv": (minicpm, minicpm.vision_config()),
     "minicpmv, tied, gqa": (minicpm, minicpm.vision_config(tie_word_embeddings=True, **GQA)),
@@ -213,5 +217,5 @@ def test_chatglm_heads_that_do_not_divide_among_the_groups_are_refused(tmp_path:
 
 def test_a_dynamic_rope_reaches_no_further_than_its_factor(tmp_path: Path) -> None:
     config = minicpm.config(rope_scaling={"type": "dynamic", "factor": 1.5}, max_position_embeddings=16)
-    with pytest.raises(AxzooError, match=r"32 positions, and config\.json gives the model 24"):
+    with pytest.raises(AxzooError, match=r"31 positions, and config\.json gives the model 24"):
         _build(_make_checkpoint(tmp_path, minicpm, config), EXACT, tmp_path)

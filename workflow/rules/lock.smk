@@ -18,12 +18,13 @@ checkpoint lock:
         num_hidden_layers=lambda w: PLAN.model(w).num_hidden_layers,
         ignore_config_keys=lambda w: PLAN.model(w).ignore_config_keys,
         model_config=lambda w: PLAN.model(w).model_config_arguments,
+        sizes=lambda w: PLAN.model(w).size_arguments,
         folder="results/locks/{model}",
         code=PLAN.lock_code,
     shell:
         "axzoo lock --source {input.source:q} --model_type {params.model_type:q} "
         "--num_hidden_layers {params.num_hidden_layers} --ignore_config_keys {params.ignore_config_keys:q} "
-        "{params.model_config:q} --output {params.folder:q} > {log:q} 2>&1"
+        "{params.model_config:q} {params.sizes:q} --output {params.folder:q} > {log:q} 2>&1"
 
 
 def locked(name):

@@ -107,22 +107,34 @@ def read_spec(
     path = folder / "config.json"
     config = _read_config(path, model_config)
     said = config.get("model_type")
-    if said not in supported_model_types():
-        raise AxzooError(
-            f"{path}: model_type {said!r} is not supported; supported are: {', '.join(supported_model_types())}"
-        )
-    if said != model_type:
+    if said != model_type and said in supported_model_types():
         raise AxzooError(f"{path} has model_type {said!r}, but the matrix says {model_type!r}")
-    view = ConfigView(config, path)
-    try:
-        spec = load_family(model_type).decoder_spec(view)
-    except AxzooError as error:
-        raise error if str(path) in str(error) else AxzooError(f"{path}: {error}") from None
-    view.finish(ignore_config_keys)
+    spec = spec_of(config, path, ignore_config_keys)
     if spec.num_hidden_layers != num_hidden_layers:
         raise AxzooError(
             f"{path} has {spec.num_hidden_layers} layers, but the matrix says num_hidden_layers: {num_hidden_layers}"
         )
+    return spec
+
+
+def spec_of(config: Mapping[str, Any], path: Path, ignore_config_keys: Collection[str]) -> DecoderSpec:
+    """The spec a config.json, read from `path`, describes.
+
+    Raises AxzooError when its model_type is not supported, or it says what axzoo cannot build or does not know.
+    """
+    said = config.get("model_type")
+    if said not in supported_model_types():
+        raise AxzooError(
+            f"{path}: model_type {said!r:.80} is not supported; supported are: {', '.join(supported_model_types())}. "
+            f"Not understood: {_not_understood(config)}. "
+            f"A model that is one of these under another name needs a model_config that says so"
+        )
+    view = ConfigView(config, path)
+    try:
+        spec = load_family(said).decoder_spec(view)
+    except AxzooError as error:
+        raise error if str(path) in str(error) else AxzooError(f"{path}: {error}") from None
+    view.finish(ignore_config_keys)
     return spec
 
 
@@ -131,6 +143,14 @@ def _read_config(path: Path, model_config: Path | None) -> dict[str, Any]:
     override = None if model_config is None else _mapping(model_config)
     config = _mapping(path) if override is None or path.exists() else {}
     return config if override is None or model_config is None else merge_model_config(config, override, model_config)
+
+
+def _not_understood(config: Mapping[str, Any]) -> str:
+    """What an unsupported config.json says of its architecture, a model nested in it included."""
+    said = [f"{key} {config.get(key)!r:.160}" for key in ("model_type", "architectures", "auto_map") if key in config]
+    nested = {key: value for key, value in config.items() if isinstance(value, dict) and "model_type" in value}
+    said += [f"{key!s:.80} with model_type {value['model_type']!r:.80}" for key, value in nested.items()]
+    return ", ".join(said) or "it names no architecture at all"
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -163,6 +183,7 @@ def _write_part(path: Path, part: Part) -> None:
 def _check_tensors(folder: Path, checkpoint: Checkpoint, needed: Mapping[str, TensorRef], ignored: str) -> None:
     missing = [name for name in needed if name not in checkpoint.tensors]
     extra = [name for name in checkpoint.tensors if name not in needed and not re.fullmatch(ignored, name)]
+    extra = [name for name in extra if not _adds_nothing(checkpoint, name, needed)]
     if missing or extra:
         said = [f"lacks {_listed(missing)}"] if missing else []
         said += [f"has {_listed(extra)}, which config.json does not account for"] if extra else []
@@ -174,6 +195,14 @@ def _check_tensors(folder: Path, checkpoint: Checkpoint, needed: Mapping[str, Te
                 f"{folder / info.file}: tensor {name} has shape {list(info.shape)}, "
                 f"but {folder / 'config.json'} demands {list(ref.shape)}"
             )
+
+
+def _adds_nothing(checkpoint: Checkpoint, name: str, needed: Collection[str]) -> bool:
+    """Whether this is the bias of zeros that AutoGPTQ once gave every layer that has none."""
+    if not name.endswith(".bias") or name.removesuffix("bias") + "weight" not in needed:
+        return False
+    shape = checkpoint.tensors[name].shape
+    return len(shape) == 1 and not any(block.any() for block in row_blocks(checkpoint, name, 0, shape[0]))
 
 
 def digest_rows(folder: Path, checkpoint: Checkpoint, ref: TensorRef) -> LockedTensor:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+CHECKPOINTS = (
+    "Checkpoints of every model_type: safetensors and pytorch_model.bin, single or sharded, in fp32, fp16 or bf16, and "
+    "GPTQ of 4 and 8 bits; of llama also GGUF."
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Takes none."""
@@ -16,9 +21,12 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.families import load_family, supported_model_types
 
     table = Table(box=None, header_style="bold")
-    for column in ("model_type", "models and what is particular", "parity tests: pytest ..."):
+    for column in ("model_type", "models and what is particular", "rope_type", "parity tests: pytest ..."):
         table.add_column(column, overflow="fold")
     for model_type in supported_model_types():
         family = load_family(model_type)
-        table.add_row(model_type, " ".join(str(family.__doc__).split()), family.PARITY_TESTS)
-    Console().print(table)
+        summary = str(family.__doc__).partition("\n\n")[0]
+        table.add_row(model_type, " ".join(summary.split()), ", ".join(family.ROPE_TYPES), family.PARITY_TESTS)
+    console = Console()
+    console.print(table)
+    console.print(f"\n{CHECKPOINTS}", highlight=False)

@@ -14,6 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ignore_config_keys", nargs="*", default=[], metavar="KEY", help="unknown config.json keys to accept"
     )
     parser.add_argument("--model_config", type=Path, metavar="FILE", help="JSON whose keys override config.json's")
+    parser.add_argument(
+        "--sizes", type=int, nargs=3, metavar=("LAYER", "POST", "KV_WIDTH"), help="what the checkpoint's sizes must be"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the lock files go")
 
 
@@ -21,14 +24,16 @@ def run(args: argparse.Namespace) -> None:
     from loguru import logger
 
     from axzoo.checkpoint.lock import make_lock, write_lock
-    from axzoo.estimate import check_room
+    from axzoo.estimate import check_room, check_sizes
     from axzoo.fetch.receipt import checkpoint_folder
     from axzoo.files import read_json
     from axzoo.progress import format_config
 
     folder = checkpoint_folder(args.source)
     lock = make_lock(folder, args.model_type, args.num_hidden_layers, args.ignore_config_keys, args.model_config)
+    if args.sizes:
+        check_sizes(lock, *args.sizes)
     check_room(lock, args.output)
-    print(format_config(args.output.name, lock.spec, {}))
+    print(format_config(args.output.name, lock.spec))
     write_lock(lock, args.output, folder, read_json(args.source)["source"])
     logger.success("prepare llm model done!")

@@ -6,6 +6,8 @@ A family file is a pure mapping and computes nothing. It offers
     layer_tensors(spec: DecoderSpec, layer: int) -> dict[str, TensorRef]
     post_tensors(spec: DecoderSpec) -> dict[str, TensorRef]
     embed_tensor(spec: DecoderSpec) -> TensorRef
+    CONFIG_KEYS: what a `--model_config` may say of it beyond the common keys
+    ROPE_TYPES: the kinds of rope scaling it can have
     IGNORED_TENSORS: a regular expression of tensors that are derived from the config and hold no weights
     PARITY_TESTS: the tests that compare it with an independent implementation
 
@@ -17,8 +19,8 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, cast
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
 
 from axzoo.config_view import ConfigView
 from axzoo.errors import AxzooError
@@ -34,7 +36,22 @@ class TensorRef:
     rows: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True)
+class ConfigKeys:
+    """How a family's config.json differs from the common names (`axzoo.model_config`).
+
+    `names`: the common name -> config.json's. `implied`: what the model_type says by itself, so that config.json has no
+    key for it and an override can only agree. `own`: keys no other family has.
+    """
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    implied: Mapping[str, Any] = field(default_factory=lambda: {"norm_type": "rms_norm", "partial_rotary_factor": 1.0})
+    own: tuple[str, ...] = ()
+
+
 class Family(Protocol):
+    CONFIG_KEYS: ConfigKeys
+    ROPE_TYPES: tuple[str, ...]
     IGNORED_TENSORS: str
     PARITY_TESTS: str
 

@@ -1,14 +1,37 @@
-"""ChatGLM3: fused query_key_value with bias, interleaved rotary over half of each head, fused SwiGLU, own key names."""
+"""ChatGLM3, and ChatGLM2 but for its 32k: fused query_key_value with bias, interleaved rotary over half of each head,
+fused SwiGLU, key names of its own.
+
+`rope_ratio` multiplies the rope's base in modeling_chatglm.py of ChatGLM3 and GLM-4; ChatGLM2-6B-32k's divides the
+positions by it. model_type does not tell the two, so a rope_ratio is read only where `_name_or_path` does.
+"""
 
 from __future__ import annotations
 
+import re
+
 from axzoo.config_view import ConfigView
 from axzoo.errors import AxzooError
-from axzoo.families import TensorRef
+from axzoo.families import ConfigKeys, TensorRef
 from axzoo.families._hugging_face import fused, linear, roles
 from axzoo.rope import make_rope
 from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
+CONFIG_KEYS = ConfigKeys(
+    names={
+        "intermediate_size": "ffn_hidden_size",
+        "max_position_embeddings": "seq_length",
+        "num_hidden_layers": "num_layers",
+        "num_key_value_heads": "multi_query_group_num",
+        "rms_norm_eps": "layernorm_epsilon",
+        "vocab_size": "padded_vocab_size",
+    },
+    implied={"norm_type": "rms_norm", "partial_rotary_factor": 0.5, "hidden_act": "silu"},
+    own=(
+        "add_bias_linear", "add_qkv_bias", "apply_residual_connection_post_layernorm", "kv_channels",
+        "multi_query_attention", "original_rope", "post_layer_norm", "rmsnorm", "rope_ratio",
+    ),
+)  # fmt: skip
+ROPE_TYPES = ("default",)
 IGNORED_TENSORS = r"transformer\.rotary_pos_emb\.inv_freq"
 PARITY_TESTS = "tests/families/test_published_parity.py -k chatglm"
 
@@ -43,7 +66,6 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             f"{config.path}: num_attention_heads is {heads}, but must be a multiple of multi_query_group_num, {groups}"
         )
     positions = config.size("seq_length")
-    theta = 10000.0 * config.number("rope_ratio", 1)
     norm = NormSpec("rms_norm", config.number("layernorm_epsilon"))
     return DecoderSpec(
         model_type="chatglm",
@@ -57,12 +79,29 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             num_key_value_heads=groups,
             head_dim=head_dim,
             norm=norm,
-            rope=make_rope(head_dim // 2, theta, {"rope_type": "default"}, positions, interleaved=True),
+            rope=make_rope(head_dim // 2, _theta(config), {"rope_type": "default"}, positions, interleaved=True),
             max_position_embeddings=positions,
             qkv_bias=config.flag("add_qkv_bias"),
         ),
         post=PostSpec(hidden_size, vocab_size, norm),
     )
+
+
+def _theta(config: ConfigView) -> float:
+    """The rope's base: `rope_theta`, which only a --model_config has, or 10000 times rope_ratio.
+
+    Raises AxzooError where rope_ratio may be meant as ChatGLM2-6B-32k's.
+    """
+    ratio, name = config.number("rope_ratio", 1), config.text("_name_or_path", "")
+    if "rope_theta" in config:
+        return config.number("rope_theta")
+    if ratio != 1 and not re.search("chatglm-?3|glm-?4", name, re.IGNORECASE):
+        raise AxzooError(
+            f"{config.path}: rope_ratio {ratio:g} stretches the rope's base in ChatGLM3 and divides the positions in "
+            f"ChatGLM2-6B-32k, which axzoo does not compute, and _name_or_path {name!r:.80} is neither's: if this is a "
+            f'ChatGLM3, give a model_config with "rope_theta": {10000 * ratio:g}'
+        )
+    return 10000 * ratio
 
 
 def layer_tensors(spec: DecoderSpec, layer: int) -> dict[str, TensorRef]:

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from axzoo.config_view import ConfigView
+from axzoo.families import ConfigKeys
 from axzoo.families._hugging_face import embed_tokens, llama_layer, llama_post
-from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
+from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
-__all__ = ["IGNORED_TENSORS", "PARITY_TESTS", "decoder_spec", "embed_tensor", "layer_tensors", "post_tensors"]
+__all__ = [
+    "CONFIG_KEYS",
+    "IGNORED_TENSORS",
+    "PARITY_TESTS",
+    "ROPE_TYPES",
+    "decoder_spec",
+    "embed_tensor",
+    "layer_tensors",
+    "post_tensors",
+]
 
+CONFIG_KEYS = ConfigKeys(own=("dim_model_base", "scale_depth", "scale_emb"))
+ROPE_TYPES = ("default", "linear", "dynamic")
 IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/families/test_published_parity.py -k minicpm"
 
@@ -19,7 +31,6 @@ def decoder_spec(config: ConfigView, model_type: str = "minicpm") -> DecoderSpec
     layers = config.size("num_hidden_layers")
     head_dim = hidden_size // heads
     positions = config.size("max_position_embeddings")
-    rope = config.rope(head_dim, positions)
     norm = NormSpec("rms_norm", config.number("rms_norm_eps"))
     bias = config.flag("attention_bias", False)
     return DecoderSpec(
@@ -34,8 +45,8 @@ def decoder_spec(config: ConfigView, model_type: str = "minicpm") -> DecoderSpec
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             norm=norm,
-            rope=rope,
-            max_position_embeddings=_reach(rope, positions),
+            rope=config.rope(head_dim, positions, types=ROPE_TYPES),
+            max_position_embeddings=positions,
             hidden_act=config.choice("hidden_act", ["silu"], "silu"),
             qkv_bias=bias,
             o_bias=bias,
@@ -44,11 +55,6 @@ def decoder_spec(config: ConfigView, model_type: str = "minicpm") -> DecoderSpec
         post=PostSpec(hidden_size, vocab_size, norm, logit_scale=config.number("dim_model_base", 1) / hidden_size),
         embedding_scale=config.number("scale_emb", 1),
     )
-
-
-def _reach(rope: RopeSpec, trained: int) -> int:
-    """Positions the model is good for: a dynamic rope is there to go `factor` times beyond the trained ones."""
-    return int(trained * rope.scaling["factor"]) if rope.scaling["rope_type"] == "dynamic" else trained
 
 
 layer_tensors = llama_layer

@@ -7,6 +7,8 @@ from axzoo.families import TensorRef, minicpm
 from axzoo.families._hugging_face import embed_tokens, llama_layer, llama_post
 from axzoo.spec import DecoderSpec
 
+CONFIG_KEYS = minicpm.CONFIG_KEYS
+ROPE_TYPES = minicpm.ROPE_TYPES
 IGNORED_TENSORS = r"(vpm|resampler)\..*|llm\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/families/test_published_parity.py -k minicpmv"
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from axzoo.config_view import ConfigView
-from axzoo.families import TensorRef
+from axzoo.families import ConfigKeys, TensorRef
 from axzoo.families._hugging_face import embed_tokens, linear, roles
+from axzoo.rope import ROPE_TYPES
 from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
-__all__ = ["IGNORED_TENSORS", "PARITY_TESTS", "decoder_spec", "embed_tensor", "layer_tensors", "post_tensors"]
+__all__ = [
+    "CONFIG_KEYS",
+    "IGNORED_TENSORS",
+    "PARITY_TESTS",
+    "ROPE_TYPES",
+    "decoder_spec",
+    "embed_tensor",
+    "layer_tensors",
+    "post_tensors",
+]
 
+CONFIG_KEYS = ConfigKeys({"rms_norm_eps": "layer_norm_eps"}, {"norm_type": "layer_norm"}, ("qk_layernorm",))
 IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/families/test_parity.py -k phi"
 

@@ -1,14 +1,26 @@
-"""Phi-3, Phi-3.5 and Phi-4-mini: Llama with fused qkv and gate_up projections, LongRoPE and a sliding window."""
+"""Phi-3, Phi-3.5 and Phi-4-mini: Llama with fused qkv and gate_up projections, a sliding window and, from Phi-4 on,
+rotary embedding of a part of each head."""
 
 from __future__ import annotations
 
 from axzoo.config_view import ConfigView
-from axzoo.families import TensorRef
+from axzoo.families import ConfigKeys, TensorRef
 from axzoo.families._hugging_face import embed_tokens, fused, linear, llama_post, roles
 from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
-__all__ = ["IGNORED_TENSORS", "PARITY_TESTS", "decoder_spec", "embed_tensor", "layer_tensors", "post_tensors"]
+__all__ = [
+    "CONFIG_KEYS",
+    "IGNORED_TENSORS",
+    "PARITY_TESTS",
+    "ROPE_TYPES",
+    "decoder_spec",
+    "embed_tensor",
+    "layer_tensors",
+    "post_tensors",
+]
 
+ROPE_TYPES = ("default", "longrope")
+CONFIG_KEYS = ConfigKeys(implied={"norm_type": "rms_norm"})
 IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/families/test_parity.py -k phi3"
 
@@ -33,7 +45,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             num_key_value_heads=kv_heads,
             head_dim=head_dim,
             norm=norm,
-            rope=config.rope(head_dim, positions, partial_rotary_factor=1.0),
+            rope=config.rope(head_dim, positions, partial_rotary_factor=1.0, types=ROPE_TYPES),
             max_position_embeddings=positions,
             hidden_act=config.choice("hidden_act", ["silu"], "silu"),
         ),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from axzoo.config_view import ConfigView
+from axzoo.families import ConfigKeys
 from axzoo.families._hugging_face import embed_tokens, llama_layer, llama_post
+from axzoo.rope import ROPE_TYPES
 from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
 __all__ = [
+    "CONFIG_KEYS",
     "IGNORED_TENSORS",
     "PARITY_TESTS",
+    "ROPE_TYPES",
     "decoder_spec",
     "embed_tensor",
     "layer_tensors",
@@ -16,6 +20,7 @@ __all__ = [
     "windows",
 ]
 
+CONFIG_KEYS = ConfigKeys()
 IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/families/test_parity.py -k qwen2"
 

@@ -20,7 +20,7 @@ def fetch_folder(source: FolderSource, output: Path) -> None:
     Raises AxzooError when the folder is missing or holds no checkpoint, or the GGUF file cannot be converted.
     """
     root = Path(source.path).resolve()
-    gguf = _gguf(root)
+    gguf = find_gguf(root)
     if gguf is not None:
         _fetch_gguf(gguf, source, output)
         return
@@ -33,8 +33,11 @@ def fetch_folder(source: FolderSource, output: Path) -> None:
     write_receipt(output, source, files, root=str(root))
 
 
-def _gguf(root: Path) -> Path | None:
-    """The GGUF file to convert, if `root` is one, or a folder with one and no other weights."""
+def find_gguf(root: Path) -> Path | None:
+    """The GGUF file to convert, if `root` is one, or a folder with one and no other weights.
+
+    Raises AxzooError when `root` is neither a folder nor a GGUF file, or there are several to choose from.
+    """
     if root.is_file() and root.suffix == ".gguf":
         return root
     if not root.is_dir():
