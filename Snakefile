@@ -1,11 +1,14 @@
 # The zoo. `snakemake --cores 8` builds config/zoo.yaml; `--configfile FILE` builds another matrix; `demo` builds
 # config/demo.yaml. Any single file of results/ is a target too.
 import re
+from functools import cache
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 from snakemake.utils import min_version
 
 from axzoo.errors import AxzooError
+from axzoo.recipe import TAG_PATTERN
 from axzoo.zoo.plan import make_plan
 
 min_version("9.19")
@@ -27,7 +30,7 @@ except AxzooError as error:
 wildcard_constraints:
     chip="|".join(map(re.escape, PLAN.chips)),
     model="|".join(map(re.escape, PLAN.models)),
-    tag=r"w\d+f?a\d+f?",
+    tag=TAG_PATTERN,
     layer=r"\d+",
 
 
@@ -42,10 +45,21 @@ def files_of(builds):
     return wanted
 
 
+@cache  # asked for again after each lock
+def say_what_is_left_out():
+    for line in PLAN.left_out_lines:
+        logger.info(line)
+
+
+def the_whole_matrix(wildcards):
+    say_what_is_left_out()
+    return files_of(PLAN.wanted)
+
+
 rule all:
     default_target: True
     input:
-        lambda w: files_of(PLAN.wanted),
+        the_whole_matrix,
 
 
 rule demo:
@@ -60,6 +74,7 @@ localrules:
 
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/lock.smk"
+include: "workflow/rules/calibrate.smk"
 include: "workflow/rules/layers.smk"
 include: "workflow/rules/post.smk"
 include: "workflow/rules/embed.smk"

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from axzoo.axmodel import METADATA_KEY, ShapeGroup, TensorSpec, layer_groups, parse_header, post_groups, to_bytes
+from axzoo.axmodel import (
+    METADATA_KEY,
+    SIZE_LIMIT,
+    ShapeGroup,
+    TensorSpec,
+    layer_groups,
+    parse_header,
+    post_groups,
+    serialize,
+)
+from axzoo.errors import AxzooError
+from axzoo.graph.builder import GraphBuilder
+from axzoo.graph.wire import Pieces
 from axzoo.recipe import Recipe
 from axzoo.rope import make_rope
 from axzoo.spec import LayerSpec, NormSpec, PostSpec
@@ -61,14 +74,24 @@ def test_the_post_layers_group() -> None:
     )
 
 
-def _graph() -> onnx.GraphProto:
+def test_the_post_layers_outputs_are_what_the_recipe_asks_for() -> None:
+    (group,) = post_groups(PostSpec(896, 151936, NORM), Recipe(post_topk=10, ret_postnorm=True))
+    assert group.outputs == (
+        TensorSpec("indices", "int32", (1, 1, 10)),
+        TensorSpec("prob", "fp32", (1, 1, 10)),
+        TensorSpec("postnorm", "bf16", (1, 1, 896)),
+    )
+
+
+def _graph() -> Pieces:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
-    return helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", values[:1], values[1:])
+    return (graph.SerializeToString(),)
 
 
 def test_the_header_comes_back() -> None:
     groups, about = layer_groups(QWEN, Recipe(last_kv_cache_len=(128,))), {"weight_type": "s8", "ü": [1, 0.5, None]}
-    data = to_bytes(_graph(), "decoder_layer", groups, about)
+    data = b"".join(serialize(_graph(), "decoder_layer", groups, about))
     (entry,) = onnx.ModelProto.FromString(data).metadata_props
     header = parse_header(entry.value, Path("x.axmodel"))
     assert entry.key == METADATA_KEY
@@ -77,9 +100,29 @@ def test_the_header_comes_back() -> None:
 
 def test_equal_arguments_give_equal_bytes_whatever_the_order_of_keys() -> None:
     groups = post_groups(PostSpec(8, 9, NORM), Recipe())
-    assert to_bytes(_graph(), "post", groups, {"a": 1, "b": 2}) == to_bytes(_graph(), "post", groups, {"b": 2, "a": 1})
+    first, second = (serialize(_graph(), "post", groups, about) for about in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+    assert first == second
 
 
 def test_a_number_that_json_lacks_is_never_written() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        to_bytes(_graph(), "post", (), {"error": float("nan")})
+        serialize(_graph(), "post", (), {"error": float("nan")})
+
+
+def test_the_pieces_are_the_bytes_that_protobuf_writes() -> None:
+    """Deterministic protobuf, given the whole message, is the oracle."""
+    g = GraphBuilder()
+    table = g.constant("table", np.arange(6, dtype=np.float32).reshape(2, 3))
+    g.op("Add", ["x", table], "add", output="y")
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 3]) for name in "xy"]
+    groups = post_groups(PostSpec(8, 9, NORM), Recipe())
+    data = b"".join(serialize(g.graph("g", values[:1], values[1:]), "post", groups, {"a": 1}))
+    model = onnx.ModelProto.FromString(data)
+    onnx.checker.check_model(model, full_check=True)
+    assert data == model.SerializeToString(deterministic=True)
+
+
+def test_a_file_that_protobuf_could_not_read_is_refused() -> None:
+    half = memoryview(np.zeros(SIZE_LIMIT // 2, np.uint8))
+    with pytest.raises(AxzooError, match=r"the post file would have \d{10} bytes, .* at most 2147483647: choose a sm"):
+        serialize((half, half), "post", (), {})

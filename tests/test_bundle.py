@@ -75,6 +75,11 @@ def test_the_manifest_is_complete_and_true(bundle: Path, built: Built) -> None:
         "prefill_len": 8,
         "kv_cache_len": 31,
         "last_kv_cache_len": [8, 16],
+        "weight_group_size": 0,
+        "scale_rule": "vendor",
+        "rounding": "nearest",
+        "post_topk": 0,
+        "ret_postnorm": False,
     }
     assert manifest["spec"]["num_hidden_layers"] == 2
     parts = manifest["parts"]

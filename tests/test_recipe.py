@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -10,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axzoo.errors import AxzooError
-from axzoo.recipe import Recipe
+from axzoo.recipe import (
+    HIDDEN_STATE_TYPES,
+    INTEGER_WEIGHT_TYPES,
+    ROUNDINGS,
+    SCALE_RULES,
+    TAG_PATTERN,
+    WEIGHT_GROUP_SIZES,
+    WEIGHT_TYPES,
+    Recipe,
+)
 
 
 def test_the_documented_defaults() -> None:
@@ -25,6 +36,33 @@ def test_the_documented_defaults() -> None:
 )
 def test_tags(weight: Any, state: Any, tag: str) -> None:
     assert Recipe(weight_type=weight, hidden_state_type=state).tag == tag
+
+
+@pytest.mark.parametrize(
+    "values, tag",
+    [
+        ({"weight_type": "s4"}, "w4a16"),
+        ({"weight_type": "s4", "weight_group_size": 32}, "w4a16-g32"),
+        ({"scale_rule": "mse"}, "w8a16-mse"),
+        ({"weight_type": "s4", "rounding": "gptq", "weight_group_size": 128}, "w4a16-g128-gptq"),
+        ({"weight_type": "s4", "scale_rule": "mse", "rounding": "gptq"}, "w4a16-mse-gptq"),
+    ],
+)
+def test_tags_tell_how_integers_were_found(values: dict[str, Any], tag: str) -> None:
+    assert Recipe(**values).tag == tag
+
+
+def test_every_tag_matches_the_pattern() -> None:
+    for weight, state in product(WEIGHT_TYPES, HIDDEN_STATE_TYPES):
+        extras = [("vendor", "nearest", 0)]
+        if weight in INTEGER_WEIGHT_TYPES:
+            extras = list(product(SCALE_RULES, ROUNDINGS, WEIGHT_GROUP_SIZES))
+        for rule, rounding, group in extras:
+            recipe = Recipe(
+                weight_type=weight, hidden_state_type=state, scale_rule=rule, rounding=rounding, weight_group_size=group
+            )
+            assert re.fullmatch(TAG_PATTERN, recipe.tag)
+    assert not re.fullmatch(TAG_PATTERN, "w8a16-x")
 
 
 def test_prompts_reach_as_far_as_the_groups() -> None:
@@ -48,6 +86,13 @@ def test_prompts_reach_as_far_as_the_groups() -> None:
         ({"last_kv_cache_len": (0,)}, r"must be \[128\]"),
         ({"prefill_len": 0, "last_kv_cache_len": (0,)}, "last_kv_cache_len asks for more .* prefill_len 0 means none"),
         ({"prefill_len": 0, "last_kv_cache_len": (128,)}, "prefill_len 0 means none"),
+        (
+            {"weight_type": "bf16", "weight_group_size": 32},
+            "weight_group_size 32 is for integer .* is bf16: use s8 or s4",
+        ),
+        ({"weight_type": "fp32", "scale_rule": "mse"}, "scale_rule mse is for integer weights"),
+        ({"weight_type": "fp16", "rounding": "gptq"}, "rounding gptq is for integer weights"),
+        ({"post_topk": -1}, "post_topk -1 is negative: use 0"),
         ({"kv_cache_len": 254, "last_kv_cache_len": (128,)}, "end at token 256: raise kv_cache_len to at least 255"),
     ],
 )

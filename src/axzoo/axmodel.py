@@ -17,6 +17,7 @@ from axzoo import __version__
 from axzoo.dtypes import ONNX_DTYPES
 from axzoo.errors import AxzooError
 from axzoo.files import canonical_json
+from axzoo.graph.wire import Pieces, field, size
 from axzoo.recipe import Recipe
 from axzoo.spec import LayerSpec, PostSpec
 
@@ -27,6 +28,8 @@ OPSET = 23
 IR_VERSION = 11
 METADATA_KEY = "axzoo"
 FORMAT = 1
+SIZE_LIMIT = (1 << 31) - 1
+"""Bytes: protobuf reads no larger message."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +80,14 @@ def _layer_group(spec: LayerSpec, recipe: Recipe, tokens: int, past: int) -> Sha
 
 
 def post_groups(spec: PostSpec, recipe: Recipe) -> tuple[ShapeGroup, ...]:
-    """The post layer takes one token's hidden state and gives its logits."""
-    state = recipe.hidden_state_type
-    return (
-        ShapeGroup(
-            inputs=(TensorSpec("input", state, (1, 1, spec.hidden_size)),),
-            outputs=(TensorSpec("output", state, (1, 1, spec.vocab_size)),),
-        ),
-    )
+    """The post layer takes one token's hidden state and gives its logits, or its `post_topk` likeliest tokens."""
+    state, k = recipe.hidden_state_type, recipe.post_topk
+    outputs = [TensorSpec("output", state, (1, 1, spec.vocab_size))]
+    if k:
+        outputs = [TensorSpec("indices", "int32", (1, 1, k)), TensorSpec("prob", "fp32", (1, 1, k))]
+    if recipe.ret_postnorm:
+        outputs.append(TensorSpec("postnorm", state, (1, 1, spec.hidden_size)))
+    return (ShapeGroup(inputs=(TensorSpec("input", state, (1, 1, spec.hidden_size)),), outputs=tuple(outputs)),)
 
 
 def value_info(tensor: TensorSpec, shape: list[int | str] | None = None) -> onnx.ValueInfoProto:
@@ -94,23 +97,30 @@ def value_info(tensor: TensorSpec, shape: list[int | str] | None = None) -> onnx
     return helper.make_tensor_value_info(tensor.name, ONNX_DTYPES[tensor.dtype], shape or list(tensor.shape))
 
 
-def to_bytes(graph: onnx.GraphProto, kind: str, groups: tuple[ShapeGroup, ...], about: dict[str, Any]) -> bytes:
-    """The file's bytes; equal arguments give equal bytes. `about` (plain JSON values) says what was built and how."""
+def serialize(graph: Pieces, kind: str, groups: tuple[ShapeGroup, ...], about: dict[str, Any]) -> Pieces:
+    """The file's bytes, in pieces; equal arguments give equal bytes.
+
+    `graph` is a serialized onnx.GraphProto, `about` (plain JSON values) says what was built and how. Raises AxzooError
+    when the file would be larger than protobuf can read.
+    """
     import onnx
     from onnx import helper
 
-    model = onnx.ModelProto(
-        ir_version=IR_VERSION,
-        producer_name="axzoo",
-        producer_version=__version__,
-        opset_import=[helper.make_opsetid("", OPSET)],
-    )
-    model.graph.CopyFrom(graph)
-    graph.Clear()  # the caller's copy of the weights: from here on there is one
+    producer = onnx.ModelProto(ir_version=IR_VERSION, producer_name="axzoo", producer_version=__version__)
     metadata = {"format": FORMAT, "kind": kind, "groups": [asdict(group) for group in groups], "about": about}
-    model.metadata_props.add(key=METADATA_KEY, value=canonical_json(metadata))
-    data: bytes = model.SerializeToString(deterministic=True)
-    return data
+    rest = onnx.ModelProto(opset_import=[helper.make_opsetid("", OPSET)])
+    rest.metadata_props.add(key=METADATA_KEY, value=canonical_json(metadata))
+    pieces = (
+        producer.SerializeToString(deterministic=True),
+        *field(onnx.ModelProto.GRAPH_FIELD_NUMBER, graph),
+        rest.SerializeToString(deterministic=True),
+    )
+    if size(pieces) > SIZE_LIMIT:
+        raise AxzooError(
+            f"the {kind} file would have {size(pieces)} bytes, and an ONNX file holds at most {SIZE_LIMIT}: "
+            "choose a smaller weight type"
+        )
+    return pieces
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from loguru import logger
 from numpy.typing import NDArray
 
@@ -15,6 +16,7 @@ from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.part import Part, read_part, verified_blocks
 from axzoo.compile.embed import write_embedding
 from axzoo.compile.result import RowReader
+from axzoo.errors import AxzooError
 from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.files import write_json
 from axzoo.fingerprint import fingerprint
@@ -41,16 +43,49 @@ class Job:
     receipt: Path
 
 
-def build_layer(job: Job, recipe: Recipe, backend_name: str) -> None:
-    """One decoder layer's .axmodel."""
+def build_layer(job: Job, recipe: Recipe, backend_name: str, calibration: Path | None = None) -> None:
+    """One decoder layer's .axmodel. `calibration` is the layer's file of `axzoo calibrate`, which gptq rounds by.
+
+    Raises AxzooError when gptq has no calibration, or another rounding has one.
+    """
+    if recipe.rounding == "gptq" and calibration is None:
+        raise AxzooError("rounding gptq needs --calibration: the layer's file of `axzoo calibrate`")
+    if recipe.rounding != "gptq" and calibration is not None:
+        raise AxzooError(f"rounding {recipe.rounding} takes no --calibration: leave it away, or round by gptq")
+    if calibration is None:
+        _build_plain_layer(job, recipe, backend_name)
+    else:
+        _build_calibrated_layer(job, recipe, backend_name, calibration)
+
+
+def _build_plain_layer(job: Job, recipe: Recipe, backend_name: str) -> None:
     backend = load_backend(backend_name)
 
     def produce(part: Part, read: RowReader, file: BinaryIO) -> Mapping[str, Any]:
         compiled = backend.compile_layer(LayerSpec.from_dict(dict(part.spec)), recipe, part.shapes, read)
-        file.write(compiled.data)
-        return {"weight_errors": compiled.weight_errors}
+        file.writelines(compiled.pieces)
+        return compiled.about
 
     _build(job, {"layer": recipe.for_layers(), **_compiler(backend_name)}, produce)
+
+
+def _build_calibrated_layer(job: Job, recipe: Recipe, backend_name: str, calibration: Path) -> None:
+    from axzoo.calibrate.rounding import gptq_weights
+    from axzoo.calibrate.states import find_states
+
+    backend = load_backend(backend_name)
+    states = find_states(calibration)
+
+    def produce(part: Part, read: RowReader, file: BinaryIO) -> Mapping[str, Any]:
+        spec = LayerSpec.from_dict(dict(part.spec))
+        tensors = {role: np.concatenate([block.astype(np.float32) for block in read(role)]) for role in part.shapes}
+        stored = gptq_weights(spec, recipe, tensors, states.read(spec.hidden_size))
+        compiled = backend.compile_layer(spec, recipe, part.shapes, lambda role: [tensors[role]], stored)
+        file.writelines(compiled.pieces)
+        return {**compiled.about, "calibration": {"sha256": states.sha256, **states.origin}}
+
+    rounder = {"calibration": states.sha256, "rounder": fingerprint("axzoo.calibrate.rounding")}
+    _build(job, {"layer": recipe.for_layers(), **rounder, **_compiler(backend_name)}, produce)
 
 
 def build_post(job: Job, recipe: Recipe, backend_name: str) -> None:
@@ -59,8 +94,8 @@ def build_post(job: Job, recipe: Recipe, backend_name: str) -> None:
 
     def produce(part: Part, read: RowReader, file: BinaryIO) -> Mapping[str, Any]:
         compiled = backend.compile_post(PostSpec.from_dict(dict(part.spec)), recipe, part.shapes, read)
-        file.write(compiled.data)
-        return {"weight_errors": compiled.weight_errors}
+        file.writelines(compiled.pieces)
+        return compiled.about
 
     _build(job, {"post": recipe.for_post(), **_compiler(backend_name)}, produce)
 

@@ -11,10 +11,25 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     "fp32": np.dtype(np.float32),
     "fp16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16),
+    "fp8_e4m3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "fp8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "int4": np.dtype(ml_dtypes.int4),
     "int8": np.dtype(np.int8),
+    "int32": np.dtype(np.int32),
     "int64": np.dtype(np.int64),
     "uint32": np.dtype(np.uint32),
 }
 
-ONNX_DTYPES: dict[str, int] = {"fp32": 1, "fp16": 10, "bf16": 16, "int8": 3, "int64": 7, "uint32": 12}
+ONNX_DTYPES: dict[str, int] = {
+    "fp32": 1,
+    "fp16": 10,
+    "bf16": 16,
+    "fp8_e4m3": 17,
+    "fp8_e5m2": 19,
+    "int4": 22,
+    "int8": 3,
+    "int32": 6,
+    "int64": 7,
+    "uint32": 12,
+}
 """The numbers of onnx.TensorProto.DataType, spelled out so that the engine need not import onnx."""

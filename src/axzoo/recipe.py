@@ -7,15 +7,23 @@ from typing import Any, Literal, get_args
 
 from axzoo.errors import AxzooError
 
-WeightType = Literal["fp32", "fp16", "bf16", "s8"]
-PostWeightType = Literal["bf16", "s8", "fp32"]
+WeightType = Literal["fp32", "fp16", "bf16", "s8", "s4"]
+PostWeightType = Literal["bf16", "s8", "fp32", "fp8_e5m2", "fp8_e4m3"]
 HiddenStateType = Literal["fp32", "fp16", "bf16"]
+WeightGroupSize = Literal[0, 32, 64, 128]
+ScaleRule = Literal["vendor", "mse"]
+Rounding = Literal["nearest", "gptq"]
 
 WEIGHT_TYPES: tuple[WeightType, ...] = get_args(WeightType)
 POST_WEIGHT_TYPES: tuple[PostWeightType, ...] = get_args(PostWeightType)
 HIDDEN_STATE_TYPES: tuple[HiddenStateType, ...] = get_args(HiddenStateType)
+WEIGHT_GROUP_SIZES: tuple[WeightGroupSize, ...] = get_args(WeightGroupSize)
+SCALE_RULES: tuple[ScaleRule, ...] = get_args(ScaleRule)
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+INTEGER_WEIGHT_TYPES: tuple[WeightType, ...] = ("s8", "s4")
 
-_SHORT = {"fp32": "32", "fp16": "16f", "bf16": "16", "s8": "8"}
+_SHORT = {"fp32": "32", "fp16": "16f", "bf16": "16", "s8": "8", "s4": "4"}
+_POST_FIELDS = ("post_weight_type", "post_topk", "ret_postnorm")
 
 
 @dataclass(frozen=True)
@@ -25,7 +33,11 @@ class Recipe:
     `prefill_len` tokens are prefilled at once (0: decode only). `last_kv_cache_len` lists, for the prefill groups after
     the first, how many cached tokens stand before the chunk: 1, 2, ... times `prefill_len`.
 
-    Raises AxzooError when the lengths contradict each other.
+    Integer weights have one scale per output row, or one per `weight_group_size` input features of it (0: the row);
+    `scale_rule` chooses it and `rounding` the codes. With `post_topk` k the post layer gives the k likeliest tokens
+    instead of logits; with `ret_postnorm` also the normed hidden state.
+
+    Raises AxzooError when two of these contradict each other.
     """
 
     weight_type: WeightType = "s8"
@@ -34,8 +46,28 @@ class Recipe:
     prefill_len: int = 128
     kv_cache_len: int = 1023
     last_kv_cache_len: tuple[int, ...] = ()
+    weight_group_size: WeightGroupSize = 0
+    scale_rule: ScaleRule = "vendor"
+    rounding: Rounding = "nearest"
+    post_topk: int = 0
+    ret_postnorm: bool = False
 
     def __post_init__(self) -> None:
+        self._check_numerics()
+        self._check_lengths()
+
+    def _check_numerics(self) -> None:
+        if self.weight_type not in INTEGER_WEIGHT_TYPES:
+            for key, default in (("weight_group_size", 0), ("scale_rule", "vendor"), ("rounding", "nearest")):
+                if getattr(self, key) != default:
+                    raise AxzooError(
+                        f"{key} {getattr(self, key)} is for integer weights, and weight_type is {self.weight_type}: "
+                        f"use {' or '.join(INTEGER_WEIGHT_TYPES)}, or leave {key} away"
+                    )
+        if self.post_topk < 0:
+            raise AxzooError(f"post_topk {self.post_topk} is negative: use 0 for logits")
+
+    def _check_lengths(self) -> None:
         if self.kv_cache_len < 1:
             raise AxzooError(f"kv_cache_len {self.kv_cache_len} leaves no room for a token: it must be at least 1")
         if self.prefill_len < 0:
@@ -67,18 +99,26 @@ class Recipe:
 
     @property
     def positions(self) -> int:
-        """Length of the longest sequence the files hold."""
-        return max(self.kv_cache_len + 1, self.max_prompt_len)
+        """Positions the files compute: as many tokens as the cache holds, or the last prefill group reaches."""
+        return max(self.kv_cache_len, self.max_prompt_len)
 
     def for_layers(self) -> dict[str, Any]:
         """What decoder layers depend on."""
-        return {key: value for key, value in asdict(self).items() if key != "post_weight_type"}
+        return {key: value for key, value in asdict(self).items() if key not in _POST_FIELDS}
 
     def for_post(self) -> dict[str, Any]:
         """What the post layer depends on."""
-        return {"post_weight_type": self.post_weight_type, "hidden_state_type": self.hidden_state_type}
+        return {key: getattr(self, key) for key in (*_POST_FIELDS, "hidden_state_type")}
 
     @property
     def tag(self) -> str:
-        """The build's short name, as on model cards: w8a16. 16 is bf16; fp16 is 16f."""
-        return f"w{_SHORT[self.weight_type]}a{_SHORT[self.hidden_state_type]}"
+        """The build's short name, as on model cards: w8a16, w4a16-g32-mse-gptq. 16 is bf16; fp16 is 16f."""
+        words = [f"w{_SHORT[self.weight_type]}a{_SHORT[self.hidden_state_type]}"]
+        words += [f"g{self.weight_group_size}"] if self.weight_group_size else []
+        words += [self.scale_rule] if self.scale_rule != "vendor" else []
+        words += [self.rounding] if self.rounding != "nearest" else []
+        return "-".join(words)
+
+
+TAG_PATTERN = r"w\d+f?a\d+f?(-g\d+)?(-mse)?(-gptq)?"
+"""Every tag, as a regular expression."""

@@ -49,9 +49,15 @@ def rotate(x: Tensor, positions: Tensor, rope: RopeSpec, longest: int) -> Tensor
 
 def attention(spec: LayerSpec, weights: Weights, x: Tensor, past: Past | None, longest: int) -> tuple[Tensor, Past]:
     """x [tokens, hidden_size], normed, after the tokens of `past` -> what attention adds, and the grown past."""
+    mixed, past = mixed_values(spec, weights, x, past, longest)
+    return project(weights, "o_proj", mixed), past
+
+
+def mixed_values(spec: LayerSpec, weights: Weights, x: Tensor, past: Past | None, longest: int) -> tuple[Tensor, Past]:
+    """Attention up to o_proj: x as above -> the heads' values, mixed [tokens, q_size], and the grown past."""
 
     def heads(role: str, normed: bool) -> Tensor:
-        value = _project(weights, f"{role}_proj", x).view(len(x), -1, spec.head_dim)
+        value = project(weights, f"{role}_proj", x).view(len(x), -1, spec.head_dim)
         return norm(NormSpec("rms_norm", spec.norm.eps), weights, value, f"{role}_norm") if normed else value
 
     start = 0 if past is None else len(past[0])
@@ -69,17 +75,22 @@ def attention(spec: LayerSpec, weights: Weights, x: Tensor, past: Past | None, l
         hidden = hidden | (distance >= spec.sliding_window)
     probabilities = scores.masked_fill(hidden, float("-inf")).softmax(-1)
     mixed = torch.einsum("hqk,khd->qhd", probabilities, v.repeat_interleave(group, 1))
-    return _project(weights, "o_proj", mixed.flatten(1)), (k, v)
+    return mixed.flatten(1), (k, v)
 
 
 def mlp(spec: LayerSpec, weights: Weights, x: Tensor) -> Tensor:
     """x [tokens, hidden_size], already normed -> what the MLP adds."""
+    return project(weights, "down_proj", activations(spec, weights, x))
+
+
+def activations(spec: LayerSpec, weights: Weights, x: Tensor) -> Tensor:
+    """The MLP up to down_proj: x as above -> [tokens, intermediate_size]."""
 
     def act(value: Tensor) -> Tensor:
         return F.silu(value) if spec.hidden_act == "silu" else F.gelu(value, approximate="tanh")
 
-    up = _project(weights, "up_proj", x)
-    return _project(weights, "down_proj", act(_project(weights, "gate_proj", x)) * up if spec.gated else act(up))
+    up = project(weights, "up_proj", x)
+    return act(project(weights, "gate_proj", x)) * up if spec.gated else act(up)
 
 
 def layer(
@@ -100,10 +111,11 @@ def layer(
 
 def post(spec: PostSpec, weights: Weights, x: Tensor) -> Tensor:
     """x [tokens, hidden_size] -> logits [tokens, vocab_size]."""
-    return _project(weights, "lm_head", norm(spec.norm, weights, x, "norm") * spec.logit_scale)
+    return project(weights, "lm_head", norm(spec.norm, weights, x, "norm") * spec.logit_scale)
 
 
-def _project(weights: Weights, role: str, x: Tensor) -> Tensor:
+def project(weights: Weights, role: str, x: Tensor) -> Tensor:
+    """x [..., in_features] through the linear layer of that role, with its bias if it has one."""
     return F.linear(x, weights[f"{role}.weight"], weights.get(f"{role}.bias"))
 
 

@@ -16,17 +16,19 @@ from axzoo.bundle import complete_bundle
 from axzoo.check.fidelity import greedy_agreement, text_fidelity
 from axzoo.check.generation import check_generation
 from axzoo.check.layers import check_layers
+from axzoo.check.narration import Narrator
 from axzoo.check.oracle import checkpoint_oracle, in_memory
 from axzoo.check.prompt import prompt_ids
-from axzoo.check.thresholds import BY_WEIGHT_TYPE, FLOAT, S8
+from axzoo.check.thresholds import FLOAT, S4, S8
 from axzoo.errors import AxzooError
-from axzoo.recipe import WEIGHT_TYPES, Recipe
+from axzoo.recipe import Recipe
 from axzoo.reference import Oracle
 from axzoo.runtime.bundle import open_bundle
 from axzoo.runtime.model import load_model
 from axzoo.tokenizer.local import load_tokenizer
 from tiny_model import EXACT, LAYERS, Built, Checkpoint
 
+NARRATOR = Narrator(LAYERS)
 IDS = [int(i) for i in np.random.default_rng(3).integers(0, 256, 20)]
 
 
@@ -75,6 +77,13 @@ def test_exchanged_layers_fail_level_1(bundle: Path, oracle: Oracle) -> None:
     assert [check.passes(S8) for check in checks] == [False, True]
 
 
+def test_exchanged_layers_fail_even_what_is_asked_of_s4(bundle: Path, oracle: Oracle) -> None:
+    first, second = open_bundle(bundle).layers
+    first.rename(bundle / "kept")
+    shutil.copy(second, first)
+    assert [check.passes(S4) for check in check_layers(open_bundle(bundle), oracle, IDS)] == [False, True]
+
+
 def test_one_wrong_matrix_fails_level_1(bundle: Path, oracle: Oracle) -> None:
     """Its scales off by a tenth: a mistake that cosines over a whole residual stream would forgive."""
     path = open_bundle(bundle).layers[1]
@@ -95,7 +104,7 @@ def test_a_prompt_of_one_token_is_too_short(bundle: Path, oracle: Oracle) -> Non
 
 def test_level_2_asks_the_oracle_of_every_token(bundle: Path, oracle: Oracle, checkpoint: Checkpoint) -> None:
     tokenizer = load_tokenizer(bundle / "tokenizer")
-    check = check_generation(load_model(bundle), tokenizer, oracle, IDS, 6)
+    check = check_generation(load_model(bundle), tokenizer, oracle, IDS, 6, NARRATOR)
     assert 1 <= len(check.steps) <= 6
     tokens = [step.token for step in check.steps]
     wanted = checkpoint.logits([*IDS, *tokens])[len(IDS) - 1 : -1]
@@ -109,11 +118,36 @@ def test_level_2_asks_the_oracle_of_every_token(bundle: Path, oracle: Oracle, ch
         assert probabilities == sorted(probabilities, reverse=True)
         assert step.candidates[0][0] == step.text
     assert check.hit_eos == (tokens[-1] in tokenizer.eos_token_ids)
+    assert check.conversation == tokenizer.decode([*IDS, *tokens], False)
+    assert check.compared_tokens == 262
     assert check.failures(S8, None) == []
 
 
+def test_level_2_of_a_post_layer_that_names_its_likeliest_tokens(
+    build_tiny: Callable[[Recipe], Built], oracle: Oracle, tmp_path: Path
+) -> None:
+    folder = _complete(build_tiny(replace(EXACT, post_topk=4)), tmp_path / "topk")
+    check = check_generation(load_model(folder), load_tokenizer(folder / "tokenizer"), oracle, IDS, 6, NARRATOR)
+    assert check.compared_tokens == 4
+    assert (check.top1_agreement, check.failures(FLOAT, None)) == (1, [])
+    assert check.mean_kl < 1e-6
+    for step in check.steps:
+        assert len(step.candidates) == 4
+        assert sum(probability for _, probability in step.candidates) == pytest.approx(1)
+
+
+def test_level_1_of_a_decode_only_bundle_has_no_prefill(
+    build_tiny: Callable[[Recipe], Built], oracle: Oracle, tmp_path: Path
+) -> None:
+    folder = _complete(build_tiny(Recipe(prefill_len=0, kv_cache_len=31)), tmp_path / "decoder")
+    for check in check_layers(open_bundle(folder), oracle, IDS):
+        assert check.prefill is None
+        assert 0.999 < check.decode.cosine < 1  # of all 20 tokens
+        assert check.passes(S8)
+
+
 def test_level_2_says_what_failed(bundle: Path, oracle: Oracle) -> None:
-    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 4)
+    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 4, NARRATOR)
     assert check.failures(S8, check.answer[:1]) == []
     (missing,) = check.failures(S8, "Paris is not what this model says")
     assert "does not contain 'Paris is not what this model says'" in missing
@@ -126,13 +160,13 @@ def test_level_2_sees_a_broken_layer(bundle: Path, oracle: Oracle) -> None:
     first, second = open_bundle(bundle).layers
     first.unlink()
     shutil.copy(second, first)
-    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 6)
+    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 6, NARRATOR)
     assert check.failures(S8, None)
 
 
 def test_level_2_stops_where_the_context_ends(bundle: Path, oracle: Oracle) -> None:
     model = load_model(bundle)
-    check = check_generation(model, load_tokenizer(bundle / "tokenizer"), oracle, IDS, 1000)
+    check = check_generation(model, load_tokenizer(bundle / "tokenizer"), oracle, IDS, 1000, NARRATOR)
     assert check.hit_eos or model.is_full
     assert len(IDS) + len(check.steps) <= model.geometry.max_token_len + 1
 
@@ -171,8 +205,3 @@ def test_greedy_agreement(bundle: Path, build_tiny: Callable[[Recipe], Built], o
     broken = greedy_agreement(load_model(bundle), oracle, IDS, 8, ends=())
     assert broken.agreed < 8
     assert broken.lead > 0
-
-
-def test_every_weight_type_has_its_thresholds() -> None:
-    assert set(BY_WEIGHT_TYPE) == set(WEIGHT_TYPES)
-    assert FLOAT.min_layer_cosine > S8.min_layer_cosine >= 0.999

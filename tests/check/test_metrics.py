@@ -76,3 +76,11 @@ def test_kl_is_not_symmetric() -> None:
     a, b = np.log(np.array([0.5, 0.5])), np.log(np.array([0.25, 0.75]))
     assert kl_divergence(a, b) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
     assert kl_divergence(b, a) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
+
+
+def test_kl_over_the_tokens_that_are_named() -> None:
+    """Three of four, whose own probabilities are 2/7, 2/7, 3/7 wanted and 1/4, 1/4, 2/4 found."""
+    want = np.log(np.array([0.2, 0.3, 0.2, 0.3]))
+    got = np.log(np.array([0.1, 0.0, 0.1, 0.2]), out=np.full(4, -np.inf), where=np.array([True, False, True, True]))
+    expected = 2 * (2 / 7) * math.log((2 / 7) / (1 / 4)) + (3 / 7) * math.log((3 / 7) / (2 / 4))
+    assert kl_divergence(want, got) == pytest.approx(expected)

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
@@ -25,6 +25,7 @@ from axzoo.checkpoint.tensors import Array
 from axzoo.compile.embed import write_embedding
 from axzoo.compile.layer import compile_layer
 from axzoo.compile.post import compile_post
+from axzoo.compile.result import Compiled
 from axzoo.errors import AxzooError
 from axzoo.recipe import Recipe
 from axzoo.rope import make_rope
@@ -54,8 +55,8 @@ def _read(role: str) -> Iterable[Array]:
     return (rng.standard_normal((1, *SHAPES[role][1:])).astype(np.float32) for _ in range(SHAPES[role][0]))
 
 
-def _header(data: bytes) -> Any:
-    (entry,) = onnx.ModelProto.FromString(data).metadata_props
+def _header(compiled: Compiled) -> Any:
+    (entry,) = onnx.ModelProto.FromString(b"".join(compiled.pieces)).metadata_props
     assert entry.key == METADATA_KEY
     return parse_header(entry.value, Path("memory"))
 
@@ -63,18 +64,50 @@ def _header(data: bytes) -> Any:
 def test_a_layer_says_what_it_is_and_what_storing_cost() -> None:
     compiled = compile_layer(SPEC, RECIPE, SHAPES, _read)
     matrices = {role.removesuffix(".weight") for role, shape in SHAPES.items() if len(shape) == 2}
-    assert set(compiled.weight_errors) == matrices
-    assert all(0 < error < 0.02 for error in compiled.weight_errors.values())
-    header = _header(compiled.data)
+    errors = compiled.about["weight_errors"]
+    assert set(errors) == matrices
+    assert all(0 < error < 0.02 for error in errors.values())
+    header = _header(compiled)
     assert (header.kind, len(header.groups)) == ("decoder_layer", 2)
-    assert header.about == {"weight_type": "s8", "hidden_state_type": "bf16", "weight_errors": compiled.weight_errors}
+    assert header.about == compiled.about
+    assert header.about == {"weight_type": "s8", "hidden_state_type": "bf16", "weight_errors": errors}
     exact = compile_layer(SPEC, replace(RECIPE, weight_type="fp32"), SHAPES, _read)
-    assert set(exact.weight_errors.values()) == {0.0}
+    assert set(exact.about["weight_errors"].values()) == {0.0}
+
+
+def test_a_layer_names_its_choices_of_weight_storage() -> None:
+    spec, shapes = _wide(32)
+    recipe = replace(RECIPE, weight_type="s4", weight_group_size=32, scale_rule="mse")
+    rng = np.random.default_rng(0)
+    compiled = compile_layer(spec, recipe, shapes, lambda role: [rng.standard_normal(shapes[role]).astype(np.float32)])
+    about = _header(compiled).about
+    assert {key: about[key] for key in ("weight_type", "weight_group_size", "scale_rule")} == {
+        "weight_type": "s4",
+        "weight_group_size": 32,
+        "scale_rule": "mse",
+    }
+    assert all(0.05 < error < 0.15 for error in about["weight_errors"].values())
+
+
+def test_groups_that_do_not_divide_a_matrix_name_it() -> None:
+    spec, shapes = _wide(48)
+    recipe = replace(RECIPE, weight_type="s8", weight_group_size=32)
+    message = "^down_proj.weight: weight_group_size 32 does not divide its 48 input features"
+    with pytest.raises(AxzooError, match=message):
+        compile_layer(spec, recipe, shapes, lambda role: [np.ones(shapes[role], np.float32)])
+
+
+def _wide(intermediate_size: int) -> tuple[LayerSpec, dict[str, tuple[int, ...]]]:
+    """A layer whose matrices have 32 input features, but for down_proj."""
+    spec = replace(SPEC, hidden_size=32, intermediate_size=intermediate_size, num_attention_heads=8)
+    sizes = {8: 32, 12: intermediate_size}
+    shapes = {role: tuple(sizes.get(length, length) for length in shape) for role, shape in SHAPES.items()}
+    return spec, shapes
 
 
 def test_a_layer_without_prefill_has_one_group() -> None:
     compiled = compile_layer(SPEC, replace(RECIPE, prefill_len=0), SHAPES, _read)
-    assert [group.inputs[3].shape for group in _header(compiled.data).groups] == [(1, 1, 8)]
+    assert [group.inputs[3].shape for group in _header(compiled).groups] == [(1, 1, 8)]
 
 
 def test_a_post_layer_says_what_it_is() -> None:
@@ -84,10 +117,10 @@ def test_a_post_layer_says_what_it_is() -> None:
     compiled = compile_post(
         PostSpec(8, 5, NormSpec("rms_norm", 1e-5)), RECIPE, {"lm_head.weight": (5, 8), "norm.weight": (8,)}, read
     )
-    header = _header(compiled.data)
+    header = _header(compiled)
     assert header.kind == "post"
     assert header.about["weight_type"] == "s8"
-    assert list(compiled.weight_errors) == ["lm_head"]
+    assert list(header.about["weight_errors"]) == ["lm_head"]
 
 
 def test_a_post_layer_with_every_option() -> None:
@@ -99,13 +132,42 @@ def test_a_post_layer_with_every_option() -> None:
     recipe = replace(RECIPE, post_weight_type="fp32", hidden_state_type="fp32")
     compiled = compile_post(spec, recipe, shapes, lambda role: [stored[role]])
     x = rng.standard_normal((1, 1, 8)).astype(np.float32)
-    (found,) = ReferenceEvaluator(onnx.ModelProto.FromString(compiled.data)).run(None, {"input": x})
+    (found,) = ReferenceEvaluator(onnx.ModelProto.FromString(b"".join(compiled.pieces))).run(None, {"input": x})
     apart = x.astype(np.float64) - x.mean(dtype=np.float64)
     normed = apart / np.sqrt((apart**2).mean() + 0.25) * stored["norm.weight"] + stored["norm.bias"]
     assert_allclose(found, 0.125 * normed @ stored["lm_head.weight"].T + stored["lm_head.bias"], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("recipe, positions", [(Recipe(prefill_len=4, kv_cache_len=32), 33), (Recipe(), 1024)])
+def test_a_post_layer_that_names_the_likeliest_and_gives_its_norm() -> None:
+    rng = np.random.default_rng(1)
+    stored = {
+        "lm_head.weight": rng.standard_normal((50, 8)).astype(np.float32),
+        "norm.weight": rng.standard_normal(8).astype(np.float32),
+    }
+    spec = PostSpec(8, 50, NormSpec("rms_norm", 1e-6), logit_scale=0.5)
+    recipe = replace(RECIPE, post_weight_type="fp32", hidden_state_type="fp32", post_topk=7, ret_postnorm=True)
+    shapes = {role: array.shape for role, array in stored.items()}
+    model = onnx.ModelProto.FromString(b"".join(compile_post(spec, recipe, shapes, lambda role: [stored[role]]).pieces))
+    onnx.checker.check_model(model, full_check=True)
+    x = rng.standard_normal((1, 1, 8)).astype(np.float32)
+    indices, prob, postnorm = ReferenceEvaluator(model).run(["indices", "prob", "postnorm"], {"input": x})
+    normed = x.astype(np.float64) / np.sqrt((x.astype(np.float64) ** 2).mean() + 1e-6) * stored["norm.weight"]
+    logits = (0.5 * normed @ stored["lm_head.weight"].T).ravel()
+    probabilities = np.exp(logits) / np.exp(logits).sum()
+    best = np.argsort(-logits)[:7]
+    assert (indices.dtype, prob.dtype, postnorm.dtype) == (np.int32, np.float32, np.float32)
+    assert_array_equal(indices, best[None, None])
+    assert_allclose(prob, probabilities[best][None, None], rtol=1e-5)
+    assert_allclose(postnorm, normed, rtol=1e-5)
+
+
+def test_more_likeliest_tokens_than_there_are() -> None:
+    shapes = {"lm_head.weight": (5, 8), "norm.weight": (8,)}
+    with pytest.raises(AxzooError, match="post_topk 6 is more than the 5 tokens of the vocabulary"):
+        compile_post(PostSpec(8, 5, NormSpec("rms_norm", 1e-5)), replace(RECIPE, post_topk=6), shapes, _read)
+
+
+@pytest.mark.parametrize("recipe, positions", [(Recipe(prefill_len=4, kv_cache_len=33), 33), (Recipe(), 1023)])
 def test_more_positions_than_the_model_knows(recipe: Recipe, positions: int) -> None:
     message = f"kv_cache_len {recipe.kv_cache_len} does not fit: it asks for {positions} positions, .* model 32"
     with pytest.raises(AxzooError, match=message):

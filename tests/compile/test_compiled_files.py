@@ -81,9 +81,11 @@ def test_the_post_layer_takes_one_token(s8: Built) -> None:
 
 
 @STATES
-@pytest.mark.parametrize("weight_type", ["fp32", "fp16", "bf16", "s8"])
-def test_standard_onnx(build_tiny: Callable[[Recipe], Built], weight_type: Any, state: Any) -> None:
-    post_type: Any = "s8" if weight_type == "fp16" else weight_type
+@pytest.mark.parametrize(
+    "weight_type, post_type",
+    [("fp32", "fp32"), ("fp16", "fp8_e4m3"), ("bf16", "bf16"), ("s8", "s8"), ("s4", "fp8_e5m2")],
+)
+def test_standard_onnx(build_tiny: Callable[[Recipe], Built], weight_type: Any, post_type: Any, state: Any) -> None:
     built = build_tiny(
         replace(EXACT, weight_type=weight_type, post_weight_type=post_type, hidden_state_type=state, prefill_len=P)
     )
@@ -103,16 +105,30 @@ def test_standard_onnx(build_tiny: Callable[[Recipe], Built], weight_type: Any, 
     assert [value.name for value in layer.output] == ["K_cache_out", "V_cache_out", "output"]
     assert {node.op_type for node in layer.node} >= {"Attention", "RotaryEmbedding", "RMSNormalization", "MatMul"}
     stored = {tensor.name: tensor.data_type for tensor in layer.initializer}
-    assert stored["q_proj.weight"] == {**element, "s8": onnx.TensorProto.INT8}[weight_type]
+    integers = {"s8": onnx.TensorProto.INT8, "s4": onnx.TensorProto.INT4}
+    assert stored["q_proj.weight"] == {**element, **integers}[weight_type]
+    (head,) = (tensor for tensor in onnx.load(built.post).graph.initializer if tensor.name == "lm_head.weight")
+    small_floats = {"fp8_e4m3": onnx.TensorProto.FLOAT8E4M3FN, "fp8_e5m2": onnx.TensorProto.FLOAT8E5M2}
+    assert head.data_type == {**element, **integers, **small_floats}[post_type]
+
+
+def test_s4_is_two_to_a_byte(build_tiny: Callable[[Recipe], Built], s8: Built) -> None:
+    def sizes(built: Built) -> dict[str, int]:
+        tensors = onnx.load(built.layers[0]).graph.initializer
+        return {tensor.name: len(tensor.raw_data) for tensor in tensors if tensor.name.endswith("_proj.weight")}
+
+    s4 = build_tiny(replace(s8.recipe, weight_type="s4"))
+    assert {name: 2 * size for name, size in sizes(s4).items()} == sizes(s8)
 
 
 @STATES
+@pytest.mark.parametrize("weight_type", ["s8", "s4"])
 @pytest.mark.parametrize("group", [0, 1, 3])
 def test_onnx_s_own_evaluator_agrees_with_the_engine(
-    build_tiny: Callable[[Recipe], Built], state: Any, group: int
+    build_tiny: Callable[[Recipe], Built], state: Any, weight_type: Any, group: int
 ) -> None:
     """The file means the same to whoever reads the standard."""
-    built = build_tiny(replace(EXACT, weight_type="s8", post_weight_type="s8", hidden_state_type=state))
+    built = build_tiny(replace(EXACT, weight_type=weight_type, post_weight_type="s8", hidden_state_type=state))
     path = built.layers[1]
     session = InferenceSession(path)
     feed = make_feed(session, group)
@@ -134,32 +150,38 @@ def test_onnx_s_own_evaluator_agrees_with_the_engine(
 
 
 def make_feed(session: InferenceSession, group: int) -> dict[str, NDArray[Any]]:
-    """Random tensors of a shape group behind a full cache, with a causal mask."""
+    """Random tensors of a shape group, with a causal mask: decode at the context's last position, prefill behind a
+    full cache."""
     rng = np.random.default_rng(group)
     feed = {}
     for node in session.get_inputs(group):
         feed[node.name] = rng.standard_normal(node.shape).astype(NUMPY[node.dtype])
     tokens, total = feed["mask"].shape[1:]
-    positions = np.arange(total - tokens, total)
+    positions = np.arange(total - tokens, total) - (group == 0)
     feed["indices"] = positions.astype(np.uint32)[None]
     closed = np.arange(total) > positions[:, None]
+    closed[:, -1] &= group > 0  # the decoded token's own slot
     feed["mask"] = np.where(closed, -6e4, 0).astype(feed["mask"].dtype)[None]
     return feed
 
 
-def test_two_processes_on_any_kind_of_cpu_give_equal_bytes(checkpoint: Checkpoint, s8: Built, tmp_path: Path) -> None:
+def test_two_processes_on_any_kind_of_cpu_give_equal_bytes(
+    checkpoint: Checkpoint, build_tiny: Callable[[Recipe], Built], s8: Built, tmp_path: Path
+) -> None:
     """OpenBLAS is told of another CPU and one thread, hashes are seeded otherwise, nothing is cached."""
     environment = {"OPENBLAS_CORETYPE": "Prescott", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
-    layer = s8.layers[0]
-    for verb, lock, options in [
-        ("layer", "layer_0.json", ["--prefill_len=8", "--kv_cache_len=31", "--last_kv_cache_len", "8", "16"]),
-        ("post", "post.json", []),
+    lengths = ["--prefill_len=8", "--kv_cache_len=31", "--last_kv_cache_len", "8", "16"]
+    searched = build_tiny(replace(s8.recipe, weight_type="s4", scale_rule="mse"))
+    for name, wanted, verb, lock, options in [
+        ("s8", s8.layers[0], "layer", "layer_0.json", lengths),
+        ("s4-mse", searched.layers[0], "layer", "layer_0.json", [*lengths, "-w=s4", "--scale_rule=mse"]),
+        ("post", s8.post, "post", "post.json", []),
     ]:
-        target = tmp_path / verb
+        target = tmp_path / name
         files = [f"--lock={s8.locks / lock}", f"--source={checkpoint.source}", f"--store={tmp_path / 'store'}"]
         command = [sys.executable, "-m", "axzoo.cli", verb, *files, f"--output={target}", f"--receipt={target}.json"]
         subprocess.run([*command, *options], check=True, capture_output=True, env={**os.environ, **environment})
-        assert target.read_bytes() == (layer if verb == "layer" else s8.post).read_bytes()
+        assert target.read_bytes() == wanted.read_bytes()
 
 
 def test_building_again_elsewhere_gives_equal_bytes(checkpoint: Checkpoint, s8: Built, tmp_path: Path) -> None:

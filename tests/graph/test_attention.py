@@ -16,7 +16,8 @@ from axzoo.graph.attention import attention
 from axzoo.graph.builder import GraphBuilder
 from axzoo.graph.mask import attention_mask
 from axzoo.graph.rotary import rotary_inputs
-from axzoo.quantize.weights import LAYER_RULE, store_weight
+from axzoo.quantize.formats import FloatFormat
+from axzoo.quantize.weights import store_weight
 from axzoo.rope import rope_tables
 from axzoo.spec import LayerSpec, NormSpec, RopeSpec
 
@@ -50,7 +51,7 @@ VARIANTS = {
 
 
 def _graph(g: GraphBuilder, spec: LayerSpec, vectors: Any, state: str) -> list[str]:
-    weights = {role: store_weight([matrix], matrix.shape, "fp32", LAYER_RULE) for role, matrix in MATRICES.items()}
+    weights = {role: store_weight(role, [m], m.shape, FloatFormat("fp32")) for role, m in MATRICES.items()}
     rotary = rotary_inputs(g, spec, 16, "indices")
     mask = attention_mask(g, spec.sliding_window, rotary)
     output = attention(g, spec, "x", rotary, mask, weights, vectors, state)

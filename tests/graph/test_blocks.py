@@ -9,14 +9,16 @@ import onnx
 import pytest
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
-from run_block import run_block
+from run_block import run_block, run_in_onnxruntime
 
 from axzoo.graph.builder import GraphBuilder
 from axzoo.graph.linear import linear
 from axzoo.graph.mlp import mlp
 from axzoo.graph.norm import norm
 from axzoo.graph.scale import scaled
-from axzoo.quantize.weights import LAYER_RULE, StoredWeight, store_weight
+from axzoo.quantize.formats import WeightFormat, layer_format, post_format
+from axzoo.quantize.weights import StoredWeight, store_weight
+from axzoo.recipe import POST_WEIGHT_TYPES, WEIGHT_TYPES, Recipe
 from axzoo.spec import LayerSpec, NormSpec, RopeSpec
 
 RNG = np.random.default_rng(0)
@@ -28,20 +30,35 @@ def _vector(size: int) -> NDArray[np.float32]:
     return RNG.standard_normal(size).astype(np.float32)
 
 
-def _weight(rows: int, columns: int, weight_type: str) -> StoredWeight:
+FORMATS = {
+    **{name: layer_format(Recipe(weight_type=name)) for name in WEIGHT_TYPES},
+    **{f"post {name}": post_format(name) for name in POST_WEIGHT_TYPES},
+    "s4 g32": layer_format(Recipe(weight_type="s4", weight_group_size=32)),
+    "s8 g64": layer_format(Recipe(weight_type="s8", weight_group_size=64)),
+}
+FP32 = FORMATS["fp32"]
+
+
+def _weight(rows: int, columns: int, form: WeightFormat) -> StoredWeight:
     matrix = RNG.standard_normal((rows, columns)).astype(np.float32)
-    return store_weight([matrix], (rows, columns), weight_type, LAYER_RULE)
+    return store_weight("w", [matrix], (rows, columns), form)
 
 
 @pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("weight_type", ["fp32", "fp16", "bf16", "s8"])
-def test_linear(weight_type: str, biased: bool) -> None:
-    weights = {"q_proj": _weight(5, 8, weight_type), "k_proj": _weight(5, 8, weight_type)}
+@pytest.mark.parametrize("columns", [64, 128])
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS.keys())
+def test_linear(form: WeightFormat, columns: int, biased: bool) -> None:
+    x = RNG.standard_normal((1, 3, columns)).astype(np.float32)
+    weights = {"q_proj": _weight(5, columns, form), "k_proj": _weight(5, columns, form)}
     vectors = {"q_proj.bias": _vector(5)} if biased else {}
     vectors["k_proj.bias"] = _vector(5)  # another's
-    (found,) = run_block(lambda g: [linear(g, "x", weights, vectors, "q_proj", "attention")], x=X).values()
-    wanted = X.astype(np.float64) @ weights["q_proj"].dequantized() + vectors.get("q_proj.bias", 0)
-    assert_allclose(found, wanted, atol=1e-5)
+
+    def make(g: GraphBuilder) -> list[str]:
+        return [linear(g, "x", weights, vectors, "q_proj", "attention")]
+
+    wanted = x.astype(np.float64) @ weights["q_proj"].dequantized() + vectors.get("q_proj.bias", 0)
+    for found in (*run_block(make, x=x).values(), *run_in_onnxruntime(make, x=x).values()):
+        assert_allclose(found, wanted, atol=2e-5)
 
 
 def test_rms_norm() -> None:
@@ -76,7 +93,7 @@ def _gelu_new(x: NDArray[Any]) -> NDArray[Any]:
 def test_mlp(gated: bool, act: str, function: Any, biased: bool) -> None:
     spec = LayerSpec(8, 6, 1, 1, 8, RMS, RopeSpec(1e4, 8), 16, hidden_act=act, gated=gated, mlp_bias=biased)
     sizes = {"up_proj": (6, 8), "down_proj": (8, 6)} | ({"gate_proj": (6, 8)} if gated else {})
-    weights = {role: _weight(*shape, "fp32") for role, shape in sizes.items()}
+    weights = {role: _weight(*shape, FP32) for role, shape in sizes.items()}
     vectors = {f"{role}.bias": _vector(rows) for role, (rows, _) in sizes.items()} if biased else {}
     (found,) = run_block(lambda g: [mlp(g, spec, "x", weights, vectors)], x=X).values()
 
@@ -97,7 +114,7 @@ def test_scale(factor: float) -> None:
 def test_a_scale_of_one_adds_nothing() -> None:
     g = GraphBuilder()
     assert scaled(g, "x", 1.0, "input") == "x"
-    graph = g.graph("empty", [], [])
+    graph = onnx.GraphProto.FromString(b"".join(g.graph("empty", [], [])))
     assert (len(graph.node), len(graph.initializer)) == (0, 0)
 
 
@@ -106,6 +123,6 @@ def test_constants_keep_their_bytes_and_values_are_named_after_their_nodes() -> 
     g.constant("c", np.arange(6, dtype=np.float32).reshape(2, 3).T)
     assert g.cast("c", "bf16", "there") == "there"
     assert g.cast("there", "fp32", "back", output="result") == "result"
-    graph = g.graph("named", [], [])
+    graph = onnx.GraphProto.FromString(b"".join(g.graph("named", [], [])))
     assert onnx.numpy_helper.to_array(graph.initializer[0]).tolist() == [[0, 3], [1, 4], [2, 5]]
     assert [(node.name, list(node.output)) for node in graph.node] == [("there", ["there"]), ("back", ["result"])]

@@ -57,6 +57,17 @@ def test_prefill_up_to_the_end_of_the_context(build_bundle: BuildBundle, oracle:
     assert model.is_full
 
 
+def test_a_post_layer_that_names_only_the_likeliest(build_bundle: BuildBundle, bundle: Path) -> None:
+    """Log probabilities of those, and nothing of the others."""
+    whole, listed = load_model(bundle), load_model(build_bundle(replace(EXACT, post_topk=5)))
+    for ids in (IDS[:3], IDS[3:11]):
+        logits, found = whole.prefill(ids).astype(np.float64), listed.prefill(ids)
+        best = np.argsort(-logits)[:5]
+        assert list(np.flatnonzero(np.isfinite(found))) == sorted(best)
+        assert_allclose(found[best], (logits - np.log(np.exp(logits).sum()))[best], atol=1e-5)
+        assert found.argmax() == logits.argmax()
+
+
 def test_reset_forgets(bundle: Path, oracle: Oracle) -> None:
     model = load_model(bundle)
     model.prefill(IDS[3:12])

@@ -83,7 +83,8 @@ def write_bundle(oracle: Oracle, recipe: Recipe, folder: Path) -> None:
 
     def compiled(compile_part: Callable[..., object], part: object, refs: dict[str, TensorRef]) -> bytes:
         shapes = {role: ref.shape for role, ref in refs.items()}
-        return compile_part(part, recipe, shapes, lambda role: [tensors[refs[role].name]]).data  # type: ignore[attr-defined]
+        done = compile_part(part, recipe, shapes, lambda role: [tensors[refs[role].name]])
+        return b"".join(done.pieces)  # type: ignore[attr-defined]
 
     for index in range(LAYERS):
         data = compiled(compile_layer, spec.layer, dict(family.layer_tensors(spec, index)))

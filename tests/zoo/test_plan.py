@@ -44,6 +44,15 @@ def test_a_left_out_build_is_not_wanted_but_known(folder: Path) -> None:
     assert str(error.value) == f"results/AX620E/L-w8a16 is left out: {REASON}"
 
 
+def test_what_is_left_out_is_said_one_by_one_or_counted(folder: Path) -> None:
+    assert plan(folder, f"models: {{L: {{{ENTRY}}}}}").left_out_lines == [f"left out: {REASON}"]
+    many = ", ".join(f"L{number}: {{{ENTRY}}}" for number in range(4))
+    assert plan(folder, f"models: {{{many}}}").left_out_lines == [
+        "left out: 4 of 8 builds, which do not fit their chip's memory: `axzoo report MATRIX` lists them with their "
+        "numbers"
+    ]
+
+
 def test_rules_match_even_what_fits_no_chip(folder: Path) -> None:
     made = plan(
         folder,

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from axzoo.errors import AxzooError
 from axzoo.recipe import WEIGHT_TYPES, Recipe
 from axzoo.zoo.chips import load_chips
 from axzoo.zoo.models import Defaults, ModelEntry, Zoo
@@ -67,6 +68,22 @@ def test_a_model_config_reaches_the_lock(load: Load) -> None:
     assert (a.model_config_files, b.model_config_files) == (["my/model.json"], [])
     assert (a.model_config_arguments, b.model_config_arguments) == (["--model_config", "my/model.json"], [])
     assert a.model_facts != b.model_facts
+
+
+def test_sizes_reach_the_lock(load: Load) -> None:
+    shared = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
+    sizes = "sizes: {kv_width: 3, layer: 1, post: 2}"
+    a, b = load(f"models: {{A: {{{shared}, {sizes}}}, B: {{{shared}}}}}").builds()
+    assert (a.size_arguments, b.size_arguments) == (["--sizes", "1", "2", "3"], [])
+    assert a.model_facts != b.model_facts
+
+
+def test_a_gguf_file_is_watched_itself(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").touch()
+    (build,) = load(
+        f"models: {{A: {{path: {tmp_path}/x.gguf, model_type: llama, num_hidden_layers: 1, chips: AX650}}}}"
+    ).builds()
+    assert build.source_files == [f"{tmp_path}/x.gguf"]
 
 
 def test_the_matrix_is_models_by_chips_by_weight_types_in_file_order(load: Load) -> None:
@@ -144,3 +161,26 @@ def test_every_weight_type_of_the_recipe_can_be_asked_for(load: Load, weight_typ
 
 def test_an_entry_takes_all_the_defaults_take() -> None:
     assert set(Defaults.model_fields) < set(ModelEntry.model_fields)
+
+
+def test_a_calibrated_build_says_by_what(load: Load) -> None:
+    entry = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
+    plain, own, text = load(
+        f"models: {{A: {{{entry}}}, B: {{{entry}, rounding: gptq}}, "
+        f"C: {{{entry}, rounding: gptq, calibration_text: my/text.txt, calibration_tokens: 512}}}}"
+    ).builds()
+    assert (plain.calibration_files, plain.calibration_of(0)) == ([], [])
+    assert own.calibration_files == ["results/calibration/B/index.json"]
+    assert own.calibration_of(0) == ["--calibration", "results/calibration/B/layer_0.safetensors"]
+    assert (own.calibration_texts, own.calibration_arguments) == ([], ["--tokens", "8192"])
+    assert text.calibration_texts == ["my/text.txt"]
+    assert text.calibration_arguments == ["--text", "my/text.txt", "--tokens", "512"]
+    assert own.lock_files == [f"results/locks/B/{name}.json" for name in ("index", "embed", "layer_0", "post")]
+    assert plain.model_facts != text.model_facts
+
+
+@pytest.mark.parametrize("text", ["../secret", "/etc/passwd", "a/../../b", "-x"])
+def test_a_calibration_text_stays_in_the_project(load: Load, text: str) -> None:
+    entry = f"{{path: x, model_type: llama, num_hidden_layers: 1, rounding: gptq, calibration_text: {text}}}"
+    with pytest.raises(AxzooError, match="is not a text file's relative path"):
+        load(f"models: {{A: {entry}}}")

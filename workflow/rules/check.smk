@@ -13,13 +13,13 @@ rule check_layers:
         mem_mb=lambda w, attempt: 4000 * attempt,
         runtime=60,
     params:
-        prompt=lambda w: PLAN.build(w).prompt,
+        prompt=lambda w: PLAN.build(w).prompt_arguments,
         lock="results/locks/{model}",
         folder="results/{chip}/{model}-{tag}",
         code=PLAN.check_layers_code,
     shell:
         "axzoo check-layers {params.folder:q} --lock {params.lock:q} --source {input.source:q} "
-        "--prompt {params.prompt:q} --output {output:q} > {log:q} 2>&1"
+        "{params.prompt:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule check_generation:
@@ -37,11 +37,11 @@ rule check_generation:
         mem_mb=lambda w, attempt: 8000 * attempt,
         runtime=60,
     params:
-        prompt=lambda w: PLAN.build(w).prompt,
+        prompt=lambda w: PLAN.build(w).prompt_arguments,
         expect=lambda w: PLAN.build(w).expect_arguments,
         lock="results/locks/{model}",
         folder="results/{chip}/{model}-{tag}",
         code=PLAN.check_generation_code,
     shell:
         "axzoo check-generation {params.folder:q} --lock {params.lock:q} --source {input.source:q} "
-        "--prompt {params.prompt:q} {params.expect:q} --output {output:q} > {log:q} 2>&1"
+        "{params.prompt:q} {params.expect:q} --output {output:q} > {log:q} 2>&1"

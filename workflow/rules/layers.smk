@@ -2,6 +2,7 @@ rule layer:
     input:
         lock=locked("layer_{layer}.json"),
         source=ancient("results/checkpoints/{model}/source.json"),
+        calibration=lambda w: PLAN.build(w).calibration_files,
     output:
         file="results/{chip}/{model}-{tag}/{stem}_l{layer}{together}.axmodel",
         receipt="results/receipts/{chip}/{model}-{tag}/{stem}_l{layer}{together}.json",
@@ -19,7 +20,9 @@ rule layer:
         recipe=lambda w: PLAN.build_with(
             w, f"{w.stem}_l{w.layer}{w.together}.axmodel"
         ).layer_arguments,
-        code=PLAN.compile_code,
+        calibration=lambda w: PLAN.build(w).calibration_of(w.layer),
+        code=lambda w: PLAN.layer_code(w),
     shell:
         "axzoo layer --lock {input.lock:q} --source {input.source:q} --store results/store "
-        "--output {output.file:q} --receipt {output.receipt:q} {params.recipe:q} > {log:q} 2>&1"
+        "--output {output.file:q} --receipt {output.receipt:q} {params.recipe:q} "
+        "{params.calibration:q} > {log:q} 2>&1"

@@ -30,14 +30,19 @@ def max_abs(got: Array, want: Array) -> float:
 
 
 def log_softmax(logits: Array) -> NDArray[np.float64]:
-    """Natural log probabilities over the last axis."""
+    """Natural log probabilities over the last axis; a logit of -inf is a probability of 0."""
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True).astype(np.float64)
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return result
 
 
 def kl_divergence(want: Array, got: Array) -> NDArray[np.float64]:
-    """KL(want || got) in nats over the last axis of two arrays of logits."""
-    p, q = log_softmax(want), log_softmax(got)
-    result: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=-1)
+    """KL(want || got) in nats over the last axis of two arrays of logits.
+
+    Where `got` is -inf, a post layer named only its likeliest tokens: then both are compared on those alone.
+    """
+    named = np.isfinite(got)
+    p, q = log_softmax(np.where(named, want, -np.inf)), log_softmax(got)
+    difference = np.subtract(p, q, out=np.zeros_like(p), where=named)
+    result: NDArray[np.float64] = (np.exp(p) * difference).sum(axis=-1)
     return result

@@ -51,7 +51,8 @@ def bundle_oracle(folder: Path) -> Oracle:
     def weights(path: Path) -> Weights:
         arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
         return {
-            name: _dequantized(array, arrays.get(name.replace(".weight", ".scale"))) for name, array in arrays.items()
+            name: _dequantized(array, arrays.get(name.removesuffix(".weight") + ".scale"))
+            for name, array in arrays.items()
         }
 
     return Oracle(
@@ -64,10 +65,14 @@ def bundle_oracle(folder: Path) -> Oracle:
 
 
 def _dequantized(values: Array, scale: Array | None) -> torch.Tensor:
-    """A matrix as stored, [in_features, out_features], becomes [out_features, in_features]; vectors stay."""
+    """A matrix as stored, [in_features, out_features], becomes [out_features, in_features]; vectors stay.
+
+    scale [out_features] or, for equal groups of rows as stored, [groups, out_features].
+    """
     numbers = values.astype(np.float32)
-    if scale is not None and values.ndim == 2:
-        numbers = numbers * scale
+    if scale is not None:
+        groups = np.atleast_2d(scale)
+        numbers = numbers * np.repeat(groups, len(numbers) // len(groups), axis=0)
     return torch.from_numpy(np.ascontiguousarray(numbers.T))
 
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from axzoo.recipe import HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES, WEIGHT_TYPES, Recipe
+from axzoo.recipe import (
+    HIDDEN_STATE_TYPES,
+    POST_WEIGHT_TYPES,
+    ROUNDINGS,
+    SCALE_RULES,
+    WEIGHT_GROUP_SIZES,
+    WEIGHT_TYPES,
+    Recipe,
+)
 
 
 def add_layer_recipe(parser: argparse.ArgumentParser) -> None:
@@ -12,12 +20,29 @@ def add_layer_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill_len", type=int, default=0, metavar="N", help="token length of prefill (0: none)")
     parser.add_argument("--kv_cache_len", type=int, default=127, metavar="N", help="length of kv_cache")
     parser.add_argument(
-        "--last_kv_cache_len", type=int, nargs="*", default=[], metavar="N", help="tokens before each further chunk"
+        "--last_kv_cache_len",
+        type=int,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="N",
+        help="tokens cached before each prefill group after the first: 1, 2, ... times prefill_len; may be repeated",
     )
+    parser.add_argument(
+        "--weight_group_size",
+        type=int,
+        choices=WEIGHT_GROUP_SIZES,
+        default=0,
+        help="input features that share a scale (0: the whole row, as the board wants it)",
+    )
+    parser.add_argument("--scale_rule", choices=SCALE_RULES, default="vendor", help="how scales of s8 and s4 are found")
+    parser.add_argument("--rounding", choices=ROUNDINGS, default="nearest", help="how codes of s8 and s4 are found")
 
 
 def add_post_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--post_weight_type", choices=POST_WEIGHT_TYPES, default="s8", help="post weight type")
+    parser.add_argument("--post_topk", type=int, default=0, metavar="K", help="post model output indices and prob")
+    parser.add_argument("--ret_postnorm", action="store_true", help="post model also outputs the normed hidden state")
 
 
 def add_hidden_state_type(parser: argparse.ArgumentParser) -> None:

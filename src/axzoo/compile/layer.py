@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from axzoo.axmodel import ShapeGroup, layer_groups, to_bytes, value_info
+from axzoo.axmodel import ShapeGroup, layer_groups, serialize, value_info
 from axzoo.compile.result import Compiled, RowReader
 from axzoo.errors import AxzooError
 from axzoo.graph.attention import attention
@@ -18,35 +18,53 @@ from axzoo.graph.mlp import mlp
 from axzoo.graph.norm import Vectors, norm
 from axzoo.graph.rotary import rotary_inputs
 from axzoo.graph.scale import scaled
-from axzoo.quantize.weights import LAYER_RULE, StoredWeight, store_weight
+from axzoo.graph.wire import Pieces
+from axzoo.quantize.formats import layer_format
+from axzoo.quantize.weights import StoredWeight, store_weight
 from axzoo.recipe import Recipe
+from axzoo.rope import reach
 from axzoo.spec import LayerSpec
 
 
-def compile_layer(spec: LayerSpec, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], read: RowReader) -> Compiled:
-    """Builds the layer. `shapes` and `read` give its tensors by role ("q_proj.weight", "input_norm.weight", ...).
+def compile_layer(
+    spec: LayerSpec,
+    recipe: Recipe,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: RowReader,
+    stored: Mapping[str, StoredWeight] | None = None,
+) -> Compiled:
+    """Builds the layer. `shapes` and `read` give its tensors by role ("q_proj.weight", "input_norm.weight", ...);
+    `stored` gives its matrices where the recipe's rounding has made them already.
 
-    Raises AxzooError when the recipe's lengths exceed the positions the model knows.
+    Raises AxzooError when the recipe's lengths exceed the positions the model knows, or its weight type or group size
+    does not serve a tensor.
     """
-    if recipe.positions > spec.max_position_embeddings:
+    known = reach(spec.rope, spec.max_position_embeddings)
+    if recipe.positions > known:
         raise AxzooError(
             f"kv_cache_len {recipe.kv_cache_len} does not fit: it asks for {recipe.positions} positions, "
-            f"and config.json gives the model {spec.max_position_embeddings} (max_position_embeddings)"
+            f"and config.json gives the model {known} (max_position_embeddings, and what its rope adds)"
         )
+    form = layer_format(recipe)
     weights: dict[str, StoredWeight] = {}
     vectors: dict[str, NDArray[np.float32]] = {}
     for role, shape in shapes.items():
         if len(shape) == 2:
-            stored = store_weight(read(role), (shape[0], shape[1]), recipe.weight_type, LAYER_RULE)
-            weights[role.removesuffix(".weight")] = stored
+            weight = store_weight(role, read(role), (shape[0], shape[1]), form) if stored is None else stored[role]
+            weights[role.removesuffix(".weight")] = weight
         else:
             vectors[role] = np.concatenate(list(read(role))).astype(np.float32)
     groups = layer_groups(spec, recipe)
     graph = _layer_graph(spec, recipe.hidden_state_type, recipe.positions, groups, weights, vectors)
-    errors = {name: weight.error for name, weight in weights.items()}
-    weights.clear()  # the graph holds its own copy
-    about = {"weight_type": recipe.weight_type, "hidden_state_type": recipe.hidden_state_type, "weight_errors": errors}
-    return Compiled(to_bytes(graph, "decoder_layer", groups, about), errors)
+    about = _about(recipe, {name: weight.error for name, weight in weights.items()})
+    return Compiled(serialize(graph, "decoder_layer", groups, about), about)
+
+
+def _about(recipe: Recipe, errors: dict[str, float]) -> dict[str, Any]:
+    storage = {key: getattr(recipe, key) for key in ("weight_group_size", "scale_rule", "rounding")}
+    chosen = {key: value for key, value in storage.items() if value != getattr(Recipe, key)}
+    kinds = {"weight_type": recipe.weight_type, "hidden_state_type": recipe.hidden_state_type}
+    return {**kinds, **chosen, "weight_errors": errors}
 
 
 def _layer_graph(
@@ -56,7 +74,7 @@ def _layer_graph(
     groups: tuple[ShapeGroup, ...],
     weights: Mapping[str, StoredWeight],
     vectors: Vectors,
-) -> Any:
+) -> Pieces:
     g = GraphBuilder()
     rotary = rotary_inputs(g, spec, positions, "indices")
     window = spec.sliding_window if spec.sliding_window and spec.sliding_window < positions else None

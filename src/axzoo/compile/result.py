@@ -8,13 +8,19 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from axzoo.graph.wire import Pieces
+
 RowReader = Callable[[str], Iterable[NDArray[Any]]]
 """Gives a role's tensor as consecutive blocks of rows."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A file's bytes, and for each weight matrix the relative L2 error that storing it made."""
+    """A file's bytes in pieces, and what the file says of how it was made (plain JSON values).
 
-    data: bytes
-    weight_errors: dict[str, float]
+    `about` holds the recipe's choices, without those of weight storage that are at their defaults, and "weight_errors":
+    for each weight matrix the relative L2 error that storing it made.
+    """
+
+    pieces: Pieces
+    about: dict[str, Any]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from axzoo.graph.builder import GraphBuilder
 from axzoo.graph.norm import Vectors
@@ -14,13 +15,16 @@ def linear(
 ) -> str:
     """x [..., in_features] fp32 -> [..., out_features] fp32, with a bias where `vectors` has one for the role.
 
-    Integer codes become DequantizeLinear (one scale per output column) + MatMul, 16-bit floats Cast + MatMul.
+    Codes become DequantizeLinear (one scale per output column, or per block of rows of it) + MatMul, 16-bit floats
+    Cast + MatMul.
     """
     weight = weights[role]
     matrix = g.constant(f"{role}.weight", weight.values)
-    if weight.scales is not None:
-        scales = g.constant(f"{role}.scale", weight.scales)
-        matrix = g.op("DequantizeLinear", [matrix, scales], f"{prefix}/{role}/DequantizeLinear", axis=1)
+    groups = len(weight.scales)
+    if groups:
+        scales = g.constant(f"{role}.scale", weight.scales[0] if groups == 1 else weight.scales)
+        layout: dict[str, Any] = {"axis": 1} if groups == 1 else {"axis": 0, "block_size": len(weight.values) // groups}
+        matrix = g.op("DequantizeLinear", [matrix, scales], f"{prefix}/{role}/DequantizeLinear", **layout)
     elif weight.values.dtype != "float32":
         matrix = g.cast(matrix, "fp32", f"{prefix}/{role}/Cast")
     y = g.op("MatMul", [x, matrix], f"{prefix}/{role}/MatMul")

@@ -1,7 +1,8 @@
-"""One symmetric scale per output row: how the vendor's compiler stores integer weights.
+"""One symmetric scale per row: how the vendor's compiler stores integer weights.
 
-The two scale rules were read off the vendor's files by third parties; both keep the grid's zero at weight 0, and both
-give an all-zero row the scale 1.
+The two rules were read off the vendor's files by third parties. Each is a scale for a row and, apart from it, the codes
+of weights under given scales: who chooses scales otherwise, or rounds otherwise, replaces one half. Both rules keep the
+grid's zero at weight 0, and both give an all-zero row the scale 1.
 """
 
 from __future__ import annotations
@@ -13,31 +14,34 @@ Floats = NDArray[np.float32]
 Codes = NDArray[np.int8]
 
 
-def quantize_rows_full_range(weight: Floats) -> tuple[Codes, Floats]:
-    """Rule A, used for layers: the entry of largest magnitude becomes exactly -128, so the scale carries a sign.
+def full_range_scales(weight: Floats, levels: int) -> Floats:
+    """Rule A, used for layers: the entry of largest magnitude becomes exactly -levels, so the scale carries a sign.
 
-    weight [rows, columns] fp32, finite -> codes [rows, columns] int8, scales [rows] fp32:
-    s = -w[argmax|w|] / 128, q = clip(floor(w / s + 0.5), -128, 127).
+    weight [rows, columns] fp32, finite -> scales [rows] fp32: s = -w[argmax|w|] / levels; 128 levels in s8, 8 in s4.
     """
     peak = np.take_along_axis(weight, np.abs(weight).argmax(axis=1, keepdims=True), axis=1)
-    scales = _nonzero(peak / np.float32(-128))
-    codes = np.clip(np.floor(weight / scales + np.float32(0.5)), -128, 127).astype(np.int8)
-    return codes, scales[:, 0]
+    return _nonzero(peak / np.float32(-levels))[:, 0]
 
 
-def quantize_rows_symmetric(weight: Floats) -> tuple[Codes, Floats]:
-    """Rule B, used for lm_head: s = max|w| / 127, q = round_half_even(w / s), within [-127, 127].
+def full_range_codes(weight: Floats, scales: Floats, levels: int) -> Codes:
+    """Rule A's codes of weight [rows, columns] under scales [rows]: clip(floor(w / s + 0.5), -levels, levels - 1)."""
+    steps = np.floor(weight / scales[:, None] + np.float32(0.5))
+    codes: Codes = np.clip(steps, -levels, levels - 1).astype(np.int8)
+    return codes
 
-    weight [rows, columns] fp32, finite -> codes [rows, columns] int8, scales [rows] fp32.
+
+def symmetric_scales(weight: Floats, largest: float) -> Floats:
+    """Rule B, used for lm_head: s = max|w| / largest, the largest number of the stored type; 127 in s8.
+
+    weight [rows, columns] fp32, finite -> scales [rows] fp32.
     """
-    scales = _nonzero(np.abs(weight).max(axis=1, keepdims=True) / np.float32(127))
-    codes = np.clip(np.rint(weight / scales), -127, 127).astype(np.int8)
-    return codes, scales[:, 0]
+    return _nonzero(np.abs(weight).max(axis=1) / np.float32(largest))
 
 
-def dequantize_rows(codes: Codes, scales: Floats) -> Floats:
-    """codes [rows, columns] int8, scales [rows] fp32 -> weights [rows, columns] fp32."""
-    return codes.astype(np.float32) * scales[:, None]
+def symmetric_codes(weight: Floats, scales: Floats, largest: int) -> Codes:
+    """Rule B's codes of weight [rows, columns] under scales [rows]: round_half_even(w / s), within +-largest."""
+    codes: Codes = np.clip(np.rint(weight / scales[:, None]), -largest, largest).astype(np.int8)
+    return codes
 
 
 def _nonzero(scales: Floats) -> Floats:

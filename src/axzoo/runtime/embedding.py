@@ -30,6 +30,10 @@ class Embedding:
             )
         self._table: NDArray[Any] = np.memmap(path, dtype=np.uint16, mode="r", shape=(vocab_size, hidden_size))
 
+    @property
+    def vocab_size(self) -> int:
+        return len(self._table)
+
     def rows(self, ids: Sequence[int]) -> NDArray[Any]:
         """bf16 [len(ids), hidden_size], a copy. Raises AxzooError for an id outside of the table."""
         index = np.asarray(ids, dtype=np.int64)

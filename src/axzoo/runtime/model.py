@@ -24,6 +24,8 @@ class Model:
         self._decoder = decoder
         self._post = post
         self.geometry = decoder.geometry
+        self._vocab_size = embedding.vocab_size
+        self._gives_topk = any(tensor.name == "indices" for tensor in post.get_outputs())
 
     @property
     def used(self) -> int:
@@ -54,9 +56,18 @@ class Model:
         return self.logits(self._decoder.decode(self._embedding.rows([token_id]), on_hidden))
 
     def logits(self, hidden: NDArray[Any]) -> NDArray[np.float32]:
-        """The post layer: one token's hidden state [1, 1, H] -> logits [V]."""
-        (logits,) = self._post.run(["output"], {"input": hidden})
-        return logits.reshape(-1).astype(np.float32)
+        """The post layer: one token's hidden state [1, 1, H] -> logits [V].
+
+        From a post layer that gives the likeliest tokens only: their log probabilities, and -inf for all others.
+        """
+        if not self._gives_topk:
+            (logits,) = self._post.run(["output"], {"input": hidden})
+            return logits.reshape(-1).astype(np.float32)
+        indices, prob = self._post.run(["indices", "prob"], {"input": hidden})
+        sparse = np.full(self._vocab_size, -np.inf, np.float32)
+        with np.errstate(divide="ignore"):  # so unlikely that fp32 says 0
+            sparse[indices.reshape(-1)] = np.log(prob.reshape(-1))
+        return sparse
 
 
 def load_model(folder: Path, mode: Mode = "exact", on_step: Callable[[], None] = lambda: None) -> Model:

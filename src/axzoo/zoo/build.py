@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from axzoo.fetch.selection import belongs
 from axzoo.recipe import Recipe
@@ -23,13 +25,17 @@ class Build:
     model: str
     model_type: str
     num_hidden_layers: int
+    sizes: tuple[int, ...]  # layer, post and kv_width, where the entry states them
     source: Source
     model_config: str | None
     recipe: Recipe
     prompt: str
     chat: bool
+    raw_prompt: bool
     expect: str | None
     ignore_config_keys: tuple[str, ...]
+    calibration_text: str | None
+    calibration_tokens: int
 
     @property
     def tag(self) -> str:
@@ -53,7 +59,8 @@ class Build:
     @property
     def model_facts(self) -> tuple[object, ...]:
         """What all builds of a model must agree on, since they share its checkpoint and lock."""
-        return self.source, self.model_type, self.num_hidden_layers, self.model_config, self.ignore_config_keys
+        of_config = self.model_type, self.num_hidden_layers, self.sizes, self.model_config, self.ignore_config_keys
+        return self.source, *of_config, self.calibration_text, self.calibration_tokens
 
     @property
     def checkpoint(self) -> Path:
@@ -64,6 +71,11 @@ class Build:
     def locks(self) -> Path:
         """The model's lock files; all builds of a model share them."""
         return RESULTS / "locks" / self.model
+
+    @property
+    def calibration(self) -> Path:
+        """What `axzoo calibrate` writes; all builds of a model share it."""
+        return RESULTS / "calibration" / self.model
 
     @property
     def bundle(self) -> Path:
@@ -116,6 +128,8 @@ class Build:
         if not isinstance(self.source, FolderSource):
             return []
         folder = Path(self.source.path)
+        if folder.is_file():  # a GGUF
+            return [self.source.path]
         return sorted(str(path) for path in folder.glob("*") if belongs(path.name) or path.suffix == ".gguf")
 
     @property
@@ -128,29 +142,67 @@ class Build:
         return [] if self.model_config is None else ["--model_config", self.model_config]
 
     @property
+    def size_arguments(self) -> list[str]:
+        return ["--sizes", *map(str, self.sizes)] if self.sizes else []
+
+    @property
     def layer_arguments(self) -> list[str]:
         """The recipe of a layer as arguments of `axzoo layer`."""
-        return ["--weight_type", self.recipe.weight_type, *self._shape_arguments]
+        return _as_arguments(self.recipe.for_layers())
+
+    @property
+    def calibration_files(self) -> list[str]:
+        """What a layer that is rounded by calibration depends on; nothing for others."""
+        return [str(self.calibration / "index.json")] if self.recipe.rounding == "gptq" else []
+
+    def calibration_of(self, layer: int | str) -> list[str]:
+        """Where a layer's calibration is, as arguments of `axzoo layer`."""
+        return ["--calibration", str(self.calibration / f"layer_{layer}.safetensors")] if self.calibration_files else []
+
+    @property
+    def calibration_texts(self) -> list[str]:
+        return [] if self.calibration_text is None else [self.calibration_text]
+
+    @property
+    def calibration_arguments(self) -> list[str]:
+        """What to calibrate with, as arguments of `axzoo calibrate`."""
+        return [
+            *(["--text", *self.calibration_texts] if self.calibration_texts else []),
+            "--tokens",
+            str(self.calibration_tokens),
+        ]
+
+    @property
+    def lock_files(self) -> list[str]:
+        """The whole lock: the spec, and the files that tell of the model's tensors."""
+        names = ["index", "embed", *(f"layer_{layer}" for layer in range(self.num_hidden_layers)), "post"]
+        return [str(self.locks / f"{name}.json") for name in names]
 
     @property
     def post_arguments(self) -> list[str]:
         """The recipe of the post layer as arguments of `axzoo post`."""
-        recipe = self.recipe
-        return ["--post_weight_type", recipe.post_weight_type, "--hidden_state_type", recipe.hidden_state_type]
+        return _as_arguments(self.recipe.for_post())
 
     @property
     def bundle_arguments(self) -> list[str]:
         """The recipe as arguments of `axzoo bundle`."""
-        raw = [] if self.chat else ["--raw"]
-        return [*raw, "--post_weight_type", self.recipe.post_weight_type, *self.layer_arguments]
+        return [*([] if self.chat else ["--raw"]), *_as_arguments(asdict(self.recipe))]
+
+    @property
+    def prompt_arguments(self) -> list[str]:
+        """The prompt as arguments of both checks."""
+        return [f"--prompt={self.prompt}", *(["--raw"] if self.raw_prompt else [])]  # = : it may begin with a dash
 
     @property
     def expect_arguments(self) -> list[str]:
-        return [] if self.expect is None else ["--expect", self.expect]
+        return [] if self.expect is None else [f"--expect={self.expect}"]
 
-    @property
-    def _shape_arguments(self) -> list[str]:
-        recipe = self.recipe
-        lengths = ["--prefill_len", str(recipe.prefill_len), "--kv_cache_len", str(recipe.kv_cache_len)]
-        past = ["--last_kv_cache_len", *map(str, recipe.last_kv_cache_len)] if recipe.last_kv_cache_len else []
-        return ["--hidden_state_type", recipe.hidden_state_type, *lengths, *past]
+
+def _as_arguments(values: Mapping[str, Any]) -> list[str]:
+    """Options with their values; what is false, 0 or empty is what an option says when it is not given."""
+    words: list[str] = []
+    for name, value in values.items():
+        if value:
+            words.append(f"--{name}")
+            words += [] if value is True else map(str, value if isinstance(value, tuple) else [value])
+    return words

@@ -11,8 +11,16 @@ from dataclasses import dataclass
 
 from axzoo.recipe import Recipe
 
-BYTES_PER_WEIGHT: Mapping[str, float] = {"s8": 1.164, "bf16": 4, "fp16": 4, "fp32": 4}
-"""On the device, overhead included: s8 as measured on boards; every float type takes four bytes there."""
+BYTES_PER_WEIGHT: Mapping[str, float] = {
+    "s4": 0.596,
+    "s8": 1.164,
+    "fp8_e5m2": 4,
+    "fp8_e4m3": 4,
+    "bf16": 4,
+    "fp16": 4,
+    "fp32": 4,
+}
+"""On the device, overhead included: s8 and s4 as measured on boards; every float type takes four bytes there."""
 
 BYTES_PER_CACHED_VALUE: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 

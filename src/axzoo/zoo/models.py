@@ -18,7 +18,15 @@ from pydantic import (
 )
 
 from axzoo.errors import AxzooError
-from axzoo.recipe import HiddenStateType, PostWeightType, Recipe, WeightType
+from axzoo.recipe import (
+    HiddenStateType,
+    PostWeightType,
+    Recipe,
+    Rounding,
+    ScaleRule,
+    WeightGroupSize,
+    WeightType,
+)
 from axzoo.zoo import forms
 from axzoo.zoo.build import Build
 from axzoo.zoo.chips import ChipTable
@@ -67,8 +75,25 @@ class Defaults(BaseModel):
     weight_type: _WeightTypes = Field(
         default=(Recipe.weight_type,), description="Storage of the layers' weights; a list is an axis of the matrix."
     )
+    weight_group_size: WeightGroupSize = Field(
+        default=Recipe.weight_group_size, description="Input features that share a scale of s8 or s4; 0: the whole row."
+    )
+    scale_rule: ScaleRule = Field(default=Recipe.scale_rule, description="How scales of s8 and s4 are found.")
+    rounding: Rounding = Field(default=Recipe.rounding, description="How codes of s8 and s4 are found.")
+    calibration_text: Annotated[str, forms.TEXT_FILE] | None = Field(
+        default=None, description="With rounding gptq: a text to calibrate with; null: what the model itself says."
+    )
+    calibration_tokens: Annotated[int, Field(strict=True, ge=256, le=1 << 20)] = Field(
+        default=8192, description="With rounding gptq: tokens to calibrate with, in sequences of 256."
+    )
     post_weight_type: PostWeightType = Field(
         default=Recipe.post_weight_type, description="Storage of the post layer's weights."
+    )
+    post_topk: Annotated[int, Field(strict=True, ge=0, le=1 << 20)] = Field(
+        default=Recipe.post_topk, description="The post layer gives the K likeliest tokens; 0: all logits."
+    )
+    ret_postnorm: bool = Field(
+        default=Recipe.ret_postnorm, strict=True, description="The post layer also gives the normed hidden state."
     )
     hidden_state_type: HiddenStateType = Field(
         default=Recipe.hidden_state_type, description="Type of the hidden state between layers and of the KV cache."
@@ -84,6 +109,9 @@ class Defaults(BaseModel):
     )
     prompt: _Text = Field(default="What is the capital of France?", description="Prompt of the generation check.")
     chat: bool = Field(default=True, strict=True, description="Put the prompt through the tokenizer's chat template.")
+    raw_prompt: bool = Field(
+        default=False, strict=True, description="The checks take the prompt as it stands, whatever `chat` says."
+    )
     expect: _Text | None = Field(default=None, description="Text the answer to the prompt must contain.")
     ignore_config_keys: tuple[Annotated[str, forms.CONFIG_KEY], ...] = Field(
         default=(), description="Keys of config.json that axzoo does not know and you vouch for."
@@ -185,14 +213,8 @@ class Zoo(BaseModel):
             update={key: getattr(self.defaults, key) for key in Defaults.model_fields.keys() - entry.model_fields_set}
         )
         for chip, weight_type in product(own.chips, own.weight_type):
-            recipe = Recipe(
-                weight_type=weight_type,
-                post_weight_type=own.post_weight_type,
-                hidden_state_type=own.hidden_state_type,
-                prefill_len=own.prefill_len,
-                kv_cache_len=own.kv_cache_len,
-                last_kv_cache_len=own.last_kv_cache_len,
-            )
+            shared = {key: getattr(own, key) for key in Recipe.__dataclass_fields__ if key != "weight_type"}
+            recipe = Recipe(weight_type=weight_type, **shared)
             yield Build(
                 chip=chip,
                 npu_memory_mb=self._chips.memory_mb(chip),
@@ -200,11 +222,15 @@ class Zoo(BaseModel):
                 model=name,
                 model_type=own.model_type,
                 num_hidden_layers=own.num_hidden_layers,
+                sizes=tuple(dict(own.sizes).values()) if own.sizes else (),
                 source=own.source,
                 model_config=own.config_file,
                 recipe=recipe,
                 prompt=own.prompt,
                 chat=own.chat,
+                raw_prompt=own.raw_prompt,
                 expect=own.expect,
                 ignore_config_keys=own.ignore_config_keys,
+                calibration_text=own.calibration_text,
+                calibration_tokens=own.calibration_tokens,
             )

@@ -16,6 +16,9 @@ from axzoo.fingerprint import fingerprint
 from axzoo.zoo.build import Build
 from axzoo.zoo.load import load_zoo
 
+MOST_REASONS = 3
+"""Builds left out whose reasons are given one by one."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -27,6 +30,17 @@ class Plan:
     wanted: tuple[Build, ...]
     demo: tuple[Build, ...]
     left_out: tuple[Build, ...]
+
+    @property
+    def left_out_lines(self) -> list[str]:
+        """What a user should know of `left_out` before the build: each one's reason, or, of many, how many they are."""
+        if len(self.left_out) <= MOST_REASONS:
+            return [f"left out: {build.misfit}" for build in self.left_out]
+        known = len(self.wanted) + len(self.left_out)
+        return [
+            f"left out: {len(self.left_out)} of {known} builds, which do not fit their chip's memory: "
+            f"`axzoo report MATRIX` lists them with their numbers"
+        ]
 
     @cached_property
     def _builds(self) -> dict[Path, Build]:
@@ -82,6 +96,15 @@ class Plan:
     def compile_code(self) -> str:
         return fingerprint("axzoo.backends.host")
 
+    def layer_code(self, wildcards: Any) -> str:
+        """Of the compiler, and where the build calibrates, of what rounds by that."""
+        rounder = ["axzoo.calibrate.rounding"] if self.build(wildcards).calibration_files else []
+        return fingerprint("axzoo.backends.host", *rounder)
+
+    @property
+    def calibrate_code(self) -> str:
+        return fingerprint("axzoo.calibrate.states", "axzoo.calibrate.tokens")
+
     @property
     def embed_code(self) -> str:
         return fingerprint("axzoo.compile.embed")
@@ -100,15 +123,18 @@ class Plan:
 
 
 def make_plan(matrices: Sequence[str | Path], demo: str | Path) -> Plan:
-    """Reads the matrix files. Raises AxzooError for what is wrong in them, or between them."""
+    """Reads the matrix files; a project without the file `demo` has no demo.
+
+    Raises AxzooError for what is wrong in them, or between them.
+    """
     zoos = [load_zoo(Path(path)) for path in matrices]
-    demo_zoo = load_zoo(Path(demo))
+    demos = [load_zoo(Path(demo))] if Path(demo).exists() else []
     wanted = tuple(dict.fromkeys(build for zoo in zoos for build in zoo.builds()))
-    left_out = tuple(dict.fromkeys(build for zoo in (*zoos, demo_zoo) for build in zoo.left_out()))
+    left_out = tuple(dict.fromkeys(build for zoo in (*zoos, *demos) for build in zoo.left_out()))
     if not wanted:
         reasons = "\n".join(str(build.misfit) for build in left_out)
         raise AxzooError(f"nothing to build: no build of the matrix fits its chip\n{reasons}")
-    plan = Plan(wanted, demo_zoo.builds(), left_out)
+    plan = Plan(wanted, tuple(build for zoo in demos for build in zoo.builds()), left_out)
     bundles: dict[Path, Build] = {}
     models: dict[str, Build] = {}
     for build in (*plan.wanted, *plan.demo, *plan.left_out):

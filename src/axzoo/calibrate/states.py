@@ -1,0 +1,99 @@
+"""The input of every layer while the model reads the calibration's tokens, one file for each layer.
+
+index.json is written last. It holds the tokens, how they were come by, and the sha256 of each layer's file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from axzoo.calibrate.parallel import in_parallel
+from axzoo.errors import AxzooError
+from axzoo.files import atomic_path, read_json, write_json
+from axzoo.reference import Oracle, layer
+
+INDEX = "index.json"
+GROUP = 8
+"""Sequences that one core works on at once."""
+
+_TENSOR = "hidden_states"
+
+
+def layer_states(index: int) -> str:
+    """The name of a layer's file."""
+    return f"layer_{index}.safetensors"
+
+
+def layer_inputs(oracle: Oracle, tokens: Tensor) -> Iterator[Tensor]:
+    """tokens [sequences, length] -> each layer's input in fp32, [sequences, length, hidden_size].
+
+    One layer's weights are held at a time.
+    """
+    x = torch.stack([oracle.embed(ids) for ids in tokens.tolist()])
+    yield x
+    for index in range(oracle.spec.num_hidden_layers - 1):
+        run = partial(layer, oracle.spec.layer_spec(index), oracle.layer_weights(index), longest=oracle.longest)
+        x = torch.cat([output for output, _ in in_parallel(torch.vmap(run), torch.split(x, GROUP))])
+        yield x
+
+
+def write_states(folder: Path, oracle: Oracle, tokens: Tensor, origin: Mapping[str, Any]) -> None:
+    """Writes the layers' files, rounded to bf16, and the index; `origin`, plain JSON, says whence the tokens are."""
+    digests = {}
+    for index, states in enumerate(layer_inputs(oracle, tokens)):
+        path = folder / layer_states(index)
+        with atomic_path(path) as temporary:
+            save_file({_TENSOR: states.bfloat16()}, temporary)
+        digests[path.name] = _sha256(path)
+    write_json(folder / INDEX, {"origin": origin, "tokens": tokens.tolist(), "layers": digests})
+
+
+@dataclass(frozen=True)
+class States:
+    """One layer's file as its index tells of it."""
+
+    path: Path
+    sha256: str
+    origin: Mapping[str, Any]
+
+    def read(self, hidden_size: int) -> Tensor:
+        """[sequences, length, hidden_size] fp32. Raises AxzooError when the file is missing, not what was written, or
+        another model's."""
+        again = f"remove {self.path.parent / INDEX} and calibrate again"
+        if not self.path.is_file():
+            raise AxzooError(f"{self.path} is missing: {again}")
+        if _sha256(self.path) != self.sha256:
+            raise AxzooError(f"{self.path} changed after it was written: {again}")
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                states: Tensor = file.get_tensor(_TENSOR)
+        except SafetensorError as error:
+            raise AxzooError(f"{self.path} holds no hidden states ({error}): {again}") from None
+        if states.ndim != 3 or states.shape[2] != hidden_size:
+            raise AxzooError(f"{self.path} has {list(states.shape)} and the layer is {hidden_size} wide: {again}")
+        return states.float()
+
+
+def find_states(path: Path) -> States:
+    """Looks a layer's file up in the index beside it. Raises AxzooError when there is none, or it is damaged."""
+    index = path.parent / INDEX
+    content = read_json(index)
+    try:
+        return States(path, str(content["layers"][path.name]), dict(content["origin"]))
+    except (KeyError, TypeError, ValueError):
+        raise AxzooError(f"{index} does not list {path.name}: remove {index} and calibrate again") from None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

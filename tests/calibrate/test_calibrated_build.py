@@ -1,0 +1,119 @@
+"""From a checkpoint and a text to a layer rounded by GPTQ, through the store."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from axzoo.build import Job, build_layer
+from axzoo.calibrate import run as module
+from axzoo.calibrate.run import calibrate
+from axzoo.engine import InferenceSession
+from axzoo.errors import AxzooError
+from axzoo.files import read_json
+from axzoo.recipe import Recipe
+from tiny_model import Built
+
+RECIPE = Recipe(weight_type="s4", rounding="gptq", scale_rule="mse", prefill_len=8, kv_cache_len=31)
+TEXT = "".join(f"Line {number} says {number * number} things. " for number in range(200))
+
+
+@pytest.fixture(scope="module")
+def calibrated(exact: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("calibrated")
+    (folder / "text.txt").write_text(TEXT)
+    calibrate(exact.locks, exact.source, folder / "states", folder / "text.txt", 1100)
+    return folder / "states"
+
+
+@pytest.fixture
+def states(calibrated: Path, tmp_path: Path) -> Path:
+    """A copy, to be changed."""
+    return Path(shutil.copytree(calibrated, tmp_path / "states"))
+
+
+def _job(built: Built, root: Path, name: str = "layer.axmodel", layer: int = 0) -> Job:
+    lock = built.locks / f"layer_{layer}.json"
+    return Job(lock, built.source, root / "store", root / name, root / f"{name}.json")
+
+
+def test_whole_sequences_are_read(calibrated: Path) -> None:
+    index = read_json(calibrated / "index.json")
+    assert [len(row) for row in index["tokens"]] == [256] * 4
+    assert index["origin"]["tokens"] == 1024
+    assert len(index["origin"]["text"]) == 64
+    assert sorted(index["layers"]) == sorted(path.name for path in calibrated.glob("*.safetensors"))
+
+
+def test_the_file_is_an_s4_file_and_says_how_it_was_made(exact: Built, states: Path, tmp_path: Path) -> None:
+    job = _job(exact, tmp_path)
+    build_layer(job, RECIPE, "host", states / "layer_0.safetensors")
+    plain = _job(exact, tmp_path, "plain.axmodel")
+    build_layer(plain, replace(RECIPE, rounding="nearest"), "host")
+    assert abs(job.output.stat().st_size - plain.output.stat().st_size) < 200
+    assert read_json(job.receipt)["key"] != read_json(plain.receipt)["key"]
+    assert read_json(job.receipt)["about"]["calibration"]["tokens"] == 1024
+    assert "calibration" not in read_json(plain.receipt)["about"]
+    InferenceSession(job.output)
+
+
+def test_equal_calibration_is_built_once(exact: Built, states: Path, tmp_path: Path) -> None:
+    """What is in the store needs the layer's hidden states no more."""
+    first, second = _job(exact, tmp_path), _job(exact, tmp_path, "second.axmodel")
+    build_layer(first, RECIPE, "host", states / "layer_0.safetensors")
+    (states / "layer_0.safetensors").unlink()
+    build_layer(second, RECIPE, "host", states / "layer_0.safetensors")
+    assert first.output.samefile(second.output)
+
+
+def test_other_calibration_is_another_layer(exact: Built, states: Path, tmp_path: Path) -> None:
+    text = tmp_path / "other.txt"
+    text.write_text(TEXT[::-1])
+    calibrate(exact.locks, exact.source, tmp_path / "other", text, 256)
+    jobs = [_job(exact, tmp_path, name) for name in ("a", "b")]
+    for job, folder in zip(jobs, (states, tmp_path / "other"), strict=True):
+        build_layer(job, RECIPE, "host", folder / "layer_0.safetensors")
+    assert jobs[0].output.read_bytes() != jobs[1].output.read_bytes()
+
+
+def test_what_is_wrong_is_said_and_leaves_nothing(exact: Built, states: Path, tmp_path: Path) -> None:
+    job, path = _job(exact, tmp_path), states / "layer_0.safetensors"
+    with pytest.raises(AxzooError, match="rounding gptq needs --calibration"):
+        build_layer(job, RECIPE, "host")
+    with pytest.raises(AxzooError, match="rounding nearest takes no --calibration"):
+        build_layer(job, replace(RECIPE, rounding="nearest"), "host", path)
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(AxzooError, match=r"layer_0.safetensors changed after it was written: remove .*index.json"):
+        build_layer(job, RECIPE, "host", path)
+    path.unlink()
+    with pytest.raises(AxzooError, match=r"layer_0.safetensors is missing"):
+        build_layer(job, RECIPE, "host", path)
+    (states / "index.json").unlink()
+    with pytest.raises(AxzooError, match=r"index.json is missing"):
+        build_layer(job, RECIPE, "host", path)
+    assert not job.output.exists()
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def test_a_model_that_memory_does_not_hold_needs_a_text(
+    exact: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.os, "sysconf", lambda name: 100)
+    with pytest.raises(AxzooError, match="name a calibration_text"):
+        calibrate(exact.locks, exact.source, tmp_path / "states", None, 256)
+    with pytest.raises(AxzooError, match="less than one sequence"):
+        calibrate(exact.locks, exact.source, tmp_path / "states", None, 255)
+    assert not (tmp_path / "states").exists()
+
+
+def test_the_model_calibrates_itself(exact: Built, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        calibrate(exact.locks, exact.source, tmp_path / name, None, 256)
+        index = read_json(tmp_path / name / "index.json")
+        assert index["origin"] == {"tokens": 256, "length": 256, "seed": 0}
+        assert np.shape(index["tokens"]) == (1, 256)
+    assert (tmp_path / "a/index.json").read_bytes() == (tmp_path / "b/index.json").read_bytes()

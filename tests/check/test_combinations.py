@@ -1,0 +1,115 @@
+"""Every way to store weights with every hidden state type and every post layer builds, loads and passes level 1.
+
+A layer's file does not depend on the post layer's type, nor the post layer's on the layers': each pair of weights and
+hidden state type is built once, with post types in turn, so that each of these meets each hidden state type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import cycle, pairwise, product
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
+import numpy as np
+import pytest
+import torch
+
+from axzoo.bundle import complete_bundle
+from axzoo.check.layers import check_layers
+from axzoo.check.metrics import relative_l2
+from axzoo.check.oracle import bundle_oracle, checkpoint_oracle, in_memory
+from axzoo.check.thresholds import FLOAT, S4, S4_GROUPS, S8, thresholds_of
+from axzoo.engine import InferenceSession
+from axzoo.recipe import HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES, WEIGHT_TYPES, PostWeightType, Recipe
+from axzoo.reference import Oracle, post
+from axzoo.runtime.bundle import Bundle, open_bundle
+from tiny_model import LAYERS, Checkpoint, build, make_checkpoint
+
+IDS = [int(i) for i in np.random.default_rng(3).integers(0, 256, 12)]
+BASE = Recipe(prefill_len=8, kv_cache_len=15, last_kv_cache_len=(8,))
+WEIGHTS: dict[str, dict[str, Any]] = {
+    **{name: {"weight_type": name} for name in WEIGHT_TYPES},
+    "s8 g32 mse": {"weight_type": "s8", "weight_group_size": 32, "scale_rule": "mse"},
+    "s4 g32": {"weight_type": "s4", "weight_group_size": 32},
+    "s4 g64": {"weight_type": "s4", "weight_group_size": 64},
+    "s4 mse": {"weight_type": "s4", "scale_rule": "mse"},
+}
+POST_OF = dict(zip(WEIGHTS, cycle(POST_WEIGHT_TYPES), strict=False))
+
+POST_ERRORS: dict[PostWeightType, float] = {"fp32": 1e-5, "bf16": 0.003, "s8": 0.01, "fp8_e4m3": 0.04, "fp8_e5m2": 0.08}
+"""Relative L2 of the logits: about that of the weights, half a step of a mantissa of 7, 3 or 2 bits at most."""
+STATE_ERRORS = {"fp32": 0.0, "fp16": 0.001, "bf16": 0.004}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A llama whose rows all divide into groups of 64."""
+    return make_checkpoint(
+        tmp_path_factory.mktemp("wide"), {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.15}
+    )
+
+
+@pytest.mark.parametrize("state", HIDDEN_STATE_TYPES)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_every_combination_passes_level_1(wide: Checkpoint, weights: str, state: Any, tmp_path: Path) -> None:
+    recipe = replace(BASE, **WEIGHTS[weights], post_weight_type=POST_OF[weights], hidden_state_type=state)
+    built = build(wide, recipe, tmp_path)
+    complete_bundle(built.plan)
+    bundle = open_bundle(built.folder)
+    oracle = in_memory(checkpoint_oracle(built.locks, built.source, recipe.positions))
+    checks = list(check_layers(bundle, oracle, IDS))
+    assert len(checks) == LAYERS
+    assert all(check.passes(thresholds_of(recipe)) for check in checks)
+    assert _post_error(bundle, oracle) < POST_ERRORS[recipe.post_weight_type] + STATE_ERRORS[state]
+
+
+def test_layers_and_post_layer_do_not_depend_on_each_others_types() -> None:
+    for weights, post_type in product(WEIGHTS.values(), POST_WEIGHT_TYPES):
+        recipe = replace(BASE, **weights, post_weight_type=post_type)
+        assert recipe.for_layers() == replace(recipe, post_weight_type="s8").for_layers()
+        assert recipe.for_post() == replace(BASE, post_weight_type=post_type).for_post()
+    assert set(POST_OF.values()) == set(POST_WEIGHT_TYPES)
+
+
+def _post_error(bundle: Bundle, oracle: Oracle) -> float:
+    session = InferenceSession(bundle.post)
+    (node,) = session.get_inputs()
+    row = np.random.default_rng(0).standard_normal(node.shape).astype(node.dtype)
+    (found,) = session.run(None, {"input": row})
+    wanted = post(oracle.spec.post, oracle.post_weights(), torch.from_numpy(row.astype(np.float32)))
+    return relative_l2(found.astype(np.float32).ravel(), wanted.numpy().ravel())
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_files_are_what_their_dequantized_weights_compute(wide: Checkpoint, weights: str, tmp_path: Path) -> None:
+    """An oracle over the weights as onnx reads them from the files: no error is left but fp32's own."""
+    recipe = replace(BASE, **WEIGHTS[weights], post_weight_type=POST_OF[weights], hidden_state_type="fp32")
+    built = build(wide, recipe, tmp_path)
+    complete_bundle(built.plan)
+    bundle, oracle = open_bundle(built.folder), bundle_oracle(built.folder)
+    for check in check_layers(bundle, oracle, IDS):
+        assert max(check.prefill.delta_l2, check.decode.delta_l2) < 1e-5
+    assert _post_error(bundle, oracle) < 1e-5
+
+
+def test_every_recipe_has_its_thresholds() -> None:
+    assert {thresholds_of(Recipe(**WEIGHTS[name])) for name in ("fp32", "fp16", "bf16")} == {FLOAT}
+    assert thresholds_of(Recipe(weight_type="s8", weight_group_size=32)) == S8
+    assert thresholds_of(Recipe(weight_type="s4", scale_rule="mse")) == S4
+    assert thresholds_of(Recipe(weight_type="s4", weight_group_size=128)) == S4_GROUPS
+    ordered = [FLOAT, S8, S4_GROUPS, S4]
+    for strict, loose in pairwise(ordered):
+        assert strict.min_layer_cosine > loose.min_layer_cosine
+        assert strict.max_delta_l2 < loose.max_delta_l2 < 1  # a layer that adds nothing has an error of 1
+
+
+def test_the_post_layer_has_no_part_in_level_1_and_may_loosen_level_2() -> None:
+    for weight_type, post_type in product(WEIGHT_TYPES, POST_WEIGHT_TYPES):
+        layers = thresholds_of(Recipe(weight_type=weight_type))
+        both = thresholds_of(Recipe(weight_type=weight_type, post_weight_type=post_type))
+        assert (both.min_layer_cosine, both.max_delta_l2) == (layers.min_layer_cosine, layers.max_delta_l2)
+        assert both.max_mean_kl >= layers.max_mean_kl
+        assert both.min_top1_agreement <= layers.min_top1_agreement
+    assert thresholds_of(Recipe(weight_type="bf16", post_weight_type="fp8_e5m2")).max_mean_kl > FLOAT.max_mean_kl

@@ -1,0 +1,74 @@
+"""What level 2 prints, against the document's own lines."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from loguru import logger
+
+from axzoo.check.narration import Narrator, format_hidden, visible
+from axzoo.progress import open_console, stamp_lines
+
+
+@pytest.fixture(autouse=True)
+def restored_logger() -> Iterator[None]:
+    yield
+    logger.remove()
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What was printed, on either stream, without time and place."""
+    return re.sub(r"^\d.* \| INFO     \| \S+ - ", "", capsys.readouterr().out, flags=re.MULTILINE).splitlines()
+
+
+def simulate(start: int, end: int, chunk: int = 128) -> Narrator:
+    """What a decoder of two layers does."""
+    stamp_lines(open_console(sys.stdout))
+    narrator = Narrator(2)
+    narrator.begin(start, end)
+    for first in range(start, end, chunk):
+        rows = np.full((min(chunk, end - first), 8), 0.5, np.float32)
+        for layer in range(2):
+            narrator.hidden(layer, first, rows)
+    return narrator
+
+
+def test_a_prompt_and_a_token(capsys: pytest.CaptureFixture[str]) -> None:
+    simulate(0, 2).token("2", (("2", 0.99996), ("\n", 0.00004)))
+    rows = ["[[[0.5 0.5 0.5 ... 0.5 0.5 0.5]", "  [0.5 0.5 0.5 ... 0.5 0.5 0.5]]]"]
+    layers = [["simulate layer 0", "end simulate", *rows], ["simulate layer 1", "end simulate", *rows]]
+    assert told(capsys) == [*layers[0], *layers[1], "2", r"posibile ('2', 1.0),('\n', 0.0)"]
+    simulate(12, 13).token("<|im_end|>", (("<|im_end|>", 1.0),))
+    layer = ["start_indice = 12", "simulate layer {}", "end simulate", "[0.5 0.5 0.5 0.5 0.5]"]
+    assert "\n".join(told(capsys)) == "\n".join([*layer, *layer]).format(0, 1) + (
+        "\nstart_indice = 12\n<|im_end|>\nposibile ('<|im_end|>', 1.0)"
+    )
+
+
+@pytest.mark.parametrize(("tokens", "chunk", "passes"), [(5, 2, 3), (4, 2, 2), (3, 1, 3)])
+def test_a_prompt_in_chunks_announces_every_layer_before_it_ends(
+    capsys: pytest.CaptureFixture[str], tokens: int, chunk: int, passes: int
+) -> None:
+    simulate(0, tokens, chunk)
+    lines = [line for line in told(capsys) if "simulate" in line]
+    assert lines == ["simulate layer 0", "end simulate", "simulate layer 1", "end simulate"] * passes
+    assert all(a != b for a, b in pairwise(lines))
+
+
+def test_a_hidden_state_reads_as_the_documents() -> None:
+    values = np.array([[-1.25, 0.22265625, 2.375, 9, 9, 2.078125, -0.41015625, 1.84375]] * 8, np.float32)
+    row = "[-1.25 0.222656 2.375 ... 2.07812 -0.410156 1.84375]"
+    assert [line.strip() for line in format_hidden(values[None]).splitlines()] == [
+        f"[[{row}", row, row, "...", row, row, f"{row}]]"
+    ]  # fmt: skip
+
+
+def test_no_token_commands_the_terminal() -> None:
+    assert visible("a\nb\tc\x1b[2J\x9b \u202e d\\ é 答案") == r"a\nb\tc\x1b[2J\x9b \u202e d\\ é 答案".replace(
+        r"d\\", "d\\"
+    )
