@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import pytest
 from loguru import logger
@@ -9,8 +10,8 @@ from loguru import logger
 from axzoo.progress import format_config, format_elapsed, open_console, stage_bars, stamp_lines
 from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
 
-# As llm_build prints Qwen2-0.5B-Instruct; of hidden_act_param, scale_depth and scale_emb, which no part of Qwen2 uses,
-# the last stands for what a family may add.
+# As llm_build prints Qwen2-0.5B-Instruct, without hidden_act_param, scale_depth, scale_emb and dim_model_base, which no
+# part of Qwen2 uses.
 DOCUMENTED = """\
 Config(
     model_name='Qwen2-0.5B-Instruct',
@@ -26,8 +27,7 @@ Config(
     rope_partial_factor=1.0,
     rms_norm_eps=1e-06,
     norm_type='rms_norm',
-    hidden_act='silu',
-    scale_emb=1
+    hidden_act='silu'
 )"""
 
 
@@ -67,11 +67,20 @@ def restored_logger():
 
 
 def test_config_block_is_the_documents(qwen2):
-    assert format_config("Qwen2-0.5B-Instruct", qwen2, {"scale_emb": 1}) == DOCUMENTED
+    assert format_config("Qwen2-0.5B-Instruct", qwen2) == DOCUMENTED
+
+
+def test_config_block_shows_the_scales_of_a_model_that_has_them(qwen2):
+    """The document's MiniCPM-V 2.0: 40 layers of 2304."""
+    layer = replace(qwen2.layer, hidden_size=2304, residual_scale=1.4 / 40**0.5)
+    post = replace(qwen2.post, hidden_size=2304, logit_scale=256 / 2304)
+    minicpm = replace(qwen2, num_hidden_layers=40, layer=layer, post=post, embedding_scale=12.0)
+    block = format_config("MiniCPM-V-2", minicpm)
+    assert block.endswith("    scale_depth=1.4,\n    scale_emb=12,\n    dim_model_base=256\n)")
 
 
 def test_config_block_shows_hostile_names_escaped(qwen2):
-    block = format_config("evil\x1b[2J\n'", qwen2, {})
+    block = format_config("evil\x1b[2J\n'", qwen2)
     assert "\x1b" not in block
     assert len(block.splitlines()) == 16
 

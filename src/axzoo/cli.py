@@ -13,15 +13,17 @@ from typing import Any
 from axzoo import __version__, commands
 from axzoo.errors import AxzooError
 
-ABOUT = "Builds, checks and runs a zoo of language models for Axera NPUs. Whole zoos are built with snakemake."
+ABOUT = """Builds, checks and runs a zoo of language models for Axera NPUs. Whole zoos are built with snakemake.
+A verb may be written with underscores, too: llm_build."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns 0, or 1 with one line on stderr when an AxzooError or the disk says no."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbs = _verbs()
-    if words and words[0] in verbs:
-        return _run(words[0], verbs[words[0]], words[1:])
+    module = verbs.get(words[0].replace("_", "-")) if words else None  # llm_build is llm-build
+    if module is not None:
+        return _run(words[0], module, words[1:])
     parser = argparse.ArgumentParser("axzoo", description=ABOUT, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--version", action="version", version=f"axzoo {__version__}")
     summaries = "\n".join(f"{verb:18}{_summary(module)}" for verb, module in verbs.items())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
@@ -65,12 +64,18 @@ def format_elapsed(seconds: float) -> str:
     return str(timedelta(seconds=int(seconds)))
 
 
-def format_config(model_name: str, spec: DecoderSpec, extra: Mapping[str, object]) -> str:
+def format_config(model_name: str, spec: DecoderSpec) -> str:
     """Renders a model as the block `llm_build` prints: Config(model_name='...', ..., hidden_act='silu').
 
-    `extra` names what the spec does not hold, such as a family's own scale_emb; it stands last, in the order given.
+    MiniCPM's scale_depth, scale_emb and dim_model_base, which the document shows of every model, stand where they scale
+    something; hidden_act_param, which nothing reads, is left out.
     """
     layer = spec.layer
+    scales = {
+        "scale_depth": (layer.residual_scale, spec.num_hidden_layers**0.5),
+        "scale_emb": (spec.embedding_scale, 1),
+        "dim_model_base": (spec.post.logit_scale, layer.hidden_size),
+    }
     values: dict[str, object] = {
         "model_name": model_name,
         "model_type": spec.model_type,
@@ -86,6 +91,12 @@ def format_config(model_name: str, spec: DecoderSpec, extra: Mapping[str, object
         "rms_norm_eps": layer.norm.eps,
         "norm_type": layer.norm.kind,
         "hidden_act": layer.hidden_act,
-        **extra,
+        **{name: _plain(scale * unit) for name, (scale, unit) in scales.items() if scale != 1},
     }
     return "Config(\n" + ",\n".join(f"    {name}={value!r}" for name, value in values.items()) + "\n)"
+
+
+def _plain(number: float) -> float:
+    """As a config says it: 1.4, and 12 for 12.0, whatever the division before left in the last digits."""
+    rounded = round(number, 6)
+    return int(rounded) if rounded.is_integer() else rounded

@@ -27,6 +27,7 @@ from axzoo.progress import format_elapsed, open_console, stage_bars, stamp_lines
 STAGES = {
     "fetch": "fetching checkpoints",
     "lock": "locking checkpoints",
+    "calibrate": "calibrating",
     "layer": "building llm decode layers",
     "post": "building llm post layer",
     "embed": "extracting embeddings",
@@ -61,6 +62,7 @@ _CHATTER = (
     "Complete log(s):",
     "Elapsed time:",
 )
+_IDLE = "Nothing to be done"
 _CHATTER_EVENTS = (LogEvent.WORKFLOW_STARTED, LogEvent.RESOURCES_INFO, LogEvent.JOB_STARTED, LogEvent.GROUP_INFO)
 # Said after failures that have been shown already.
 _EPILOGUE = (
@@ -252,6 +254,7 @@ class LogHandler(LogHandlerBase):
         shown = text not in ("", "None")
         if record.levelno < logging.WARNING and not self.common_settings.verbose:
             kept = self.run.failed and text.startswith("Complete log(s):")
+            shown &= self.shows_progress or not text.startswith(_IDLE)
             shown &= bool(kept) or not (text.startswith(_CHATTER) or vars(record).get("event") in _CHATTER_EVENTS)
         if shown and not (self.run.failed and text in _EPILOGUE):
             place = partial(_place, name=f"snakemake.{record.module}", function=record.funcName, line=record.lineno)

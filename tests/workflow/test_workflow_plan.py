@@ -49,6 +49,8 @@ def test_every_job_is_planned(clone: Project, matrix: str, arguments: list[str])
     run = clone.snakemake("-n", *arguments, **NO_NETWORK)
     assert run.status == 0, run.shown
     assert planned_jobs(run.shown) == expected_jobs(clone, f"config/{matrix}")
+    left_out = len(load_zoo(clone / f"config/{matrix}", clone / "config/chips.yaml").left_out())
+    assert re.findall("left out: ([0-9]+) of", run.shown) == ([str(left_out)] if left_out else [])
     assert not (clone / "results").exists()
 
 

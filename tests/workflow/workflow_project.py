@@ -127,7 +127,7 @@ def new_project(folder: Path, checkpoint: Path) -> Project:
 def write_checkpoint(folder: Path) -> None:
     """A random llama as transformers saves it. Its weights take more than 1 MB: Snakemake trusts only the times of such
     files, as it does those of real checkpoints."""
-    tokenizer = _train_tokenizer()
+    tokenizer = train_tokenizer()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -145,7 +145,7 @@ def write_checkpoint(folder: Path) -> None:
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
 
 
-def _train_tokenizer() -> PreTrainedTokenizerFast:
+def train_tokenizer() -> PreTrainedTokenizerFast:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

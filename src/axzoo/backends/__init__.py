@@ -13,6 +13,7 @@ from typing import Protocol, cast
 
 from axzoo.compile.result import Compiled, RowReader
 from axzoo.errors import AxzooError
+from axzoo.quantize.weights import StoredWeight
 from axzoo.recipe import Recipe
 from axzoo.spec import LayerSpec, PostSpec
 
@@ -21,7 +22,12 @@ class Backend(Protocol):
     """What a backend file offers."""
 
     def compile_layer(
-        self, spec: LayerSpec, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], read: RowReader
+        self,
+        spec: LayerSpec,
+        recipe: Recipe,
+        shapes: Mapping[str, tuple[int, ...]],
+        read: RowReader,
+        stored: Mapping[str, StoredWeight] | None = None,
     ) -> Compiled: ...
 
     def compile_post(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from axzoo.check.metrics import kl_divergence, log_softmax
+from axzoo.check.narration import Narrator
 from axzoo.check.thresholds import Thresholds
 from axzoo.reference import Oracle
 from axzoo.runtime.model import Model
@@ -21,7 +22,10 @@ CANDIDATES = 10
 
 @dataclass(frozen=True)
 class Step:
-    """One generated token: the ten likeliest with their probabilities, and how the oracle differs."""
+    """One generated token: the ten likeliest with their probabilities, and how the oracle differs.
+
+    From a post layer that names its likeliest tokens only, there may be fewer, and their probabilities sum to 1.
+    """
 
     token: int
     text: str
@@ -32,13 +36,16 @@ class Step:
 
 @dataclass(frozen=True)
 class GenerationCheck:
-    """The whole answer. `kl` is KL(oracle || built) in nats."""
+    """The whole answer. `kl` is KL(oracle || built) in nats, over `compared_tokens`: the vocabulary, or as many as the
+    post layer names. `conversation` is prompt and answer with their special tokens."""
 
     prompt: str
     answer: str
+    conversation: str
     hit_eos: bool
     steps: tuple[Step, ...]
     mean_kl: float
+    compared_tokens: int
     top1_agreement: float
 
     def failures(self, thresholds: Thresholds, expect: str | None) -> list[str]:
@@ -54,15 +61,17 @@ class GenerationCheck:
 
 
 def check_generation(
-    model: Model, tokenizer: LocalTokenizer, oracle: Oracle, ids: Sequence[int], max_tokens: int
+    model: Model, tokenizer: LocalTokenizer, oracle: Oracle, ids: Sequence[int], max_tokens: int, narrator: Narrator
 ) -> GenerationCheck:
     """Generates up to `max_tokens` tokens after the prompt `ids`, then asks the oracle about each."""
-    logits = [model.prefill(ids)]
-    tokens = [int(logits[0].argmax())]
+    narrator.begin(0, len(ids))
+    logits = [model.prefill(ids, narrator.hidden)]
+    tokens = [_told(narrator, tokenizer, logits[0])]
     ends = set(tokenizer.eos_token_ids)
     while tokens[-1] not in ends and len(tokens) < max_tokens and not model.is_full:
-        logits.append(model.decode(tokens[-1]))
-        tokens.append(int(logits[-1].argmax()))
+        narrator.begin(model.used, model.used + 1)
+        logits.append(model.decode(tokens[-1], narrator.hidden))
+        tokens.append(_told(narrator, tokenizer, logits[-1]))
     wanted = oracle.logits([*ids, *tokens[:-1]])[len(ids) - 1 :].numpy()
     kls = kl_divergence(wanted, np.stack(logits))
     steps = tuple(
@@ -72,14 +81,22 @@ def check_generation(
     return GenerationCheck(
         prompt=tokenizer.decode(ids, False),
         answer=tokenizer.decode(tokens),
+        conversation=tokenizer.decode([*ids, *tokens], False),
         hit_eos=tokens[-1] in ends,
         steps=steps,
         mean_kl=float(kls.mean()),
+        compared_tokens=int(np.isfinite(logits[0]).sum()),
         top1_agreement=sum(step.token == step.oracle_token for step in steps) / len(steps),
     )
 
 
+def _told(narrator: Narrator, tokenizer: LocalTokenizer, logits: np.ndarray) -> int:
+    token = int(logits.argmax())
+    narrator.token(tokenizer.decode([token], False), _candidates(tokenizer, logits))
+    return token
+
+
 def _candidates(tokenizer: LocalTokenizer, logits: np.ndarray) -> tuple[tuple[str, float], ...]:
     probabilities = np.exp(log_softmax(logits))
-    best = np.argsort(-probabilities, kind="stable")[:CANDIDATES]
+    best = np.argsort(-probabilities, kind="stable")[: min(CANDIDATES, np.isfinite(logits).sum())]
     return tuple((tokenizer.decode([int(token)], False), float(probabilities[token])) for token in best)

@@ -26,9 +26,10 @@ def run(args: argparse.Namespace) -> None:
 
     from axzoo.bundle import read_manifest
     from axzoo.check.generation import check_generation
+    from axzoo.check.narration import Narrator
     from axzoo.check.oracle import checkpoint_oracle
     from axzoo.check.prompt import prompt_ids
-    from axzoo.check.thresholds import BY_WEIGHT_TYPE
+    from axzoo.check.thresholds import thresholds_of
     from axzoo.errors import AxzooError
     from axzoo.files import write_json
     from axzoo.runtime.bundle import open_bundle
@@ -37,26 +38,32 @@ def run(args: argparse.Namespace) -> None:
 
     bundle = open_bundle(args.bundle)
     recipe = read_manifest(args.bundle).recipe
-    thresholds = BY_WEIGHT_TYPE[recipe.weight_type]
+    thresholds = thresholds_of(recipe)
     tokenizer = load_tokenizer(bundle.tokenizer)
-    ids = prompt_ids(tokenizer, args.prompt, bundle.chat)
+    ids = prompt_ids(tokenizer, args.prompt, bundle.chat and not args.raw)
     oracle = checkpoint_oracle(args.lock, args.source, recipe.positions)
-    check = check_generation(load_model(args.bundle), tokenizer, oracle, ids, args.max_tokens)
+    loading = iter((bundle.embedding, *bundle.layers, bundle.post))
+    model = load_model(args.bundle, on_step=lambda: print(f"load {next(loading).with_suffix('')}", flush=True))
+    narrator = Narrator(len(bundle.layers))
+    check = check_generation(model, tokenizer, oracle, ids, args.max_tokens, narrator)
     failures = check.failures(thresholds, args.expect)
-    _print(check)
+    _print_end(check)
     write_json(
         args.output,
         {"passed": not failures, "failures": failures, "thresholds": asdict(thresholds), **asdict(check)},
     )
     if failures:
         raise AxzooError(f"{args.bundle}: level 2 failed: {'; '.join(failures)}")
-    logger.success("check llm model done! (level 2)")
+    logger.success(f"level 2 passed: {len(check.steps)} tokens")
 
 
-def _print(check: GenerationCheck) -> None:
-    for step in check.steps:
-        print(step.text)
-        print("possible", ",".join(f"({text!r}, {probability:.4f})" for text, probability in step.candidates))
-    print(RULE, check.prompt + check.answer, RULE, sep="\n")
+def _print_end(check: GenerationCheck) -> None:
+    from axzoo.check.narration import visible
+
+    print(RULE, visible(check.conversation), RULE, sep="\n")
     print("hit eos!" if check.hit_eos else "no eos")
-    print(f"mean KL {check.mean_kl:.5f}, top-1 agreement with fp32 {check.top1_agreement:.3f}")
+    print(
+        f"mean KL {check.mean_kl:.5f} (over {check.compared_tokens} tokens of the vocabulary), "
+        f"top-1 agreement with fp32 {check.top1_agreement:.3f}",
+        flush=True,
+    )

@@ -56,7 +56,8 @@ def _read(path: Path) -> Any:
 
 
 def _level_1(check: Any) -> str:
-    worst = min((layer[kind]["cosine"], layer["layer"]) for layer in check["layers"] for kind in ("decode", "prefill"))
+    kinds = [(layer["layer"], layer[kind]) for layer in check["layers"] for kind in ("decode", "prefill")]
+    worst = min((closeness["cosine"], layer) for layer, closeness in kinds if closeness)
     return (
         f"{_verdict(check)}: {len(check['layers'])} layers against fp32, worst token's cosine {worst[0]:.5f} "
         f"in layer {worst[1]} (at least {check['thresholds']['min_layer_cosine']})"

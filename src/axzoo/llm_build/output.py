@@ -1,0 +1,81 @@
+"""Placing a finished bundle where the user wants it."""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from loguru import logger
+
+from axzoo.bundle import MANIFEST
+from axzoo.errors import AxzooError
+from axzoo.fetch.selection import is_weights
+from axzoo.files import atomic_path, read_json
+from axzoo.store import Entry, link
+
+CHECKS = "checks"
+CHECK_NAMES = ("layers.json", "layers.log", "generation.json", "generation.log")
+
+
+def refuse_checkpoint(output: Path) -> None:
+    """Raises AxzooError when `output` holds a checkpoint, whose config.json a bundle's would replace, or is a file."""
+    if output.exists() and not output.is_dir():
+        raise AxzooError(f"{output} is a file: --output_path names a folder")
+    weights = [path.name for path in output.glob("*") if is_weights(path.name)]
+    if weights:
+        raise AxzooError(f"{output} holds a checkpoint ({min(weights)}): give --output_path a folder of its own")
+
+
+def place_bundle(bundle: Path, output: Path) -> None:
+    """Makes `output` hold the files of `bundle`, its manifest last.
+
+    Compiled files are hard links where the disk allows; small ones, which a user may edit, are copies. What an earlier
+    manifest in `output` lists and this bundle does not have is removed, and so are the checks of another bundle; all
+    other files stay.
+    """
+    manifest = read_json(bundle / MANIFEST)
+    if not _same(bundle / MANIFEST, output / MANIFEST):
+        remove_checks(output, CHECK_NAMES)
+    for name, record in manifest["files"].items():
+        source, target = bundle / name, output / name
+        if name not in manifest["parts"]:
+            place_copy(source, target)
+        elif not _same(source, target):
+            link(Entry(source, record["sha256"], record["size"], {}), target)
+    for path in _recorded(output):
+        if path.relative_to(output).as_posix() not in manifest["files"] and path.is_file():
+            logger.warning(f"removed {path}: it belongs to an earlier build")
+            path.unlink()
+    place_copy(bundle / MANIFEST, output / MANIFEST)
+
+
+def remove_checks(output: Path, names: Iterable[str]) -> None:
+    """Removes results of checks that no longer speak of what lies in `output`."""
+    for name in names:
+        (output / CHECKS / name).unlink(missing_ok=True)
+
+
+def place_copy(source: Path, target: Path) -> None:
+    """A copy with the same permissions, whole or not at all; one that is the same is left alone."""
+    if _same(source, target):
+        return
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
+    shutil.copymode(source, target)
+
+
+def _same(source: Path, target: Path) -> bool:
+    return target.is_file() and (source.samefile(target) or filecmp.cmp(source, target, shallow=False))
+
+
+def _recorded(output: Path) -> list[Path]:
+    """The files inside `output` that its manifest lists; none where it is no manifest of a bundle."""
+    try:
+        names = list(read_json(output / MANIFEST)["files"])
+    except (AxzooError, KeyError, TypeError):
+        return []
+    paths = [output / name for name in names if isinstance(name, str) and name.isprintable()]
+    inside = output.resolve()
+    return [path for path in paths if ".." not in path.parts and path.resolve().is_relative_to(inside)]

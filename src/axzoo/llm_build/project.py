@@ -1,0 +1,137 @@
+"""The work folder of `llm_build`: a project of the zoo with a matrix of one model, built by real Snakemake.
+
+config/: the matrix, the chips and what else the run was given. results/: as in any project; its store serves all runs.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import signal
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from loguru import logger
+
+import axzoo
+from axzoo.errors import AxzooError
+from axzoo.files import write_json, write_text
+from axzoo.llm_build.output import place_copy
+from axzoo.zoo.build import Build
+from axzoo.zoo.load import load_zoo
+
+WORKFLOW = Path(axzoo.__file__).parent / "project"
+"""The Snakefile, its rules and config/chips.yaml: links in a clone, files in an installed wheel."""
+
+CHIPS = "config/chips.yaml"
+MATRIX = "config/zoo.yaml"
+MODEL_CONFIG = "config/model_config.json"
+CALIBRATION_TEXT = "config/calibration.txt"
+
+_OPTIONS = {"path": "input_path", "chips": "chip"}
+"""A matrix's keys that are no option's name."""
+
+_RESUME = "what is built is kept, the same command goes on from there"
+
+
+@dataclass(frozen=True)
+class Project:
+    """The work folder; `lock` is an open file that whoever works in it holds."""
+
+    folder: Path
+    lock: int
+
+    def describe(self, name: str, entry: Mapping[str, Any], override: Mapping[str, Any]) -> Build:
+        """Writes the matrix of one model, one build; returns the build. `override` becomes its `model_config`.
+
+        Raises AxzooError for what the matrix does not accept.
+        """
+        if override:
+            write_json(self.folder / MODEL_CONFIG, override)
+            entry = {**entry, "model_config": MODEL_CONFIG}
+        write_text(self.folder / CHIPS, (WORKFLOW / CHIPS).read_text())
+        write_text(self.folder / MATRIX, yaml.safe_dump({"models": {name: entry}}, sort_keys=False))
+        try:
+            (build,) = load_zoo(self.folder / MATRIX, self.folder / CHIPS).builds()
+        except AxzooError as error:
+            raise AxzooError(_in_options(str(error))) from None
+        return build
+
+    def take_in(self, file: Path, name: str) -> str:
+        """A copy of a user's file, called `name` in the project; one that is the same keeps its age."""
+        if not file.is_file():
+            raise AxzooError(f"{file} is missing")
+        place_copy(file, self.folder / name)
+        return name
+
+    def make(self, targets: Sequence[str | Path], jobs: int, quiet: bool = False) -> None:
+        """Snakemake's own files of the project, `targets`, with up to `jobs` at once; `quiet` shows failures only.
+
+        Raises AxzooError when it fails; it has said why. An interrupt waits until the jobs have ended.
+        """
+        # -P: the current folder, which may be a checkpoint, is no place to import from.
+        command = [sys.executable, "-P", "-m", "snakemake", *map(str, targets), *self._options(jobs)]
+        command += ["--quiet", "progress"] if quiet else []
+        scripts = sysconfig.get_path("scripts")
+        environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends a build as Ctrl-C does
+        process = subprocess.Popen(command, env=environment, pass_fds=[self.lock], process_group=0)
+        try:
+            status = process.wait()
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+            logger.warning(f"interrupted; {_RESUME}")
+            raise
+        if status:
+            raise AxzooError(f"the build failed, as said above; logs are in {self.folder / 'results/logs'}; {_RESUME}")
+
+    def _options(self, jobs: int) -> list[str]:
+        """`--nolock`: the folder's lock is ours, and does not outlive a killed process."""
+        return [
+            f"--snakefile={WORKFLOW / 'Snakefile'}",
+            f"--directory={self.folder}",
+            f"--cores={jobs}",
+            "--profile=none",
+            "--workflow-profile=none",
+            "--scheduler=greedy",
+            "--logger=axzoo",
+            "--rerun-incomplete",
+            "--nolock",
+        ]
+
+
+def _in_options(message: str) -> str:
+    """What is wrong in the matrix, said of the options it was written from."""
+
+    def option(found: re.Match[str]) -> str:
+        return f"--{_OPTIONS.get(found[1], found[1])}: "
+
+    return re.sub(
+        rf"^.*{re.escape(MATRIX)}:\d+: models\.[^:]+\.(\w+)(?:\[\d+\])?: ", option, message, flags=re.MULTILINE
+    )
+
+
+@contextmanager
+def open_project(folder: Path) -> Iterator[Project]:
+    """The project in `folder`, which is made if need be. Raises AxzooError when another `llm_build` is at work in it.
+
+    Snakemake inherits the lock: it is held until the last process of the build is gone.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise AxzooError(
+                f"another llm_build is at work in {folder}: wait for it, or give this one another --work_path"
+            ) from None
+        yield Project(folder.resolve(), file.fileno())

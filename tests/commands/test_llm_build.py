@@ -1,0 +1,135 @@
+"""The options of `llm_build`, and what is refused before anything is built."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from axzoo.cli import main
+from axzoo.commands import llm_build
+from tiny_model import Checkpoint, make_checkpoint
+
+OPTIONS = """
+    --input_path --output_path --prefill_len --parallel --model_config --kv_cache_len --post_topk --post_weight_type -t
+    --hidden_state_type -w --weight_type -c --check_level --chip --prompt --last_kv_cache_len --model_type
+    --ret_postnorm --image_size
+"""
+
+
+@pytest.fixture
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    llm_build.add_arguments(parser)
+    return parser
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_checkpoint(tmp_path_factory.mktemp("qwen") / "Qwen2-tiny", model_type="qwen2")
+
+
+def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *words: str | Path) -> str:
+    """The one line a build ends with before it begins."""
+    assert main(["llm_build", "--work_path", str(tmp_path / "work"), *map(str, words)]) == 1
+    error = capsys.readouterr().err
+    assert not (tmp_path / "work/results").exists()
+    assert re.fullmatch(r"axzoo: [^\n]+\n", error)
+    return error.removeprefix("axzoo: ")
+
+
+def test_every_documented_option_is_there(parser: argparse.ArgumentParser) -> None:
+    help_text = parser.format_help()
+    for option in OPTIONS.split():
+        assert re.search(rf"(^|[\s,\[]){option}\b", help_text), option
+
+
+def test_the_documented_defaults(parser: argparse.ArgumentParser) -> None:
+    args = parser.parse_args(["--input_path", "x"])
+    assert (args.prefill_len, args.kv_cache_len, args.parallel, args.post_topk) == (0, 127, 1, 0)
+    assert (args.hidden_state_type, args.weight_type, args.post_weight_type, args.check_level) == (
+        "bf16",
+        "s8",
+        "s8",
+        0,
+    )
+    assert (args.output_path, args.prompt, args.chip, args.ret_postnorm) == (Path(), "1+1=", "AX650", False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-w", "s3"],
+        ["-t", "s8"],
+        ["-c", "3"],
+        ["--parallel", "0"],
+        ["--weight_group_size", "16"],
+        ["--npu_mode", "NPU1"],
+    ],
+)
+def test_what_no_option_takes(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["llm_build", "--input_path", "x", *words])
+    assert ended.value.code == 2
+    assert "usage: axzoo llm_build" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--prefill_len", "256"], "kv_cache_len 127 does not hold a prefill of 256 tokens"),
+        (
+            ["--last_kv_cache_len", "128"],
+            "last_kv_cache_len asks for more prefill groups, but prefill_len 0 means none",
+        ),
+        (["-w", "bf16", "--weight_group_size", "32"], "weight_group_size 32 is for integer weights"),
+        (["--calibration_tokens", "512"], "--calibration_tokens is for --rounding gptq"),
+        (["--calibration_text", "x"], "--calibration_text is for --rounding gptq"),
+        (["--chip", "AX1"], "--chip: unknown chip 'AX1': known are AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)"),
+        (["--prompt", ""], "--prompt: '' is not text"),
+        (["--model_type", "gpt2"], "config.json: model_type 'gpt2' is not supported; supported are: chatglm"),
+        (["--model_config", "nothing.json"], "nothing.json is missing"),
+    ],
+)
+def test_refusals(
+    qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    assert said in refusal(capsys, tmp_path, "--input_path", qwen.folder, "--output_path", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_are_refused_in_two_ways(qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, tmp_path, "--input_path", qwen.folder, "--image_size", "224")
+    assert said.startswith("--image_size 224: Qwen2-tiny is a qwen2 model without a vision tower, it takes no images")
+    folder = tmp_path / "MiniCPM-V-2"
+    shutil.copytree(qwen.folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    kept = {
+        key: config[key]
+        for key in config
+        if key.endswith(("_size", "_eps", "_heads", "hidden_layers", "position_embeddings"))
+    }
+    (folder / "config.json").write_text(json.dumps({**kept, "model_type": "minicpmv", "vision_encoder": "vit"}))
+    said = refusal(capsys, tmp_path, "--input_path", folder, "--image_size", "224")
+    assert said.startswith(
+        "--image_size 224: axzoo builds the language part of minicpmv only, its vision tower not yet"
+    )
+
+
+def test_the_checkpoints_own_folder_is_refused(
+    qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(qwen.folder)
+    before = sorted(qwen.folder.iterdir())
+    assert "holds a checkpoint (model.safetensors)" in refusal(capsys, tmp_path, "--input_path", ".")
+    assert sorted(qwen.folder.iterdir()) == before
+
+
+def test_no_model_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nothing is not a folder: give the folder of" in refusal(
+        capsys, tmp_path, "--input_path", tmp_path / "nothing"
+    )

@@ -1,0 +1,122 @@
+"""What `llm_build` reads of a checkpoint before anything is built."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from axzoo.errors import AxzooError
+from axzoo.llm_build.model import Model, read_model, read_override
+from tiny_model import Checkpoint, make_checkpoint
+
+OPTION = Path("--model_type")
+MINICPMV = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 8, "vision_encoder": "vit", "query_num": 64}
+
+
+def read(folder: Path, **override: object) -> Model:
+    return read_model(folder, override, Path("mine.json"), ())
+
+
+def change_config(checkpoint: Checkpoint, folder: Path, **values: object) -> Path:
+    shutil.copytree(checkpoint.folder, folder)
+    config = json.loads((folder / "config.json").read_text()) | values
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return make_checkpoint(tmp_path_factory.mktemp("qwen") / "Qwen2-tiny", model_type="qwen2")
+
+
+def test_a_folder_and_what_it_says(qwen: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(qwen.folder)
+    model = read(Path())
+    assert (model.path, model.name) == (qwen.folder, "Qwen2-tiny")
+    assert (model.spec.model_type, model.spec.num_hidden_layers) == ("qwen2", 2)
+    assert (model.has_chat_template, model.has_vision_tower) == (True, False)
+
+
+def test_a_model_without_chat_template(qwen: Checkpoint, tmp_path: Path) -> None:
+    folder = change_config(qwen, tmp_path / "base")
+    (folder / "chat_template.jinja").unlink()
+    assert not read(folder).has_chat_template
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [("Qwen 2 (0.5B)", "Qwen-2--0.5B-"), (".hidden", "hidden"), ("模型", "model"), ("a" * 200, "a" * 128)],
+)
+def test_a_folders_name_in_a_matrixs_letters(qwen: Checkpoint, tmp_path: Path, name: str, entry: str) -> None:
+    assert read(change_config(qwen, tmp_path / name)).name == entry
+
+
+def test_a_gguf_file_and_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "fetch")
+    from tiny_gguf import make_tiny
+
+    tiny = make_tiny(tied=True)
+    path = tiny.write(tmp_path / "Llama.Q8.gguf")
+    for root in (path, tmp_path):
+        model = read(root)
+        assert model.path == root
+        assert (model.spec.model_type, model.spec.num_hidden_layers) == ("llama", tiny.model.config.num_hidden_layers)
+    assert read(path).name == "Llama.Q8"
+
+
+def test_overrides(qwen: Checkpoint, tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text('{"model_name": "Qwen2", "model_type": "phi", "rope_theta_base": 20000.0}')
+    override = read_override(file, "qwen")
+    assert override == {"model_name": "Qwen2", "model_type": "qwen", "rope_theta_base": 20000.0}
+    spec = read_model(qwen.folder, override, file, ()).spec
+    assert (spec.model_type, spec.layer.rope.theta) == ("qwen2", 20000.0)
+    assert read_override(None, None) == {}
+    file.write_text("[]")
+    with pytest.raises(AxzooError, match=r"mine\.json is not a mapping"):
+        read_override(file, None)
+
+
+def test_mistakes_in_overrides_name_the_users_file(qwen: Checkpoint) -> None:
+    with pytest.raises(AxzooError, match=r"^mine\.json: unknown key 'hiden_size': did you mean 'hidden_size'\?"):
+        read(qwen.folder, hiden_size=3)
+
+
+def test_a_vision_tower_is_noticed(tmp_path: Path) -> None:
+    llama = make_checkpoint(tmp_path / "llama")
+    folder = change_config(llama, tmp_path / "vision", model_type="minicpmv", **MINICPMV)
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    for key in ("head_dim", "mlp_bias", "layer_types"):
+        config.pop(key, None)
+    (folder / "config.json").write_text(json.dumps(config | {"rope_theta": rope["rope_theta"]}))
+    assert read(folder).has_vision_tower
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"), ({"strange": 1}, "does not know: strange")],
+)
+def test_a_checkpoint_axzoo_does_not_build(
+    qwen: Checkpoint, tmp_path: Path, values: dict[str, object], said: str
+) -> None:
+    with pytest.raises(AxzooError, match=said):
+        read(change_config(qwen, tmp_path / "changed", **values))
+
+
+def test_an_unknown_key_may_be_vouched_for(qwen: Checkpoint, tmp_path: Path) -> None:
+    folder = change_config(qwen, tmp_path / "changed", strange=1)
+    assert read_model(folder, {}, OPTION, ["strange"]).spec == read(qwen.folder).spec
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(AxzooError, match="give the folder of a Hugging Face checkpoint, or a GGUF file"):
+        read(tmp_path / "nothing")
+    with pytest.raises(AxzooError, match=r"config\.json is missing"):
+        read(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(AxzooError, match=r"is no config\.json of a Hugging Face checkpoint"):
+        read(tmp_path)

@@ -1,0 +1,267 @@
+"""The document's own command lines, typed with `axzoo` for `pulsar2`, on a Qwen2 that is built in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen2Config, Qwen2ForCausalLM
+from workflow_project import LAYERS, train_tokenizer
+
+pytestmark = pytest.mark.workflow
+
+MODEL = "Qwen/Qwen2-0.5B-Instruct"
+OUTPUT = "Qwen/Qwen2-0.5B-w8a16"
+PATHS = f"--input_path {MODEL}/ --output_path {OUTPUT}/ --kv_cache_len 1023"
+COMPILE = f"{PATHS} --hidden_state_type bf16 --prefill_len 128 --chip AX650"
+WITH_CONFIG = f"{PATHS} --model_config config/qwen2-0.5B.json --hidden_state_type bf16 --weight_type s8 --parallel 8"
+LEVEL_1 = f"--check_level 1 {COMPILE} --parallel 8"
+PROMPT = r"<|im_start|>user\n1+1=?<|im_end|>\n<|im_start|>assistant\n"
+LEVEL_2 = f'--check_level 2 --prompt "{PROMPT}" {COMPILE}'
+
+TREE = {
+    "model.embed_tokens.weight.bfloat16.bin",
+    *(f"qwen2_p128_l{layer}_together.axmodel" for layer in range(LAYERS)),
+    "qwen2_post.axmodel",
+}
+"""The documented folder, with this model's layers, without what the document calls temporary."""
+BESIDES = {"config.json", "post_config.json", "run.sh", "manifest.json"}
+CONFIG_FILE = {
+    "model_name": "Qwen2-0.5B-Instruct",
+    "model_type": "qwen2",
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "hidden_size": 128,
+    "intermediate_size": 320,
+    "vocab_size": 300,
+    "rope_theta_base": 1000000.0,
+    "max_position_embedings": 32768,
+    "rope_partial_factor": 1.0,
+    "norm_eps": 1e-6,
+    "norm_type": "rms_norm",
+    "hidden_act": "silu",
+}
+CONFIG_BLOCK = f"""\
+Config(
+    model_name='Qwen2-0.5B-Instruct',
+    model_type='qwen2',
+    num_hidden_layers={LAYERS},
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    hidden_size=128,
+    intermediate_size=320,
+    vocab_size=300,
+    rope_theta=1000000.0,
+    max_position_embeddings=32768,
+    rope_partial_factor=1.0,
+    rms_norm_eps=1e-06,
+    norm_type='rms_norm',
+    hidden_act='silu'
+)
+"""
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \| (SUCCESS |INFO    ) \| [\w.]+:\w+:\d+ - "
+
+
+class Desk:
+    """A folder like the document's `/data/ax-llm-build`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "config").mkdir()
+        (folder / "config/qwen2-0.5B.json").write_text(json.dumps(CONFIG_FILE))
+        write_qwen2(folder / MODEL)
+
+    def start(self, line: str) -> subprocess.Popen[str]:
+        command = [Path(sys.executable).with_name("axzoo"), "llm_build", *shlex.split(line)]
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(command, cwd=self.folder, **output)  # type: ignore[call-overload, no-any-return]
+
+    def build(self, line: str) -> str:
+        """What a build that goes well shows."""
+        with self.start(line) as build:
+            shown, _ = build.communicate(timeout=300)
+        assert build.returncode == 0, shown
+        return str(shown)
+
+    def files(self, folder: str = OUTPUT) -> set[str]:
+        return {path.name for path in (self.folder / folder).iterdir() if path.is_file()}
+
+    def receipts(self, tag: str) -> dict[str, int]:
+        """The layers compiled so far, with the times of their receipts, in that order."""
+        found = (self.folder / ".axzoo/results/receipts/AX650").glob(f"*-{tag}/*_l*.json")
+        times = {path.name: path.stat().st_mtime_ns for path in found}
+        return dict(sorted(times.items(), key=lambda item: item[1]))
+
+
+def write_qwen2(folder: Path) -> None:
+    tokenizer = train_tokenizer()
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=300,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+        tie_word_embeddings=True,
+        initializer_range=0.1,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited for a minute"
+        time.sleep(0.01)
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def stages(shown: str) -> list[str]:
+    """The stamped lines, without time, place and duration."""
+    lines = [line for line in shown.splitlines() if re.match(STAMP, line)]
+    return [re.sub(rf"^{STAMP}", "", re.sub(r" \d:\d\d:\d\d$", "", line)) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
+    return Desk(tmp_path_factory.mktemp("desk"))
+
+
+@pytest.fixture(scope="module")
+def compiled(desk: Desk) -> str:
+    """What the documented build shows."""
+    return desk.build(COMPILE)
+
+
+def test_the_documented_build_shows_the_documented_lines(compiled: str) -> None:
+    assert compiled.startswith(CONFIG_BLOCK)
+    wanted = [
+        "prepare llm model done!",
+        f"building llm decode layers done! {LAYERS}/{LAYERS}",
+        "building llm post layer done! 1/1",
+        "build llm model done!",
+        "check llm model done! (level 0: nothing to check)",
+    ]
+    assert [line for line in stages(compiled) if line in wanted] == wanted
+
+
+def test_the_documented_build_makes_the_documented_files(desk: Desk, compiled: str) -> None:
+    assert desk.files() == TREE | BESIDES
+    assert not (desk.folder / OUTPUT / "checks").exists()
+    manifest = json.loads((desk.folder / OUTPUT / "manifest.json").read_text())
+    assert (manifest["chip"], manifest["recipe"]["prefill_len"], manifest["recipe"]["kv_cache_len"]) == (
+        "AX650",
+        128,
+        1023,
+    )
+    assert json.loads((desk.folder / OUTPUT / "config.json").read_text())["chat"] is True
+
+
+def test_level_1_says_how_close_the_first_layer_is_and_builds_nothing(desk: Desk, compiled: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (desk.folder / OUTPUT).rglob("*") if path.is_file()}
+    shown = desk.build(LEVEL_1)
+    assert "Nothing to be done" in shown
+    assert "building llm" not in shown
+    for kind in ("decode", "prefill"):
+        (cosine,) = re.findall(rf"^{STAMP}{kind} layer0_gt layer0_got cos_sim is: ([\d.]+)$", shown, re.MULTILINE)
+        assert 0.999 < float(cosine[1]) <= 1
+    assert stages(shown)[-1] == "check llm model done!"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert json.loads((desk.folder / OUTPUT / "checks/layers.json").read_text())["passed"] is True
+
+
+def test_level_2_simulates_as_documented(desk: Desk, compiled: str) -> None:
+    shown = desk.build(LEVEL_2)
+    for layer in range(LAYERS):
+        assert f"\nload {OUTPUT}/qwen2_p128_l{layer}_together\n" in shown
+        simulation = rf"^{STAMP}simulate layer {layer}\n{STAMP}end simulate\n\[\[\[-?\d.* \.\.\. .*\]\n"
+        assert re.search(simulation, shown, re.MULTILINE)
+    number = r"-?[\d.]+(e-\d+)?"
+    assert re.search(rf"^start_indice = \d+\n{STAMP}simulate layer 0\n{STAMP}end simulate\n", shown, re.MULTILINE)
+    assert re.search(rf"^\[{number}( {number}){{4}}\]$", shown, re.MULTILINE)
+    assert re.search(r"^posibile \('.*', [\d.]+\)(,\((?:'.*'|\".*\"), [\d.e-]+\)){9}$", shown, re.MULTILINE)
+    rule = "=" * 100
+    (said,) = re.findall(rf"^{rule}\n(.*)\n{rule}\n(?:hit eos!|no eos)$", shown, re.MULTILINE)
+    assert said.startswith(PROMPT)
+    assert stages(shown)[-1] == "check llm model done!"
+    checks = desk.folder / OUTPUT / "checks"
+    report = json.loads((checks / "generation.json").read_text())
+    assert report["prompt"] == PROMPT.replace("\\n", "\n")  # raw: nothing put before or behind it
+    assert (checks / "generation.log").is_file()
+
+
+def test_a_model_config_and_no_prefill(desk: Desk, compiled: str) -> None:
+    """The document's other line names no --prefill_len: its files are for decoding only, and so is the check."""
+    shown = desk.build(WITH_CONFIG + " --check_level 1")
+    assert shown.startswith(CONFIG_BLOCK)
+    assert desk.files() == {
+        *BESIDES,
+        *(f"qwen2_l{layer}.axmodel" for layer in range(LAYERS)),
+        "qwen2_post.axmodel",
+        "model.embed_tokens.weight.bfloat16.bin",
+    }
+    assert "decode layer0_gt layer0_got cos_sim is: " in shown
+    assert "prefill layer0_gt" not in shown
+
+
+def test_a_killed_build_goes_on_where_it_was(desk: Desk, compiled: str) -> None:
+    """As s4, which shares the embedding with s8; the post layer gives the likeliest tokens only."""
+    line = f"--input_path {MODEL} --output_path out -w s4 --post_topk 4 -c 2"
+    build = desk.start(line)
+    wait_for(lambda: len(desk.receipts("w4a16")) >= 2)
+    (snakemake,) = children(build)
+    build.kill()
+    os.killpg(snakemake, signal.SIGKILL)
+    build.communicate()
+    ((first, made),) = list(desk.receipts("w4a16").items())[:1]
+    assert not (desk.folder / "out").exists()
+
+    shown = desk.build(line)
+    assert desk.receipts("w4a16")[first] == made
+    (log,) = (desk.folder / ".axzoo/results/logs/embed/AX650").glob("*-w4a16.log")
+    assert "reused" in log.read_text()
+    assert re.search(r"^posibile (\(.*?, [\d.e-]+\),?){4}$", shown, re.MULTILINE)
+    assert "(over 4 tokens of the vocabulary)" in shown
+
+
+def test_an_interrupt_ends_the_whole_build(desk: Desk, compiled: str) -> None:
+    build = desk.start(f"--input_path {MODEL} --output_path interrupted -w bf16")
+    wait_for(lambda: len(desk.receipts("w16a16")) >= 1)
+    (snakemake,) = children(build)
+    build.send_signal(signal.SIGINT)
+    shown, _ = build.communicate(timeout=60)
+    assert build.returncode == 130
+    assert "interrupted; what is built is kept, the same command goes on from there" in shown
+    with pytest.raises(ProcessLookupError):
+        os.killpg(snakemake, 0)
+    assert not (desk.folder / "interrupted").exists()
+
+
+def test_a_build_that_fails_says_so_last(desk: Desk, tmp_path: Path) -> None:
+    override = tmp_path / "wrong.json"
+    override.write_text('{"intermediate_size": 64}')
+    with desk.start(f"--input_path {MODEL} --output_path failed --model_config {override}") as build:
+        shown, _ = build.communicate(timeout=60)
+    assert build.returncode == 1
+    assert "gate_proj.weight has shape [320, 128]" in shown
+    assert shown.splitlines()[-1].startswith("axzoo: the build failed, as said above; logs are in ")
+    assert not (desk.folder / "failed").exists()
