@@ -26,9 +26,9 @@ class TextFidelity:
     built_perplexity: float
 
 
-def text_fidelity(model: Model, oracle: Oracle, ids: Sequence[int]) -> TextFidelity:
-    """Compares the predictions after each of `ids` (as many as one context holds)."""
-    want = oracle.logits(ids).numpy()
+def text_fidelity(model: Model, want: NDArray[np.float32], ids: Sequence[int]) -> TextFidelity:
+    """Compares the predictions after each of `ids` (as many as one context holds) with the oracle's, `want`
+    [len(ids), vocab_size]."""
     got = _logits_after_each(model, ids)
     targets = np.asarray(ids[1:])
     return TextFidelity(

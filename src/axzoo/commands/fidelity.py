@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
 def _print_text(name: str, model: Model, oracle: Oracle, ids: list[int]) -> None:
     from axzoo.check.fidelity import text_fidelity
 
-    result = text_fidelity(model, oracle, ids)
+    result = text_fidelity(model, oracle.logits(ids).numpy(), ids)
     print(
         f"text against {name}: {result.tokens} tokens, top-1 agreement {result.top1_agreement:.4f}, mean KL "
         f"{result.mean_kl:.5f} nats, perplexity {result.built_perplexity:.3f} (oracle {result.oracle_perplexity:.3f})"
