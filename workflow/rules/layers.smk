@@ -14,8 +14,8 @@ rule layer:
         stem="|".join(map(re.escape, PLAN.stems)),
         together="(_together)?",
     resources:
-        mem_mb=lambda w, attempt: 2000 * attempt,
-        runtime=15,
+        mem_mb=lambda w, attempt: PLAN.layer_mem_mb(w) * attempt,
+        runtime=lambda w, attempt: 30 * attempt,
     params:
         recipe=lambda w: PLAN.build_with(
             w, f"{w.stem}_l{w.layer}{w.together}.axmodel"

@@ -1,11 +1,14 @@
 """Checkpoints in safetensors files, single or sharded.
 
 The `safetensors` library validates every header against its file, so a truncated file or a lying header is refused on
-opening; nothing is executed.
+opening; nothing is executed. It maps files into memory, and a page once read stays until the file is closed: so a file
+is open only while rows of it are read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +23,43 @@ class SafetensorsCheckpoint:
     """`model.safetensors`, or the shards that `model.safetensors.index.json` lists."""
 
     def __init__(self, folder: Path) -> None:
-        self._files: dict[str, Any] = {}
+        self._folder = folder
         self.tensors: dict[str, TensorInfo] = {}
         index = folder / "model.safetensors.index.json"
         listed = weight_map(index) if index.exists() else None
         shards = sorted(set(listed.values())) if listed is not None else ["model.safetensors"]
         for shard in shards:
-            self._open(folder / shard)
+            self._list(folder / shard)
         if listed is not None:
             check_index(index, listed, self.tensors)
 
-    def _open(self, path: Path) -> None:
-        try:
-            file: Any = safe_open(path, framework="numpy")
-        except FileNotFoundError:
-            raise AxzooError(f"{path} is missing: fetch the checkpoint again") from None
-        except (SafetensorError, OSError) as error:
-            raise AxzooError(f"{path} is damaged or incomplete ({error}): fetch it again") from None
-        self._files[path.name] = file
-        for name in file.keys():  # noqa: SIM118 - not a dict
-            if not name.isprintable():
-                raise AxzooError(f"{path} has a tensor with an unprintable name, {name!r}: it is no model's")
-            part = file.get_slice(name)
-            if name in self.tensors:
-                raise AxzooError(f"{path} repeats tensor {name} of {self.tensors[name].file}")
-            self.tensors[name] = TensorInfo(name, path.name, part.get_dtype(), tuple(part.get_shape()))
+    def _list(self, path: Path) -> None:
+        with _opened(path) as file:
+            for name in file.keys():  # noqa: SIM118 - not a dict
+                if not name.isprintable():
+                    raise AxzooError(f"{path} has a tensor with an unprintable name, {name!r}: it is no model's")
+                part = file.get_slice(name)
+                if name in self.tensors:
+                    raise AxzooError(f"{path} repeats tensor {name} of {self.tensors[name].file}")
+                self.tensors[name] = TensorInfo(name, path.name, part.get_dtype(), tuple(part.get_shape()))
 
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         info = self.tensors[name]
-        try:
-            rows: Array = self._files[info.file].get_slice(name)[start:stop]
-        except SafetensorError as error:
-            raise AxzooError(f"{info.file}: tensor {name} cannot be read ({error}): fetch the file again") from None
+        with _opened(self._folder / info.file) as file:
+            try:
+                rows: Array = file.get_slice(name)[start:stop]
+            except SafetensorError as error:
+                raise AxzooError(f"{info.file}: tensor {name} cannot be read ({error}): fetch the file again") from None
         return rows
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        file: Any = safe_open(path, framework="numpy")
+    except FileNotFoundError:
+        raise AxzooError(f"{path} is missing: fetch the checkpoint again") from None
+    except (SafetensorError, OSError) as error:
+        raise AxzooError(f"{path} is damaged or incomplete ({error}): fetch it again") from None
+    with file:
+        yield file

@@ -101,6 +101,10 @@ class Plan:
         rounder = ["axzoo.calibrate.rounding"] if self.build(wildcards).calibration_files else []
         return fingerprint("axzoo.backends.host", *rounder)
 
+    def layer_mem_mb(self, wildcards: Any) -> int:
+        """A layer 4096 wide peaks at 780 MB; calibrated, its Hessians and hidden states come on top."""
+        return 8000 if self.build(wildcards).calibration_files else 1000
+
     @property
     def calibrate_code(self) -> str:
         return fingerprint("axzoo.calibrate.states", "axzoo.calibrate.tokens")
