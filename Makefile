@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DELETE_ON_ERROR:
-.PHONY: help demo install test soak lint format bench clean
+.PHONY: help demo install test soak lint format bench bench-builders clean
 
 help: ## say what there is to make
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
 demo: $(VENV)/installed ## build config/demo.yaml, check it, print where it lies and what it answers
 	snakemake --cores all demo
@@ -35,6 +35,9 @@ format: $(VENV)/installed-test ## bring the sources into shape
 bench: $(VENV)/installed-test ## measure what docs/performance.md states (TEXT=FILE: the text of the fidelity table)
 	python scripts/bench.py $(if $(TEXT),--text $(TEXT))
 
+bench-builders: $(VENV)/installed $(VENV)-bench/installed ## measure a build beside other builders' (after make demo)
+	python scripts/bench_builders.py $(VENV)-bench/bin/python
+
 clean: ## remove what was built and fetched; .venv stays
 	rm -rf results .snakemake
 
@@ -50,4 +53,10 @@ $(VENV)/installed: $(VENV)/bin/python pyproject.toml envs/requirements.txt
 $(VENV)/installed-test: $(VENV)/installed envs/requirements-test.txt
 	@echo "installing what the tests need into $(VENV)"
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+$(VENV)-bench/installed: envs/requirements-bench.txt
+	@echo "installing the builders to compare with into $(VENV)-bench"
+	$(PYTHON) -m venv $(VENV)-bench
+	$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
