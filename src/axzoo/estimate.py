@@ -23,8 +23,7 @@ def elements(part: Part) -> int:
 
 
 def job_memory(part: Part, bytes_per_weight: float = 1.0) -> int:
-    """Bytes a job compiling `part` peaks at: its stored weights and one block. The mapped checkpoint's pages come on
-    top of it where memory is free, and are given up where it is not."""
+    """Bytes a job compiling `part` peaks at: its stored weights and one block."""
     largest = max(math.prod(shape) for shape in part.shapes.values())
     return int(BASE_MEMORY + elements(part) * bytes_per_weight + min(BLOCK_MEMORY, 20 * largest))
 
