@@ -13,15 +13,12 @@ from axzoo.zoo.plan import make_plan
 
 min_version("9.19")
 
-if workflow.config_settings.config:
-    raise WorkflowError(
-        "--config is not read here: write a matrix file and name it with --configfile"
-    )
-
 # Not Snakemake's `configfile:`: axzoo's own reader names the line of whatever is wrong.
 try:
     PLAN = make_plan(
-        workflow.configfiles or ["config/zoo.yaml"], demo="config/demo.yaml"
+        workflow.configfiles or ["config/zoo.yaml"],
+        demo="config/demo.yaml",
+        config=workflow.config_settings.config,
     )
 except AxzooError as error:
     raise WorkflowError(str(error)) from None
@@ -32,6 +29,8 @@ wildcard_constraints:
     model="|".join(map(re.escape, PLAN.models)),
     tag=TAG_PATTERN,
     layer=r"\d+",
+    stem="|".join(map(re.escape, PLAN.stems)),
+    together="(_together)?",
 
 
 # Not the checks alone: Snakemake makes a lost file again only where it is asked for.

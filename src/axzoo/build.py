@@ -44,18 +44,20 @@ class Job:
 
 
 def build_layer(job: Job, recipe: Recipe, backend_name: str, calibration: Path | None = None) -> None:
-    """One decoder layer's .axmodel. `calibration` is the layer's file of `axzoo calibrate`, which gptq rounds by.
+    """One decoder layer's .axmodel. `calibration` is the folder of `axzoo calibrate`, whose file for this layer gptq
+    rounds by; it is called as the layer's lock.
 
     Raises AxzooError when gptq has no calibration, or another rounding has one.
     """
     if recipe.rounding == "gptq" and calibration is None:
-        raise AxzooError("rounding gptq needs --calibration: the layer's file of `axzoo calibrate`")
+        raise AxzooError("rounding gptq needs --calibration: the folder of `axzoo calibrate`")
     if recipe.rounding != "gptq" and calibration is not None:
         raise AxzooError(f"rounding {recipe.rounding} takes no --calibration: leave it away, or round by gptq")
     if calibration is None:
         _build_plain_layer(job, recipe, backend_name)
     else:
-        _build_calibrated_layer(job, recipe, backend_name, calibration)
+        states = calibration / f"{job.lock.stem}.safetensors"
+        _build_calibrated_layer(job, recipe, backend_name, states)
 
 
 def _build_plain_layer(job: Job, recipe: Recipe, backend_name: str) -> None:

@@ -39,6 +39,7 @@ CONFIG_RULE = "lock"  # its log holds the model's Config(...) block, shown on a 
 TARGETS = ("all", "demo")  # rules that only collect files: no stage of their own
 
 _TAIL_LINES, _TAIL_BYTES = 10, 16384
+_BATCH = re.compile(r"layers_(\d+)_(\d+)")
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SHELL_FAILED = re.compile(
     r"RuleException:\nCalledProcessError in .*(returned non-zero exit status \S+|died with .+)\.\s*", re.DOTALL
@@ -75,7 +76,7 @@ _REASONS = "(check individual jobs above for details)", "(snakemake -np lists th
 
 @dataclass
 class _Stage:
-    """The jobs of one rule, over all models. Times are seconds since the epoch, as log records carry them."""
+    """What the jobs of one kind make, over all models. Times are seconds since the epoch, as log records carry them."""
 
     label: str
     total: int | None
@@ -168,10 +169,11 @@ class LogHandler(LogHandlerBase):
             return
         wildcards = ", ".join(f"{k}={v}" for k, v in data["wildcards"].items())
         self.run.jobs[data["jobid"]] = rule, wildcards, Path(next(iter(data["log"]), ""))
-        if rule in TARGETS or rule in self.run.stages:
+        name, _ = stage_of(rule)
+        if rule in TARGETS or name in self.run.stages:
             return
-        label, total = STAGES.get(rule, rule), self.run.plan.get(rule)
-        self.run.stages[rule] = _Stage(label, total, self.bars.add_task(label, total=total), record.created)
+        label, total = STAGES.get(name, name), planned_parts(self.run.plan, name)
+        self.run.stages[name] = _Stage(label, total, self.bars.add_task(label, total=total), record.created)
         if self.shows_progress:
             self.bars.start()
 
@@ -185,16 +187,17 @@ class LogHandler(LogHandlerBase):
         jobid: int = vars(record)["job_id"]
         rule, _, log = self.run.jobs.pop(jobid, ("", "", Path()))
         self.run.failed.discard(jobid)  # a retry went well
-        stage = self.run.stages.get(rule)
+        name, parts = stage_of(rule)
+        stage = self.run.stages.get(name)
         if stage is None:
             return
-        stage.done += 1
+        stage.done += parts
         if rule == CONFIG_RULE and self.console.is_terminal and self.shows_progress:
             self._print(config_block(log))
         self.bars.update(stage.bar, completed=stage.done)
         stage.ended = record.created
         if stage.done == stage.total:
-            self._stage_done(rule, stage)
+            self._stage_done(name, stage)
 
     def _stage_done(self, rule: str, stage: _Stage) -> None:
         stage.total = stage.done
@@ -262,12 +265,24 @@ class LogHandler(LogHandlerBase):
 
     def _say(self, level: str, rule: str, message: str) -> None:
         """A stamped line; its place reads axzoo:<rule>:<jobs of it done>."""
-        stage = self.run.stages.get(rule)
+        stage = self.run.stages.get(stage_of(rule)[0])
         place = partial(_place, name="axzoo", function=rule, line=stage.done if stage else self.run.done)
         logger.patch(place).log(level, _CONTROL.sub("", message))
 
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(Text(_CONTROL.sub("", text), style=style), soft_wrap=True)
+
+
+def stage_of(rule: str) -> tuple[str, int]:
+    """The stage that a rule's jobs belong to, and how many of its parts each makes: layers_0_14 makes 15 of layer."""
+    batch = _BATCH.fullmatch(rule)
+    return ("layer", int(batch[2]) - int(batch[1]) + 1) if batch else (rule, 1)
+
+
+def planned_parts(plan: Mapping[str, int], stage: str) -> int | None:
+    """How many parts the planned jobs, counted by rule, make in a stage; None when the plan has none of it."""
+    made = [jobs * parts for rule, jobs in plan.items() for name, parts in [stage_of(rule)] if name == stage]
+    return sum(made) or None
 
 
 def log_tail(path: Path) -> list[str]:

@@ -51,7 +51,7 @@ def test_whole_sequences_are_read(calibrated: Path) -> None:
 
 def test_the_file_is_an_s4_file_and_says_how_it_was_made(exact: Built, states: Path, tmp_path: Path) -> None:
     job = _job(exact, tmp_path)
-    build_layer(job, RECIPE, "host", states / "layer_0.safetensors")
+    build_layer(job, RECIPE, "host", states)
     plain = _job(exact, tmp_path, "plain.axmodel")
     build_layer(plain, replace(RECIPE, rounding="nearest"), "host")
     assert abs(job.output.stat().st_size - plain.output.stat().st_size) < 200
@@ -64,9 +64,9 @@ def test_the_file_is_an_s4_file_and_says_how_it_was_made(exact: Built, states: P
 def test_equal_calibration_is_built_once(exact: Built, states: Path, tmp_path: Path) -> None:
     """What is in the store needs the layer's hidden states no more."""
     first, second = _job(exact, tmp_path), _job(exact, tmp_path, "second.axmodel")
-    build_layer(first, RECIPE, "host", states / "layer_0.safetensors")
+    build_layer(first, RECIPE, "host", states)
     (states / "layer_0.safetensors").unlink()
-    build_layer(second, RECIPE, "host", states / "layer_0.safetensors")
+    build_layer(second, RECIPE, "host", states)
     assert first.output.samefile(second.output)
 
 
@@ -76,7 +76,7 @@ def test_other_calibration_is_another_layer(exact: Built, states: Path, tmp_path
     calibrate(exact.locks, exact.source, tmp_path / "other", text, 256)
     jobs = [_job(exact, tmp_path, name) for name in ("a", "b")]
     for job, folder in zip(jobs, (states, tmp_path / "other"), strict=True):
-        build_layer(job, RECIPE, "host", folder / "layer_0.safetensors")
+        build_layer(job, RECIPE, "host", folder)
     assert jobs[0].output.read_bytes() != jobs[1].output.read_bytes()
 
 
@@ -85,16 +85,16 @@ def test_what_is_wrong_is_said_and_leaves_nothing(exact: Built, states: Path, tm
     with pytest.raises(AxzooError, match="rounding gptq needs --calibration"):
         build_layer(job, RECIPE, "host")
     with pytest.raises(AxzooError, match="rounding nearest takes no --calibration"):
-        build_layer(job, replace(RECIPE, rounding="nearest"), "host", path)
+        build_layer(job, replace(RECIPE, rounding="nearest"), "host", states)
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(AxzooError, match=r"layer_0.safetensors changed after it was written: remove .*index.json"):
-        build_layer(job, RECIPE, "host", path)
+        build_layer(job, RECIPE, "host", states)
     path.unlink()
     with pytest.raises(AxzooError, match=r"layer_0.safetensors is missing"):
-        build_layer(job, RECIPE, "host", path)
+        build_layer(job, RECIPE, "host", states)
     (states / "index.json").unlink()
     with pytest.raises(AxzooError, match=r"index.json is missing"):
-        build_layer(job, RECIPE, "host", path)
+        build_layer(job, RECIPE, "host", states)
     assert not job.output.exists()
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 

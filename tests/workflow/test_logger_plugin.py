@@ -36,6 +36,18 @@ rule unheard_of:
     shell: "touch {output}"
 """
 
+BATCHES = """
+rule all:
+    input: expand("d/{i}.txt", i=range(4))
+rule layers_0_2:
+    output: expand("d/{i}.txt", i=range(3))
+    shell: "touch {output}"
+rule layer:
+    output: "d/{i}.txt"
+    wildcard_constraints: i="3"
+    shell: "touch {output}"
+"""
+
 
 def snakemake(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command(arguments), cwd=folder, env=os.environ | environment, capture_output=True, text=True)
@@ -253,3 +265,11 @@ def test_unknown_records_are_not_swallowed(tmp_path):
     for part in ["a strange warning", " two\nlines of error", "news", "broken"]:
         assert part in run.stderr
     assert "axzoo:all:1 - build done!" in run.stderr  # the thread that prints has survived the broken record
+
+
+def test_layers_that_share_a_job_count_each(tmp_path):
+    (tmp_path / "Snakefile").write_text(BATCHES)
+    run = snakemake(tmp_path)
+    assert run.returncode == 0
+    assert "building llm decode layers done! 4/4" in run.stderr
+    assert run.stderr.count("building llm decode layers") == 1

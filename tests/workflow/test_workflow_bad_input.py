@@ -171,7 +171,14 @@ def test_matrices_that_are_not_there_or_not_yaml(project: Project) -> None:
 
 def test_config_on_the_command_line_is_refused(project: Project) -> None:
     run = refused(project, "--config", "kv_cache_len=31")
-    assert lines_with(run, "--config is not read here: write a matrix file and name it with --configfile") == 1
+    assert (
+        lines_with(
+            run,
+            "--config kv_cache_len=31: --config takes layers_per_job=N alone, N of 1 or more; "
+            "write a matrix file and name it with --configfile",
+        )
+        == 1
+    )
     assert not (project / "results").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -27,8 +28,8 @@ def clone(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def expected_jobs(clone: Project, matrix: str) -> dict[str, int]:
-    """Jobs by rule, of the builds that fit their chip."""
+def expected_parts(clone: Project, matrix: str) -> dict[str, int]:
+    """Parts by stage, of the builds that fit their chip."""
     builds = load_zoo(clone / matrix, clone / "config/chips.yaml").builds()
     models = len({build.model for build in builds})
     layers = sum(build.num_hidden_layers for build in builds)
@@ -36,9 +37,13 @@ def expected_jobs(clone: Project, matrix: str) -> dict[str, int]:
     return {"fetch": models, "lock": models, "layer": layers, **each}
 
 
-def planned_jobs(shown: str) -> dict[str, int]:
-    table = dict(re.findall(r"^(\w+) +(\d+)$", shown, re.MULTILINE))
-    return {rule: int(count) for rule, count in table.items() if rule not in ("all", "demo", "total")}
+def planned_parts(shown: str) -> dict[str, int]:
+    """What the planned jobs make, by stage: layers that share a job count each."""
+    parts: Counter[str] = Counter()
+    for rule, jobs in re.findall(r"^(\w+) +(\d+)$", shown, re.MULTILINE):
+        batch = re.fullmatch(r"layers_(\d+)_(\d+)", rule)
+        parts["layer" if batch else rule] += int(jobs) * (int(batch[2]) - int(batch[1]) + 1 if batch else 1)
+    return {stage: count for stage, count in parts.items() if stage not in ("all", "demo", "total")}
 
 
 @pytest.mark.parametrize(
@@ -48,17 +53,27 @@ def planned_jobs(shown: str) -> dict[str, int]:
 def test_every_job_is_planned(clone: Project, matrix: str, arguments: list[str]) -> None:
     run = clone.snakemake("-n", *arguments, **NO_NETWORK)
     assert run.status == 0, run.shown
-    assert planned_jobs(run.shown) == expected_jobs(clone, f"config/{matrix}")
+    assert planned_parts(run.shown) == expected_parts(clone, f"config/{matrix}")
     left_out = len(load_zoo(clone / f"config/{matrix}", clone / "config/chips.yaml").left_out())
     assert re.findall("left out: ([0-9]+) of", run.shown) == ([str(left_out)] if left_out else [])
     assert not (clone / "results").exists()
 
 
 def test_one_file_needs_only_its_own_jobs(clone: Project) -> None:
-    run = clone.snakemake(
-        "-n", "results/AX620E/SmolLM2-135M-Instruct-w8a16/llama_p128_l7_together.axmodel", **NO_NETWORK
-    )
-    assert planned_jobs(run.shown) == {"fetch": 1, "lock": 1, "layer": 1}
+    file = "results/AX650/Llama-3.2-3B-Instruct-w8a16/llama_p128_l7_together.axmodel"
+    assert planned_parts(clone.snakemake("-n", file, **NO_NETWORK).shown) == {"fetch": 1, "lock": 1, "layer": 1}
+
+
+def test_layers_share_jobs_by_their_size_or_as_one_says(clone: Project) -> None:
+    file = "results/AX620E/SmolLM2-135M-Instruct-w8a16/llama_p128_l7_together.axmodel"
+    for config, rule, layers in [
+        ([], "layers_0_14", 15),
+        (["--config", "layers_per_job=8"], "layers_7_14", 8),
+        (["--config", "layers_per_job=1"], "layer", 1),
+    ]:
+        shown = clone.snakemake("-n", file, *config, **NO_NETWORK).shown
+        assert re.search(rf"^{rule} +1$", shown, re.MULTILINE), shown
+        assert planned_parts(shown) == {"fetch": 1, "lock": 1, "layer": layers}
 
 
 @pytest.mark.parametrize("folder", ["SmolLM2-135M-Instruct-w4a16", "SmolLM3-w8a16"])

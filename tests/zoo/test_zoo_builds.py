@@ -169,9 +169,9 @@ def test_a_calibrated_build_says_by_what(load: Load) -> None:
         f"models: {{A: {{{entry}}}, B: {{{entry}, rounding: gptq}}, "
         f"C: {{{entry}, rounding: gptq, calibration_text: my/text.txt, calibration_tokens: 512}}}}"
     ).builds()
-    assert (plain.calibration_files, plain.calibration_of(0)) == ([], [])
+    assert (plain.calibration_files, plain.calibration_folder) == ([], [])
     assert own.calibration_files == ["results/calibration/B/index.json"]
-    assert own.calibration_of(0) == ["--calibration", "results/calibration/B/layer_0.safetensors"]
+    assert own.calibration_folder == ["--calibration", "results/calibration/B"]
     assert (own.calibration_texts, own.calibration_arguments) == ([], ["--tokens", "8192"])
     assert text.calibration_texts == ["my/text.txt"]
     assert text.calibration_arguments == ["--text", "my/text.txt", "--tokens", "512"]

@@ -12,7 +12,7 @@ rule calibrate:
         "results/benchmarks/calibrate/{model}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=lambda w, attempt: PLAN.model(w).whole_model_mem_mb * attempt,
         runtime=240,
     params:
         arguments=lambda w: PLAN.model(w).calibration_arguments,

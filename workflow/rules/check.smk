@@ -10,7 +10,7 @@ rule check_layers:
         "results/benchmarks/check_layers/{chip}/{model}-{tag}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: 4000 * attempt,
+        mem_mb=lambda w, attempt: PLAN.build(w).check_layers_mem_mb * attempt,
         runtime=60,
     params:
         prompt=lambda w: PLAN.build(w).prompt_arguments,
@@ -34,7 +34,7 @@ rule check_generation:
         "results/benchmarks/check_generation/{chip}/{model}-{tag}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: 8000 * attempt,
+        mem_mb=lambda w, attempt: PLAN.build(w).whole_model_mem_mb * attempt,
         runtime=60,
     params:
         prompt=lambda w: PLAN.build(w).prompt_arguments,

@@ -1,28 +1,51 @@
-rule layer:
-    input:
-        lock=locked("layer_{layer}.json"),
-        source=ancient("results/checkpoints/{model}/source.json"),
-        calibration=lambda w: PLAN.build(w).calibration_files,
-    output:
-        file="results/{chip}/{model}-{tag}/{stem}_l{layer}{together}.axmodel",
-        receipt="results/receipts/{chip}/{model}-{tag}/{stem}_l{layer}{together}.json",
-    log:
-        "results/logs/layer/{chip}/{model}-{tag}/{stem}_l{layer}{together}.log",
-    benchmark:
-        "results/benchmarks/layer/{chip}/{model}-{tag}/{stem}_l{layer}{together}.tsv"
-    wildcard_constraints:
-        stem="|".join(map(re.escape, PLAN.stems)),
-        together="(_together)?",
-    resources:
-        mem_mb=lambda w, attempt: PLAN.layer_mem_mb(w) * attempt,
-        runtime=lambda w, attempt: 30 * attempt,
-    params:
-        recipe=lambda w: PLAN.build_with(
-            w, f"{w.stem}_l{w.layer}{w.together}.axmodel"
-        ).layer_arguments,
-        calibration=lambda w: PLAN.build(w).calibration_of(w.layer),
-        code=lambda w: PLAN.layer_code(w),
-    shell:
-        "axzoo layer --lock {input.lock:q} --source {input.source:q} --store results/store "
-        "--output {output.file:q} --receipt {output.receipt:q} {params.recipe:q} "
-        "{params.calibration:q} > {log:q} 2>&1"
+# `layer` compiles one layer of a model. Where layers are so small that starting a job for each would take longer than
+# compiling it, or where `--config layers_per_job=N` says so, layers share a job: each such batch of numbers is a rule
+# of its own, layers_<first>_<last>, because wildcards cannot count.
+def locked_layers(layers):
+    """An input function: the locks of the layers, once the lock has been made."""
+
+    def paths(w):
+        numbers = [layer.format(**w) for layer in layers]
+        for number in numbers:
+            PLAN.build_with(w, f"{w.stem}_l{number}{w.together}.axmodel")
+        checkpoints.lock.get(model=w.model)
+        return [f"results/locks/{w.model}/layer_{number}.json" for number in numbers]
+
+    return paths
+
+
+for batch in PLAN.batches:
+    layers = [f"{{stem}}_l{layer}{{together}}" for layer in batch.layers]
+
+    rule:
+        name:
+            batch.rule
+        input:
+            locks=locked_layers(batch.layers),
+            source=ancient("results/checkpoints/{model}/source.json"),
+            calibration=lambda w: PLAN.build(w).calibration_files,
+        output:
+            files=expand(
+                "results/{{chip}}/{{model}}-{{tag}}/{layer}.axmodel", layer=layers
+            ),
+            receipts=expand(
+                "results/receipts/{{chip}}/{{model}}-{{tag}}/{layer}.json",
+                layer=layers,
+            ),
+        log:
+            f"results/logs/layer/{{chip}}/{{model}}-{{tag}}/{batch.log_name}.log",
+        benchmark:
+            f"results/benchmarks/layer/{{chip}}/{{model}}-{{tag}}/{batch.log_name}.tsv"
+        wildcard_constraints:
+            model="|".join(map(re.escape, batch.models)),
+        resources:
+            mem_mb=lambda w, attempt: PLAN.build(w).layer_mem_mb * attempt,
+            runtime=lambda w, attempt: 30 * attempt,
+        params:
+            recipe=lambda w: PLAN.build(w).layer_arguments,
+            calibration=lambda w: PLAN.build(w).calibration_folder,
+            code=lambda w: PLAN.layer_code(w),
+        shell:
+            "axzoo layer --lock {input.locks:q} --source {input.source:q} --store results/store "
+            "--output {output.files:q} --receipt {output.receipts:q} {params.recipe:q} "
+            "{params.calibration:q} > {log:q} 2>&1"

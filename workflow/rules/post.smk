@@ -9,10 +9,8 @@ rule post:
         "results/logs/post/{chip}/{model}-{tag}/{stem}_post.log",
     benchmark:
         "results/benchmarks/post/{chip}/{model}-{tag}/{stem}_post.tsv"
-    wildcard_constraints:
-        stem="|".join(map(re.escape, PLAN.stems)),
     resources:
-        mem_mb=lambda w, attempt: 3000 * attempt,
+        mem_mb=lambda w, attempt: PLAN.build(w).post_mem_mb * attempt,
         runtime=15,
     params:
         recipe=lambda w: PLAN.build_with(w, f"{w.stem}_post.axmodel").post_arguments,

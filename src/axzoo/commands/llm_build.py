@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from functools import partial
+
     from loguru import logger
 
     from axzoo.llm_build.model import read_model, read_override
@@ -72,13 +75,14 @@ def run(args: argparse.Namespace) -> None:
     with open_project(args.work_path) as project:
         entry = _entry(args, model, recipe) | _calibration(args, project)
         build = project.describe(model.name, entry, override)
-        project.make([build.locks / "index.json"], args.parallel, quiet=True)
+        make = partial(project.make, jobs=args.parallel, layers_per_job=model.layers_per_job)
+        make([build.locks / "index.json"], quiet=True)
         logger.success("prepare llm model done!")
-        project.make([*build.compiled_files, *(build.bundle / name for name in BUNDLE_FILES)], args.parallel)
+        make([*build.compiled_files, *(build.bundle / name for name in BUNDLE_FILES)])
         place_bundle(project.folder / build.bundle, args.output_path)
         logger.success("build llm model done!")
         if args.check_level:
-            _check(project, build, args)
+            _check(project, build, args, make)
         logger.success("check llm model done!" + ("" if args.check_level else " (level 0: nothing to check)"))
 
 
@@ -143,7 +147,7 @@ def _calibration(args: argparse.Namespace, project: Project) -> dict[str, Any]:
     return entry
 
 
-def _check(project: Project, build: Build, args: argparse.Namespace) -> None:
+def _check(project: Project, build: Build, args: argparse.Namespace, make: Callable[..., None]) -> None:
     """Runs the level asked for, shows what it found and puts its files beside the bundle."""
     from axzoo.llm_build.levels import REPORTS, show_generation, show_layers
     from axzoo.llm_build.output import CHECKS, place_copy, remove_checks
@@ -151,7 +155,7 @@ def _check(project: Project, build: Build, args: argparse.Namespace) -> None:
     name = REPORTS[args.check_level]
     report, log = build.checks / f"{name}.json", build.checks / f"{name}.log"
     remove_checks(args.output_path, (report.name, log.name))
-    project.make([report], args.parallel, quiet=True)
+    make([report], quiet=True)
     for path in (report, log):
         place_copy(project.folder / path, args.output_path / CHECKS / path.name)
     if args.check_level == 1:

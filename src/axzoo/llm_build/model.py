@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from axzoo.files import read_json
 from axzoo.model_config import merge_model_config
 from axzoo.spec import DecoderSpec
 from axzoo.tokenizer.local import load_tokenizer
+from axzoo.zoo.jobs import layers_per_job
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,13 @@ class Model:
     spec: DecoderSpec
     has_chat_template: bool
     has_vision_tower: bool
+
+    @property
+    def layers_per_job(self) -> int:
+        """How many layers share a job."""
+        tensors = load_family(self.spec.model_type).layer_tensors(self.spec, 0).values()
+        shapes = {tensor.name: tensor.shape for tensor in tensors}  # by name: a fused tensor is named by several roles
+        return layers_per_job(sum(map(math.prod, shapes.values())))
 
 
 def read_override(model_config: Path | None, model_type: str | None) -> dict[str, Any]:

@@ -72,13 +72,14 @@ class Project:
         place_copy(file, self.folder / name)
         return name
 
-    def make(self, targets: Sequence[str | Path], jobs: int, quiet: bool = False) -> None:
+    def make(self, targets: Sequence[str | Path], jobs: int, layers_per_job: int, quiet: bool = False) -> None:
         """Snakemake's own files of the project, `targets`, with up to `jobs` at once; `quiet` shows failures only.
 
         Raises AxzooError when it fails; it has said why. An interrupt waits until the jobs have ended.
         """
         # -P: the current folder, which may be a checkpoint, is no place to import from.
         command = [sys.executable, "-P", "-m", "snakemake", *map(str, targets), *self._options(jobs)]
+        command += ["--config", f"layers_per_job={layers_per_job}"]
         command += ["--quiet", "progress"] if quiet else []
         scripts = sysconfig.get_path("scripts")
         environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from axzoo.fetch.selection import belongs
 from axzoo.recipe import Recipe
+from axzoo.zoo import jobs
 from axzoo.zoo.fit import Memory
 from axzoo.zoo.sources import FolderSource, Source
 
@@ -108,6 +110,11 @@ class Build:
     def embed_file(self) -> str:
         return "model.embed_tokens.weight.bfloat16.bin"
 
+    @cached_property
+    def compiled_names(self) -> frozenset[str]:
+        """The names of layers and post layer, to look one up."""
+        return frozenset((*self.layer_files, self.post_file))
+
     @property
     def compiled_files(self) -> list[str]:
         """Layers in order, post layer, embedding, with the bundle's folder."""
@@ -142,6 +149,25 @@ class Build:
         return [] if self.model_config is None else ["--model_config", self.model_config]
 
     @property
+    def layer_mem_mb(self) -> int:
+        """What a job compiling layers needs. `sizes` are those of a layer and of the post layer first."""
+        return jobs.layer_mem_mb(self.recipe, self.sizes[0] if self.sizes else None)
+
+    @property
+    def post_mem_mb(self) -> int:
+        return jobs.post_mem_mb(self.recipe, self.sizes[1] if self.sizes else None)
+
+    @property
+    def check_layers_mem_mb(self) -> int:
+        """Level 1 holds a layer at a time, and the embedding, which is as large as the post layer."""
+        return jobs.check_mem_mb(sum(self.sizes[:2]) if self.sizes else None)
+
+    @property
+    def whole_model_mem_mb(self) -> int:
+        """Of level 2 and of calibration."""
+        return jobs.check_mem_mb(self.num_hidden_layers * self.sizes[0] + self.sizes[1] if self.sizes else None)
+
+    @property
     def size_arguments(self) -> list[str]:
         return ["--sizes", *map(str, self.sizes)] if self.sizes else []
 
@@ -155,9 +181,10 @@ class Build:
         """What a layer that is rounded by calibration depends on; nothing for others."""
         return [str(self.calibration / "index.json")] if self.recipe.rounding == "gptq" else []
 
-    def calibration_of(self, layer: int | str) -> list[str]:
-        """Where a layer's calibration is, as arguments of `axzoo layer`."""
-        return ["--calibration", str(self.calibration / f"layer_{layer}.safetensors")] if self.calibration_files else []
+    @property
+    def calibration_folder(self) -> list[str]:
+        """Where the layers' calibration is, as arguments of `axzoo layer`."""
+        return ["--calibration", str(self.calibration)] if self.calibration_files else []
 
     @property
     def calibration_texts(self) -> list[str]:

@@ -5,7 +5,7 @@ Imported while the Snakefile is parsed, so nothing heavy is imported here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 from axzoo.errors import AxzooError
 from axzoo.fingerprint import fingerprint
 from axzoo.zoo.build import Build
+from axzoo.zoo.jobs import Batch, batches, layers_per_job
 from axzoo.zoo.load import load_zoo
 
 MOST_REASONS = 3
@@ -30,6 +31,7 @@ class Plan:
     wanted: tuple[Build, ...]
     demo: tuple[Build, ...]
     left_out: tuple[Build, ...]
+    layers_per_job: int | None = None  # None: by the model's sizes
 
     @property
     def left_out_lines(self) -> list[str]:
@@ -59,6 +61,15 @@ class Plan:
         return list(self._models)
 
     @property
+    def batches(self) -> list[Batch]:
+        """Which layers share a job, in which models."""
+        return batches([(name, build.num_hidden_layers, self._most(build)) for name, build in self._models.items()])
+
+    def _most(self, build: Build) -> int:
+        """How many of a model's layers share a job."""
+        return self.layers_per_job or (layers_per_job(build.sizes[0]) if build.sizes else 1)
+
+    @property
     def stems(self) -> list[str]:
         """What layer and post files are called before their number."""
         files = {build.layer_template.partition("_l%d")[0] for build in self._builds.values()}
@@ -82,7 +93,7 @@ class Plan:
     def build_with(self, wildcards: Any, file: str) -> Build:
         """Like `build`, for one of its files. Raises AxzooError when the build has no file of that name."""
         build = self.build(wildcards)
-        if file not in (*build.layer_files, build.post_file):
+        if file not in build.compiled_names:
             raise AxzooError(
                 f"{build.bundle} has no {file}: its files are {build.layer_files[0]} to {build.layer_files[-1]} "
                 f"and {build.post_file}"
@@ -100,10 +111,6 @@ class Plan:
         """Of the compiler, and where the build calibrates, of what rounds by that."""
         rounder = ["axzoo.calibrate.rounding"] if self.build(wildcards).calibration_files else []
         return fingerprint("axzoo.backends.host", *rounder)
-
-    def layer_mem_mb(self, wildcards: Any) -> int:
-        """A layer 4096 wide peaks at 780 MB; calibrated, its Hessians and hidden states come on top."""
-        return 8000 if self.build(wildcards).calibration_files else 1000
 
     @property
     def calibrate_code(self) -> str:
@@ -126,8 +133,9 @@ class Plan:
         return fingerprint("axzoo.commands.check_generation")
 
 
-def make_plan(matrices: Sequence[str | Path], demo: str | Path) -> Plan:
-    """Reads the matrix files; a project without the file `demo` has no demo.
+def make_plan(matrices: Sequence[str | Path], demo: str | Path, config: Mapping[str, Any] | None = None) -> Plan:
+    """Reads the matrix files; a project without the file `demo` has no demo. `config` is what `--config` says: only
+    layers_per_job, which belongs to the machine that builds and not to the zoo.
 
     Raises AxzooError for what is wrong in them, or between them.
     """
@@ -138,7 +146,8 @@ def make_plan(matrices: Sequence[str | Path], demo: str | Path) -> Plan:
     if not wanted:
         reasons = "\n".join(str(build.misfit) for build in left_out)
         raise AxzooError(f"nothing to build: no build of the matrix fits its chip\n{reasons}")
-    plan = Plan(wanted, tuple(build for zoo in demos for build in zoo.builds()), left_out)
+    in_demo = tuple(build for zoo in demos for build in zoo.builds())
+    plan = Plan(wanted, in_demo, left_out, _layers_per_job(config or {}))
     bundles: dict[Path, Build] = {}
     models: dict[str, Build] = {}
     for build in (*plan.wanted, *plan.demo, *plan.left_out):
@@ -147,3 +156,16 @@ def make_plan(matrices: Sequence[str | Path], demo: str | Path) -> Plan:
         if models.setdefault(build.model, build).model_facts != build.model_facts:
             raise AxzooError(f"two matrices describe model {build.model} differently: rename one of the two")
     return plan
+
+
+def _layers_per_job(config: Mapping[str, Any]) -> int | None:
+    match dict(config):
+        case empty if not empty:
+            return None
+        case {"layers_per_job": int(number), **rest} if not rest and number >= 1 and number is not True:
+            return number
+    said = " ".join(f"{key}={value}" for key, value in config.items())
+    raise AxzooError(
+        f"--config {said}: --config takes layers_per_job=N alone, N of 1 or more; write a matrix file and name it with "
+        f"--configfile"
+    )

@@ -1,0 +1,90 @@
+"""How a model's compiling is cut into jobs, and the memory each takes: from its sizes, before anything is fetched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import pairwise
+
+from axzoo.recipe import Recipe
+
+WEIGHTS_PER_JOB = 64_000_000
+"""Weights that take about a second to compile. Below it, starting Python for every layer would cost as much."""
+
+MOST_LAYERS_PER_JOB = 16
+
+STORED_BYTES = {"s4": 0.5, "s8": 1.0, "fp8_e5m2": 1.0, "fp8_e4m3": 1.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
+"""Bytes of a stored weight; scales come on top."""
+
+_BASE_MB, _BLOCK_MB = 120, 240
+_UNKNOWN_LAYER_MB, _UNKNOWN_POST_MB, _UNKNOWN_CHECK_MB = 1000, 3000, 8000
+"""For entries that do not state their sizes: a layer 4096 wide and the post layer of 128,256 tokens, with room."""
+
+_CALIBRATED_LAYER_MB = 8000
+"""With the Hessian of a down_proj 11,008 wide and its inverse in fp64."""
+
+
+ANY_LAYER = "{layer}"
+"""Snakemake's wildcard."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Layers of one job, the same in each of `models`: their numbers, or any one of them as ANY_LAYER."""
+
+    layers: tuple[str, ...]
+    models: tuple[str, ...]
+
+    @property
+    def rule(self) -> str:
+        """What its rule is called: layer, or layers_0_14."""
+        return "layer" if self.layers == (ANY_LAYER,) else f"layers_{self.layers[0]}_{self.layers[-1]}"
+
+    @property
+    def log_name(self) -> str:
+        """What its log is called, in the pattern of the layers' own files."""
+        numbers = dict.fromkeys((self.layers[0], self.layers[-1]))
+        return f"{{stem}}_l{'-'.join(numbers)}{{together}}"
+
+
+def layers_per_job(layer_weights: int) -> int:
+    """How many layers of `layer_weights` parameters each share a job, unless the user says otherwise."""
+    return max(1, min(MOST_LAYERS_PER_JOB, WEIGHTS_PER_JOB // layer_weights))
+
+
+def split(num_hidden_layers: int, most: int) -> list[tuple[str, ...]]:
+    """The layers' numbers, in batches of at most `most`: as few as possible, and as equal as possible."""
+    count = math.ceil(num_hidden_layers / most)
+    edges = [num_hidden_layers * i // count for i in range(count + 1)]
+    return [tuple(map(str, range(*ends))) for ends in pairwise(edges)]
+
+
+def batches(models: Collection[tuple[str, int, int]]) -> list[Batch]:
+    """The batches of models given as (name, num_hidden_layers, layers per job), equal ones of several models merged."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, num_hidden_layers, most in models:
+        for layers in split(num_hidden_layers, most) if most > 1 else [(ANY_LAYER,)]:
+            found.setdefault(layers, []).append(name)
+    return [Batch(layers, tuple(names)) for layers, names in found.items()]
+
+
+def layer_mem_mb(recipe: Recipe, layer_weights: int | None) -> int:
+    """MB a job compiling one layer, or several one after the other, needs."""
+    if recipe.rounding == "gptq":
+        return _CALIBRATED_LAYER_MB
+    return _part_mem_mb(recipe.weight_type, layer_weights) if layer_weights else _UNKNOWN_LAYER_MB
+
+
+def post_mem_mb(recipe: Recipe, post_weights: int | None) -> int:
+    return _part_mem_mb(recipe.post_weight_type, post_weights) if post_weights else _UNKNOWN_POST_MB
+
+
+def check_mem_mb(held_weights: int | None) -> int:
+    """MB a check needs that holds `held_weights` weights in fp32 twice: the oracle's and the engine's."""
+    return round(300 + 8 * held_weights / 1e6) if held_weights else _UNKNOWN_CHECK_MB
+
+
+def _part_mem_mb(weight_type: str, weights: int) -> int:
+    """The stored weights, a block of rows being quantized, and Python with numpy and onnx."""
+    return round(_BASE_MB + _BLOCK_MB + 1.1 * STORED_BYTES[weight_type] * weights / 1e6)
