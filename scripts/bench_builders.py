@@ -36,6 +36,7 @@ models:
     path: {json.dumps(str(CHECKPOINT.resolve()))}
     model_type: llama
     num_hidden_layers: 30
+    sizes: {{layer: 3540096, post: 28312128, kv_width: 192}}
     chips: [AX650]
     expect: Paris
 """

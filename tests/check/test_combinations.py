@@ -1,7 +1,6 @@
 """Every way to store weights with every hidden state type and every post layer builds, loads and passes level 1.
 
-A layer's file does not depend on the post layer's type, nor the post layer's on the layers': each pair of weights and
-hidden state type is built once, with post types in turn, so that each of these meets each hidden state type.
+One store serves them all: a layer's file does not depend on the post layer's type, nor the post layer's on the layers'.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from axzoo.bundle import complete_bundle
 from axzoo.check.layers import check_layers
 from axzoo.check.metrics import relative_l2
 from axzoo.check.oracle import bundle_oracle, checkpoint_oracle, in_memory
-from axzoo.check.thresholds import FLOAT, S4, S4_GROUPS, S8, thresholds_of
+from axzoo.check.thresholds import FLOAT, S4, S4_CHOSEN, S4_GROUPS, S4_GROUPS_CHOSEN, S8, thresholds_of
 from axzoo.engine import InferenceSession
 from axzoo.recipe import HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES, WEIGHT_TYPES, PostWeightType, Recipe
 from axzoo.reference import Oracle, post
@@ -37,6 +36,12 @@ WEIGHTS: dict[str, dict[str, Any]] = {
     "s4 mse": {"weight_type": "s4", "scale_rule": "mse"},
 }
 POST_OF = dict(zip(WEIGHTS, cycle(POST_WEIGHT_TYPES), strict=False))
+COMBINATIONS = list(product(WEIGHT_TYPES, HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES)) + [
+    (weights, state, POST_OF[weights])
+    for weights in WEIGHTS
+    if weights not in WEIGHT_TYPES
+    for state in HIDDEN_STATE_TYPES
+]
 
 POST_ERRORS: dict[PostWeightType, float] = {"fp32": 1e-5, "bf16": 0.003, "s8": 0.01, "fp8_e4m3": 0.04, "fp8_e5m2": 0.08}
 """Relative L2 of the logits: about that of the weights, half a step of a mantissa of 7, 3 or 2 bits at most."""
@@ -51,10 +56,17 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     )
 
 
-@pytest.mark.parametrize("state", HIDDEN_STATE_TYPES)
-@pytest.mark.parametrize("weights", WEIGHTS)
-def test_every_combination_passes_level_1(wide: Checkpoint, weights: str, state: Any, tmp_path: Path) -> None:
-    recipe = replace(BASE, **WEIGHTS[weights], post_weight_type=POST_OF[weights], hidden_state_type=state)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.mark.parametrize(("weights", "state", "post_type"), COMBINATIONS)
+def test_every_combination_passes_level_1(
+    wide: Checkpoint, store: Path, weights: str, state: Any, post_type: Any, tmp_path: Path
+) -> None:
+    recipe = replace(BASE, **WEIGHTS[weights], post_weight_type=post_type, hidden_state_type=state)
+    (tmp_path / "store").symlink_to(store)
     built = build(wide, recipe, tmp_path)
     complete_bundle(built.plan)
     bundle = open_bundle(built.folder)
@@ -97,10 +109,12 @@ def test_files_are_what_their_dequantized_weights_compute(wide: Checkpoint, weig
 def test_every_recipe_has_its_thresholds() -> None:
     assert {thresholds_of(Recipe(**WEIGHTS[name])) for name in ("fp32", "fp16", "bf16")} == {FLOAT}
     assert thresholds_of(Recipe(weight_type="s8", weight_group_size=32)) == S8
-    assert thresholds_of(Recipe(weight_type="s4", scale_rule="mse")) == S4
+    assert thresholds_of(Recipe(weight_type="s4")) == S4
+    assert thresholds_of(Recipe(weight_type="s4", scale_rule="mse")) == S4_CHOSEN
+    assert thresholds_of(Recipe(weight_type="s4", rounding="gptq")) == S4_CHOSEN
     assert thresholds_of(Recipe(weight_type="s4", weight_group_size=128)) == S4_GROUPS
-    ordered = [FLOAT, S8, S4_GROUPS, S4]
-    for strict, loose in pairwise(ordered):
+    assert thresholds_of(Recipe(weight_type="s4", weight_group_size=64, scale_rule="mse")) == S4_GROUPS_CHOSEN
+    for strict, loose in [*pairwise([FLOAT, S8, S4_GROUPS, S4, S4_CHOSEN]), (S4_GROUPS, S4_GROUPS_CHOSEN)]:
         assert strict.min_layer_cosine > loose.min_layer_cosine
         assert strict.max_delta_l2 < loose.max_delta_l2 < 1  # a layer that adds nothing has an error of 1
 

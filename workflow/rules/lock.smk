@@ -10,6 +10,7 @@ checkpoint lock:
         "results/logs/lock/{model}.log",
     benchmark:
         "results/benchmarks/lock/{model}.tsv"
+    threads: 4
     resources:
         mem_mb=1000,
         runtime=30,
@@ -24,7 +25,7 @@ checkpoint lock:
     shell:
         "axzoo lock --source {input.source:q} --model_type {params.model_type:q} "
         "--num_hidden_layers {params.num_hidden_layers} --ignore_config_keys {params.ignore_config_keys:q} "
-        "{params.model_config:q} {params.sizes:q} --output {params.folder:q} > {log:q} 2>&1"
+        "{params.model_config:q} {params.sizes:q} --threads {threads} --output {params.folder:q} > {log:q} 2>&1"
 
 
 def locked(name):

@@ -9,6 +9,7 @@ rule post:
         "results/logs/post/{chip}/{model}-{tag}/{stem}_post.log",
     benchmark:
         "results/benchmarks/post/{chip}/{model}-{tag}/{stem}_post.tsv"
+    priority: 1  # the longest job of a small model: layers fill the other cores beside it
     resources:
         mem_mb=lambda w, attempt: PLAN.build(w).post_mem_mb * attempt,
         runtime=15,

@@ -19,9 +19,12 @@ class Thresholds:
 
 FLOAT = Thresholds(min_layer_cosine=0.9999, max_delta_l2=0.03, max_mean_kl=0.01, min_top1_agreement=0.9)
 S8 = Thresholds(min_layer_cosine=0.999, max_delta_l2=0.06, max_mean_kl=0.05, min_top1_agreement=0.8)
-S4_GROUPS = Thresholds(min_layer_cosine=0.75, max_delta_l2=0.7, max_mean_kl=2.5, min_top1_agreement=0.4)
-S4 = Thresholds(min_layer_cosine=0.4, max_delta_l2=0.95, max_mean_kl=4.0, min_top1_agreement=0.3)
-"""One scale per row: what four bits do to a model is large, whatever the rule; what a wrong layer does is larger."""
+S4_GROUPS = Thresholds(min_layer_cosine=0.85, max_delta_l2=0.55, max_mean_kl=2.5, min_top1_agreement=0.4)
+S4 = Thresholds(min_layer_cosine=0.8, max_delta_l2=0.8, max_mean_kl=4.0, min_top1_agreement=0.3)
+"""One scale per row: what four bits do to a model is large; what a wrong layer does is larger."""
+S4_GROUPS_CHOSEN = replace(S4_GROUPS, min_layer_cosine=0.75, max_delta_l2=0.7)
+S4_CHOSEN = replace(S4, min_layer_cosine=0.4, max_delta_l2=0.95)
+"""Of scales or codes chosen to lessen another error than a layer's own: `mse` alone cuts off a row's largest weights."""
 
 POST = {"fp8_e4m3": (0.1, 0.8), "fp8_e5m2": (0.5, 0.6)}
 """max_mean_kl and min_top1_agreement where the post layer costs more than the layers; it has no part in level 1."""
@@ -30,7 +33,9 @@ POST = {"fp8_e4m3": (0.1, 0.8), "fp8_e5m2": (0.5, 0.6)}
 def thresholds_of(recipe: Recipe) -> Thresholds:
     """Those of the layers' weights; level 2's no stricter than the post layer's allow."""
     if recipe.weight_type == "s4":
-        layers = S4_GROUPS if recipe.weight_group_size else S4
+        chosen = recipe.scale_rule != "vendor" or recipe.rounding != "nearest"
+        by_row, by_group = (S4_CHOSEN, S4_GROUPS_CHOSEN) if chosen else (S4, S4_GROUPS)
+        layers = by_group if recipe.weight_group_size else by_row
     else:
         layers = S8 if recipe.weight_type == "s8" else FLOAT
     kl, agreement = POST.get(recipe.post_weight_type, (0.0, 1.0))

@@ -9,11 +9,12 @@ none is left over unexplained.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import re
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,10 @@ def make_lock(
     num_hidden_layers: int,
     ignore_config_keys: Collection[str] = (),
     model_config: Path | None = None,
+    threads: int = 1,
 ) -> Lock:
-    """Reads config.json, with what `model_config` overrides of it, and every tensor of the checkpoint in `folder`.
+    """Reads config.json, with what `model_config` overrides of it, and every tensor of the checkpoint in `folder`;
+    `threads` tensors are digested at once.
 
     Raises AxzooError when config.json contradicts the expected model_type or layer count, has keys axzoo does not
     know, or does not fit the tensors; and when a tensor is missing, superfluous, misshapen, damaged or not finite.
@@ -80,13 +83,13 @@ def make_lock(
     if copy in needed and head == embedding:
         _check_tied_head(folder, checkpoint, copy, embedding.name)
 
-    @functools.cache
-    def locked(ref: TensorRef) -> LockedTensor:
-        return digest_rows(folder, checkpoint, ref)
+    refs = list(dict.fromkeys(ref for refs in (*layers, post, embed) for ref in refs.values()))
+    with ThreadPoolExecutor(threads) as pool:
+        locked = dict(zip(refs, pool.map(partial(digest_rows, folder, checkpoint), refs), strict=True))
 
     def part(part_spec: LayerSpec | PostSpec | dict[str, int], refs: Mapping[str, TensorRef]) -> Part:
         plain = part_spec if isinstance(part_spec, dict) else asdict(part_spec)
-        return Part(plain, {role: locked(ref) for role, ref in refs.items()})
+        return Part(plain, {role: locked[ref] for role, ref in refs.items()})
 
     return Lock(
         spec=spec,

@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes", type=int, nargs=3, metavar=("LAYER", "POST", "KV_WIDTH"), help="what the checkpoint's sizes must be"
     )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="tensors digested at once (1)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the lock files go")
 
 
@@ -30,7 +31,9 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.progress import format_config
 
     folder = checkpoint_folder(args.source)
-    lock = make_lock(folder, args.model_type, args.num_hidden_layers, args.ignore_config_keys, args.model_config)
+    lock = make_lock(
+        folder, args.model_type, args.num_hidden_layers, args.ignore_config_keys, args.model_config, args.threads
+    )
     if args.sizes:
         check_sizes(lock, *args.sizes)
     check_room(lock, args.output)
