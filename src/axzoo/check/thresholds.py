@@ -24,7 +24,7 @@ S4 = Thresholds(min_layer_cosine=0.8, max_delta_l2=0.8, max_mean_kl=4.0, min_top
 """One scale per row: what four bits do to a model is large; what a wrong layer does is larger."""
 S4_GROUPS_CHOSEN = replace(S4_GROUPS, min_layer_cosine=0.75, max_delta_l2=0.7)
 S4_CHOSEN = replace(S4, min_layer_cosine=0.4, max_delta_l2=0.95)
-"""Of scales or codes chosen to lessen another error than a layer's own: `mse` alone cuts off a row's largest weights."""
+"""Of scales or codes chosen to lessen another error than a layer's own: `mse` alone cuts off the largest weights."""
 
 POST = {"fp8_e4m3": (0.1, 0.8), "fp8_e5m2": (0.5, 0.6)}
 """max_mean_kl and min_top1_agreement where the post layer costs more than the layers; it has no part in level 1."""
