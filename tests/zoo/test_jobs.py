@@ -24,7 +24,9 @@ def test_batches_hold_every_layer_once_and_are_as_few_and_equal_as_can_be(layers
 
 def test_small_layers_share_a_job_and_large_ones_do_not() -> None:
     assert layers_per_job(1000) == 16
-    assert layers_per_job(14_900_000) == 4
+    assert layers_per_job(14_900_000) == 8
+    assert layers_per_job(30_000_000) == 4
+    assert layers_per_job(30_000_001) == 1
     assert layers_per_job(LLAMA_3_LAYER) == 1
 
 

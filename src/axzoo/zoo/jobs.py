@@ -9,10 +9,11 @@ from itertools import pairwise
 
 from axzoo.recipe import Recipe
 
-WEIGHTS_PER_JOB = 64_000_000
-"""Weights that take about a second to compile. Below it, starting Python for every layer would cost as much."""
+WEIGHTS_PER_JOB = 120_000_000
+"""Weights that take about two seconds to compile; starting Python for each of them takes 0.3."""
 
-MOST_LAYERS_PER_JOB = 16
+FEWEST_LAYERS_PER_JOB, MOST_LAYERS_PER_JOB = 4, 16
+"""Fewer would spare little, and every batch is one more rule to look a file up in."""
 
 STORED_BYTES = {"s4": 0.5, "s8": 1.0, "fp8_e5m2": 1.0, "fp8_e4m3": 1.0, "bf16": 2.0, "fp16": 2.0, "fp32": 4.0}
 """Bytes of a stored weight; scales come on top."""
@@ -50,7 +51,8 @@ class Batch:
 
 def layers_per_job(layer_weights: int) -> int:
     """How many layers of `layer_weights` parameters each share a job, unless the user says otherwise."""
-    return max(1, min(MOST_LAYERS_PER_JOB, WEIGHTS_PER_JOB // layer_weights))
+    number = min(MOST_LAYERS_PER_JOB, WEIGHTS_PER_JOB // layer_weights)
+    return number if number >= FEWEST_LAYERS_PER_JOB else 1
 
 
 def split(num_hidden_layers: int, most: int) -> list[tuple[str, ...]]:
