@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -157,7 +158,7 @@ class LogHandler(LogHandlerBase):
 
     def _planned(self, record: logging.LogRecord) -> None:
         if self.common_settings.dryrun and not self.run.plan:
-            self._print(self.format(record))
+            self._print(plan_table(vars(record)["stats"]))
         self.run.plan, self.run.started = vars(record)["stats"], record.created
 
     def _job_started(self, record: logging.LogRecord) -> None:
@@ -283,6 +284,17 @@ def planned_parts(plan: Mapping[str, int], stage: str) -> int | None:
     """How many parts the planned jobs, counted by rule, make in a stage; None when the plan has none of it."""
     made = [jobs * parts for rule, jobs in plan.items() for name, parts in [stage_of(rule)] if name == stage]
     return sum(made) or None
+
+
+def plan_table(plan: Mapping[str, int]) -> str:
+    """The planned jobs, counted by rule, as a table by stage: how many jobs, and how many parts they make."""
+    jobs: Counter[str] = Counter()
+    for rule, count in plan.items():
+        jobs[stage_of(rule)[0]] += count
+    rows = [("stage", "jobs", "parts"), *((name, count, planned_parts(plan, name)) for name, count in jobs.items())]
+    return "\n".join(
+        f"{name:<18}{count:>6}{parts if name != 'total' else '':>7}".rstrip() for name, count, parts in rows
+    )
 
 
 def log_tail(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -218,7 +219,7 @@ def test_held_lock_is_shown(build):
 def test_dry_run_shows_the_job_table_once(build):
     run = snakemake(build, "-n")
     shown = run.stdout + run.stderr  # Snakemake asks its loggers to write dry runs to stdout
-    assert re.search(r"^layer +3$", shown, re.MULTILINE)
+    assert re.search(r"^layer +3 +3$", shown, re.MULTILINE)
     assert len(re.findall(r"^total +6$", shown, re.MULTILINE)) == 1
     assert "This was a dry-run" in shown
     assert "wildcards:" not in shown
@@ -273,3 +274,5 @@ def test_layers_that_share_a_job_count_each(tmp_path):
     assert run.returncode == 0
     assert "building llm decode layers done! 4/4" in run.stderr
     assert run.stderr.count("building llm decode layers") == 1
+    shutil.rmtree(tmp_path / "d")
+    assert re.search(r"^layer +2 +4$", snakemake(tmp_path, "-n").stdout, re.MULTILINE)
