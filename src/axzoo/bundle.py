@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -17,15 +15,13 @@ from axzoo.checkpoint.lock import TOKENIZER_FILES
 from axzoo.checkpoint.part import INDEX
 from axzoo.errors import AxzooError
 from axzoo.fetch.receipt import checkpoint_folder
-from axzoo.files import atomic_path, read_json, write_json, write_text
+from axzoo.files import atomic_path, read_json, sha256_of, write_json, write_text
+from axzoo.manifest import MANIFEST
+from axzoo.provenance import bill_of_materials
 from axzoo.recipe import Recipe
 from axzoo.runtime.sampling import PostConfig
 from axzoo.spec import DecoderSpec
 from axzoo.tokenizer.local import load_tokenizer
-
-MANIFEST = "manifest.json"
-TOOLS = ("gguf", "ml_dtypes", "numpy", "onnx", "safetensors", "tokenizers")
-"""Libraries that take part in making a bundle's bytes."""
 
 
 @dataclass(frozen=True)
@@ -66,30 +62,12 @@ def complete_bundle(plan: BundlePlan) -> None:
         "recipe": asdict(plan.recipe),
         "source": index["source"],
         "spec": index["spec"],
-        "tools": {name: importlib.metadata.version(name) for name in TOOLS},
         "files": {name: _record(plan.folder / name, parts.get(name)) for name in [*parts, *others]},
         "parts": {name: {"key": part["key"], **part["about"]} for name, part in parts.items()},
+        "sbom": bill_of_materials(read_json(plan.source), checkpoint_folder(plan.source), plan.recipe),
     }
     write_json(plan.folder / MANIFEST, manifest)
     logger.success(f"completed {plan.folder}: {len(manifest['files'])} files")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a bundle's manifest says of the model and of how it was built."""
-
-    spec: DecoderSpec
-    recipe: Recipe
-
-
-def read_manifest(folder: Path) -> Manifest:
-    """Reads a bundle's manifest. Raises AxzooError when it is missing or not one that axzoo wrote."""
-    data = read_json(folder / MANIFEST)
-    try:
-        recipe = {**data["recipe"], "last_kv_cache_len": tuple(data["recipe"]["last_kv_cache_len"])}
-        return Manifest(DecoderSpec.from_dict(data["spec"]), Recipe(**recipe))
-    except (KeyError, TypeError) as error:
-        raise AxzooError(f"{folder / MANIFEST} is damaged ({error!r}): build the bundle again") from None
 
 
 def _sorted_out(parts: Mapping[str, Any]) -> tuple[list[str], str, str]:
@@ -108,7 +86,7 @@ def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> Any:
             raise AxzooError(f"{plan.lock / INDEX} lists {name!r}, which is no tokenizer file: lock again")
         with atomic_path(target / name) as temporary:
             shutil.copyfile(source / name, temporary)
-            if _sha256(temporary) != sha256:
+            if sha256_of(temporary) != sha256:
                 raise AxzooError(f"{source / name} changed after it was locked: lock the checkpoint again")
     tokenizer = load_tokenizer(target)
     if plan.chat:
@@ -178,12 +156,7 @@ def _remove_strangers(folder: Path, expected: set[str], pattern: str) -> None:
 
 
 def _record(path: Path, receipt: Mapping[str, Any] | None) -> dict[str, Any]:
-    sha256 = _sha256(path)
+    sha256 = sha256_of(path)
     if receipt is not None and receipt["sha256"] != sha256:
         raise AxzooError(f"{path} changed after it was built: remove it and run again")
     return {"sha256": sha256, "size": path.stat().st_size}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -12,22 +13,43 @@ from typing import Any
 
 from axzoo.errors import AxzooError
 
+TEMPORARY_SUFFIX = ".part"
+"""Of files being written, whose names begin with a dot; what a killed process leaves."""
+
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; it becomes `path` if the block succeeds and vanishes if it does not."""
+def temporary_path(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path`, gone when the block ends unless `publish` made it `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files private; ours are ordinary ones
-        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Makes a temporary file `path`, with the permissions of an ordinary one: mkstemp's are private."""
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)
+    temporary.replace(path)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`; it becomes `path` if the block succeeds and vanishes if it does not."""
+    with temporary_path(path) as temporary:
+        yield temporary
+        publish(temporary, path)
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's contents, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:

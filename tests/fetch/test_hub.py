@@ -24,7 +24,7 @@ FILES = {
     "README.md": b"words",
     "onnx/model.safetensors": b"another format",
 }
-WANTED = ["chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
+WANTED = ["README.md", "chat_template.jinja", "config.json", "model.safetensors", "tokenizer.json"]
 
 
 @pytest.fixture(autouse=True)

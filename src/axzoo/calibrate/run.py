@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from axzoo.checkpoint.part import POST, layer_lock, read_part
 from axzoo.errors import AxzooError
 from axzoo.estimate import elements
 from axzoo.fetch.receipt import checkpoint_folder
+from axzoo.files import sha256_of
 from axzoo.reference import Oracle
 from axzoo.tokenizer.local import load_tokenizer
 
@@ -31,7 +31,7 @@ def calibrate(locks: Path, source: Path, output: Path, text: Path | None, tokens
     oracle = checkpoint_oracle(locks, source, LENGTH)
     ids = _tokens(oracle, locks, checkpoint_folder(source), text, tokens // LENGTH)
     origin: dict[str, Any] = {"tokens": ids.numel(), "length": LENGTH}
-    origin |= {"seed": SEED} if text is None else {"text": hashlib.sha256(text.read_bytes()).hexdigest()}
+    origin |= {"seed": SEED} if text is None else {"text": sha256_of(text)}
     write_states(output, oracle, ids, origin)
     logger.success(f"calibrated {output}: {ids.numel()} tokens through {oracle.spec.num_hidden_layers} layers")
 
@@ -41,7 +41,7 @@ def _tokens(oracle: Oracle, locks: Path, checkpoint: Path, text: Path | None, se
     if text is not None:
         return text_tokens(text, tokenizer, sequences)
     _check_memory(oracle, locks)
-    return generated_tokens(oracle, min(oracle.spec.vocab_size, tokenizer.backend.get_vocab_size()), sequences)
+    return generated_tokens(oracle, min(oracle.spec.vocab_size, tokenizer.vocab_size), sequences)
 
 
 def _check_memory(oracle: Oracle, locks: Path) -> None:

@@ -5,7 +5,6 @@ index.json is written last. It holds the tokens, how they were come by, and the 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from axzoo.calibrate.parallel import in_parallel
 from axzoo.errors import AxzooError
-from axzoo.files import atomic_path, read_json, write_json
+from axzoo.files import atomic_path, read_json, sha256_of, write_json
 from axzoo.reference import Oracle, layer
 
 INDEX = "index.json"
@@ -54,7 +53,7 @@ def write_states(folder: Path, oracle: Oracle, tokens: Tensor, origin: Mapping[s
         path = folder / layer_states(index)
         with atomic_path(path) as temporary:
             save_file({_TENSOR: states.bfloat16()}, temporary)
-        digests[path.name] = _sha256(path)
+        digests[path.name] = sha256_of(path)
     write_json(folder / INDEX, {"origin": origin, "tokens": tokens.tolist(), "layers": digests})
 
 
@@ -72,7 +71,7 @@ class States:
         again = f"remove {self.path.parent / INDEX} and calibrate again"
         if not self.path.is_file():
             raise AxzooError(f"{self.path} is missing: {again}")
-        if _sha256(self.path) != self.sha256:
+        if sha256_of(self.path) != self.sha256:
             raise AxzooError(f"{self.path} changed after it was written: {again}")
         try:
             with safe_open(self.path, framework="pt") as file:
@@ -92,8 +91,3 @@ def find_states(path: Path) -> States:
         return States(path, str(content["layers"][path.name]), dict(content["origin"]))
     except (KeyError, TypeError, ValueError):
         raise AxzooError(f"{index} does not list {path.name}: remove {index} and calibrate again") from None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,6 @@ none is left over unexplained.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
 from axzoo.config_view import ConfigView
 from axzoo.errors import AxzooError
 from axzoo.families import TensorRef, load_family, supported_model_types
-from axzoo.files import canonical_json, read_json, write_json
+from axzoo.files import canonical_json, read_json, sha256_of, write_json
 from axzoo.model_config import merge_model_config
 from axzoo.spec import DecoderSpec, LayerSpec, PostSpec
 
@@ -170,7 +169,7 @@ def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, 
         _write_part(folder / layer_lock(index), part)
     _write_part(folder / POST, lock.post)
     _write_part(folder / EMBED, lock.embed)
-    files = {name: _file_digest(checkpoint / name) for name in TOKENIZER_FILES if (checkpoint / name).is_file()}
+    files = {name: sha256_of(checkpoint / name) for name in TOKENIZER_FILES if (checkpoint / name).is_file()}
     write_json(folder / INDEX, {"spec": lock.spec.to_dict(), "source": source, "tokenizer_files": files})
 
 
@@ -231,11 +230,6 @@ def _check_tied_head(folder: Path, checkpoint: Checkpoint, head: str, embedding:
             f"{folder / 'config.json'} says tie_word_embeddings, but {head} differs from the embedding: "
             f"one of the two is wrong"
         )
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _listed(names: list[str], most: int = 5) -> str:

@@ -24,7 +24,6 @@ def run(args: argparse.Namespace) -> None:
 
     from loguru import logger
 
-    from axzoo.bundle import read_manifest
     from axzoo.check.generation import check_generation
     from axzoo.check.narration import Narrator
     from axzoo.check.oracle import checkpoint_oracle
@@ -32,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.check.thresholds import thresholds_of
     from axzoo.errors import AxzooError
     from axzoo.files import write_json
+    from axzoo.manifest import read_manifest
     from axzoo.runtime.bundle import open_bundle
     from axzoo.runtime.model import load_model
     from axzoo.tokenizer.local import load_tokenizer

@@ -16,13 +16,13 @@ def run(args: argparse.Namespace) -> None:
 
     from loguru import logger
 
-    from axzoo.bundle import read_manifest
     from axzoo.check.layers import check_layers
     from axzoo.check.oracle import checkpoint_oracle
     from axzoo.check.prompt import prompt_ids
     from axzoo.check.thresholds import thresholds_of
     from axzoo.errors import AxzooError
     from axzoo.files import write_json
+    from axzoo.manifest import read_manifest
     from axzoo.runtime.bundle import open_bundle
     from axzoo.tokenizer.local import load_tokenizer
 

@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.bundle import read_manifest
     from axzoo.check.oracle import bundle_oracle, checkpoint_oracle, in_memory
+    from axzoo.manifest import read_manifest
     from axzoo.runtime.model import load_model
     from axzoo.tokenizer.local import load_tokenizer
 

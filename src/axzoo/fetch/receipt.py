@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from axzoo.errors import AxzooError
-from axzoo.files import read_json, write_json
+from axzoo.files import read_json, sha256_of, write_json
 from axzoo.zoo.sources import Source
 
 RECEIPT = "source.json"
@@ -35,8 +34,7 @@ def asked_for(source: Source) -> dict[str, str]:
 
 def digested(path: Path) -> FileRecord:
     """The record of a file, read once from end to end."""
-    with path.open("rb") as file:
-        return FileRecord(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return FileRecord(path.stat().st_size, sha256_of(path))
 
 
 def write_receipt(

@@ -1,4 +1,4 @@
-"""Which files make up a Hugging Face checkpoint: configuration, tokenizer, weights; no code, no other formats."""
+"""Which files make up a Hugging Face checkpoint: configuration, tokenizer, weights, card; no code, no other formats."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from axzoo.errors import AxzooError
 
 _SMALL = frozenset({
-    "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
-    "merges.txt", "preprocessor_config.json", "processor_config.json", "quantize_config.json",
+    "README.md", "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json",
+    "generation_config.json", "merges.txt", "preprocessor_config.json", "processor_config.json", "quantize_config.json",
     "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
 })  # fmt: skip
 _SAFETENSORS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")

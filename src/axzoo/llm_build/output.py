@@ -9,10 +9,10 @@ from pathlib import Path
 
 from loguru import logger
 
-from axzoo.bundle import MANIFEST
 from axzoo.errors import AxzooError
 from axzoo.fetch.selection import is_weights
 from axzoo.files import atomic_path, read_json
+from axzoo.manifest import MANIFEST
 from axzoo.store import Entry, link
 
 CHECKS = "checks"

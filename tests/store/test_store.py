@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
-import multiprocessing
 import os
 import stat
 from collections.abc import Mapping
@@ -55,7 +55,7 @@ def test_what_was_added_is_found(store: Store, tmp_path: Path) -> None:
     assert (added.path.read_bytes(), added.size, added.about) == (b"hello", 5, {"errors": {"q": 0.5}})
     assert added.sha256 == "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
     assert store.find(content_key({"a": 2})) is None
-    assert _files(tmp_path / "store") == [f"{KEY[:2]}/{KEY}", f"{KEY[:2]}/{KEY}.json"]
+    assert _files(tmp_path / "store") == [".lock", f"{KEY[:2]}/{KEY}", f"{KEY[:2]}/{KEY}.json"]
 
 
 def test_a_failed_build_leaves_nothing(store: Store, tmp_path: Path) -> None:
@@ -117,35 +117,68 @@ def test_finding_damage_does_not_undo_another_processs_repair(
     assert found.path.read_bytes() == b"hello"
 
 
-def _use(root: Path, target: Path) -> None:
-    """What a job does: find or build, then link."""
+def test_an_entry_another_process_added_meanwhile_stays(store: Store, tmp_path: Path) -> None:
+    """Each of two builds has looked for the entry and found none."""
 
-    def write(file: BinaryIO) -> Mapping[str, Any]:
-        for _ in range(64):
-            file.write(b"x" * 10_000)
-        return {}
+    def slow(file: BinaryIO) -> Mapping[str, Any]:
+        link(Store(tmp_path / "store").add(KEY, _write_hello), tmp_path / "theirs")
+        return _write_hello(file)
 
-    store = Store(root)
-    for index in range(20):
-        key = content_key({"n": index})
-        entry = store.find(key) or store.add(key, write)
-        link(entry, target / str(index))
-        assert (target / str(index)).stat().st_size == 640_000
-
-
-def test_many_processes_at_once(tmp_path: Path) -> None:
-    """Two link into one folder, two into another; all build and find the same twenty entries."""
-    context = multiprocessing.get_context("fork")
-    root = tmp_path / "store"
-    users = [context.Process(target=_use, args=(root, tmp_path / name)) for name in "aabb"]
-    for user in users:
-        user.start()
-    for user in users:
-        user.join()
-    assert [user.exitcode for user in users] == [0] * 4
-    assert all(Store(root).find(content_key({"n": index})) for index in range(20))
+    link(store.add(KEY, slow), tmp_path / "ours")
+    assert (tmp_path / "ours").samefile(tmp_path / "theirs")
+    assert (tmp_path / "ours").samefile(store.paths(KEY)[0])
     assert not [name for name in _files(tmp_path) if name.endswith(".part")]
-    assert len(_files(root)) == 40
+
+
+def test_an_entry_damaged_meanwhile_is_replaced(store: Store, tmp_path: Path) -> None:
+    def slow(file: BinaryIO) -> Mapping[str, Any]:
+        Store(tmp_path / "store").add(KEY, _write_hello).path.write_bytes(b"hellp")
+        return _write_hello(file)
+
+    entry = store.add(KEY, slow)
+    assert entry.path.read_bytes() == b"hello"
+    assert store.find(KEY) == entry
+
+
+def test_finding_makes_an_entry_young(store: Store) -> None:
+    entry = store.add(KEY, _write_hello)
+    data, receipt = store.paths(KEY)
+    for path in (data, receipt):
+        os.utime(path, (0, 0))
+    assert store.find(KEY) == entry
+    assert receipt.stat().st_mtime > 1e9
+    assert data.stat().st_mtime == 0  # all bundles that link to it share this age
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
+def test_a_read_only_store_serves(store: Store, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    entry = store.add(KEY, _write_hello)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(os, "open", refuse)
+    assert store.find(KEY) == entry
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_it_goes_on_without(store: Store, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    assert store.add(KEY, _write_hello) == store.find(KEY)
+
+
+def test_other_trouble_with_the_lock_is_an_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.add(KEY, _write_hello)
+    assert store.find(KEY) is None
 
 
 def test_link_is_a_hard_link_with_todays_date(store: Store, tmp_path: Path) -> None:

@@ -1,0 +1,21 @@
+"""Pack a bundle into one file: a tar, equal for equal bundles."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the built model's folder; verified first")
+    parser.add_argument("output", type=Path, nargs="?", metavar="OUT.tar", help="default: NAME.tar in this folder")
+
+
+def run(args: argparse.Namespace) -> None:
+    from loguru import logger
+
+    from axzoo.archive import pack
+
+    output = args.output or Path(f"{args.bundle.resolve().name}.tar")
+    pack(args.bundle, output)
+    logger.success(f"packed {args.bundle} into {output} ({output.stat().st_size / 1e6:.1f} MB)")

@@ -1,0 +1,106 @@
+"""Look into the store of compiled parts, re-hash it, remove what no bundle uses."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+_DAY_S = 86_400
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--store", type=Path, default=Path("results/store"), metavar="DIR", help="default: %(default)s")
+    used = argparse.ArgumentParser(add_help=False)
+    used.add_argument(
+        "--receipts", type=Path, metavar="DIR", help="tell which bundles use what; default: `receipts` beside the store"
+    )
+    actions.add_parser("size", parents=[common], help="how many entries, and their bytes")
+    shown = actions.add_parser("list", parents=[common, used], help="every entry, and the bundles that use it")
+    shown.add_argument("--json", action="store_true", help="all of it as JSON")
+    verify = actions.add_parser("verify", parents=[common], help="re-hash everything; exit 1 if something is damaged")
+    verify.add_argument("--repair", action="store_true", help="remove what is damaged: the next build makes it again")
+    gc = actions.add_parser("gc", parents=[common, used], help="remove entries that no bundle uses")
+    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    gc.add_argument(
+        "--days", type=float, default=1.0, metavar="N", help="leave what was used in the last N days; default: 1"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    {"size": _size, "list": _list, "verify": _verify, "gc": _gc}[args.action](args)
+
+
+def _size(args: argparse.Namespace) -> None:
+    from axzoo.store import Store
+    from axzoo.store.contents import contents
+
+    entries = list(contents(Store(args.store)))
+    shared = sum(entry.size for entry in entries if entry.links)
+    alone = sum(entry.size for entry in entries if not entry.links)
+    print(f"{len(entries)} entries, {_mb(shared + alone)}")
+    print(f"  {_mb(shared)} shared with bundles")
+    print(f"  {_mb(alone)} held by the store alone")
+
+
+def _list(args: argparse.Namespace) -> None:
+    import json
+    from dataclasses import asdict
+
+    from axzoo.store import Store
+    from axzoo.store.contents import contents
+    from axzoo.store.usage import used_by
+
+    users = used_by(_receipts(args))
+    entries = list(contents(Store(args.store)))
+    if args.json:
+        rows = [{**asdict(entry), "kind": entry.kind, "bundles": users.get(entry.key, [])} for entry in entries]
+        print(json.dumps(rows, indent=2))
+        return
+    for entry in entries:
+        bundles = ", ".join(users.get(entry.key, [])) or "unused"
+        age = f"{entry.age_s / _DAY_S:.1f} d"
+        print(f"{entry.key}  {_mb(entry.size):>10}  {age:>7}  {entry.kind:7}  {entry.words:20}  {bundles}")
+
+
+def _verify(args: argparse.Namespace) -> None:
+    from axzoo.errors import AxzooError
+    from axzoo.store import Store
+    from axzoo.store.contents import contents
+    from axzoo.store.upkeep import find_damage
+
+    store = Store(args.store)
+    done = "removed" if args.repair else "left"
+    count = 0
+    for damage in find_damage(store, args.repair):
+        print(f"{damage.stored.key}: {damage.reason}; {done}", flush=True)
+        count += 1
+    if count:
+        hint = "the next build makes them again" if args.repair else "remove them with --repair"
+        raise AxzooError(f"{args.store} has {count} damaged entries: {hint}; verify the bundles that link to them")
+    print(f"{sum(1 for _ in contents(store))} entries, all as their receipts say")
+
+
+def _gc(args: argparse.Namespace) -> None:
+    from axzoo.errors import AxzooError
+    from axzoo.store import Store
+    from axzoo.store.upkeep import collect
+    from axzoo.store.usage import used_by
+
+    if not 0 <= args.days < float("inf"):
+        raise AxzooError(f"--days {args.days} is no age: give 0 or more")
+    removed, temporary = collect(Store(args.store), used_by(_receipts(args)), args.days * _DAY_S, args.dry_run)
+    for entry in removed:
+        print(f"{entry.key}  {_mb(entry.size):>10}  {entry.kind:7}  {entry.words}")
+    verb = "would remove" if args.dry_run else "removed"
+    freed = sum(entry.size for entry in removed if not entry.links)
+    print(f"{verb} {len(removed)} entries, {_mb(freed)} of them in no bundle, and {len(temporary)} temporary files")
+
+
+def _receipts(args: argparse.Namespace) -> Path:
+    return Path(args.receipts or args.store.parent / "receipts")
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
