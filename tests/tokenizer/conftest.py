@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from piece_models import MINICPM_TEMPLATE, configure, special, train
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -79,4 +80,35 @@ def _save(backend: Tokenizer, folder: Path, bos: str, eos: str) -> Path:
 @pytest.fixture(params=["byte_level", "byte_fallback"])
 def tokenizer_folder(request: pytest.FixtureRequest) -> Path:
     folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.model like Llama-2's: BPE, byte fallback, a space before every text."""
+    folder = train(tmp_path_factory.mktemp("llama_model"), CORPUS, "bpe", dummy_prefix=True)
+    return configure(folder, tokenizer_class="LlamaTokenizer", legacy=True, chat_template=CHATML)
+
+
+@pytest.fixture(scope="session")
+def minicpm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.model like MiniCPM-V's: no space before a text, tokens listed in tokenizer_config.json, one of them
+    beyond the pieces."""
+    folder = train(tmp_path_factory.mktemp("minicpm_model"), CORPUS, "unigram", dummy_prefix=False)
+    return configure(
+        folder,
+        tokenizer_class="LlamaTokenizerWrapper",
+        auto_map={"AutoTokenizer": ["modeling_minicpmv.LlamaTokenizerWrapper", None]},
+        added_tokens_decoder={**special(1, "<s>"), **special(2, "</s>"), **special(1000, "<image>")},
+        bos_token={"content": "<s>"},
+        eos_token="</s>",
+        chat_template=MINICPM_TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def chatglm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.model like ChatGLM3's, whose other tokens only its code knows."""
+    folder = train(tmp_path_factory.mktemp("chatglm_model"), CORPUS, "bpe", dummy_prefix=True)
+    (folder / "config.json").write_text('{"model_type": "chatglm", "_name_or_path": "THUDM/chatglm3-6b"}')
     return folder

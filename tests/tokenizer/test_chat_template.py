@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import threading
 from pathlib import Path
 
 import pytest
 
 from axzoo.errors import AxzooError
-from axzoo.tokenizer.chat_template import render_chat
+from axzoo.tokenizer.chat_template import ChatRenderer, render_chat
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 
@@ -50,3 +52,48 @@ def test_modules_in_the_working_folder_are_not_imported(tmp_path: Path, monkeypa
 
 def test_unpaired_surrogates_pass_through() -> None:
     assert render_chat("{{ messages[0].content }}", [{"role": "user", "content": "\udcff"}], {}, True) == "\udcff"
+
+
+TEMPERAMENTAL = (
+    "{% if messages[0].content == 'loop' %}" + HOSTILE["endless"][0] + "{% endif %}{{ messages[0].content }}"
+)
+
+
+def test_a_process_serves_many_conversations_and_is_replaced_when_it_dies() -> None:
+    renderer = ChatRenderer(TEMPERAMENTAL, {})
+    assert renderer.render(MESSAGES, True) == "hi"
+    first = renderer._process
+    assert first is not None
+    assert renderer.render([{"role": "user", "content": "ho"}], True) == "ho"
+    assert renderer._process is first
+    with pytest.raises(AxzooError, match="does not finish"):
+        renderer.render([{"role": "user", "content": "loop"}], True)
+    assert renderer.render(MESSAGES, True) == "hi"
+    assert renderer._process is not None
+    renderer._process.kill()
+    renderer._process.wait()
+    assert renderer.render(MESSAGES, True) == "hi"
+    second = renderer._process
+    del renderer
+    gc.collect()
+    assert first.returncode is not None
+    assert second.returncode is not None
+
+
+def test_threads_share_a_process() -> None:
+    renderer = ChatRenderer("{{ messages[0].content }}", {})
+    wrong: list[str] = []
+
+    def speak(name: str) -> None:
+        for number in range(50):
+            text = f"{name} {number} " + "x" * 5000
+            if renderer.render([{"role": "user", "content": text}], True) != text:
+                wrong.append(text)
+
+    threads = [threading.Thread(target=speak, args=(f"thread {n}",)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    renderer.close()

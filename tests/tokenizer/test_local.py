@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from axzoo.errors import AxzooError
@@ -101,10 +102,10 @@ def test_without_a_template_the_error_names_chat_false(byte_level: Path, tmp_pat
 
 def test_truncation_and_padding_left_in_the_file_do_not_count(byte_level: Path, tmp_path: Path) -> None:
     folder = _copy(byte_level, tmp_path)
-    tokenizer = load_tokenizer(folder)
-    tokenizer.backend.enable_truncation(3)
-    tokenizer.backend.enable_padding(length=8)
-    tokenizer.backend.save(str(folder / "tokenizer.json"))
+    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(3)
+    backend.enable_padding(length=8)
+    backend.save(str(folder / "tokenizer.json"))
     assert load_tokenizer(folder).encode("1234567") == load_tokenizer(byte_level).encode("1234567")
 
 
@@ -171,7 +172,7 @@ def test_streaming_any_bytes(byte_level: Path, skip: bool) -> None:
     tokenizer = load_tokenizer(byte_level)
     rng = random.Random(0)
     for _ in range(200):
-        ids = [rng.randrange(tokenizer.backend.get_vocab_size()) for _ in range(rng.randrange(30))]
+        ids = [rng.randrange(tokenizer.vocab_size) for _ in range(rng.randrange(30))]
         assert "".join(_streamed(tokenizer, ids, skip)) == tokenizer.decode(ids, skip)
 
 
@@ -179,6 +180,21 @@ def test_a_character_comes_out_with_its_last_byte(byte_level: Path) -> None:
     tokenizer = load_tokenizer(byte_level)
     ids = [tokenizer.backend.token_to_id(c) for c in "ðŁĺĤ"]  # the byte-level names of U+1F602's four bytes
     assert _streamed(tokenizer, [*ids, *ids[:2]]) == ["", "", "", "😂", "", "", "\ufffd"]
+
+
+def test_streams_that_never_become_text_stay_short(byte_level: Path) -> None:
+    tokenizer = load_tokenizer(byte_level)
+    continuation = tokenizer.backend.token_to_id("ł")  # the byte-level name of 0xA0, which begins no character
+    assert continuation is not None
+    stream = tokenizer.stream()
+    text = "".join([*(stream.push(continuation) for _ in range(2000)), stream.flush()])
+    assert text == "\ufffd" * 2000
+    end = tokenizer.backend.token_to_id("<|im_end|>")
+    assert end is not None
+    assert "".join(stream.push(end) for _ in range(2000)) == ""
+    hello = tokenizer.encode(" Hello")
+    assert "".join([*map(stream.push, hello), stream.flush()]) == " Hello"
+    assert len(stream._window) < 40
 
 
 _loaded: dict[Path, LocalTokenizer] = {}

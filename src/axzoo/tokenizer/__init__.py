@@ -1,1 +1,1 @@
-"""From text to token ids and back: the local tokenizer of a bundle or checkpoint."""
+"""From text to token ids and back: a folder's tokenizer, a server of it, and a client of such servers."""

@@ -1,0 +1,53 @@
+"""Serve a tokenizer over HTTP, for host programs on boards."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is all of them (localhost)")
+    parser.add_argument("--port", type=_port, default=12345, help="0 takes a free one (12345)")
+    parser.add_argument(
+        "--model",
+        "--model_path",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a bundle, a checkpoint, or any folder with a tokenizer.json or tokenizer.model",
+    )
+    parser.add_argument("--system", metavar="TEXT", help="the system message (default: the bundle's)")
+
+
+def run(args: argparse.Namespace) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    from dataclasses import replace
+
+    from axzoo.tokenizer.app import make_app
+    from axzoo.tokenizer.serve import serve
+    from axzoo.tokenizer.served import open_served
+    from axzoo.tokenizer.service import make_service
+
+    served = open_served(args.model)
+    if args.system is not None:
+        served = replace(served, system_prompt=args.system)
+
+    def ready(port: int) -> None:
+        print(f"tokenizer of {args.model} at http://{args.host}:{port}", flush=True)
+
+    serve(make_app(make_service(served)), args.host, args.port, ready)
+
+
+def _leave(*_: Any) -> None:
+    sys.exit(0)
+
+
+def _port(text: str) -> int:
+    if not 0 <= (number := int(text)) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {text}")
+    return number

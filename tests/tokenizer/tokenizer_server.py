@@ -1,0 +1,89 @@
+"""A tokenizer server in a process of its own, and a client that counts on nothing but HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+IMPATIENT = """
+import sys
+from pathlib import Path
+from axzoo.tokenizer import serve
+from axzoo.tokenizer.app import make_app
+from axzoo.tokenizer.served import open_served
+from axzoo.tokenizer.service import make_service
+serve.HEAD_SECONDS = 0.5
+app = make_app(make_service(open_served(Path(sys.argv[1]))), body_seconds=0.5)
+serve.serve(app, "127.0.0.1", 0, lambda port: print(f"ready :{port}", flush=True))
+"""
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: dict[str, Any]
+    headers: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Server:
+    process: subprocess.Popen[str]
+    line: str
+
+    @property
+    def port(self) -> int:
+        return int(self.line.rsplit(":", 1)[1])
+
+    def get(self, path: str) -> Answer:
+        return self.ask("GET", path)
+
+    def post(self, path: str, body: object) -> Answer:
+        return self.ask("POST", path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+
+    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        try:
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            content = json.loads(response.read())
+            return Answer(response.status, content, {k.lower(): v for k, v in response.getheaders()})
+        finally:
+            connection.close()
+
+
+@contextmanager
+def tokenizer_server(folder: Path, *arguments: str) -> Iterator[Server]:
+    """`axzoo tokenizer` on a free port."""
+    command = [sys.executable, "-m", "axzoo.cli", "tokenizer", "--port", "0", "--model", str(folder), *arguments]
+    with _running(command) as server:
+        yield server
+
+
+@contextmanager
+def impatient_server(folder: Path) -> Iterator[Server]:
+    """One that gives its clients half a second."""
+    with _running([sys.executable, "-c", IMPATIENT, str(folder)]) as server:
+        yield server
+
+
+@contextmanager
+def _running(command: list[str]) -> Iterator[Server]:
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield Server(process, process.stdout.readline().strip())
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        finally:
+            process.kill()
+            process.stdout.close()
