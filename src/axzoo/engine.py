@@ -1,5 +1,7 @@
 """Running .axmodel files on the CPU with the interface of pyaxengine, over ONNX Runtime.
 
+`axzoo axengine PROGRAM` runs host programs written for the board, which import it as `axengine`.
+
 Two modes. `exact` multiplies with the weights dequantized to fp32 when the file is loaded: what the file means, and the
 mode of every check. `fast` lets ONNX Runtime fuse integer kernels.
 All sessions share one thread pool: private pools were measured 12 to 25 times slower.
@@ -12,7 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import onnxruntime as ort
@@ -24,39 +26,72 @@ from axzoo.errors import AxzooError
 
 Mode = Literal["exact", "fast"]
 
+axengine_provider_name = "AxEngineExecutionProvider"
+axclrt_provider_name = "AXCLRTExecutionProvider"
+"""The board's own engine, and the one of an accelerator card. Here both mean the CPU."""
+
+
+def get_all_providers() -> list[str]:
+    return [axengine_provider_name, axclrt_provider_name]
+
+
+def get_available_providers() -> list[str]:
+    return get_all_providers()
+
+
+class SessionOptions:
+    """pyaxengine has none either."""
+
 
 @dataclass(frozen=True)
 class NodeArg:
     """An input or output of one shape group."""
 
     name: str
-    shape: list[int]
-    dtype: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+Provider = str | tuple[str, dict[Any, Any]]
 
 
 class InferenceSession:
-    """One loaded .axmodel.
+    """One loaded .axmodel, given as its path or its bytes.
 
-    Raises AxzooError when the file is missing, damaged or not one that axzoo wrote.
+    `providers` and the options are pyaxengine's: names are checked, options have no effect on the CPU.
+    Raises AxzooError when the file is missing, damaged or not one that axzoo wrote, ValueError or TypeError for
+    providers that are none.
     """
 
-    def __init__(self, path: str | Path, mode: Mode = "exact") -> None:
-        _share_threads()
-        self._path = Path(path)
-        options = ort.SessionOptions()
-        options.use_per_session_threads = False
-        options.log_severity_level = 3
-        if mode == "exact":
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        if not self._path.is_file():
-            raise AxzooError(f"{self._path} is missing: build the bundle again")
-        try:
-            self._session = ort.InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own classes share no base class
-            raise AxzooError(f"{self._path} cannot be loaded ({_first_line(error)}): build it again") from None
+    def __init__(
+        self,
+        path_or_bytes: str | os.PathLike[str] | bytes,
+        sess_options: SessionOptions | None = None,
+        providers: str | Sequence[Provider] | None = None,
+        provider_options: Sequence[dict[Any, Any]] | None = None,
+        *,
+        mode: Mode = "exact",
+    ) -> None:
+        self._provider = _choose_provider(providers)
+        self._sess_options = sess_options
+        self._path = Path("model bytes" if isinstance(path_or_bytes, bytes) else path_or_bytes)
+        self._session = _load(path_or_bytes, self._path, mode)
         metadata = self._session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         self._groups = parse_header(metadata, self._path).groups
         self._declared = {node.name: node.shape for node in self._session.get_inputs()}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        del self._session
+
+    def get_session_options(self) -> SessionOptions | None:
+        return self._sess_options
+
+    def get_providers(self) -> str:
+        """The provider chosen: one name, as pyaxengine gives it."""
+        return self._provider
 
     @property
     def num_shape_groups(self) -> int:
@@ -69,14 +104,25 @@ class InferenceSession:
         return [_node_arg(tensor) for tensor in self._group(shape_group).outputs]
 
     def run(
-        self, output_names: Sequence[str] | None, feed: Mapping[str, NDArray[Any]], shape_group: int = 0
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, NDArray[Any]],
+        run_options: object = None,
+        shape_group: int = 0,
     ) -> list[NDArray[Any]]:
-        """Runs one call of a shape group; bf16 arrays are `ml_dtypes.bfloat16`.
+        """Runs one call of a shape group and returns its outputs, or those asked for in the order asked for.
 
-        Raises ValueError when a name, shape or dtype is not exactly the group's.
+        bf16 arrays are `ml_dtypes.bfloat16`. Contiguous arrays are read where they are, and the returned ones are those
+        the engine wrote into. Inputs the group lacks are passed over, as on the board; `run_options` has no effect.
+        Raises ValueError when a name is missing, or a shape or dtype is not exactly the group's.
         """
         group = self._group(shape_group)
-        arrays = self._checked(group, feed, shape_group)
+        arrays = self._checked(group, input_feed, shape_group)
+        wanted = [tensor.name for tensor in group.outputs] if output_names is None else output_names
+        unknown = set(wanted) - {tensor.name for tensor in group.outputs}
+        if unknown:
+            names = ", ".join(tensor.name for tensor in group.outputs)
+            raise ValueError(f"{self._path}: no output named {', '.join(sorted(unknown))}; there are {names}")
         binding = self._session.io_binding()
         for tensor in group.inputs:
             array = arrays[tensor.name]
@@ -88,10 +134,6 @@ class InferenceSession:
             array = results[tensor.name]
             binding.bind_output(tensor.name, "cpu", 0, ONNX_DTYPES[tensor.dtype], array.shape, array.ctypes.data)
         self._session.run_with_iobinding(binding)
-        wanted = list(results) if output_names is None else output_names
-        unknown = [name for name in wanted if name not in results]
-        if unknown:
-            raise ValueError(f"{self._path}: no output named {', '.join(unknown)}; there are {', '.join(results)}")
         return [results[name] for name in wanted]
 
     def _group(self, index: int) -> ShapeGroup:
@@ -101,7 +143,7 @@ class InferenceSession:
 
     def _checked(self, group: ShapeGroup, feed: Mapping[str, NDArray[Any]], index: int) -> dict[str, NDArray[Any]]:
         expected = {tensor.name: tensor for tensor in group.inputs}
-        if set(feed) != set(expected):
+        if not set(feed) >= set(expected):
             raise ValueError(
                 f"{self._path}, shape group {index}: takes {', '.join(expected)}; was given {', '.join(feed)}"
             )
@@ -118,7 +160,37 @@ class InferenceSession:
 
 
 def _node_arg(tensor: TensorSpec) -> NodeArg:
-    return NodeArg(tensor.name, list(tensor.shape), str(NUMPY_DTYPES[tensor.dtype]))
+    return NodeArg(tensor.name, NUMPY_DTYPES[tensor.dtype], tensor.shape)
+
+
+def _choose_provider(providers: str | Sequence[Provider] | None) -> str:
+    """The first provider there is, of those asked for, as pyaxengine chooses."""
+    available = get_available_providers()
+    asked = available if providers is None else [providers] if isinstance(providers, str) else providers
+    names = [entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry for entry in asked]
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"a provider is a name or a pair of name and options, not {name!r}")
+    found = [str(name) for name in names if name in available]
+    if not found:
+        raise ValueError(f"none of the providers {names} is available; there are {', '.join(available)}")
+    return found[0]
+
+
+def _load(source: str | os.PathLike[str] | bytes, path: Path, mode: Mode) -> ort.InferenceSession:
+    _share_threads()
+    options = ort.SessionOptions()
+    options.use_per_session_threads = False
+    options.log_severity_level = 3
+    if mode == "exact":
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if not isinstance(source, bytes) and not path.is_file():
+        raise AxzooError(f"{path} is missing: build the bundle again")
+    model = source if isinstance(source, bytes) else str(path)
+    try:
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's own classes share no base class
+        raise AxzooError(f"{path} cannot be loaded ({_first_line(error)}): build it again") from None
 
 
 def _first_line(error: Exception) -> str:
@@ -128,5 +200,6 @@ def _first_line(error: Exception) -> str:
 @functools.cache
 def _share_threads() -> None:
     """Makes the process's one thread pool: as wide as Snakemake allots the job, or as the process may use."""
-    threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+    allotted = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(allotted) if allotted.isdecimal() and int(allotted) else len(os.sched_getaffinity(0))
     ort.set_global_thread_pool_sizes(threads, 1)

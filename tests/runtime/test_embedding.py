@@ -10,10 +10,11 @@ from axzoo.errors import AxzooError
 from axzoo.runtime.embedding import Embedding
 
 
-def test_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mapped", [True, False])
+def test_rows(tmp_path: Path, mapped: bool) -> None:
     path = tmp_path / "embed.bin"
     path.write_bytes(bytes.fromhex("803f 0040 4040 8040 a040 c040".replace(" ", "")))  # 1..6 in bf16
-    rows = Embedding(path, 3, 2).rows([2, 0, 2])
+    rows = Embedding(path, 3, 2, mapped).rows([2, 0, 2])
     assert rows.dtype == ml_dtypes.bfloat16
     assert rows.tolist() == [[5, 6], [1, 2], [5, 6]]
     rows[:] = 0  # a copy: the file is not written
@@ -41,6 +42,11 @@ def test_a_file_of_another_size(tmp_path: Path, size: int) -> None:
     path.write_bytes(bytes(size))
     with pytest.raises(AxzooError, match=f"has {size} bytes, but 3 rows of 2 bf16 numbers are 12"):
         Embedding(path, 3, 2)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(AxzooError, match=r"embed\.bin is missing"):
+        Embedding(tmp_path / "embed.bin", 3, 2)
 
 
 def test_no_table_at_all(tmp_path: Path) -> None:

@@ -74,5 +74,5 @@ def test_the_consumers_time_does_not_count(bundle: Path) -> None:
 
 
 def test_a_prompt_that_does_not_fit_is_an_error_before_the_first_token(bundle: Path) -> None:
-    with pytest.raises(AxzooError, match="prefill groups reach only 12"):
-        next(iter(Generation(load_model(bundle), [1] * 13, greedy, frozenset())))
+    with pytest.raises(AxzooError, match="has 16 tokens, but the context of 15"):
+        next(iter(Generation(load_model(bundle), [1] * 16, greedy, frozenset())))

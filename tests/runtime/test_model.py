@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from loguru import logger
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 from tiny_bundle import CHUNK, CONTEXT, EXACT, LAYERS, VOCAB_SIZE, Oracle
 
 from axzoo.errors import AxzooError
 from axzoo.recipe import Recipe
-from axzoo.runtime.model import Model, load_model
+from axzoo.runtime.bundle import open_bundle
+from axzoo.runtime.model import Model, load_files, load_model
 
 DECODE_ONLY = replace(EXACT, prefill_len=0, last_kv_cache_len=())
 BuildBundle = Callable[[Recipe], Path]
@@ -52,7 +54,7 @@ def test_a_second_prompt_behind_the_first(bundle: Path, oracle: Oracle, first: i
 def test_prefill_up_to_the_end_of_the_context(build_bundle: BuildBundle, oracle: Oracle) -> None:
     """The groups reach one token further than the caches, as kv_cache_len 1023 and eight groups of 128 do."""
     model = load_model(build_bundle(replace(EXACT, last_kv_cache_len=(CHUNK, 2 * CHUNK, 3 * CHUNK))))
-    assert model.geometry.max_prompt_len == CONTEXT
+    assert model.geometry.prefill_reach == CONTEXT
     _assert_logits(model.prefill(IDS), oracle.logits(IDS))
     assert model.is_full
 
@@ -66,6 +68,73 @@ def test_a_post_layer_that_names_only_the_likeliest(build_bundle: BuildBundle, b
         assert list(np.flatnonzero(np.isfinite(found))) == sorted(best)
         assert_allclose(found[best], (logits - np.log(np.exp(logits).sum()))[best], atol=1e-5)
         assert found.argmax() == logits.argmax()
+
+
+@pytest.mark.parametrize("first", [0, 3, 9])
+def test_a_prompt_beyond_the_prefill_groups_is_finished_token_by_token(
+    bundle: Path, oracle: Oracle, first: int
+) -> None:
+    """The groups reach 12 tokens, the context 15; behind 9 tokens no group has a cache that is long enough."""
+    model = load_model(bundle)
+    lines: list[str] = []
+    sink = logger.add(lines.append, format="{message}")
+    if first:
+        model.prefill(IDS[:first])
+    _assert_logits(model.prefill(IDS[first:]), oracle.logits(IDS))
+    logger.remove(sink)
+    count = {0: 3, 3: 4, 9: 6}[first]
+    assert lines == [f"the prompt's last {count} tokens lie behind the prefill groups: read one by one\n"]
+    assert model.is_full
+
+
+def test_a_model_without_prefill_groups_says_nothing_of_them(build_bundle: BuildBundle) -> None:
+    lines: list[str] = []
+    sink = logger.add(lines.append)
+    load_model(build_bundle(DECODE_ONLY)).prefill(IDS)
+    logger.remove(sink)
+    assert lines == []
+
+
+@pytest.mark.parametrize("length", range(CONTEXT))
+def test_rewinding_keeps_the_beginning(bundle: Path, oracle: Oracle, length: int) -> None:
+    model = load_model(bundle)
+    model.prefill(IDS[::-1][:2] if length == 0 else IDS[:12])
+    for token in IDS[12:14] if length else ():
+        model.decode(token)
+    model.rewind(length)
+    kept = min(length, 14)
+    assert (model.used, model.tokens) == (kept, tuple(IDS[:kept]))
+    _assert_logits(model.prefill(IDS[kept:CONTEXT]), oracle.logits(IDS))
+
+
+@pytest.mark.parametrize("at", range(1, 12))
+def test_rewinding_mends_what_an_interrupt_tore(bundle: Path, oracle: Oracle, at: int) -> None:
+    """Ctrl-C between any two layers of a prompt in three chunks and a decoded token."""
+    model = load_model(bundle)
+    model.prefill(IDS[:2])
+    calls: list[int] = []
+
+    def interrupt(_layer: int, _position: int, _hidden: object) -> None:
+        calls.append(1)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        model.prefill(IDS[2:10][::-1], interrupt)
+        model.decode(1, interrupt)
+        model.decode(1, interrupt)
+    model.rewind(2)
+    _assert_logits(model.prefill(IDS[2:9]), oracle.logits(IDS[:9]))
+    _assert_logits(model.decode(IDS[9]), oracle.logits(IDS[:10]))
+
+
+def test_layers_on_demand_and_an_embedding_in_memory_give_the_same(bundle: Path) -> None:
+    files = open_bundle(bundle)
+    usual, frugal = load_files(files), load_files(files, mapped_embedding=False, layers_on_demand=True)
+    assert frugal.geometry == usual.geometry
+    for ids in (IDS[:3], IDS[3:11]):
+        assert np.array_equal(frugal.prefill(ids), usual.prefill(ids))
+    assert np.array_equal(frugal.decode(5), usual.decode(5))
 
 
 def test_reset_forgets(bundle: Path, oracle: Oracle) -> None:
@@ -109,8 +178,8 @@ def test_short_hidden_state_types(build_bundle: BuildBundle, oracle: Oracle, sta
 def test_geometry_is_that_of_the_boards_host(bundle: Path, build_bundle: BuildBundle) -> None:
     geometry = load_model(bundle).geometry
     assert (geometry.max_token_len, geometry.kv_cache_num, geometry.kv_cache_size) == (CONTEXT, CONTEXT, 16)
-    assert (geometry.prefill_token_num, geometry.prefill_groups, geometry.max_prompt_len) == (CHUNK, 3, 3 * CHUNK)
-    assert load_model(build_bundle(DECODE_ONLY)).geometry.max_prompt_len == CONTEXT
+    assert (geometry.prefill_token_num, geometry.prefill_groups, geometry.prefill_reach) == (CHUNK, 3, 3 * CHUNK)
+    assert load_model(build_bundle(DECODE_ONLY)).geometry.prefill_reach == 0
 
 
 def test_what_does_not_fit_is_said(bundle: Path, build_bundle: BuildBundle) -> None:
@@ -122,12 +191,11 @@ def test_what_does_not_fit_is_said(bundle: Path, build_bundle: BuildBundle) -> N
 
     model = load_model(bundle)
     refuses(model, [], "the prompt is empty")
-    refuses(model, IDS[:13], "ends at token 13, but the prefill groups reach only 12")
     refuses(model, [*IDS, 1], "has 16 tokens, but the context of 15 has room for 15")
     refuses(model, [VOCAB_SIZE], f"token id {VOCAB_SIZE} has no row")
     refuses(model, [-1], "token id -1 has no row")
     model.prefill(IDS[:9])
-    refuses(model, [1], "prefill groups reach only 12")
+    refuses(model, [1] * 7, "has 7 tokens, but the context of 15 has room for 6")
     for _ in range(6):
         model.decode(1)
     with pytest.raises(AxzooError, match="the context is full: it holds 15 tokens"):

@@ -31,6 +31,19 @@ def test_what_a_bundle_says(copy: Path) -> None:
     assert (bundle.chat, bundle.system_prompt) == (False, "Be brief.")
 
 
+def test_switches_of_the_config(copy: Path) -> None:
+    usual = open_bundle(copy)
+    assert (usual.bos, usual.eos, usual.mapped_embedding) == (False, False, True)
+    _change(copy, bos=1, eos=True, use_mmap_load_embed=0)
+    changed = open_bundle(copy)
+    assert (changed.bos, changed.eos, changed.mapped_embedding) == (True, True, False)
+
+
+def test_a_tokenizer_model_is_as_good_as_a_tokenizer_json(copy: Path) -> None:
+    (copy / "tokenizer" / "tokenizer.json").rename(copy / "tokenizer" / "tokenizer.model")
+    assert open_bundle(copy).tokenizer == copy / "tokenizer"
+
+
 def test_missing_files_are_named(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match="is not a bundle: it has no config"):
         open_bundle(tmp_path / "nowhere")
@@ -57,6 +70,9 @@ def test_a_missing_post_config_is_no_error(copy: Path) -> None:
         ({"axmodel_num": 0}, "axmodel_num is 0"),
         ({"axmodel_num": 10**12}, "axmodel_num is 1000000000000"),
         ({"eos_token_ids": ["2"]}, "must be a list of token ids"),
+        ({"bos": 2}, "bos must be 0 or 1, not 2"),
+        ({"eos": "1"}, "eos must be 0 or 1, not '1'"),
+        ({"use_mmap_load_embed": 1.0}, "use_mmap_load_embed must be 0 or 1, not 1.0"),
         ({"filename_post_axmodel": "../post.axmodel"}, "must name a file inside the bundle"),
         ({"filename_tokens_embed": "/etc/passwd"}, "must name a file inside the bundle"),
         ({"filename_tokens_embed": ""}, "must name a file inside the bundle"),

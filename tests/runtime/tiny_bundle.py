@@ -55,7 +55,7 @@ class Oracle:
         return [state[0].numpy() for state in states[1:-1]]
 
 
-def make_oracle() -> Oracle:
+def make_oracle(max_position_embeddings: int = 64) -> Oracle:
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=32,
@@ -63,7 +63,7 @@ def make_oracle() -> Oracle:
         num_hidden_layers=LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
-        max_position_embeddings=64,
+        max_position_embeddings=max_position_embeddings,
         initializer_range=0.3,
     )
     torch.manual_seed(0)

@@ -1,42 +1,51 @@
-"""Talk to a built model."""
+"""Talk to a built model, with the flags of ax-llm's main_prefill or by its bundle's folder."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from axzoo.runtime.main_prefill import add_flags
+
 if TYPE_CHECKING:
     from axzoo.engine import Mode
-    from axzoo.runtime.bundle import Bundle
-    from axzoo.runtime.generate import Choose, Generation
+    from axzoo.runtime.generate import Choose
     from axzoo.runtime.model import Model
-    from axzoo.tokenizer.local import LocalTokenizer
-    from axzoo.tokenizer.stream import StreamDecoder
+    from axzoo.runtime.prompting import Prompting
+    from axzoo.runtime.setup import Setup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a built model's folder, results/<chip>/<name>")
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to say")
+    parser.add_argument(
+        "bundle", type=Path, nargs="?", metavar="BUNDLE", help="a built model's folder, results/<chip>/<name>"
+    )
+    parser.add_argument("-p", "--prompt", metavar="TEXT", help="what to say first")
     parser.add_argument("--system", metavar="TEXT", help="the system message (default: the bundle's)")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
     parser.add_argument("--greedy", action="store_true", help="always take the most probable token")
     parser.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")
     parser.add_argument("--max-tokens", type=_positive, metavar="N", help="end after N tokens (default: context full)")
     parser.add_argument("--mode", choices=("exact", "fast"), default="exact", help="fp32 or integer kernels (exact)")
+    add_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.runtime.bundle import open_bundle
-    from axzoo.runtime.generate import Generation
+    from axzoo.runtime.chat import Chat
+    from axzoo.runtime.setup import read_setup
+    from axzoo.runtime.terminal import Terminal, tell_geometry
 
-    bundle = open_bundle(args.bundle)
-    choose = _chooser(bundle, args.greedy, args.seed)
-    tokenizer, model = _load(bundle, args.mode)
-    prompt = _encode(tokenizer, bundle, args)
-    _speak(Generation(model, prompt, choose, bundle.eos_token_ids, args.max_tokens), tokenizer.stream())
+    setup = read_setup(args)
+    choose = _chooser(setup, args.greedy, args.seed)
+    prompting, model = _load(setup, args.mode)
+    tell_geometry(model.geometry)
+    chat = Chat(model, prompting.encode, choose, prompting.eos, setup.system, args.max_tokens)
+    terminal = Terminal(chat, prompting, setup.live)
+    if args.prompt:
+        terminal.answer(args.prompt)
+    if setup.talk:
+        terminal.talk()
 
 
 def _positive(text: str) -> int:
@@ -45,44 +54,28 @@ def _positive(text: str) -> int:
     return number
 
 
-def _chooser(bundle: Bundle, greedy: bool, seed: int | None) -> Choose:
+def _chooser(setup: Setup, greedy: bool, seed: int | None) -> Choose:
     import numpy as np
 
     from axzoo.runtime.sampling import GREEDY, read_post_config, sample
 
-    config = GREEDY if greedy else read_post_config(bundle.post_config)
+    config = GREEDY if greedy or setup.first_choice else read_post_config(setup.post_config)
     rng = np.random.default_rng(seed)
     return lambda logits, generated: sample(logits, generated, config, rng)
 
 
-def _load(bundle: Bundle, mode: Mode) -> tuple[LocalTokenizer, Model]:
+def _load(setup: Setup, mode: Mode) -> tuple[Prompting, Model]:
     """Loads everything behind a bar on the terminal: tokenizer, embedding, layers, post layer."""
+    from axzoo.errors import AxzooError
     from axzoo.progress import open_console, stage_bars
-    from axzoo.runtime.model import load_model
-    from axzoo.tokenizer.local import load_tokenizer
+    from axzoo.runtime.model import load_files
+    from axzoo.runtime.prompting import open_tokenizer
 
     with stage_bars(open_console(sys.stderr)) as bars:
-        bar = bars.add_task(f"loading {bundle.folder.resolve().name}", total=len(bundle.layers) + 3)
-        tokenizer = load_tokenizer(bundle.tokenizer)
+        bar = bars.add_task(f"loading {setup.name}", total=len(setup.files.layers) + 3)
+        prompting = open_tokenizer(setup.tokenizer, setup.chat)
         bars.advance(bar)
-        model = load_model(bundle.folder, mode, lambda: bars.advance(bar))
-    return tokenizer, model
-
-
-def _encode(tokenizer: LocalTokenizer, bundle: Bundle, args: argparse.Namespace) -> list[int]:
-    if args.raw or not bundle.chat:
-        return tokenizer.encode(args.prompt)
-    system = bundle.system_prompt if args.system is None else args.system
-    messages = [{"role": "system", "content": system}] if system else []
-    return tokenizer.encode_chat([*messages, {"role": "user", "content": args.prompt}])
-
-
-def _speak(generation: Generation, stream: StreamDecoder) -> None:
-    """The answer goes to stdout as it comes, the board's lines to stderr."""
-    tokens = iter(generation)
-    first = list(islice(tokens, 1))
-    print(f"ttft: {generation.ttft * 1e3:.2f} ms", file=sys.stderr, flush=True)
-    for token in chain(first, tokens):
-        print(stream.push(token), end="", flush=True)
-    print(stream.flush(), flush=True)
-    print(f"hit {generation.stop},avg {generation.tokens_per_second:.2f} token/s", file=sys.stderr)
+        model = load_files(setup.files, mode, lambda: bars.advance(bar), setup.mapped_embedding, setup.layers_on_demand)
+    if setup.first_choice and not model.gives_topk:
+        raise AxzooError(f"{setup.files.post} gives no first choice: leave out --use_topk, or build with --post_topk")
+    return prompting, model

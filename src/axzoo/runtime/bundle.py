@@ -15,20 +15,29 @@ _MAX_LAYERS = 1000
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """The files of a bundle, all of them present, and what the host program must know beside their contents."""
+class ModelFiles:
+    """The compiled files of a model, and the embedding's shape, which its file does not tell."""
 
-    folder: Path
     layers: tuple[Path, ...]
     post: Path
     embedding: Path
     vocab_size: int
     hidden_size: int
+
+
+@dataclass(frozen=True)
+class Bundle(ModelFiles):
+    """The files of a bundle, all of them present, and what the host program must know beside their contents."""
+
+    folder: Path
     post_config: Path
     tokenizer: Path
     eos_token_ids: frozenset[int]
     chat: bool
     system_prompt: str
+    bos: bool
+    eos: bool
+    mapped_embedding: bool
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -60,6 +69,9 @@ def open_bundle(folder: Path) -> Bundle:
         eos_token_ids=frozenset(eos_token_ids),
         chat=config.get("chat", bool),
         system_prompt=config.get("system_prompt", str, ""),
+        bos=config.flag("bos", 0),
+        eos=config.flag("eos", 0),
+        mapped_embedding=config.flag("use_mmap_load_embed", 1),
     )
     _require_files(bundle)
     return bundle
@@ -83,6 +95,13 @@ class _Config:
             raise AxzooError(f"{self._path}: {key} must be of type {kind.__name__}, not {value!r}")
         return value
 
+    def flag(self, key: str, default: int) -> bool:
+        """0 and 1 or false and true: ax-llm's configs have both."""
+        value = self._data.get(key, default)
+        if value not in (0, 1) or not isinstance(value, int):
+            raise AxzooError(f"{self._path}: {key} must be 0 or 1, not {value!r}")
+        return bool(value)
+
     def file(self, key: str, default: str | None = None) -> Path:
         return self._inside(key, self.get(key, str, default))
 
@@ -101,7 +120,10 @@ class _Config:
 
 
 def _require_files(bundle: Bundle) -> None:
-    wanted = (*bundle.layers, bundle.post, bundle.embedding, bundle.tokenizer / "tokenizer.json")
+    tokenizer = bundle.tokenizer / "tokenizer.json"
+    if not tokenizer.is_file() and (bundle.tokenizer / "tokenizer.model").is_file():
+        tokenizer = bundle.tokenizer / "tokenizer.model"
+    wanted = (*bundle.layers, bundle.post, bundle.embedding, tokenizer)
     missing = [path for path in wanted if not path.is_file()]
     if missing:
         names = ", ".join(str(path.relative_to(bundle.folder)) for path in missing[:3])

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+from loguru import logger
 from numpy.typing import NDArray
 
 from axzoo.errors import AxzooError
@@ -31,9 +32,9 @@ class Tensor(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def shape(self) -> list[int]: ...
+    def shape(self) -> Sequence[int]: ...
     @property
-    def dtype(self) -> str: ...
+    def dtype(self) -> object: ...
 
 
 class Session(Protocol):
@@ -44,7 +45,11 @@ class Session(Protocol):
     def get_inputs(self, shape_group: int = 0) -> Sequence[Tensor]: ...
     def get_outputs(self, shape_group: int = 0) -> Sequence[Tensor]: ...
     def run(
-        self, output_names: list[str] | None, feed: Mapping[str, NDArray[Any]], shape_group: int = 0
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, NDArray[Any]],
+        run_options: object = None,
+        shape_group: int = 0,
     ) -> list[NDArray[Any]]: ...
 
 
@@ -61,10 +66,8 @@ class Geometry:
     dtype: str
 
     @property
-    def max_prompt_len(self) -> int:
-        """Tokens an empty context can be prefilled with."""
-        if not self.prefill_groups:
-            return self.max_token_len
+    def prefill_reach(self) -> int:
+        """Tokens of context the prefill groups reach; a prompt's tokens beyond are decoded one by one."""
         return min(self.prefill_token_num * self.prefill_groups, self.max_token_len)
 
 
@@ -80,7 +83,7 @@ def read_geometry(session: Session) -> Geometry:
         kv_cache_num=inputs["K_cache"].shape[-2],
         prefill_token_num=prefill["indices"].shape[-1] if groups else 0,
         prefill_groups=groups,
-        dtype=inputs["input"].dtype,
+        dtype=str(inputs["input"].dtype),
     )
 
 
@@ -114,25 +117,39 @@ class Decoder:
         dummy = np.zeros((1, 1, self.geometry.hidden_size), self._dtype)
         self._dummies = dummy, dummy
         self._position = np.zeros((1, 1), np.uint32)
-        self.reset()
+        self.rewind(0)
 
-    def reset(self) -> None:
-        """Forgets the context."""
-        self.used = 0
+    def rewind(self, length: int) -> None:
+        """Forgets all but the first `length` tokens of the context.
+
+        Also what puts the context in order after an exception (Ctrl-C among them) ended `prefill` or `decode` midway.
+        """
         self._mask = closed_mask((1, 1, self.geometry.max_token_len + 1), self._dtype)
         self._mask[..., -1] = 0  # the current token's own slot
+        self.used = length
 
     def prefill(self, rows: NDArray[Any], on_hidden: HiddenHook | None = None) -> NDArray[Any]:
         """Appends tokens, given as embedding rows [n, H], to the context; returns the last one's output [1, 1, H].
 
-        Raises AxzooError when there are none, or more than the context or the prefill groups hold.
+        Tokens beyond the prefill groups' reach are decoded one by one. Raises AxzooError when there are none, or more
+        than the context holds.
         """
         self._require_room(len(rows))
-        chunk_len = self.geometry.prefill_token_num or 1
-        step = self._prefill_chunk if self.geometry.prefill_groups else self.decode
-        for start in range(0, len(rows), chunk_len):
-            hidden = step(rows[start : start + chunk_len], on_hidden)
+        done = 0
+        while done < len(rows) and self._in_reach():
+            chunk = rows[done : done + self.geometry.prefill_token_num]
+            hidden = self._prefill_chunk(chunk, on_hidden)
+            done += len(chunk)
+        if done < len(rows) and self.geometry.prefill_groups:
+            logger.info(f"the prompt's last {len(rows) - done} tokens lie behind the prefill groups: read one by one")
+        for row in range(done, len(rows)):
+            hidden = self.decode(rows[row : row + 1], on_hidden)
         return hidden
+
+    def _in_reach(self) -> bool:
+        """Whether a prefill group has a cache as long as the context so far."""
+        groups = self.geometry.prefill_groups
+        return groups > 0 and self.used <= (groups - 1) * self.geometry.prefill_token_num
 
     def decode(self, row: NDArray[Any], on_hidden: HiddenHook | None = None) -> NDArray[Any]:
         """Appends one token, given as its embedding row [1, H], to the context; returns its output [1, 1, H].
@@ -142,6 +159,7 @@ class Decoder:
         if self.used >= self.geometry.max_token_len:
             raise AxzooError(f"the context is full: it holds {self.geometry.max_token_len} tokens")
         self._position[0, 0] = self.used
+        self._mask[..., : self.used] = 0
         hidden = row.astype(self._dtype)[None]
         call = _Call(0, self.geometry.kv_cache_num, self._position, self._mask)
         return self._run(call, hidden, 1, on_hidden)
@@ -162,11 +180,10 @@ class Decoder:
         for index, layer in enumerate(self._layers):
             keys, values = self._cache.first(index, call.cache_len) if call.cache_len else self._dummies
             feed = {"K_cache": keys, "V_cache": values, "indices": call.indices, "input": hidden, "mask": call.mask}
-            new_keys, new_values, hidden = layer.run(_OUTPUTS, feed, call.shape_group)
+            new_keys, new_values, hidden = layer.run(_OUTPUTS, feed, shape_group=call.shape_group)
             self._cache.write(index, self.used, new_keys[:, :count], new_values[:, :count])
             if on_hidden:
                 on_hidden(index, self.used, hidden[0, :count])
-        self._mask[..., self.used : self.used + count] = 0
         self.used += count
         return hidden[:, count - 1 : count]
 
@@ -178,13 +195,4 @@ class Decoder:
             raise AxzooError(
                 f"the prompt has {count} tokens, but the context of {geometry.max_token_len} has room for "
                 f"{geometry.max_token_len - self.used}: shorten it or build with a larger kv_cache_len"
-            )
-        chunk_len = geometry.prefill_token_num
-        if not chunk_len:
-            return
-        last_start = self.used + (count - 1) // chunk_len * chunk_len
-        if last_start > (geometry.prefill_groups - 1) * chunk_len:
-            raise AxzooError(
-                f"the prompt ends at token {self.used + count}, but the prefill groups reach only "
-                f"{geometry.prefill_groups * chunk_len}: shorten it or build with more of last_kv_cache_len"
             )

@@ -1,4 +1,4 @@
-"""The token embedding: raw little-endian bf16, row id at id * hidden_size * 2 bytes, mapped into memory."""
+"""The token embedding: raw little-endian bf16, row id at id * hidden_size * 2 bytes."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ _BYTES = 2
 
 
 class Embedding:
-    """Rows of the table [vocab_size, hidden_size]; only those asked for are read from the disk.
+    """Rows of the table [vocab_size, hidden_size]; of a `mapped` file only those asked for are read from the disk.
 
-    Raises AxzooError when the file's size is not that of the table.
+    Raises AxzooError when the file is missing or its size is not that of the table.
     """
 
-    def __init__(self, path: Path, vocab_size: int, hidden_size: int) -> None:
+    def __init__(self, path: Path, vocab_size: int, hidden_size: int, mapped: bool = True) -> None:
+        if not path.is_file():
+            raise AxzooError(f"{path} is missing: build the bundle again")
         wanted, found = vocab_size * hidden_size * _BYTES, path.stat().st_size
         if wanted != found or wanted <= 0:
             raise AxzooError(
                 f"{path} has {found} bytes, but {vocab_size} rows of {hidden_size} bf16 numbers are {wanted}: "
                 f"build the bundle again"
             )
-        self._table: NDArray[Any] = np.memmap(path, dtype=np.uint16, mode="r", shape=(vocab_size, hidden_size))
+        shape = (vocab_size, hidden_size)
+        self._table: NDArray[Any] = (
+            np.memmap(path, np.uint16, "r", shape=shape) if mapped else np.fromfile(path, np.uint16).reshape(shape)
+        )
 
     @property
     def vocab_size(self) -> int:

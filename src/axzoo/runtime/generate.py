@@ -61,3 +61,17 @@ class Generation:
             self._seconds += perf_counter() - start
             self._steps += 1
         self.stop = "eos"
+
+
+def generate(
+    model: Model, ids: Sequence[int], choose: Choose, eos: AbstractSet[int], max_tokens: int | None = None
+) -> Generation:
+    """The answer to a whole prompt, of which only what the model's context lacks is read."""
+    known = _common_length(model.tokens, ids[:-1])  # the last is read in any case: it brings the logits
+    model.rewind(known)
+    return Generation(model, ids[known:], choose, eos, max_tokens)
+
+
+def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    pairs = zip(first, second, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))

@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 
 from axzoo.engine import InferenceSession, Mode
 from axzoo.errors import AxzooError
-from axzoo.runtime.bundle import open_bundle
+from axzoo.runtime.bundle import ModelFiles, open_bundle
 from axzoo.runtime.decoder import Decoder, HiddenHook, Session
 from axzoo.runtime.embedding import Embedding
+from axzoo.runtime.on_demand import SessionOnDemand
 
 
 class Model:
-    """Embedding, decoder layers and post layer, with a context that grows by `prefill` and `decode`."""
+    """Embedding, decoder layers and post layer, with a context that grows by `prefill` and `decode`.
+
+    `tokens` are the ids in the context.
+    """
 
     def __init__(self, embedding: Embedding, decoder: Decoder, post: Session) -> None:
         self._embedding = embedding
@@ -25,7 +29,8 @@ class Model:
         self._post = post
         self.geometry = decoder.geometry
         self._vocab_size = embedding.vocab_size
-        self._gives_topk = any(tensor.name == "indices" for tensor in post.get_outputs())
+        self.gives_topk = any(tensor.name == "indices" for tensor in post.get_outputs())
+        self.tokens: tuple[int, ...] = ()
 
     @property
     def used(self) -> int:
@@ -37,30 +42,40 @@ class Model:
         """Whether the context has no room for another token."""
         return self.used >= self.geometry.max_token_len
 
+    def rewind(self, length: int) -> None:
+        """Forgets all but the first `length` tokens of the context; after an exception ended `prefill` or `decode`
+        midway, this puts the context in order."""
+        self.tokens = self.tokens[:length]
+        self._decoder.rewind(len(self.tokens))
+
     def reset(self) -> None:
         """Forgets the context."""
-        self._decoder.reset()
+        self.rewind(0)
 
     def prefill(self, ids: Sequence[int], on_hidden: HiddenHook | None = None) -> NDArray[np.float32]:
         """Appends a prompt to the context; returns the logits [V] of the token after it.
 
         Raises AxzooError when the prompt is empty, does not fit, or holds an id the embedding lacks.
         """
-        return self.logits(self._decoder.prefill(self._embedding.rows(ids), on_hidden))
+        hidden = self._decoder.prefill(self._embedding.rows(ids), on_hidden)
+        self.tokens += tuple(ids)
+        return self.logits(hidden)
 
     def decode(self, token_id: int, on_hidden: HiddenHook | None = None) -> NDArray[np.float32]:
         """Appends one token to the context; returns the logits [V] of the one after it.
 
         Raises AxzooError when the context is full or the embedding lacks the id.
         """
-        return self.logits(self._decoder.decode(self._embedding.rows([token_id]), on_hidden))
+        hidden = self._decoder.decode(self._embedding.rows([token_id]), on_hidden)
+        self.tokens += (token_id,)
+        return self.logits(hidden)
 
     def logits(self, hidden: NDArray[Any]) -> NDArray[np.float32]:
         """The post layer: one token's hidden state [1, 1, H] -> logits [V].
 
         From a post layer that gives the likeliest tokens only: their log probabilities, and -inf for all others.
         """
-        if not self._gives_topk:
+        if not self.gives_topk:
             (logits,) = self._post.run(["output"], {"input": hidden})
             return logits.reshape(-1).astype(np.float32)
         indices, prob = self._post.run(["indices", "prob"], {"input": hidden})
@@ -75,19 +90,32 @@ def load_model(folder: Path, mode: Mode = "exact", on_step: Callable[[], None] =
 
     Raises AxzooError when the bundle is missing, incomplete, or its files do not belong together.
     """
-    bundle = open_bundle(folder)
-    embedding = Embedding(bundle.embedding, bundle.vocab_size, bundle.hidden_size)
+    return load_files(open_bundle(folder), mode, on_step)
+
+
+def load_files(
+    files: ModelFiles,
+    mode: Mode = "exact",
+    on_step: Callable[[], None] = lambda: None,
+    mapped_embedding: bool = True,
+    layers_on_demand: bool = False,
+) -> Model:
+    """Loads a model's files; `layers_on_demand` keeps no layer in memory, which is slow.
+
+    Raises AxzooError when a file is missing or damaged, or they do not belong together.
+    """
+    embedding = Embedding(files.embedding, files.vocab_size, files.hidden_size, mapped_embedding)
     on_step()
     layers: list[Session] = []
-    for path in bundle.layers:
-        layers.append(InferenceSession(path, mode))
+    for path in files.layers:
+        layers.append(SessionOnDemand(path, mode) if layers_on_demand else InferenceSession(path, mode=mode))
         on_step()
     decoder = Decoder(layers)
-    if decoder.geometry.hidden_size != bundle.hidden_size:
+    if decoder.geometry.hidden_size != files.hidden_size:
         raise AxzooError(
-            f"{bundle.layers[0]} takes a hidden state of {decoder.geometry.hidden_size}, but the embedding has rows of "
-            f"{bundle.hidden_size}: build the bundle again"
+            f"{files.layers[0]} takes a hidden state of {decoder.geometry.hidden_size}, but the embedding has rows of "
+            f"{files.hidden_size}: build the bundle again"
         )
-    post = InferenceSession(bundle.post, mode)
+    post = InferenceSession(files.post, mode=mode)
     on_step()
     return Model(embedding, decoder, post)

@@ -1,0 +1,50 @@
+"""A host program written for the board's Python engine, run unchanged, gives axzoo's own answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_bundle import EXACT
+
+from axzoo.cli import main
+from axzoo.recipe import Recipe
+
+PROGRAM = Path(__file__).parent.parent / "host_program.py"
+
+
+def _run(program: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "axzoo.cli", "axengine", str(program), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("prompt", ["hi", "a prompt"])
+def test_the_same_text(build_bundle: Callable[[Recipe], Path], capfd: pytest.CaptureFixture[str], prompt: str) -> None:
+    """Of two and of eight tokens: in one chunk and in two."""
+    bundle = build_bundle(replace(EXACT, hidden_state_type="bf16"))
+    done = _run(PROGRAM, str(bundle), prompt, "6")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "provider: AxEngineExecutionProvider\n"
+    assert main(["run", str(bundle), "--raw", "--greedy", "--max-tokens", "6", "--prompt", prompt]) == 0
+    assert done.stdout == capfd.readouterr().out
+
+
+def test_the_program_finds_its_words_and_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("from axengine import NodeArg, SessionOptions, axclrt_provider_name")
+    program = tmp_path / "program.py"
+    program.write_text("import sys, neighbour; print(__name__, sys.argv, neighbour.axclrt_provider_name); sys.exit(3)")
+    done = _run(program, "-x", "--help")
+    assert done.stdout == f"__main__ {[str(program), '-x', '--help']} AXCLRTExecutionProvider\n"
+    assert done.returncode == 3
+
+
+def test_a_missing_program_is_one_line(tmp_path: Path) -> None:
+    done = _run(tmp_path / "nothing.py")
+    assert (done.returncode, done.stderr) == (
+        1,
+        f"axzoo: {tmp_path / 'nothing.py'} is missing: name the program's file\n",
+    )

@@ -1,0 +1,248 @@
+"""main_prefill's flags: they mean what they mean on the board, and give the bundle's own answer."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import shutil
+import tracemalloc
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_bundle import EXACT, LAYERS, VOCAB_SIZE, Oracle
+
+from axzoo.cli import main
+from axzoo.commands import run
+from axzoo.recipe import Recipe
+from axzoo.runtime.main_prefill import FLAGS
+from axzoo.runtime.prompt_forms import PROMPT_FORMS
+from axzoo.runtime.prompting import open_tokenizer
+from axzoo.runtime.setup import TokenizerChoice
+from axzoo.tokenizer.local import load_tokenizer
+
+BOARD = {
+    "template_filename_axmodel": "tinyllama-int8/tinyllama_l%d.axmodel",
+    "filename_post_axmodel": "tinyllama-int8/tinyllama_post.axmodel",
+    "filename_tokens_embed": "tinyllama.model.embed_tokens.weight.bfloat16.bin",
+    "tokenizer_type": 0,
+    "filename_tokenizer_model": "tokenizer.model",
+    "axmodel_num": 22,
+    "tokens_embed_num": 32000,
+    "tokens_embed_size": 2048,
+    "bos": True,
+    "eos": False,
+    "use_topk": False,
+    "use_mmap_load_embed": False,
+    "dynamic_load_axmodel_layer": False,
+    "post_config_path": "post_config.json",
+    "live_print": False,
+    "continue": False,
+}
+"""The flags of ax-llm's main_prefill beside --prompt, and their defaults."""
+
+
+def _flags(folder: Path) -> dict[str, str]:
+    return {
+        "template_filename_axmodel": f"{folder}/llama_p4_l%d_together.axmodel",
+        "axmodel_num": str(LAYERS),
+        "filename_post_axmodel": f"{folder}/llama_post.axmodel",
+        "filename_tokens_embed": f"{folder}/embed.bin",
+        "tokens_embed_num": str(VOCAB_SIZE),
+        "tokens_embed_size": "32",
+        "filename_tokenizer_model": f"{folder}/tokenizer",
+        "post_config_path": f"{folder}/greedy.json",
+    }
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    folder = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    (folder / "greedy.json").write_text('{"top_k": 1}')
+    return folder
+
+
+Run = Callable[..., str]
+
+
+@pytest.fixture
+def answer(copy: Path, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Runs main_prefill's way with some flags changed; gives stdout."""
+
+    def run_flags(*words: str, **changed: str) -> str:
+        flags = _flags(copy) | changed
+        assert main(["run", *(f"--{name}={value}" for name, value in flags.items()), *words]) == 0
+        return capfd.readouterr().out
+
+    return run_flags
+
+
+def _by_bundle(capfd: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["run", *words]) == 0
+    return capfd.readouterr().out
+
+
+def test_names_and_defaults_are_the_boards() -> None:
+    assert {flag.name: flag.default for flag in FLAGS} == BOARD
+    assert [type(flag.default) for flag in FLAGS] == [type(BOARD[flag.name]) for flag in FLAGS]
+
+
+@pytest.mark.parametrize("form", ["--{} {}", "--{}={}"])
+def test_both_ways_to_write_a_flag(copy: Path, capfd: pytest.CaptureFixture[str], form: str) -> None:
+    words = [word for item in _flags(copy).items() for word in form.format(*item).split(" ")]
+    assert main(["run", *words, "-p", "hi", "--max-tokens", "5"]) == 0
+    found = capfd.readouterr().out
+    assert found == _by_bundle(capfd, str(copy), "--greedy", "--max-tokens", "5", "--prompt", "hi")
+
+
+def test_the_tokenizers_file_stands_for_its_folder(copy: Path, answer: Run) -> None:
+    words = ("--prompt", "hi", "--max-tokens", "4")
+    assert answer(*words) == answer(*words, filename_tokenizer_model=f"{copy}/tokenizer/tokenizer.json")
+
+
+@pytest.mark.parametrize("flag", ["use_mmap_load_embed", "dynamic_load_axmodel_layer", "live_print"])
+def test_switches_that_do_not_change_the_answer(answer: Run, flag: str) -> None:
+    words = ("--prompt", "hi", "--max-tokens", "5")
+    assert answer(*words, **{flag: "0"}) == answer(*words, **{flag: "1"}) == answer(*words)
+
+
+def _oracles(oracle: Oracle, folder: Path, prompt: list[int], tokens: int) -> str:
+    ids = list(prompt)
+    for _ in range(tokens):
+        ids.append(int(oracle.logits(ids).argmax()))
+    return load_tokenizer(folder / "tokenizer").decode(ids[len(prompt) :]) + "\n"
+
+
+@pytest.mark.parametrize(("bos", "eos"), [("0", "0"), ("1", "0"), ("0", "1"), ("1", "1")])
+def test_bos_and_eos(copy: Path, oracle: Oracle, answer: Run, bos: str, eos: str) -> None:
+    tokens = json.dumps({"bos_token": "<bos>", "eos_token": "<eos>"})
+    (copy / "tokenizer" / "tokenizer_config.json").write_text(tokens)
+    text = "<bos>" * int(bos) + "<user>hi" + "<eos>" * int(eos)
+    found = answer("--prompt", "hi", "--max-tokens", "3", bos=bos, eos=eos)
+    assert found == _oracles(oracle, copy, load_tokenizer(copy / "tokenizer").encode(text), 3)
+    (copy / "tokenizer" / "chat_template.jinja").write_text("<bos>{{ messages[0].content }}<eos>")
+    found = answer("--prompt", "hi", "--max-tokens", "3", bos=bos, eos=eos)  # not twice
+    assert found == _oracles(oracle, copy, load_tokenizer(copy / "tokenizer").encode("<bos>hi<eos>"), 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "written"),
+    [
+        ("0", "<|user|>\nhi</s><|assistant|>\n"),
+        (
+            "1",
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        ("3", "<|user|>hi <|end|><|assistant|>"),
+        ("4", "<用户>hi<AI>"),
+    ],
+)
+def test_without_a_chat_template_the_type_tells_the_prompts_form(
+    oracle: Oracle, copy: Path, answer: Run, kind: str, written: str
+) -> None:
+    """These are the forms of ax-llm's main.cpp."""
+    (copy / "tokenizer" / "chat_template.jinja").unlink()
+    tokenizer = load_tokenizer(copy / "tokenizer")
+    choice = TokenizerChoice(int(kind), str(copy / "tokenizer"), False, False, None)
+    assert open_tokenizer(choice, chat=True).encode([{"role": "user", "content": "hi"}]) == tokenizer.encode(written)
+    if kind == "4":
+        expected = _oracles(oracle, copy, tokenizer.encode(written), 1)
+        assert answer("--prompt", "hi", "--max-tokens", "1", tokenizer_type=kind) == expected
+
+
+def test_prompt_forms_hold_whole_conversations() -> None:
+    turns = [("system", "S"), ("user", "a"), ("assistant", "b"), ("user", "c")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert {kind: form.write(messages) for kind, form in PROMPT_FORMS.items()} == {
+        0: "<|system|>\nS</s><|user|>\na</s><|assistant|>\nb</s><|user|>\nc</s><|assistant|>\n",
+        1: "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
+        "<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n",
+        3: "<|system|>S <|end|><|user|>a <|end|><|assistant|>b<|end|><|user|>c <|end|><|assistant|>",
+        4: "S<用户>a<AI>b<用户>c<AI>",
+    }
+
+
+def test_use_topk_takes_the_post_layers_first_choice(
+    build_bundle: Callable[[Recipe], Path], copy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    listed = build_bundle(replace(EXACT, post_topk=5))
+    (copy / "hot.json").write_text('{"temperature": 50.0}')
+    words = ("--prompt", "hi", "--max-tokens", "5")
+    hot = ("--post_config_path", str(copy / "hot.json"))
+    greedy = _by_bundle(capfd, str(copy), "--greedy", *words)
+    assert _by_bundle(capfd, str(listed), "--use_topk", "1", *hot, *words) == greedy
+    assert len({_by_bundle(capfd, str(listed), *hot, *words) for _ in range(4)}) > 1
+    assert main(["run", str(copy), "--use_topk", "1", *words]) == 1
+    assert "gives no first choice: leave out --use_topk" in capfd.readouterr().err
+
+
+def test_reading_the_embedding_or_mapping_it(copy: Path, answer: Run) -> None:
+    """A sparse table of 256 MiB: only one of the two ways takes that much memory."""
+    path = copy / "embed.bin"
+    with path.open("r+b") as file:
+        file.truncate(1 << 28)
+
+    def peak(mapped: str) -> int:
+        tracemalloc.start()
+        try:
+            answer("--prompt", "hi", "--max-tokens", "2", tokens_embed_num=str(1 << 22), use_mmap_load_embed=mapped)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert peak("1") < 1 << 26 < 1 << 28 <= peak("0")
+
+
+def test_what_is_wrong_is_said(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def line(*words: str, **changed: str) -> str:
+        flags = _flags(copy) | changed
+        assert main(["run", *(f"--{name}={value}" for name, value in flags.items()), *words]) == 1
+        out, err = capfd.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        return err
+
+    ask = ("--prompt", "hi")
+    assert "need option: --prompt TEXT; or name a bundle folder" in line()
+    assert "leave out --template_filename_axmodel, or the folder" in line(str(copy), *ask)
+    assert "must hold one %d" in line(*ask, template_filename_axmodel="layer.axmodel")
+    assert "l3_together.axmodel is missing" in line(*ask, axmodel_num="4")
+    assert "--axmodel_num must be 1 or more, not 0" in line(*ask, axmodel_num="0")
+    assert "but 7 rows of 32 bf16 numbers are 448" in line(*ask, tokens_embed_num="7")
+    assert "embed is missing" in line(*ask, filename_tokens_embed=f"{copy}/embed")
+    assert "--tokenizer_type must be 0 to 4, not 5" in line(*ask, tokenizer_type="5")
+    assert "--tokenizer_type 2 asks a server" in line(*ask, tokenizer_type="2")
+    assert "say --tokenizer_type 2" in line(*ask, filename_tokenizer_model="http://127.0.0.1:1")
+    server = {"tokenizer_type": "2", "filename_tokenizer_model": "http://127.0.0.1:1"}
+    assert "--raw needs a tokenizer that is read from files" in line(*ask, "--raw", **server)
+    assert "no tokenizer server answers at http://127.0.0.1:1" in line(*ask, **server)
+
+
+@pytest.mark.parametrize("word", ["--bos=2", "--continue=yes", "--axmodel_num=many"])
+def test_values_that_are_none(copy: Path, capfd: pytest.CaptureFixture[str], word: str) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", str(copy), "--prompt", "hi", word])
+    assert word.split("=")[0] in capfd.readouterr().err
+
+
+def test_an_empty_prompt_asks_at_once(answer: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("hi\n"))
+    asked = answer("--prompt", "", "--max-tokens", "3")
+    start = 'Type "q" to exit, Ctrl+c to stop current running\n>> '
+    assert asked == f"{start}{answer('--prompt=hi', '--max-tokens', '3')}>> \n"
+
+
+def test_the_guide_has_every_option() -> None:
+    """And the defaults in its table are the code's."""
+    page = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
+    rows = dict(re.findall(r"^\| `--(\w+)` \| `([^|`]+)` \|", page, re.MULTILINE))
+    shown = {flag.name: str(int(flag.default) if isinstance(flag.default, bool) else flag.default) for flag in FLAGS}
+    assert rows == shown
+    parser = argparse.ArgumentParser()
+    run.add_arguments(parser)
+    for action in parser._actions:
+        for word in action.option_strings:
+            assert word in ("-h", "--help") or f"`{word}" in page, word

@@ -1,0 +1,230 @@
+"""`axzoo run` on a real terminal: what is typed, what is shown, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny_bundle import EXACT
+
+from axzoo.recipe import Recipe
+from axzoo.runtime.chat import Chat
+from axzoo.runtime.model import load_model
+from axzoo.runtime.prompting import open_tokenizer
+from axzoo.runtime.sampling import Logits
+from axzoo.runtime.setup import TokenizerChoice
+from axzoo.runtime.terminal import Terminal
+from axzoo.tokenizer.local import load_tokenizer
+
+ROOMY = replace(EXACT, kv_cache_len=63, last_kv_cache_len=(4, 8, 12, 16, 20))
+SLOW = ("--dynamic_load_axmodel_layer", "1")
+"""Long enough an answer to be interrupted."""
+
+
+class Screen:
+    """A program on a terminal of its own."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.shown = ""
+        self._from = 0
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:
+            os.environ["TERM"] = "xterm"
+            os.execv(sys.executable, [sys.executable, "-m", "axzoo.cli", *words])
+
+    def type(self, text: str) -> None:
+        os.write(self._terminal, text.encode())
+
+    def wait_for(self, text: str) -> str:
+        """What is shown from where the last wait ended until `text`."""
+        end = time.monotonic() + 60
+        while (found := self.shown.find(text, self._from)) < 0:
+            assert time.monotonic() < end, f"no {text!r} in {self.shown!r}"
+            assert self._read(), f"ended without {text!r}: {self.shown!r}"
+        part = self.shown[self._from : found]
+        self._from = found + len(text)
+        return part
+
+    def end(self) -> int:
+        """Reads to the end; the exit status."""
+        while self._read():
+            pass
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def close(self) -> None:
+        os.close(self._terminal)
+
+    def _read(self) -> bool:
+        ready, _, _ = select.select([self._terminal], [], [], 60)
+        try:
+            data = os.read(self._terminal, 65536) if ready else b""
+        except OSError:  # the program has gone
+            data = b""
+        text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", data.decode(errors="replace"))
+        self.shown += text.replace("\r\n", "\n")
+        return bool(data)
+
+
+Start = Callable[..., Screen]
+
+
+@pytest.fixture
+def folder(build_bundle: Callable[[Recipe], Path]) -> Path:
+    return build_bundle(ROOMY)
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Start]:
+    screens: list[Screen] = []
+
+    def start_screen(*words: str) -> Screen:
+        screens.append(Screen(["run", str(folder), "--greedy", *words]))
+        return screens[-1]
+
+    yield start_screen
+    for screen in screens:
+        screen.close()
+
+
+def _answer_alone(folder: Path, prompt: str, *words: str) -> str:
+    command = [sys.executable, "-m", "axzoo.cli", "run", str(folder), "--greedy", "--prompt", prompt, *words]
+    return subprocess.run(command, capture_output=True, check=True).stdout.decode()
+
+
+def _letters(text: str) -> str:
+    """What a terminal does not take for a command."""
+    return "".join(filter(str.isalnum, text))
+
+
+def test_a_conversation(folder: Path, start: Start) -> None:
+    screen = start("--max-tokens", "4")
+    loading = screen.wait_for('Type "q" to exit, Ctrl+c to stop current running\n')
+    assert "loading" in loading and "6/6" in loading
+    assert "LLM init ok" in loading
+    screen.wait_for(">> ")
+    screen.type("hi\n")
+    screen.wait_for("ttft: ")
+    first = screen.wait_for("hit max tokens,avg ")
+    screen.wait_for(" token/s\n")
+    screen.wait_for(">> ")
+    screen.type("\n")
+    screen.wait_for(">> ")
+    screen.type("reset\n")
+    screen.wait_for(">> ")
+    screen.type("hi\n")
+    screen.wait_for("ttft: ")
+    again = screen.wait_for("hit max tokens,avg ")
+    assert again.partition("ms\n")[2] == first.partition("ms\n")[2]
+    screen.wait_for(">> ")
+    screen.type("q\n")
+    assert screen.end() == 0
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(folder: Path, start: Start) -> None:
+    screen = start(*SLOW)
+    screen.wait_for(">> ")
+    screen.type("hi\n")
+    screen.wait_for("ttft: ")
+    screen.type("\x03")
+    screen.wait_for("hit ctrl+c,avg ")
+    screen.wait_for(">> ")
+    screen.type("half a li")
+    screen.wait_for("half a li")
+    time.sleep(0.2)  # as fingers do: a signal between two reads of a line shows only with the next key
+    screen.type("\x03")  # what was typed is discarded
+    screen.wait_for(">> ")
+    screen.type("ok\n")
+    screen.wait_for("hit ")  # the conversation goes on, the template's process too
+    screen.wait_for(">> ")
+    screen.type("reset\nhi\n")
+    screen.wait_for("ms\n")
+    answer = screen.wait_for("\nhit context full,avg ")
+    assert _letters(answer) == _letters(_answer_alone(folder, "hi"))
+    screen.wait_for(">> ")
+    screen.type("\x04")  # the end of the input
+    assert screen.end() == 0
+
+
+def test_ctrl_c_ends_a_program_that_asks_for_no_more(start: Start) -> None:
+    screen = start(*SLOW, "--prompt", "hi")
+    screen.wait_for("ttft: ")
+    screen.type("\x03")
+    screen.wait_for("hit ctrl+c,avg ")
+    assert screen.end() == 0
+
+
+def test_a_full_context_is_said(start: Start) -> None:
+    screen = start("--prompt", "hi", "--continue", "1")
+    screen.wait_for("hit context full,avg ")
+    screen.wait_for("the context is full: say less at a time, reset, or build with a larger kv_cache_len\n")
+    screen.wait_for(">> ")
+    screen.type("and then?\n")
+    screen.wait_for("axzoo: the prompt has ")
+    screen.wait_for(">> ")
+    screen.type("reset\nand then?\n")
+    screen.wait_for("ttft: ")
+    screen.type("\x03")
+    screen.wait_for("hit ")
+    screen.wait_for(">> ")
+    screen.type("q\n")
+    assert screen.end() == 0
+
+
+def test_prompts_from_a_pipe(folder: Path) -> None:
+    command = [sys.executable, "-m", "axzoo.cli", "run", str(folder), "--greedy", "--max-tokens", "3"]
+    done = subprocess.run(command, input="hi\n\nreset\nhi\n", capture_output=True, text=True, check=True)
+    one = _answer_alone(folder, "hi", "--max-tokens", "3")
+    start = 'Type "q" to exit, Ctrl+c to stop current running\n'
+    assert done.stdout == f"{start}>> {one}>> >> >> {one}>> \n"
+    assert "loading" not in done.stderr
+
+
+def test_without_live_print_the_answer_comes_whole(folder: Path, start: Start) -> None:
+    screen = start(*SLOW, "--prompt", "hi", "--live_print", "0")
+    screen.wait_for("ms\n")
+    time.sleep(0.3)
+    os.kill(screen.pid, signal.SIGINT)
+    screen.wait_for("\nhit ctrl+c,avg ")
+    assert screen.end() == 0
+
+
+EMOJI = "a😀法é!"
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_half_a_character_is_never_printed(folder: Path, monkeypatch: pytest.MonkeyPatch, live: bool) -> None:
+    """A tokenizer of single bytes, and an answer whose characters have four, three and two."""
+    tokens = load_tokenizer(folder / "tokenizer").encode(EMOJI)
+    assert len(tokens) == 1 + 4 + 3 + 2 + 1
+
+    def say(_logits: Logits, answer: Sequence[int]) -> int:
+        return tokens[len(answer)]
+
+    class Recorder:
+        def __init__(self) -> None:
+            self.pieces: list[str] = []
+
+        def write(self, text: str) -> None:
+            self.pieces.append(text)
+
+        def flush(self) -> None:
+            pass
+
+    recorder = Recorder()
+    monkeypatch.setattr(sys, "stdout", recorder)
+    prompting = open_tokenizer(TokenizerChoice(None, str(folder / "tokenizer"), False, False, frozenset()), True)
+    chat = Chat(load_model(folder), prompting.encode, say, frozenset(), max_tokens=len(tokens))
+    Terminal(chat, prompting, live).answer("hi")
+    monkeypatch.undo()
+    pieces = [piece for piece in recorder.pieces if piece]
+    assert pieces == [*EMOJI, "\n"] if live else [EMOJI, "\n"]
