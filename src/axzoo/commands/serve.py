@@ -1,0 +1,66 @@
+"""Serve a built model: OpenAI's chat protocol, and a page to talk to it."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a built model's folder, results/<chip>/<name>")
+    parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is all of them (localhost)")
+    parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (8000)")
+    parser.add_argument("--mode", choices=("exact", "fast"), default="fast", help="fp32 or integer kernels (fast)")
+    parser.add_argument(
+        "--queue", type=_count, default=16, metavar="N", help="requests that may wait; more are told to come back (16)"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
+    from axzoo.progress import open_console, stage_bars
+    from axzoo.runtime.bundle import open_bundle
+    from axzoo.runtime.model import load_files
+    from axzoo.runtime.prompting import open_tokenizer
+    from axzoo.runtime.sampling import read_post_config
+    from axzoo.runtime.setup import TokenizerChoice
+    from axzoo.serving.answers import Answers
+    from axzoo.serving.app import Served, make_app
+    from axzoo.tokenizer.serve import serve
+
+    bundle = open_bundle(args.bundle)
+    choice = TokenizerChoice(None, str(bundle.tokenizer), bundle.bos, bundle.eos, bundle.eos_token_ids)
+    with stage_bars(open_console(sys.stderr)) as bars:
+        bar = bars.add_task(f"loading {args.bundle.name}", total=len(bundle.layers) + 3)
+        prompting = open_tokenizer(choice, bundle.chat)
+        bars.advance(bar)
+        model = load_files(bundle, args.mode, lambda: bars.advance(bar), bundle.mapped_embedding)
+    name = args.bundle.resolve().name
+    created = int((args.bundle / "config.json").stat().st_mtime)
+    sampling = read_post_config(Path(bundle.post_config))
+    app = make_app(Served(name, created, Answers(model, prompting, args.queue), sampling))
+
+    def ready(port: int) -> None:
+        print(f"{name} at http://{args.host}:{port}", flush=True)
+
+    serve(app, args.host, args.port, ready)
+
+
+def _leave(*_: Any) -> None:
+    sys.exit(0)
+
+
+def _port(text: str) -> int:
+    if not 0 <= (number := int(text)) < 1 << 16:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {text}")
+    return number
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
+    return number

@@ -1,0 +1,113 @@
+"""Answers of one model to many clients: one after the other, with a bound on those that wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from axzoo.runtime.generate import Generation, generate
+from axzoo.runtime.model import Model
+from axzoo.runtime.prompting import Prompting
+from axzoo.runtime.sampling import PostConfig, sample
+from axzoo.serving.stop_text import StopText
+from axzoo.tokenizer.chat_template import Message
+
+_T = TypeVar("_T")
+
+
+class Busy(Exception):
+    """As many clients wait as may."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """`stop` are texts that end the answer, `most_tokens` its length (None: the context's)."""
+
+    messages: Sequence[Message]
+    sampling: PostConfig
+    seed: int | None
+    stop: Sequence[str]
+    most_tokens: int | None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an answer ended and what it took. Seconds to the first token; tokens per second after it."""
+
+    reason: Literal["stop", "length"]
+    prompt_tokens: int
+    answer_tokens: int
+    ttft: float
+    tokens_per_second: float
+
+
+class Answers:
+    """Asks `model`, whose context stays: a conversation that goes on is not read again.
+
+    All steps of the model run in one thread, so one that nobody waits for any more disturbs no other.
+    """
+
+    def __init__(self, model: Model, prompting: Prompting, most_waiting: int) -> None:
+        self._model = model
+        self._prompting = prompting
+        self._most_waiting = most_waiting
+        self._waiting = 0
+        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "model")
+
+    async def answer(self, question: Question) -> AsyncGenerator[str | Ending]:
+        """The answer's pieces as they come, whole characters, and last its ending.
+
+        Raises Busy, and AxzooError when the question cannot be encoded or does not fit the context.
+        """
+        with self._place():
+            ids = await asyncio.to_thread(self._prompting.encode, question.messages)
+            async with self._turn:
+                async for piece in self._pieces(ids, question):
+                    yield piece
+
+    async def _pieces(self, ids: list[int], question: Question) -> AsyncGenerator[str | Ending]:
+        stream, stops = self._prompting.stream(), StopText(question.stop)
+        generation, tokens = await self._in_turn(lambda: self._start(ids, question))
+        count = 0
+        while not stops.found and (token := await self._in_turn(lambda: next(tokens, None))) is not None:
+            count += 1
+            if piece := stops.push(stream.push(token)):
+                yield piece
+        if not stops.found:
+            rest = stops.push(stream.flush())
+            if rest := rest + stops.flush():
+                yield rest
+        reason: Literal["stop", "length"] = "stop" if stops.found or generation.stop == "eos" else "length"
+        yield Ending(reason, len(ids), count, generation.ttft, generation.tokens_per_second)
+
+    def _start(self, ids: list[int], question: Question) -> tuple[Generation, Iterator[int]]:
+        rng = np.random.default_rng(None if question.seed is None else question.seed % (1 << 64))
+        generation = generate(
+            self._model,
+            ids,
+            lambda logits, answer: sample(logits, answer, question.sampling, rng),
+            self._prompting.eos,
+            question.most_tokens,
+        )
+        return generation, iter(generation)
+
+    async def _in_turn(self, step: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, step)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of those that are answered or wait."""
+        if self._waiting > self._most_waiting:
+            raise Busy
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1

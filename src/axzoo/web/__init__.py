@@ -1,0 +1,1 @@
+"""What axzoo's HTTP servers share."""

@@ -1,0 +1,238 @@
+"""`axzoo serve`, asked by the official client and by hostile ones."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from chat_server import Server, chat_server
+
+from axzoo.runtime.generate import generate
+from axzoo.runtime.model import load_model
+from axzoo.tokenizer.local import load_tokenizer
+
+MODEL = "tiny-w32a32"
+HELLO: Any = [{"role": "user", "content": "hello"}]
+LONG = 3500
+
+
+def greedy(folder: Path, messages: Any, count: int) -> str:
+    """What the model answers, found without the server."""
+    model, tokenizer = load_model(folder), load_tokenizer(folder / "tokenizer")
+    ids = tokenizer.encode_chat(messages)
+    answer = generate(model, ids, lambda logits, _: int(logits.argmax()), set(), count)
+    return tokenizer.decode(list(answer))
+
+
+def test_models_and_health(server: Server, client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).owned_by == "axzoo"
+    assert server.ask("GET", "/health") == (200, {"status": "ok"})
+
+
+def test_an_answer_is_the_models_own(tiny_served: Path, client: openai.OpenAI) -> None:
+    done = client.chat.completions.create(model=MODEL, messages=HELLO, temperature=0, max_tokens=20)
+    assert done.choices[0].message.content == greedy(tiny_served, HELLO, 20)
+    assert done.choices[0].finish_reason == "length"
+    assert done.usage is not None
+    assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (6, 20, 26)
+
+
+def test_a_conversation_goes_on(tiny_served: Path, client: openai.OpenAI) -> None:
+    turns = [*HELLO]
+    for question in ("one", "two"):
+        answer = client.chat.completions.create(model=MODEL, messages=turns, temperature=0, max_tokens=5)
+        said = answer.choices[0].message.content
+        assert said == greedy(tiny_served, turns, 5)
+        turns += [{"role": "assistant", "content": said}, {"role": "user", "content": question}]
+
+
+def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": 40}
+    whole = client.chat.completions.create(**asked)
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
+    assert chunks[-1].usage == whole.usage
+    plain = list(client.chat.completions.create(**asked, stream=True))
+    assert not any(chunk.usage for chunk in plain)
+
+
+def test_stop_texts_end_an_answer_before_them(client: openai.OpenAI) -> None:
+    asked: Any = {"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": 60}
+    whole = client.chat.completions.create(**asked).choices[0].message.content
+    stop = whole[20:22]
+    expected = whole[: whole.index(stop)]
+    done = client.chat.completions.create(**asked, stop=[stop, "never said"])
+    assert (done.choices[0].message.content, done.choices[0].finish_reason) == (expected, "stop")
+    chunks = client.chat.completions.create(**asked, stop=stop, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+
+
+def test_a_seed_makes_sampling_repeatable(client: openai.OpenAI) -> None:
+    def say(seed: int) -> str | None:
+        asked: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 30, "temperature": 1.5, "top_p": 0.9}
+        return client.chat.completions.create(**asked, seed=seed).choices[0].message.content
+
+    assert say(1) == say(1)
+    assert len({say(seed) for seed in range(4)}) > 1
+
+
+def test_text_parts_and_the_developers_role(tiny_served: Path, client: openai.OpenAI) -> None:
+    parts: Any = [
+        {"role": "developer", "content": "be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]},
+    ]
+    plain = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hello"}]
+    done = client.chat.completions.create(model=MODEL, messages=parts, temperature=0, max_tokens=8)
+    assert done.choices[0].message.content == greedy(tiny_served, plain, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n": 2}, "n: "),
+        ({"tools": [{"type": "function"}]}, "tools"),
+        ({"temperature": 3}, "temperature"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stop": ["a"] * 5}, "stop"),
+        ({"stop": ""}, "stop"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text alone"),
+        ({"messages": [{"role": "user", "content": "x" * 5000}]}, "5001"),
+        ({"messages": [{"role": "user", "content": "\ud800"}]}, "JSON"),
+        ({"top_kk": 3}, "top_kk"),
+    ],
+)
+def test_what_is_wrong_is_said(server: Server, change: dict[str, Any], said: str) -> None:
+    status, body = server.chat(**({"model": MODEL, "messages": HELLO} | change))
+    assert status == 400
+    assert said in body["error"]["message"]
+    assert body["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"model": ' + b"[" * 100_000])
+def test_malformed_bodies(server: Server, body: bytes) -> None:
+    status, answer = server.ask("POST", "/v1/chat/completions", body)
+    assert status == 400
+    assert answer["error"]["message"]
+
+
+def test_large_bodies_wrong_paths_and_wrong_models(server: Server, client: openai.OpenAI) -> None:
+    assert server.ask("POST", "/v1/chat/completions", b"x" * (10 << 20))[0] == 413
+    assert server.ask("GET", "/v1/nothing")[0] == 404
+    assert server.ask("GET", "/v1/chat/completions")[0] == 405
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'"):
+        client.chat.completions.create(model="gpt", messages=HELLO)
+
+
+def test_who_goes_away_mid_stream_stops_the_answer(server: Server, client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(model=MODEL, messages=HELLO, temperature=0, max_tokens=LONG, stream=True)
+    next(iter(stream))
+    stream.close()
+    start = time.perf_counter()
+    client.chat.completions.create(model=MODEL, messages=HELLO, temperature=0, max_tokens=1)
+    assert time.perf_counter() - start < 1  # the whole answer would take several seconds
+
+
+def test_who_goes_away_while_waiting_gives_up_the_place(server: Server, client: openai.OpenAI) -> None:
+    """Of three places one is answered and two wait; a fourth is told to come back, unless one of the two has left."""
+    body = json.dumps({"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": LONG}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+    for waiting in clients:
+        waiting.sendall(head + body)
+    time.sleep(0.3)
+    with pytest.raises(openai.RateLimitError, match="try again") as refused:
+        client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1)
+    assert refused.value.response.headers["retry-after"] == "2"
+    for waiting in clients:
+        waiting.close()
+    time.sleep(0.3)
+    assert client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1).usage is not None
+
+
+def test_clients_at_once_get_their_own_answers(tiny_served: Path, server: Server, client: openai.OpenAI) -> None:
+    questions = [[{"role": "user", "content": f"question {i}"}] for i in range(3)]
+    expected = [greedy(tiny_served, question, 15) for question in questions]
+    found: dict[int, str | None] = {}
+
+    def ask(i: int) -> None:
+        done = client.chat.completions.create(model=MODEL, messages=questions[i], temperature=0, max_tokens=15)  # type: ignore[arg-type]
+        found[i] = done.choices[0].message.content
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[i] for i in range(3)] == expected
+
+
+def test_slow_clients_do_not_hold_others_up(server: Server, client: openai.OpenAI) -> None:
+    slow = socket.create_connection(("127.0.0.1", server.port))
+    slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    assert client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1).usage is not None
+    slow.close()
+
+
+def test_it_listens_on_localhost_and_ends_on_sigterm(tiny_served: Path) -> None:
+    with chat_server(tiny_served) as running:
+        assert running.line == f"{MODEL} at http://localhost:{running.port}"
+        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        assert [row[1] for row in rows if row[3] == "0A" and row[1].endswith(f":{running.port:04X}")] == [
+            f"0100007F:{running.port:04X}"
+        ]
+        running.process.terminate()
+        assert running.process.wait(10) in (0, -15)
+
+
+@pytest.mark.soak
+def test_eight_clients_for_a_minute(tiny_served: Path) -> None:
+    """docs/serve.md has the figures that this prints with -s."""
+    questions = [[{"role": "user", "content": f"question {i}"}] for i in range(8)]
+    expected = [greedy(tiny_served, question, 16) for question in questions]
+    wrong: list[str] = []
+    seconds: list[float] = []
+    with chat_server(tiny_served, "--mode", "exact") as running:
+        until = time.monotonic() + 60
+        memory: list[float] = []
+
+        def ask(i: int) -> None:
+            client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+            while time.monotonic() < until:
+                start = time.perf_counter()
+                done = client.chat.completions.create(
+                    model=MODEL,
+                    messages=questions[i],
+                    temperature=0,
+                    max_tokens=16,  # type: ignore[arg-type]
+                )
+                seconds.append(time.perf_counter() - start)
+                if done.choices[0].message.content != expected[i]:
+                    wrong.append(str(done.choices[0].message.content))
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        while time.monotonic() < until:
+            time.sleep(5)
+            memory.append(running.resident_mb)
+        for thread in threads:
+            thread.join()
+    seconds.sort()
+    print(f"\n{len(seconds)} answers, p50 {seconds[len(seconds) // 2] * 1e3:.0f} ms", end=", ")
+    print(f"p99 {seconds[len(seconds) * 99 // 100] * 1e3:.0f} ms, RSS {memory[1]:.0f} to {memory[-1]:.0f} MB")
+    assert not wrong
+    assert len(seconds) > 100
+    assert memory[-1] < memory[1] * 1.05
