@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.runtime.setup import TokenizerChoice
     from axzoo.serving.answers import Answers
     from axzoo.serving.app import Served, make_app
-    from axzoo.tokenizer.serve import serve
+    from axzoo.web.server import serve
 
     bundle = open_bundle(args.bundle)
     choice = TokenizerChoice(None, str(bundle.tokenizer), bundle.bos, bundle.eos, bundle.eos_token_ids)

@@ -29,9 +29,9 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from axzoo.tokenizer.app import make_app
-    from axzoo.tokenizer.serve import serve
     from axzoo.tokenizer.served import open_served
     from axzoo.tokenizer.service import make_service
+    from axzoo.web.server import serve
 
     served = open_served(args.model)
     if args.system is not None:

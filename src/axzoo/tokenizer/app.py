@@ -5,7 +5,6 @@ Every answer is a JSON object, an error {"error": "what is wrong"} with a status
 
 from __future__ import annotations
 
-import asyncio
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -18,10 +17,7 @@ from starlette.routing import Route
 from axzoo.errors import AxzooError
 from axzoo.tokenizer.requests import Decode, Encode, Reset
 from axzoo.tokenizer.service import Service
-
-MAX_BODY_BYTES = 1 << 20
-_DRAINED_BYTES = 64 << 20
-"""As much of a body that is too large is read and thrown away, so that its sender gets to read the answer."""
+from axzoo.web.body import read_body
 
 _T = TypeVar("_T", Encode, Decode, Reset)
 
@@ -39,14 +35,14 @@ def make_app(service: Service, body_seconds: float = 10.0) -> Starlette:
         return JSONResponse(service.get_eos_id(request.query_params.get("uid")))
 
     async def encode(request: Request) -> Response:
-        return JSONResponse(await service.encode(_parse(Encode, await _read(request, body_seconds))))
+        return JSONResponse(await service.encode(_parse(Encode, await read_body(request, body_seconds))))
 
     async def decode(request: Request) -> Response:
-        return JSONResponse(await service.decode(_parse(Decode, await _read(request, body_seconds))))
+        return JSONResponse(await service.decode(_parse(Decode, await read_body(request, body_seconds))))
 
     async def reset(request: Request) -> Response:
         if request.method == "POST":
-            body = _parse(Reset, await _read(request, body_seconds))
+            body = _parse(Reset, await read_body(request, body_seconds))
         else:
             query = request.query_params
             body = Reset(uid=query.get("uid", ""), system_prompt=query.get("system_prompt"))
@@ -68,25 +64,6 @@ def make_app(service: Service, body_seconds: float = 10.0) -> Starlette:
             Exception: _our_fault,
         },
     )
-
-
-async def _read(request: Request, seconds: float) -> bytes:
-    """The body. Raises HTTPException 408 when it comes too slowly and 413 when it is too large."""
-    body = bytearray()
-    size = 0
-    try:
-        async with asyncio.timeout(seconds):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size <= MAX_BODY_BYTES:
-                    body += chunk
-                elif size > _DRAINED_BYTES:
-                    break
-    except TimeoutError:
-        raise HTTPException(408, f"the body did not arrive within {seconds:g} s", {"Connection": "close"}) from None
-    if size > MAX_BODY_BYTES:
-        raise HTTPException(413, f"the body has more than {MAX_BODY_BYTES} bytes", {"Connection": "close"})
-    return bytes(body)
 
 
 def _parse(kind: type[_T], body: bytes) -> _T:

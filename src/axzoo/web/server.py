@@ -1,4 +1,4 @@
-"""Runs the tokenizer server's application on uvicorn, with limits on what a client may hold open."""
+"""Runs an application on uvicorn, with limits on what a client may hold open."""
 
 from __future__ import annotations
 
