@@ -9,9 +9,17 @@ from snakemake.utils import min_version
 
 from axzoo.errors import AxzooError
 from axzoo.recipe import TAG_PATTERN
+from axzoo.zoo.guard import guard
 from axzoo.zoo.plan import make_plan
 
 min_version("9.19")
+
+# Held as long as this variable lives. A dry run only looks, and a job of a cluster belongs to the build that sent it.
+if workflow.is_main_process and not workflow.dryrun:
+    try:
+        GUARD = guard()
+    except AxzooError as error:
+        raise WorkflowError(str(error)) from None
 
 # Not Snakemake's `configfile:`: axzoo's own reader names the line of whatever is wrong.
 try:

@@ -15,7 +15,7 @@ from axzoo.checkpoint.lock import TOKENIZER_FILES
 from axzoo.checkpoint.part import INDEX
 from axzoo.errors import AxzooError
 from axzoo.fetch.receipt import checkpoint_folder
-from axzoo.files import atomic_path, read_json, sha256_of, write_json, write_text
+from axzoo.files import TEMPORARY_SUFFIX, atomic_path, read_json, sha256_of, write_json, write_text
 from axzoo.manifest import MANIFEST
 from axzoo.provenance import bill_of_materials
 from axzoo.recipe import Recipe
@@ -54,6 +54,7 @@ def complete_bundle(plan: BundlePlan) -> None:
     write_text(plan.folder / "run.sh", _run_script(config))
     (plan.folder / "run.sh").chmod(0o755)
     _remove_strangers(plan.folder, set(parts), "*.axmodel")
+    _remove_strangers(plan.folder, set(), f".*{TEMPORARY_SUFFIX}")
     others = ["config.json", "post_config.json", "run.sh", *(f"tokenizer/{name}" for name in index["tokenizer_files"])]
     manifest = {
         "axzoo": __version__,
