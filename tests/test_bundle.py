@@ -203,10 +203,12 @@ def test_run_sh_starts_the_boards_program_with_the_documented_flags(bundle: Path
     program.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
     program.chmod(0o755)
     prompt = 'What\'s "1 + 1"? $HOME `id` \\ *'
-    environment = {**os.environ, "MAIN_PREFILL": str(program)}
+    environment = {**os.environ, "MAIN_PREFILL": f"{program} run"}
     done = subprocess.run([script, prompt], cwd="/", env=environment, capture_output=True, text=True, check=True)
-    where, *words = done.stdout.splitlines()
+    where, verb, *words = done.stdout.splitlines()
+    assert verb == "run"  # MAIN_PREFILL may be two words: axzoo run
     assert Path(where) == bundle
+    assert words.pop() == f"--prompt={prompt}"  # with = : it may begin with a dash
     assert dict(zip(words[::2], words[1::2], strict=True)) == {
         "--template_filename_axmodel": "llama_p8_l%d_together.axmodel",
         "--axmodel_num": "2",
@@ -222,7 +224,6 @@ def test_run_sh_starts_the_boards_program_with_the_documented_flags(bundle: Path
         "--post_config_path": "post_config.json",
         "--live_print": "1",
         "--continue": "1",
-        "--prompt": prompt,
     }
     done = subprocess.run([script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("--prompt\n\n")  # straight to the interactive prompt
+    assert done.stdout.endswith("--prompt=\n")  # straight to the interactive prompt

@@ -142,9 +142,10 @@ def _run_script(config: Mapping[str, Any]) -> str:
     lines = [f'  --{name} "{value}" \\\n' for name, value in flags.items()]
     return (
         "#!/bin/sh\n"
-        "# Talks to the model on a board: ./run.sh PROMPT, with ax-llm's main_prefill and a tokenizer server at hand.\n"
+        "# Talks to the model: ./run.sh PROMPT, with a tokenizer server at hand. It starts ax-llm's main_prefill,\n"
+        "# or what MAIN_PREFILL says: on any computer 'axzoo run'.\n"
         'cd "$(dirname "$0")" || exit 1\n'
-        'exec "${MAIN_PREFILL:-main_prefill}" \\\n' + "".join(lines) + '  --prompt "${1-}"\n'
+        "exec ${MAIN_PREFILL:-main_prefill} \\\n" + "".join(lines) + '  --prompt="${1-}"\n'
     )
 
 

@@ -42,7 +42,7 @@ def test_top_p_keeps_the_fewest_that_reach_p(logits: np.ndarray, p: float) -> No
     weights = np.exp(logits.astype(np.float64) - logits.max())
     weights /= weights.sum()
     assert weights[ids].sum() >= p - 1e-9
-    assert weights[ids[:-1]].sum() < p
+    assert weights[ids[:-1]].sum() < p + 1e-9  # one of the two sums may round up to 1
     assert set(np.delete(weights, ids) <= weights[ids].min()) <= {True}
     np.testing.assert_allclose(kept, weights[ids] / weights[ids].sum(), rtol=1e-9)
 
