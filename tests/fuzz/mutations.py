@@ -27,14 +27,14 @@ def changed_json(draw: st.DrawFn, value: Any) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(_places(changed)))
         if not path:
-            changed = draw(st.sampled_from(NASTY)) if draw(st.integers(0, 9)) == 0 else changed
+            changed = copy.deepcopy(draw(st.sampled_from(NASTY))) if draw(st.integers(0, 9)) == 0 else changed
             continue
         parent = changed
         for key in path[:-1]:
             parent = parent[key]
         match draw(st.sampled_from(["replace", "replace", "remove", "rename"])):
             case "replace":
-                parent[path[-1]] = draw(st.sampled_from(NASTY) | st.integers() | st.text(max_size=20))
+                parent[path[-1]] = copy.deepcopy(draw(st.sampled_from(NASTY) | st.integers() | st.text(max_size=20)))
             case "remove":
                 del parent[path[-1]]
             case "rename" if isinstance(parent, dict):
