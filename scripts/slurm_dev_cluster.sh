@@ -100,6 +100,8 @@ up() {
     install -d -m 0755 "$FOLDER"
     install_packages
     start_munge
+    runs slurmctld || ! pgrep -x 'slurmctld|slurmd' >/dev/null ||
+        fail "SLURM runs here already, not from $FOLDER: take that down first"
     write_configuration
     runs slurmctld || slurmctld
     until_true 30 controller_answers || fail "slurmctld does not answer, see $FOLDER/slurmctld.log"

@@ -37,13 +37,13 @@ def test_a_folder_and_what_it_says(qwen: Checkpoint, monkeypatch: pytest.MonkeyP
     model = read(Path())
     assert (model.path, model.name) == (qwen.folder, "Qwen2-tiny")
     assert (model.spec.model_type, model.spec.num_hidden_layers) == ("qwen2", 2)
-    assert (model.has_chat_template, model.has_vision_tower) == (True, False)
+    assert (model.has_chat_form, model.has_vision_tower) == (True, False)
 
 
 def test_a_model_without_chat_template(qwen: Checkpoint, tmp_path: Path) -> None:
     folder = change_config(qwen, tmp_path / "base")
     (folder / "chat_template.jinja").unlink()
-    assert not read(folder).has_chat_template
+    assert not read(folder).has_chat_form
 
 
 @pytest.mark.parametrize(

@@ -130,7 +130,7 @@ def _entry(args: argparse.Namespace, model: Model, recipe: Recipe) -> dict[str, 
         "last_kv_cache_len": list(recipe.last_kv_cache_len),
         "prompt": args.prompt.replace("\\n", "\n"),
         "raw_prompt": True,
-        "chat": model.has_chat_template,
+        "chat": model.has_chat_form,
         "ignore_config_keys": args.ignore_config_keys,
     }
 

@@ -29,7 +29,7 @@ class Model:
     path: Path
     name: str
     spec: DecoderSpec
-    has_chat_template: bool
+    has_chat_form: bool
     has_vision_tower: bool
 
     @property
@@ -66,13 +66,13 @@ def read_model(
     if override:
         config = merge_model_config(config, override, overridden_by)
     spec = spec_of(config, config_path, ignore_config_keys)
-    template = gguf.metadata.get("tokenizer.chat_template") if gguf else load_tokenizer(root).chat_template
+    chats = isinstance(gguf.metadata.get("tokenizer.chat_template"), str) if gguf else bool(load_tokenizer(root).chat)
     vision_keys = getattr(load_family(spec.model_type), "VISION_KEYS", ())
     return Model(
         path=root,
         name=_entry_name(root),
         spec=spec,
-        has_chat_template=isinstance(template, str),
+        has_chat_form=chats,
         has_vision_tower=any(key in config for key in vision_keys),
     )
 
