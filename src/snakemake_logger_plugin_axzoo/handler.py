@@ -38,6 +38,7 @@ STAGES = {
 }
 CONFIG_RULE = "lock"  # its log holds the model's Config(...) block, shown on a terminal
 TARGETS = ("all", "demo")  # rules that only collect files: no stage of their own
+TOLD_AFTER = {"post": "layer"}  # stages whose line waits for another's: as the documented tool shows them
 
 _TAIL_LINES, _TAIL_BYTES = 10, 16384
 _BATCH = re.compile(r"layers_(\d+)_(\d+)")
@@ -85,6 +86,7 @@ class _Stage:
     started: float
     ended: float = 0.0
     done: int = 0
+    told: bool = False
 
 
 @dataclass
@@ -198,11 +200,22 @@ class LogHandler(LogHandlerBase):
         self.bars.update(stage.bar, completed=stage.done)
         stage.ended = record.created
         if stage.done == stage.total:
-            self._stage_done(name, stage)
+            self._tell_done()
+
+    def _tell_done(self, at_end: bool = False) -> None:
+        """Says of each finished stage, once, that it is done."""
+        for name in sorted(self.run.stages, key=TOLD_AFTER.__contains__):
+            stage = self.run.stages[name]
+            if stage.done == stage.total and not stage.told and (at_end or not self._waits(name)):
+                stage.told = True
+                self._stage_done(name, stage)
+
+    def _waits(self, name: str) -> bool:
+        earlier = TOLD_AFTER.get(name, "")
+        stage = self.run.stages.get(earlier)
+        return planned_parts(self.run.plan, earlier) is not None and not (stage and stage.told)
 
     def _stage_done(self, rule: str, stage: _Stage) -> None:
-        stage.total = stage.done
-        self.bars.update(stage.bar, total=stage.done)
         if self.shows_progress:
             elapsed = format_elapsed(stage.ended - stage.started)
             self._say("SUCCESS", rule, f"{stage.label} done! {stage.done}/{stage.done} {elapsed}")
@@ -212,9 +225,10 @@ class LogHandler(LogHandlerBase):
         self.run.done = data["done"]
         if self.run.done != data["total"]:
             return
-        for rule, stage in self.run.stages.items():
-            if stage.done != stage.total:  # a lock left parts untouched, so fewer jobs ran than were planned
-                self._stage_done(rule, stage)
+        for stage in self.run.stages.values():  # a lock left parts untouched, so fewer jobs ran than were planned
+            stage.total = stage.done
+            self.bars.update(stage.bar, total=stage.done)
+        self._tell_done(at_end=True)
         if self.shows_progress:
             self.bars.stop()
             elapsed = format_elapsed(record.created - self.run.started)

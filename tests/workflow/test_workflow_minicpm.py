@@ -44,7 +44,7 @@ def test_the_repositorys_model_config_and_true_sizes_build_it(project: Project) 
     project.write_matrix({"tiny": entry | {"sizes": sizes}})
     run = project.snakemake()
     assert run.status == 0, run.shown
-    assert run.jobs == {"lock": 1, "layer": LAYERS, "post": 1, "embed": 1, "bundle": 1} | {
+    assert run.jobs == {"lock": 1, f"layers_0_{LAYERS - 1}": 1, "post": 1, "embed": 1, "bundle": 1} | {
         "check_layers": 1,
         "check_generation": 1,
     }
