@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from workflow_project import ENTRY, LAYERS, Project
+from workflow_project import ENTRY, LAYERS, Project, new_project
 
 pytestmark = pytest.mark.workflow
 
@@ -53,6 +55,20 @@ def test_a_changed_layer_is_the_only_one_compiled(rebuilt: Project) -> None:
     assert run.jobs == {"fetch": 1, "lock": 1, "layer": 1, "bundle": 1, "check_layers": 1, "check_generation": 1}
     assert changed(before, compiled(rebuilt)) == {Path(LAYER).name}
     assert rebuilt.snakemake(*CHECKED).did_nothing
+
+
+def test_a_fine_tune_in_another_project_shares_what_it_left_alone(built: Project, tmp_path: Path) -> None:
+    """The other project links to the first one's store."""
+    tuned = new_project(tmp_path / "tuned", built / "checkpoint")
+    tuned.edit_tensors(lambda tensors: tensors[TENSOR][0, 0].add_(1))
+    shutil.copytree(built / "results/store", tmp_path / "store")
+    (tuned / "results").mkdir()
+    (tuned / "results/store").symlink_to(tmp_path / "store")
+    run = tuned.snakemake(f"{BUNDLE}/manifest.json")
+    assert run.status == 0, run.shown
+    logs = "".join(path.read_text() for path in (tuned / "results/logs").rglob("*.log"))
+    assert len(re.findall(r"reused results/AX650/\S+", logs)) == LAYERS - 1 + 2  # other layers, post, embedding
+    assert changed(compiled(built), compiled(tuned)) == {Path(LAYER).name}
 
 
 def test_a_touched_checkpoint_compiles_nothing(rebuilt: Project) -> None:

@@ -1,0 +1,75 @@
+"""`axzoo why` says what a build would do, and the build does that."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workflow_project import ENTRY, LAYERS, Project
+
+from axzoo.why import in_words, planned_jobs
+
+pytestmark = pytest.mark.workflow
+
+BUNDLE = "results/AX650/tiny-w8a16"
+MANIFEST = f"{BUNDLE}/manifest.json"
+
+
+def why(project: Project, *arguments: str) -> str:
+    axzoo = Path(sys.executable).with_name("axzoo")
+    before = project.state()
+    done = subprocess.run([axzoo, "why", *arguments], cwd=project.folder, capture_output=True, text=True, check=True)
+    assert project.state() == before
+    return done.stdout
+
+
+@pytest.fixture
+def made(built: Project, tmp_path: Path) -> Project:
+    """A copy of a finished build, its checkpoint fetched again from the copy."""
+    project = built.copy_to(tmp_path / "made")
+    assert project.snakemake(MANIFEST).status == 0
+    return project
+
+
+def test_of_what_is_finished_nothing(made: Project) -> None:
+    assert why(made, MANIFEST) == "nothing: all is up to date\n"
+
+
+def test_a_changed_layer(made: Project) -> None:
+    made.edit_tensors(lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].mul_(1.5))
+    said = why(made, MANIFEST, "--hash").splitlines()
+    assert said[:2] == ["fetch: results/checkpoints/tiny/source.json", "    changed: checkpoint/model.safetensors"]
+    assert "    only if the lock, made again before it, finds that its tensors changed" in said
+    assert said[-1] == "tiny: layer_1: model.layers.1.mlp.up_proj.weight changed"
+    assert made.snakemake(MANIFEST).jobs == {"fetch": 1, "lock": 1, "layer": 1, "bundle": 1}
+    assert why(made, MANIFEST).startswith("nothing")
+
+
+def test_a_changed_recipe_and_a_lost_file(made: Project) -> None:
+    (made / f"{BUNDLE}/llama_post.axmodel").unlink()
+    made.write_matrix({"tiny": ENTRY}, kv_cache_len=62, chips=["AX650", "AX630C"])
+    said = why(made, MANIFEST, f"{BUNDLE}/llama_post.axmodel")
+    assert said.count("its arguments changed: kv_cache_len 63 -> 62") == LAYERS
+    assert f"post: {BUNDLE}/llama_post.axmodel\n    missing: {BUNDLE}/llama_post.axmodel" in said
+    assert "embed:" not in said
+    jobs = made.snakemake(MANIFEST, f"{BUNDLE}/llama_post.axmodel").jobs
+    assert jobs == {"layer": LAYERS, "post": 1, "bundle": 1}
+
+
+def test_what_cannot_be_planned_is_said(made: Project) -> None:
+    axzoo = Path(sys.executable).with_name("axzoo")
+    done = subprocess.run([axzoo, "why", "results/AX650/no/x"], cwd=made.folder, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "axzoo: snakemake cannot plan this" in done.stderr
+
+
+def test_reasons_in_words() -> None:
+    params = "Params have changed since last execution: Union of exclusive params before and now across all output: "
+    assert in_words(f"{params}before: '8e2c2dc0e74a8cd0' now: '7bfead4f6cb68323' ") == (
+        "axzoo's own code that decides it changed"
+    )
+    assert in_words("Updated input files: a, b, c, d") == "changed: a, b, c and 1 more"
+    assert in_words("Something new") == "Something new"
+    assert planned_jobs("Building DAG of jobs...\nNothing to be done") == []
