@@ -181,6 +181,11 @@ def test_fast_comes_close(build_tiny: Callable[[Recipe], Built]) -> None:
         assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
 
 
+def test_fast_says_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(AxzooError, match=r"none.axmodel is missing: build the bundle again"):
+        InferenceSession(tmp_path / "none.axmodel", mode="fast")
+
+
 def _foreign(path: Path, metadata: str | None) -> Path:
     """A valid ONNX file that is not ours."""
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])

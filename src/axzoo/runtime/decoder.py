@@ -37,12 +37,17 @@ class Tensor(Protocol):
     def dtype(self) -> object: ...
 
 
-class Session(Protocol):
-    """What a layer file must answer: pyaxengine's interface, on a board or on the desk."""
+class Grouped(Protocol):
+    """What tells a layer's lengths: its shape groups."""
 
     @property
     def num_shape_groups(self) -> int: ...
     def get_inputs(self, shape_group: int = 0) -> Sequence[Tensor]: ...
+
+
+class Session(Grouped, Protocol):
+    """What a layer file must answer: pyaxengine's interface, on a board or on the desk."""
+
     def get_outputs(self, shape_group: int = 0) -> Sequence[Tensor]: ...
     def run(
         self,
@@ -71,7 +76,7 @@ class Geometry:
         return min(self.prefill_token_num * self.prefill_groups, self.max_token_len)
 
 
-def read_geometry(session: Session) -> Geometry:
+def read_geometry(session: Grouped) -> Geometry:
     """Derives the lengths from the tensors' shapes."""
     inputs = {tensor.name: tensor for tensor in session.get_inputs(0)}
     groups = session.num_shape_groups - 1
@@ -85,6 +90,28 @@ def read_geometry(session: Session) -> Geometry:
         prefill_groups=groups,
         dtype=str(inputs["input"].dtype),
     )
+
+
+def one_geometry(layers: Sequence[Grouped]) -> Geometry:
+    """The lengths all layers share. Raises AxzooError when they do not belong together."""
+    geometries = [read_geometry(layer) for layer in layers]
+    for index, other in enumerate(geometries):
+        if other != geometries[0]:
+            raise AxzooError(
+                f"layer {index} does not fit layer 0, {other} is not {geometries[0]}: build the bundle again"
+            )
+    return geometries[0]
+
+
+def require_room(geometry: Geometry, used: int, count: int) -> None:
+    """Raises AxzooError when a prompt of `count` tokens is empty or does not fit behind `used` ones."""
+    if not count:
+        raise AxzooError("the prompt is empty: give the model at least one token")
+    if used + count > geometry.max_token_len:
+        raise AxzooError(
+            f"the prompt has {count} tokens, but the context of {geometry.max_token_len} has room for "
+            f"{geometry.max_token_len - used}: shorten it or build with a larger kv_cache_len"
+        )
 
 
 @dataclass(frozen=True)
@@ -104,13 +131,7 @@ class Decoder:
     """
 
     def __init__(self, layers: Sequence[Session]) -> None:
-        geometries = [read_geometry(layer) for layer in layers]
-        self.geometry = geometries[0]
-        for index, other in enumerate(geometries):
-            if other != self.geometry:
-                raise AxzooError(
-                    f"layer {index} does not fit layer 0, {other} is not {self.geometry}: build the bundle again"
-                )
+        self.geometry = one_geometry(layers)
         self._layers = layers
         self._dtype = np.dtype(_DTYPES[self.geometry.dtype])
         self._cache = KVCache(len(layers), self.geometry.kv_cache_num, self.geometry.kv_cache_size, self._dtype)
@@ -134,7 +155,7 @@ class Decoder:
         Tokens beyond the prefill groups' reach are decoded one by one. Raises AxzooError when there are none, or more
         than the context holds.
         """
-        self._require_room(len(rows))
+        require_room(self.geometry, self.used, len(rows))
         done = 0
         while done < len(rows) and self._in_reach():
             chunk = rows[done : done + self.geometry.prefill_token_num]
@@ -186,13 +207,3 @@ class Decoder:
                 on_hidden(index, self.used, hidden[0, :count])
         self.used += count
         return hidden[:, count - 1 : count]
-
-    def _require_room(self, count: int) -> None:
-        geometry = self.geometry
-        if not count:
-            raise AxzooError("the prompt is empty: give the model at least one token")
-        if self.used + count > geometry.max_token_len:
-            raise AxzooError(
-                f"the prompt has {count} tokens, but the context of {geometry.max_token_len} has room for "
-                f"{geometry.max_token_len - self.used}: shorten it or build with a larger kv_cache_len"
-            )

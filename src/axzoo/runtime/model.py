@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from axzoo.runtime.decoder import Decoder, HiddenHook, Session
 from axzoo.runtime.embedding import Embedding
 from axzoo.runtime.on_demand import SessionOnDemand
 
+if TYPE_CHECKING:
+    from axzoo.runtime.fused_decoder import FusedDecoder  # imports onnx, which exact mode does without
+
 
 class Model:
     """Embedding, decoder layers and post layer, with a context that grows by `prefill` and `decode`.
@@ -23,7 +26,7 @@ class Model:
     `tokens` are the ids in the context.
     """
 
-    def __init__(self, embedding: Embedding, decoder: Decoder, post: Session) -> None:
+    def __init__(self, embedding: Embedding, decoder: Decoder | FusedDecoder, post: Session) -> None:
         self._embedding = embedding
         self._decoder = decoder
         self._post = post
@@ -106,11 +109,7 @@ def load_files(
     """
     embedding = Embedding(files.embedding, files.vocab_size, files.hidden_size, mapped_embedding)
     on_step()
-    layers: list[Session] = []
-    for path in files.layers:
-        layers.append(SessionOnDemand(path, mode) if layers_on_demand else InferenceSession(path, mode=mode))
-        on_step()
-    decoder = Decoder(layers)
+    decoder = _load_decoder(files.layers, mode, on_step, layers_on_demand)
     if decoder.geometry.hidden_size != files.hidden_size:
         raise AxzooError(
             f"{files.layers[0]} takes a hidden state of {decoder.geometry.hidden_size}, but the embedding has rows of "
@@ -119,3 +118,17 @@ def load_files(
     post = InferenceSession(files.post, mode=mode)
     on_step()
     return Model(embedding, decoder, post)
+
+
+def _load_decoder(
+    paths: Sequence[Path], mode: Mode, on_step: Callable[[], None], layers_on_demand: bool
+) -> Decoder | FusedDecoder:
+    if mode == "fast" and not layers_on_demand:
+        from axzoo.runtime.fused_decoder import FusedDecoder
+
+        return FusedDecoder(paths, on_step)
+    layers: list[Session] = []
+    for path in paths:
+        layers.append(SessionOnDemand(path, mode) if layers_on_demand else InferenceSession(path, mode=mode))
+        on_step()
+    return Decoder(layers)
