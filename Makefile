@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DELETE_ON_ERROR:
-.PHONY: help demo install test soak lint format bench bench-builders bench-zoo clean
+.PHONY: help demo install test soak lint format bench bench-builders bench-speed bench-zoo clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -37,6 +37,9 @@ bench: $(VENV)/installed-test ## measure what docs/performance.md states (TEXT=F
 
 bench-builders: $(VENV)/installed $(VENV)-bench/installed ## measure a build beside other builders' (after make demo)
 	python scripts/bench_builders.py $(VENV)-bench/bin/python
+
+bench-speed: $(VENV)/installed-test $(VENV)-bench/installed ## measure answers beside llama.cpp's and onnxruntime-genai's (after make demo)
+	python scripts/bench_speed.py $(VENV)-bench/bin/python
 
 bench-zoo: $(VENV)/installed-test ## measure Snakemake over 40 models on both chips (after make demo)
 	python scripts/bench_zoo.py

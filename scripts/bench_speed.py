@@ -1,0 +1,197 @@
+"""Measures the speed of answers beside llama.cpp and onnxruntime-genai, and what fast mode changes in them.
+
+    python scripts/bench_speed.py PYTHON [--rounds N] [--tokens N]
+
+PYTHON is that of an environment with envs/requirements-bench.txt. Needs `make demo` to have run, cmake and a C++
+compiler: llama.cpp is built from its sources. Rounds alternate between the programs; the first table has medians, of a
+128-token prompt and of the 128 tokens after an empty context. The second compares the modes over a text of the model's
+own making, each token after the same ones before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from bench import CHECKPOINT, MODEL, ROOT, table
+from bench_builders import CONVERTER, fetch_llama_cpp
+from numpy.typing import NDArray
+
+from axzoo.engine import Mode
+from axzoo.runtime.model import Model, load_model
+
+BUNDLE = ROOT / "results/AX650" / f"{MODEL}-w8a16"
+COUNT = 128
+THREADS = str(os.cpu_count() or 1)
+
+GENAI = """
+import json, sys, time
+import numpy as np
+import onnxruntime_genai as og
+
+model, count = og.Model(sys.argv[1]), int(sys.argv[2])
+prompt = np.random.default_rng(0).integers(1000, 40000, count).tolist()
+
+
+def timed(ids, steps):
+    params = og.GeneratorParams(model)
+    params.set_search_options(do_sample=False, min_length=2 * count + 1, max_length=2 * count + 2)
+    generator = og.Generator(model, params)
+    start = time.perf_counter()
+    generator.append_tokens(ids)
+    generator.get_logits()
+    read = time.perf_counter()
+    for _ in range(steps):
+        generator.generate_next_token()
+    return count / (read - start), steps / (time.perf_counter() - read)
+
+
+timed(prompt, 4)
+print(json.dumps([timed(prompt, 1)[0], timed(prompt[:1], count)[1]]))
+"""
+
+Speed = tuple[float, float]
+"""Tokens a second: of a prompt, and of the answer."""
+
+
+def axzoo(mode: Mode) -> Callable[[], Speed]:
+    def speed() -> Speed:
+        code = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import bench_speed; bench_speed.answer()"
+        done = subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True, check=True)
+        return tuple(json.loads(done.stdout))
+
+    return speed
+
+
+def answer() -> None:
+    """In a process of its own: prints the speed of the mode that is named."""
+    model = load_model(BUNDLE, sys.argv[1])  # type: ignore[arg-type]
+    prompt = [int(i) for i in np.random.default_rng(0).integers(1000, 40000, COUNT)]
+    model.prefill(prompt)
+    model.reset()
+    start = time.perf_counter()
+    model.prefill(prompt)
+    read = time.perf_counter() - start
+    model.reset()
+    token = prompt[0]
+    start = time.perf_counter()
+    for _ in range(COUNT):
+        token = int(model.decode(token).argmax())
+    print(json.dumps([COUNT / read, COUNT / (time.perf_counter() - start)]))
+
+
+def llama_cpp(program: Path, gguf: Path) -> Callable[[], Speed]:
+    words = ("-m", gguf, "-p", COUNT, "-n", COUNT, "-t", THREADS, "-r", "1", "-o", "json")
+
+    def speed() -> Speed:
+        done = subprocess.run([program, *map(str, words)], capture_output=True, text=True, check=True)
+        prompt, answer = json.loads(done.stdout)
+        return prompt["avg_ts"], answer["avg_ts"]
+
+    return speed
+
+
+def genai(python: Path, folder: Path) -> Callable[[], Speed]:
+    def speed() -> Speed:
+        command = (str(python), "-c", GENAI, str(folder), str(COUNT))
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return tuple(json.loads(done.stdout))
+
+    return speed
+
+
+def made_by_genai(python: Path, cache: Path, bits: str) -> Path:
+    folder = cache / f"genai-{bits}"
+    if not (folder / "genai_config.json").exists():
+        paths = ("-i", CHECKPOINT, "-o", folder, "-c", cache / "genai-cache")
+        builder = (python, "-m", "onnxruntime_genai.models.builder", *paths, "-e", "cpu", "-p", bits)
+        subprocess.run(builder, check=True, capture_output=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return folder
+
+
+def made_by_llama_cpp(python: Path, cache: Path) -> tuple[Path, Path]:
+    """llama-bench, and the model at Q8_0."""
+    sources = fetch_llama_cpp(python, cache)
+    program, gguf = sources / "build/bin/llama-bench", cache / "q8_0.gguf"
+    if not program.exists():
+        leave_out = [f"-DLLAMA_{part}=OFF" for part in ("CURL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_SERVER")]
+        configure = ("cmake", "-B", "build", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", *leave_out)
+        make = ("cmake", "--build", "build", "--target", "llama-bench", "--parallel", THREADS)
+        for command in (configure, make):
+            subprocess.run(command, check=True, cwd=sources, stdout=subprocess.DEVNULL)
+    if not gguf.exists():
+        convert = (python, sources / CONVERTER, CHECKPOINT, "--outtype", "q8_0", "--outfile", gguf)
+        subprocess.run(convert, check=True, capture_output=True)
+    return program, gguf
+
+
+def report_speed(programs: dict[str, Callable[[], Speed]], rounds: int) -> None:
+    speeds: dict[str, list[Speed]] = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, speed in programs.items():
+            speeds[name].append(speed())
+    middle = {name: [median(one) for one in zip(*each, strict=True)] for name, each in speeds.items()}
+    base = next(iter(middle.values()))
+    rows = [
+        (name, *(f"{value:.1f} ({value / first:.2f})" for value, first in zip(values, base, strict=True)))
+        for name, values in middle.items()
+    ]
+    table(("program", f"{COUNT}-token prompt, token/s", "answer, token/s"), rows)
+
+
+def report_fidelity(tokens: int) -> None:
+    """Fast mode beside exact, over texts that exact mode samples from itself, a context's length each."""
+    exact, fast = load_model(BUNDLE), load_model(BUNDLE, "fast")
+    rng = np.random.default_rng(0)
+    divergences: list[float] = []
+    agreed = 0
+    while len(divergences) < tokens:
+        exact.reset()
+        fast.reset()
+        token = int(rng.integers(1000, 40000))
+        for _ in range(min(500, tokens - len(divergences))):
+            wanted, found = _log_softmax(exact, token), _log_softmax(fast, token)
+            divergences.append(float(np.sum(np.exp(wanted) * (wanted - found))))
+            agreed += int(wanted.argmax() == found.argmax())
+            token = int(rng.choice(len(wanted), p=np.exp(wanted)))
+    rows = [(len(divergences), f"{np.mean(divergences):.5f}", f"{np.max(divergences):.4f}", f"{agreed / tokens:.4f}")]
+    table(("tokens", "mean KL, nats", "largest", "top-1 agreement"), rows)
+
+
+def _log_softmax(model: Model, token: int) -> NDArray[np.float64]:
+    logits = model.decode(token).astype(np.float64)
+    total: np.float64 = np.logaddexp.reduce(logits)
+    return logits - total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("python", type=Path, help="interpreter of the other programs' environment")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument("--tokens", type=int, default=2000, metavar="N")
+    args = parser.parse_args()
+    if not BUNDLE.exists():
+        sys.exit("run `make demo` first: its bundle is what runs")
+    python = args.python.absolute()
+    cache = python.parent.parent / "downloads"
+    programs: dict[str, Callable[[], Speed]] = {
+        "llama.cpp, Q8_0": llama_cpp(*made_by_llama_cpp(python, cache)),
+        "onnxruntime-genai, int8": genai(python, made_by_genai(python, cache, "int8")),
+        "onnxruntime-genai, int4": genai(python, made_by_genai(python, cache, "int4")),
+        "axzoo fast, s8": axzoo("fast"),
+        "axzoo exact, s8": axzoo("exact"),
+    }
+    report_speed(programs, args.rounds)
+    report_fidelity(args.tokens)
+
+
+if __name__ == "__main__":
+    main()
