@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,46 +67,54 @@ class Joined:
             value.name = renamed[value.name]
             self._outputs[value.name] = value
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        dequantized = {node.output[0]: node for node in model.graph.node if node.op_type == "DequantizeLinear"}
-        blocked = {name: node for name, node in dequantized.items() if _is_blocked(node, constants)}
+        products = _integer_products(model.graph, constants)
+        first = {together[0].output: together for together in products}
+        gone = {name for together in products for one in together for name in (one.output, one.dequantized)}
         for node in model.graph.node:
-            if node.output[0] in blocked:
-                continue
-            if node.op_type == "MatMul" and node.input[1] in blocked:
-                node = self._integer_matmul(node, blocked[node.input[1]], constants, renamed)
-            else:
-                for name in node.input:
-                    if name in constants:
-                        self._keep(constants[name], renamed[name])
-                node.input[:] = [renamed[name] for name in node.input]
-            node.output[:] = [renamed[name] for name in node.output]
-            node.name = renamed.prefix + node.name
-            self._graph.node.append(node)
+            if node.output[0] in first:
+                self._multiply(first[node.output[0]], renamed)
+            elif node.output[0] not in gone:
+                self._copy(node, constants, renamed)
 
-    def _integer_matmul(
-        self,
-        matmul: onnx.NodeProto,
-        dequantize: onnx.NodeProto,
-        constants: Mapping[str, onnx.TensorProto],
-        names: _Names,
-    ) -> onnx.NodeProto:
-        codes, scales = (numpy_helper.to_array(constants[name]) for name in dequantize.input)
-        packed, spread = block(codes, np.atleast_2d(scales))
-        weight, scale = (names[name] for name in dequantize.input)
-        self._add_weight(weight, packed, onnx.TensorProto.UINT8)
-        self._add_weight(scale, spread, onnx.TensorProto.FLOAT)
-        return helper.make_node(
+    def _multiply(self, products: Sequence[_Product], renamed: _Names) -> None:
+        """One MatMulNBits for all products with the same input: fewer waits for the slowest thread."""
+        packed, scales = (
+            np.concatenate(parts) for parts in zip(*(block(p.codes, p.scales) for p in products), strict=True)
+        )
+        outputs = [renamed[product.output] for product in products]
+        name = "+".join(outputs)
+        self._add_weight(f"{name}/codes", packed, onnx.TensorProto.UINT8)
+        self._add_weight(f"{name}/scales", scales, onnx.TensorProto.FLOAT)
+        node = helper.make_node(
             "MatMulNBits",
-            [names[matmul.input[0]], weight, scale],
-            list(matmul.output),
-            name=matmul.name,
+            [renamed[products[0].input], f"{name}/codes", f"{name}/scales"],
+            outputs if len(outputs) == 1 else [name],
+            name=name,
             domain="com.microsoft",
-            K=codes.shape[0],
-            N=codes.shape[1],
-            bits=8 if codes.dtype == np.int8 else 4,
+            K=products[0].codes.shape[0],
+            N=len(packed),
+            bits=8 if products[0].codes.dtype == np.int8 else 4,
             block_size=BLOCK,
             accuracy_level=4,  # int8 activations
         )
+        self._graph.node.append(node)
+        if len(outputs) > 1:
+            widths = np.array([product.codes.shape[1] for product in products], np.int64)
+            self._graph.initializer.append(numpy_helper.from_array(widths, f"{name}/widths"))
+            self._graph.node.append(
+                helper.make_node("Split", [name, f"{name}/widths"], outputs, name=f"{name}/Split", axis=-1)
+            )
+
+    def _copy(self, node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], renamed: _Names) -> None:
+        """A node as it is, with the constants it takes."""
+        for name in node.input:
+            if name in constants:
+                self._keep(constants[name], renamed[name])
+        copy = self._graph.node.add()
+        copy.CopyFrom(node)
+        copy.name = renamed.prefix + node.name
+        copy.input[:] = [renamed[name] for name in node.input]
+        copy.output[:] = [renamed[name] for name in node.output]
 
     def _keep(self, tensor: onnx.TensorProto, name: str) -> None:
         """A constant as it is."""
@@ -150,11 +159,31 @@ def _read(source: Path | bytes, path: Path) -> tuple[onnx.ModelProto, Header]:
     return model, parse_header(metadata.get(METADATA_KEY), path)
 
 
-def _is_blocked(dequantize: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto]) -> bool:
-    weight, scale = (constants[name] for name in dequantize.input)
-    integers = weight.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.INT4)
-    groups = scale.dims[0] if len(scale.dims) == 2 else 1
-    return integers and len(scale.dims) > 0 and fits(weight.dims[0], groups)
+@dataclass(frozen=True)
+class _Product:
+    """input x the dequantized weights: codes [in_features, out_features], scales [groups, out_features]."""
+
+    input: str
+    dequantized: str
+    output: str
+    codes: NDArray[Any]
+    scales: NDArray[np.float32]
+
+
+def _integer_products(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto]) -> list[list[_Product]]:
+    """The products with integer weights made of whole blocks; those with the same input and dtype together."""
+    dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    together: dict[tuple[str, int], list[_Product]] = {}
+    for node in graph.node:
+        if node.op_type != "MatMul" or node.input[1] not in dequantized:
+            continue
+        weight, scale = (constants[name] for name in dequantized[node.input[1]].input)
+        scales = np.atleast_2d(numpy_helper.to_array(scale))
+        if fits(weight.dims[0], len(scales)):
+            codes = numpy_helper.to_array(weight)
+            product = _Product(node.input[0], node.input[1], node.output[0], codes, scales)
+            together.setdefault((product.input, weight.data_type), []).append(product)
+    return list(together.values())
 
 
 def _value(array: NDArray[Any], data_type: int) -> ort.OrtValue:
