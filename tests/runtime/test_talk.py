@@ -43,6 +43,7 @@ class Screen:
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
             os.environ["TERM"] = "xterm"
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background passes its ignoring on
             os.execv(sys.executable, [sys.executable, "-m", "axzoo.cli", *words])
 
     def type(self, text: str) -> None:
