@@ -4,7 +4,7 @@ rule bundle:
     input:
         receipts=lambda w: PLAN.build(w).receipt_files,
         files=ancient(lambda w: PLAN.build(w).compiled_files),
-        index="results/locks/{model}/index.json",
+        index=locked("index.json"),
         source=ancient("results/checkpoints/{model}/source.json"),
     output:
         manifest="results/{chip}/{model}-{tag}/manifest.json",

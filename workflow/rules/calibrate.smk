@@ -26,5 +26,5 @@ rule calibrate:
 
 def whole_lock(w):
     """Every file of the model's lock, once the lock has been made: any layer's tensors change what later ones are given."""
-    checkpoints.lock.get(model=w.model)
+    await_lock(w.model)
     return PLAN.model(w).lock_files

@@ -8,7 +8,7 @@ def locked_layers(layers):
         numbers = [layer.format(**w) for layer in layers]
         for number in numbers:
             PLAN.build_with(w, f"{w.stem}_l{number}{w.together}.axmodel")
-        checkpoints.lock.get(model=w.model)
+        await_lock(w.model)
         return [f"results/locks/{w.model}/layer_{number}.json" for number in numbers]
 
     return paths

@@ -1,11 +1,11 @@
-# A checkpoint in Snakemake's sense: beside index.json it writes one small file per layer, and only where that layer's
-# tensors changed. Layer jobs depend on their own file, so a changed layer is the only one compiled again.
+# A checkpoint in Snakemake's sense: beside the file declared here it writes index.json and a small file for each part,
+# and only those that changed. Jobs depend on their part's file, so a changed layer is the only one compiled again.
 checkpoint lock:
     input:
         source="results/checkpoints/{model}/source.json",
         model_config=lambda w: PLAN.model(w).model_config_files,
     output:
-        "results/locks/{model}/index.json",
+        "results/locks/{model}/made_from.json",
     log:
         "results/logs/lock/{model}.log",
     benchmark:
@@ -28,11 +28,24 @@ checkpoint lock:
         "{params.model_config:q} {params.sizes:q} --threads {threads} --output {params.folder:q} > {log:q} 2>&1"
 
 
+@cache  # one answer for all jobs of the model, also after its lock has been made
+def may_change(model):
+    forced = workflow.dag_settings.forceall or workflow.dag_settings.forcerun
+    return forced or not PLAN.is_locked(model)
+
+
+def await_lock(model):
+    """Tells Snakemake that a job waits for the model's lock. Each job that does is planned twice, so none waits for a
+    lock that cannot change."""
+    if may_change(model):
+        checkpoints.lock.get(model=model)
+
+
 def locked(name):
     """An input function: one file of the model's lock, once the lock has been made."""
 
     def path(w):
-        checkpoints.lock.get(model=w.model)
+        await_lock(w.model)
         return f"results/locks/{w.model}/{name.format(**w)}"
 
     return path
