@@ -16,6 +16,7 @@ rule bundle:
         "results/logs/bundle/{chip}/{model}-{tag}.log",
     benchmark:
         "results/benchmarks/bundle/{chip}/{model}-{tag}.tsv"
+    threads: 2
     resources:
         mem_mb=500,
         runtime=15,
