@@ -2,10 +2,10 @@
 # tensors changed. Layer jobs depend on their own file, so a changed layer is the only one compiled again.
 checkpoint lock:
     input:
-        source="results/checkpoints/{model}/source.json",
-        model_config=lambda w: PLAN.model(w).model_config_files,
+        source=read(CHECKPOINT),
+        model_config=lambda w: beside_the_workflow(PLAN.model(w).model_config_files),
     output:
-        "results/locks/{model}/index.json",
+        made(LOCK),
     log:
         "results/logs/lock/{model}.log",
     benchmark:
@@ -20,7 +20,7 @@ checkpoint lock:
         ignore_config_keys=lambda w: PLAN.model(w).ignore_config_keys,
         model_config=lambda w: PLAN.model(w).model_config_arguments,
         sizes=lambda w: PLAN.model(w).size_arguments,
-        folder="results/locks/{model}",
+        folder=lambda w, output: folder_of(output[0]),
         code=PLAN.lock_code,
     shell:
         "axzoo lock --source {input.source:q} --model_type {params.model_type:q} "
@@ -28,11 +28,20 @@ checkpoint lock:
         "{params.model_config:q} {params.sizes:q} --threads {threads} --output {params.folder:q} > {log:q} 2>&1"
 
 
-def locked(name):
-    """An input function: one file of the model's lock, once the lock has been made."""
+def locked(*names):
+    """An input function: files of the model's lock, once the lock has been made; or the folder they are in."""
 
-    def path(w):
+    def paths(w):
+        if STORED:
+            return read(LOCK.format(model=w.model))
         checkpoints.lock.get(model=w.model)
-        return f"results/locks/{w.model}/{name.format(**w)}"
+        return [f"results/locks/{w.model}/{name.format(**w)}" for name in names]
 
-    return path
+    return paths
+
+
+def lock_files(*names):
+    """A param: the files that `locked` is an input for."""
+    return lambda w, input: (
+        [f"{input.lock}/{name.format(**w)}" for name in names] if STORED else input.lock
+    )
