@@ -12,33 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from workflow_project import ENTRY, Project, new_project
+from pod_server import pod_server
+from workflow_project import ENTRY, TINY, Project, without_marks
 
 pytestmark = pytest.mark.workflow
 
-BUNDLE = "results/AX650/tiny-w8a16"
-RULES = {"fetch", "lock", "layers_0_2", "post", "embed", "bundle", "check_layers", "check_generation"}
+RULES = ("fetch", "lock", "layers_0_2", "post", "embed", "bundle", "check_layers", "check_generation")
 
 
-@pytest.fixture
-def in_place(small_llama: Path, tmp_path: Path) -> Project:
-    """A project whose checkpoint lies where every job sees it."""
-    return absolute(tmp_path / "project", small_llama)
+LAYERS_TOGETHER = ("--config", "layers_per_job=8")
 
 
-@pytest.fixture(scope="module")
-def plain(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The bundle of a build without a storage."""
-    project = absolute(tmp_path_factory.mktemp("plain") / "project", small_llama)
-    run = project.snakemake(f"{BUNDLE}/manifest.json")
-    assert run.status == 0, run.shown
-    return project.digests(BUNDLE)
+def need_rsync() -> None:
+    if shutil.which("rsync") is None:
+        pytest.skip("NOT RUN: the storage plugin fs needs rsync")
 
 
-def absolute(folder: Path, checkpoint: Path) -> Project:
-    project = new_project(folder, checkpoint)
-    project.write_matrix({"tiny": ENTRY | {"path": str(checkpoint)}})
-    return project
+def as_storage(folder: Path) -> tuple[str, ...]:
+    return *LAYERS_TOGETHER, "--default-storage-provider", "fs", "--default-storage-prefix", str(folder)
 
 
 @pytest.fixture(scope="session")
@@ -77,27 +68,64 @@ def objects(url: str, prefix: str) -> dict[str, str]:
     }
 
 
-def without_marks(digests: dict[str, str]) -> dict[str, str]:
-    """Without the empty files by which Snakemake dates folders."""
-    return {name: digest for name, digest in digests.items() if not name.endswith(".snakemake_timestamp")}
-
-
-def test_a_folder_as_storage(in_place: Project, plain: dict[str, str], tmp_path: Path) -> None:
-    if shutil.which("rsync") is None:
-        pytest.skip("NOT RUN: the storage plugin fs needs rsync")
-    storage = ("--default-storage-provider", "fs", "--default-storage-prefix", str(tmp_path / "storage"))
-    run = in_place.snakemake(*storage, "--config", "layers_per_job=8")
+def test_a_folder_as_storage(in_place: Project, built_in_place: dict[str, str], tmp_path: Path) -> None:
+    need_rsync()
+    storage = as_storage(tmp_path / "storage")
+    run = in_place.snakemake(*storage)
     assert run.status == 0, run.shown
     assert run.jobs == dict.fromkeys(RULES, 1)
-    assert without_marks(Project(tmp_path / "storage").digests(BUNDLE)) == plain
-    assert not (in_place / BUNDLE).exists()
-    assert in_place.snakemake(*storage, "--config", "layers_per_job=8").did_nothing
+    assert without_marks(Project(tmp_path / "storage").digests(TINY)) == built_in_place
+    assert not (in_place / TINY).exists()
+    assert in_place.snakemake(*storage).did_nothing
 
 
-def test_s3(in_place: Project, plain: dict[str, str], s3_server: str) -> None:
-    storage = ("--default-storage-provider", "s3", "--default-storage-prefix", "s3://zoo")
-    run = in_place.snakemake(*storage, "--config", "layers_per_job=8", **s3_settings(s3_server))
+@pytest.mark.soak
+def test_calibration_goes_through_a_storage_too(in_place: Project, small_llama: Path, tmp_path: Path) -> None:
+    need_rsync()
+    gptq = {"weight_type": "s4", "rounding": "gptq", "calibration_tokens": 512}
+    in_place.write_matrix({"tiny": ENTRY | gptq | {"path": str(small_llama)}})
+    bundle = "results/AX650/tiny-w4a16-gptq"
+    assert in_place.snakemake(f"{bundle}/manifest.json").status == 0
+    plain = in_place.digests(bundle)
+    shutil.rmtree(in_place / "results")
+    run = in_place.snakemake(*as_storage(tmp_path / "storage"))
+    assert run.status == 0, run.shown
+    assert run.jobs == dict.fromkeys((*RULES, "calibrate"), 1)
+    assert without_marks(Project(tmp_path / "storage").digests(bundle)) == plain
+
+
+def test_s3(in_place: Project, built_in_place: dict[str, str], s3_server: str) -> None:
+    storage = (*LAYERS_TOGETHER, "--default-storage-provider", "s3", "--default-storage-prefix", "s3://zoo")
+    run = in_place.snakemake(*storage, **s3_settings(s3_server))
     assert run.status == 0, run.shown
     assert run.jobs == dict.fromkeys(RULES, 1)
-    assert without_marks(objects(s3_server, BUNDLE)) == plain
-    assert in_place.snakemake(*storage, "--config", "layers_per_job=8", **s3_settings(s3_server)).did_nothing
+    assert without_marks(objects(s3_server, TINY)) == built_in_place
+    assert in_place.snakemake(*storage, **s3_settings(s3_server)).did_nothing
+
+
+@pytest.mark.soak
+def test_what_pods_would_run(in_place: Project, built_in_place: dict[str, str], tmp_path: Path) -> None:
+    """The Kubernetes profile, without Kubernetes: every command a pod would be given is run in an empty folder; what it
+    needs and makes travels through the volume alone. Needs pip's index: each pod installs the storage plugins."""
+    need_rsync()
+    (in_place / ".gitignore").write_text("checkpoint\n.snakemake\n")
+    for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):  # pods are sent the files git knows
+        subprocess.run(command, cwd=in_place.folder, check=True)
+    volume = tmp_path / "volume"
+    with pod_server(tmp_path / "pods") as (pods, configuration):
+        run = in_place.snakemake(
+            *("--workflow-profile", "workflow/profiles/kubernetes"),
+            *("--kubernetes-persistent-volumes", f"axzoo:{volume}"),
+            *("--default-storage-prefix", str(volume / "zoo")),
+            *("--config", "layers_per_job=8", f"store={volume / 'store'}"),
+            KUBECONFIG=str(configuration),
+        )
+        assert run.status == 0, run.shown + pods.logs()
+    assert run.jobs == dict.fromkeys(RULES, 1)
+    assert without_marks(Project(volume / "zoo").digests(TINY)) == built_in_place
+    assert len(list((volume / "store").iterdir())) > 0
+    assert len(pods.sent) == len(RULES)
+    for container in pods.sent.values():
+        assert container["image"] == "REGISTRY/axzoo:0.1.0"
+        assert {"name": "axzoo", "mountPath": str(volume)} in container["volumeMounts"]
+        assert container["resources"]["limits"]["memory"] == container["resources"]["requests"]["memory"]
