@@ -37,7 +37,7 @@ def bill_of_materials(receipt: Mapping[str, Any], checkpoint: Path, recipe: Reci
     Raises AxzooError when the receipt is damaged.
     """
     try:
-        files = {str(name): record["sha256"] for name, record in receipt["files"].items()}
+        files = {str(name): record.get("sha256") for name, record in receipt["files"].items()}
         model = _model(receipt["source"], files, licences(checkpoint))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise AxzooError(f"source.json of {checkpoint} is damaged ({error!r}): fetch the checkpoint again") from None

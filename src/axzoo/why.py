@@ -32,8 +32,8 @@ class PlannedJob:
     def hangs_on_a_lock(self) -> bool:
         """Whether it runs only if a lock, which is made anew first, finds its tensors changed."""
         updated = [reason for reason in self.reasons if reason.startswith("Input files updated by another job")]
-        of_lock = [reason for reason in updated if re.search(r"results/locks/[^/]+/index\.json", reason)]
-        return self.rule not in ("bundle", *_TARGETS) and len(of_lock) == len(self.reasons)
+        of_lock = [reason for reason in updated if re.search(r"results/locks/[^/]+/made_from\.json", reason)]
+        return self.rule not in _TARGETS and len(of_lock) == len(self.reasons)
 
 
 def dry_run(targets: Sequence[str], matrix: Path | None) -> str:

@@ -15,7 +15,7 @@ COMPILED = LAYER_FILES | {"llama_post.axmodel", "model.embed_tokens.weight.bfloa
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json", "generation_config.json"}
 DESCRIBED = COMPILED | {"config.json", "post_config.json", "run.sh"} | {f"tokenizer/{name}" for name in TOKENIZER}
 BUNDLE = DESCRIBED | {"manifest.json"}
-LOCKS = {"index.json", "post.json", "embed.json", *(f"layer_{layer}.json" for layer in range(LAYERS))}
+LOCKS = {"made_from.json", "index.json", "post.json", "embed.json", *(f"layer_{layer}.json" for layer in range(LAYERS))}
 CHECKS = {"layers.json", "layers.log", "generation.json", "generation.log"}
 
 

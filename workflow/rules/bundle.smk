@@ -4,7 +4,7 @@ rule bundle:
     input:
         receipts=lambda w: PLAN.build(w).receipt_files,
         files=ancient(lambda w: PLAN.build(w).compiled_files),
-        lock=read(LOCK),
+        lock=locked("index.json"),
         source=ancient(read(CHECKPOINT)),
     output:
         manifest="results/{chip}/{model}-{tag}/manifest.json",
@@ -21,7 +21,7 @@ rule bundle:
         runtime=15,
     params:
         recipe=lambda w: PLAN.build(w).bundle_arguments,
-        lock=lambda w, input: folder_of(input.lock),
+        lock=lambda w, input: folder_of(input.lock[0]),
         folder=lambda w, output: os.path.dirname(output.manifest),
         code=PLAN.bundle_code,
     shell:

@@ -1,5 +1,5 @@
-# A checkpoint in Snakemake's sense: beside index.json it writes one small file per layer, and only where that layer's
-# tensors changed. Layer jobs depend on their own file, so a changed layer is the only one compiled again.
+# A checkpoint in Snakemake's sense: beside the file declared here it writes index.json and a small file for each part,
+# and only those that changed. Jobs depend on their part's file, so a changed layer is the only one compiled again.
 checkpoint lock:
     input:
         source=read(CHECKPOINT),
@@ -28,13 +28,26 @@ checkpoint lock:
         "{params.model_config:q} {params.sizes:q} --threads {threads} --output {params.folder:q} > {log:q} 2>&1"
 
 
+@cache  # one answer for all jobs of the model, also after its lock has been made
+def may_change(model):
+    forced = workflow.dag_settings.forceall or workflow.dag_settings.forcerun
+    return forced or not PLAN.is_locked(model)
+
+
+def await_lock(model):
+    """Tells Snakemake that a job waits for the model's lock. Each job that does is planned twice, so none waits for a
+    lock that cannot change."""
+    if may_change(model):
+        checkpoints.lock.get(model=model)
+
+
 def locked(*names):
     """An input function: files of the model's lock, once the lock has been made; or the folder they are in."""
 
     def paths(w):
         if STORED:
-            return read(LOCK.format(model=w.model))
-        checkpoints.lock.get(model=w.model)
+            return [read(LOCK.format(model=w.model))]
+        await_lock(w.model)
         return [f"results/locks/{w.model}/{name.format(**w)}" for name in names]
 
     return paths
@@ -43,5 +56,7 @@ def locked(*names):
 def lock_files(*names):
     """A param: the files that `locked` is an input for."""
     return lambda w, input: (
-        [f"{input.lock}/{name.format(**w)}" for name in names] if STORED else input.lock
+        [f"{input.lock[0]}/{name.format(**w)}" for name in names]
+        if STORED
+        else input.lock
     )

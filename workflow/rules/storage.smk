@@ -29,6 +29,6 @@ def beside_the_workflow(files):
 
 
 CHECKPOINT = standing_for("results/checkpoints/{model}", "source.json")
-LOCK = standing_for("results/locks/{model}", "index.json")
+LOCK = standing_for("results/locks/{model}", "made_from.json")
 TOKENIZER = standing_for("results/{chip}/{model}-{tag}/tokenizer", "tokenizer.json")
 CALIBRATION = standing_for("results/calibration/{model}", "index.json")

@@ -163,23 +163,23 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, Any]) -> None:
-    """Writes the lock's files, index.json last. A part's file that already says the same is left untouched, so that
-    Snakemake sees which parts changed."""
+    """Writes the lock's files, index.json last. A file that already says the same is left untouched, so that Snakemake
+    sees what changed."""
     for index, part in enumerate(lock.layers):
-        _write_part(folder / layer_lock(index), part)
-    _write_part(folder / POST, lock.post)
-    _write_part(folder / EMBED, lock.embed)
+        _write_changed(folder / layer_lock(index), asdict(part))
+    _write_changed(folder / POST, asdict(lock.post))
+    _write_changed(folder / EMBED, asdict(lock.embed))
     files = {name: sha256_of(checkpoint / name) for name in TOKENIZER_FILES if (checkpoint / name).is_file()}
-    write_json(folder / INDEX, {"spec": lock.spec.to_dict(), "source": source, "tokenizer_files": files})
+    _write_changed(folder / INDEX, {"spec": lock.spec.to_dict(), "source": source, "tokenizer_files": files})
 
 
-def _write_part(path: Path, part: Part) -> None:
+def _write_changed(path: Path, value: Mapping[str, Any]) -> None:
     try:
-        unchanged = path.exists() and canonical_json(read_json(path)) == canonical_json(asdict(part))
+        unchanged = path.exists() and canonical_json(read_json(path)) == canonical_json(value)
     except AxzooError:  # damaged: written anew
         unchanged = False
     if not unchanged:
-        write_json(path, asdict(part))
+        write_json(path, value)
 
 
 def _check_tensors(folder: Path, checkpoint: Checkpoint, needed: Mapping[str, TensorRef], ignored: str) -> None:

@@ -64,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.llm_build.output import place_bundle, refuse_checkpoint
     from axzoo.llm_build.project import open_project
     from axzoo.progress import format_config
+    from axzoo.zoo.made_from import MADE_FROM
 
     recipe = recipe_of(args)
     _refuse_idle_options(args)
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         entry = _entry(args, model, recipe) | _calibration(args, project)
         build = project.describe(model.name, entry, override)
         make = partial(project.make, jobs=args.parallel, layers_per_job=model.layers_per_job)
-        make([build.locks / "index.json"], quiet=True)
+        make([build.locks / MADE_FROM], quiet=True)
         logger.success("prepare llm model done!")
         make([*build.compiled_files, *(build.bundle / name for name in BUNDLE_FILES)])
         place_bundle(project.folder / build.bundle, args.output_path)

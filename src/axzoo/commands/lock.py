@@ -31,14 +31,16 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.fetch.receipt import checkpoint_folder
     from axzoo.files import read_json
     from axzoo.progress import format_config
+    from axzoo.zoo.made_from import facts, write_made_from
 
+    model = (args.model_type, args.num_hidden_layers, args.ignore_config_keys, args.model_config)
+    made_from = facts(args.source, *model, args.sizes or ())
     folder = checkpoint_folder(args.source)
-    lock = make_lock(
-        folder, args.model_type, args.num_hidden_layers, args.ignore_config_keys, args.model_config, args.threads
-    )
+    lock = make_lock(folder, *model, args.threads)
     if args.sizes:
         check_sizes(lock, *args.sizes)
     check_room(lock, args.output)
     print(format_config(args.output.name, lock.spec))
     write_lock(lock, args.output, folder, read_json(args.source)["source"])
+    write_made_from(args.output, made_from)
     logger.success("prepare llm model done!")

@@ -7,7 +7,7 @@ from pathlib import Path
 from loguru import logger
 
 from axzoo.errors import AxzooError
-from axzoo.fetch.receipt import FileRecord, digested, write_receipt
+from axzoo.fetch.receipt import dated, digested, write_receipt
 from axzoo.fetch.selection import checkpoint_files, is_weights, refuse_strangers
 from axzoo.zoo.sources import FolderSource
 
@@ -26,10 +26,7 @@ def fetch_folder(source: FolderSource, output: Path) -> None:
         return
     names = checkpoint_files(_file_names(root), str(root))
     logger.info("using {} files of {} in place", len(names), root)
-    files = {
-        name: FileRecord((root / name).stat().st_size, None) if is_weights(name) else digested(root / name)
-        for name in names
-    }
+    files = {name: (dated if is_weights(name) else digested)(root / name) for name in names}
     write_receipt(output, source, files, root=str(root))
 
 

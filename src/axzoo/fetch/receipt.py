@@ -1,6 +1,7 @@
 """source.json, the receipt of a fetch: what was asked for, where the files lie, and what they are.
 
-{"source": {...}, "root": "." or an absolute folder, "files": {"config.json": {"size": 1, "sha256": "..." or null}}}
+{"source": {...}, "root": "." or an absolute folder, "files": {"config.json": {"size": 1, "sha256": "..."}}}, where
+weights used in place have {"size": 1, "modified_ns": 1}.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ PARTS = ".parts"
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size in bytes and sha256 (None where the lock alone digests the contents)."""
+    """Size in bytes, and the sha256. Weights used in place are digested by the lock alone: the time they were modified,
+    in nanoseconds, makes a receipt of changed ones another receipt."""
 
     size: int
-    sha256: str | None
+    sha256: str | None = None
+    modified_ns: int | None = None
 
 
 def asked_for(source: Source) -> dict[str, str]:
@@ -34,7 +37,12 @@ def asked_for(source: Source) -> dict[str, str]:
 
 def digested(path: Path) -> FileRecord:
     """The record of a file, read once from end to end."""
-    return FileRecord(path.stat().st_size, sha256_of(path))
+    return FileRecord(path.stat().st_size, sha256=sha256_of(path))
+
+
+def dated(path: Path) -> FileRecord:
+    """The record of a file that is not read."""
+    return FileRecord(path.stat().st_size, modified_ns=path.stat().st_mtime_ns)
 
 
 def write_receipt(
@@ -42,7 +50,10 @@ def write_receipt(
 ) -> None:
     """Writes source.json, whole or not at all; `commit` is what a hub revision resolved to."""
     asked = asked_for(source) | ({"commit": commit} if commit else {})
-    records = {name: asdict(record) for name, record in files.items()}
+    records = {
+        name: {key: value for key, value in asdict(record).items() if value is not None}
+        for name, record in files.items()
+    }
     write_json(output / RECEIPT, {"source": asked, "root": root, "files": records})
 
 

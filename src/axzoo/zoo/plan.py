@@ -16,6 +16,7 @@ from axzoo.fingerprint import fingerprint
 from axzoo.zoo.build import Build
 from axzoo.zoo.jobs import Batch, batches, layers_per_job
 from axzoo.zoo.load import load_zoo
+from axzoo.zoo.made_from import is_locked, lock_code
 
 MOST_REASONS = 3
 """Builds left out whose reasons are given one by one."""
@@ -104,8 +105,12 @@ class Plan:
             )
         return build
 
+    def is_locked(self, model: str) -> bool:
+        """Whether the model's lock is there, and what it would be if it were made again."""
+        return is_locked(self._models[model])
+
     def lock_code(self, wildcards: Any) -> str:
-        return fingerprint("axzoo.checkpoint.lock", f"axzoo.families.{self.model(wildcards).model_type}")
+        return lock_code(self.model(wildcards).model_type)
 
     @property
     def compile_code(self) -> str:
