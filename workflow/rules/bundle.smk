@@ -17,7 +17,7 @@ rule bundle:
     benchmark:
         "results/benchmarks/bundle/{chip}/{model}-{tag}.tsv"
     resources:
-        mem_mb=500,
+        mem_mb=lambda w, attempt: 500 * attempt,
         runtime=15,
     params:
         recipe=lambda w: PLAN.build(w).bundle_arguments,

@@ -10,7 +10,7 @@ rule embed:
     benchmark:
         "results/benchmarks/embed/{chip}/{model}-{tag}.tsv"
     resources:
-        mem_mb=1000,
+        mem_mb=lambda w, attempt: 1000 * attempt,
         runtime=15,
     params:
         lock=lock_files("embed.json"),

@@ -10,7 +10,7 @@ rule fetch:
     benchmark:
         "results/benchmarks/fetch/{model}.tsv"
     resources:
-        mem_mb=1000,
+        mem_mb=lambda w, attempt: 1000 * attempt,
         runtime=240,
     params:
         source=lambda w: PLAN.model(w).source.arguments,

@@ -12,7 +12,7 @@ checkpoint lock:
         "results/benchmarks/lock/{model}.tsv"
     threads: 4
     resources:
-        mem_mb=1000,
+        mem_mb=lambda w, attempt: 1000 * attempt,
         runtime=30,
     params:
         model_type=lambda w: PLAN.model(w).model_type,
