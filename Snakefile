@@ -41,11 +41,12 @@ wildcard_constraints:
     together="(_together)?",
 
 
-# Not the checks alone: Snakemake makes a lost file again only where it is asked for.
+# Not the checks alone: Snakemake makes a lost file again only where it is asked for. Compiled files that are there need
+# not be asked for, and a plan takes as long as it has files.
 def files_of(builds):
     wanted = []
     for build in builds:
-        wanted += build.compiled_files
+        wanted += build.lost_files
         wanted += completed_files(build)
         wanted += build.check_files
     return wanted

@@ -50,8 +50,9 @@ class Plan:
         ]
 
     @cached_property
-    def _builds(self) -> dict[Path, Build]:
-        return {build.bundle: build for build in (*self.wanted, *self.demo, *self.left_out)}
+    def _builds(self) -> dict[tuple[str, str, str], Build]:
+        """By chip, model and tag: every job of a plan looks its build up several times."""
+        return {(build.chip, build.model, build.tag): build for build in (*self.wanted, *self.demo, *self.left_out)}
 
     @cached_property
     def _models(self) -> dict[str, Build]:
@@ -87,12 +88,12 @@ class Plan:
     def build(self, wildcards: Any) -> Build:
         """The build whose folder the wildcards name. Raises AxzooError when the matrix does not list or the chip
         not hold it."""
-        bundle = Path("results", wildcards.chip, f"{wildcards.model}-{wildcards.tag}")
-        if bundle not in self._builds:
+        build = self._builds.get((wildcards.chip, wildcards.model, wildcards.tag))
+        if build is None:
+            bundle = Path("results", wildcards.chip, f"{wildcards.model}-{wildcards.tag}")
             raise AxzooError(f"{bundle} is not a build of the matrix; `axzoo report` lists what it has")
-        build = self._builds[bundle]
         if build.misfit is not None:
-            raise AxzooError(f"{bundle} is left out: {build.misfit}")
+            raise AxzooError(f"{build.bundle} is left out: {build.misfit}")
         return build
 
     def build_with(self, wildcards: Any, file: str) -> Build:
