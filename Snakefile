@@ -46,9 +46,8 @@ wildcard_constraints:
 def files_of(builds):
     wanted = []
     for build in builds:
-        words = {"chip": build.chip, "model": build.model, "tag": build.tag}
         wanted += build.lost_files
-        wanted += expand(rules.bundle.output, **words)
+        wanted += completed_files(build)
         wanted += build.check_files
     return wanted
 
@@ -80,6 +79,7 @@ localrules:
     demo,
 
 
+include: "workflow/rules/storage.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/lock.smk"
 include: "workflow/rules/calibrate.smk"
