@@ -1,7 +1,7 @@
 """All decoder layers as one session: fast mode's stand-in for the decoder that calls layer after layer.
 
-The files are joined when they are loaded. A call takes just the rows of the cache that are in use, as many tokens as
-there are, and writes their keys and values into the cache.
+The files are joined when they are loaded. A call takes as many tokens as there are, and writes their keys and values
+into the cache.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.axmodel import Header
-from axzoo.dtypes import NUMPY_DTYPES, ONNX_DTYPES
+from axzoo.dtypes import NUMPY_DTYPES
 from axzoo.engine import NodeArg, node_arg, shared_options
 from axzoo.errors import AxzooError
 from axzoo.fast.joined import Joined
 from axzoo.runtime.decoder import HiddenHook, one_geometry, require_room
-from axzoo.runtime.kv_cache import KVCache
-from axzoo.runtime.masks import prefill_mask
+from axzoo.runtime.fused_caches import Caches, CopiedCaches, SharedCaches, bind_input, bind_output
 
 _CHUNK = 128
 """Tokens a call takes where the files have no prefill group; more would only take more memory."""
@@ -58,9 +57,14 @@ class FusedDecoder:
         self.geometry = one_geometry(described)
         self._state = described[0].header.groups[0].inputs[0].dtype
         self._dtype = NUMPY_DTYPES[self._state]
-        self._cache = KVCache(len(paths), self.geometry.kv_cache_num, self.geometry.kv_cache_size, self._dtype)
-        self._layers = len(paths)
+        self._last = _hidden(len(paths))
+        shared = joined.share_caches(self.geometry.kv_cache_num)
         self._session = joined.session(shared_options())
+        self._caches: Caches = (
+            SharedCaches(self._session)
+            if shared
+            else CopiedCaches(self._session, len(paths), self.geometry, self._state)
+        )
         self.used = 0
 
     def rewind(self, length: int) -> None:
@@ -86,25 +90,13 @@ class FusedDecoder:
 
     def _run(self, rows: NDArray[Any]) -> NDArray[Any]:
         """One call: rows [n, H] -> their output [1, n, H]."""
-        count, used = len(rows), self.used
         hidden = np.ascontiguousarray(rows, self._dtype)[None]
-        feed = {
-            _hidden(0): (hidden, self._state),
-            "indices": (np.arange(used, used + count, dtype=np.uint32)[None], "uint32"),
-            "mask": (prefill_mask(count, used, count, used, self._dtype), self._state),
-        }
         result = np.empty_like(hidden)
-        filled = {_hidden(self._layers): (result, self._state)}
-        for index in range(self._layers):
-            for name, past in zip("KV", self._cache.first(index, used + count), strict=True):
-                feed[f"{index}/{name}_cache"] = past[:, :used], self._state
-                filled[f"{index}/{name}_cache_out"] = past[:, used:], self._state
-        binding = self._session.io_binding()
-        for bind, arrays in ((binding.bind_input, feed), (binding.bind_output, filled)):
-            for name, (array, dtype) in arrays.items():
-                bind(name, "cpu", 0, ONNX_DTYPES[dtype], array.shape, array.ctypes.data)
+        binding = self._caches.binding(self.used, len(rows))
+        bind_input(binding, _hidden(0), hidden, self._state)
+        bind_output(binding, self._last, result, self._state)
         self._session.run_with_iobinding(binding)
-        self.used += count
+        self.used += len(rows)
         return result
 
 
