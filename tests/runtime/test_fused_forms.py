@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
@@ -99,6 +102,33 @@ def test_integer_weights_come_close(tmp_path: Path, name: str, integers: dict[st
     for count in (9, 1, 1):
         wanted, found = (decoder.prefill(rows[decoder.used : decoder.used + count]) for decoder in (exact, fused))
         assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
+
+
+def test_what_a_call_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three layers with s8 weights: q, k and v go from one product into the attention, gate and up are parted; no value
+    is rounded or copied between the first and the last."""
+    loaded: list[onnx.ModelProto] = []
+    usual = onnxruntime.InferenceSession
+
+    def record(model: str | bytes, *words: object, **options: object) -> object:
+        if isinstance(model, bytes):
+            loaded.append(onnx.load_model_from_string(model))
+        return usual(model, *words, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+    _decoders(tmp_path, PLAIN, replace(RECIPE, weight_type="s8", hidden_state_type="bf16"))
+    (model,) = loaded
+    assert Counter(node.op_type for node in model.graph.node) == {
+        "MatMulNBits": 4 * LAYERS,
+        "GroupQueryAttention": LAYERS,
+        "RMSNormalization": 1,
+        "SkipSimplifiedLayerNormalization": 2 * LAYERS - 1,
+        "Split": LAYERS,
+        "Sigmoid": LAYERS,
+        "Mul": 2 * LAYERS,
+        "Add": 1,
+        "Cast": 2,
+    }
 
 
 def _decoders(folder: Path, spec: LayerSpec, recipe: Recipe) -> tuple[Decoder, FusedDecoder]:

@@ -25,10 +25,10 @@ def attend_in_place(graph: onnx.GraphProto, length: int) -> bool:
     cache.
     """
     values = Values(graph)
-    widths = {value.name: value.type.tensor_type.shape.dim[-1].dim_value for value in graph.input}
     try:
+        widths = {value.name: value.type.tensor_type.shape.dim[-1].dim_value for value in graph.input}
         found = {node.output[0]: _match(values, node, widths) for node in graph.node if node.op_type == "Attention"}
-    except Unmatched:
+    except LookupError:  # Unmatched, or an input or constant that a layer file's attention has
         return False
     _change(graph, found, length)
     return True

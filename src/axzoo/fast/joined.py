@@ -51,16 +51,19 @@ class Joined:
 
     def session(self, options: ort.SessionOptions) -> ort.InferenceSession:
         """The graph, loaded. Raises AxzooError when it is none that ONNX Runtime runs."""
-        skip_round_trips(self._graph)
-        join_residual_norms(self._graph)
+        try:
+            skip_round_trips(self._graph)
+            join_residual_norms(self._graph)
+            return self._loaded(options)
+        except Exception as error:  # ONNX Runtime's own classes share no base class
+            raise AxzooError(f"the model's files cannot be loaded together ({error}): build them again") from None
+
+    def _loaded(self, options: ort.SessionOptions) -> ort.InferenceSession:
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
         model = helper.make_model(self._graph, opset_imports=opsets, ir_version=IR_VERSION)
         kept = [tensor.name for tensor in self._graph.initializer if tensor.name in self._weights]
         options.add_external_initializers(kept, [_value(*self._weights[name]) for name in kept])
-        try:
-            return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's own classes share no base class
-            raise AxzooError(f"the model's files cannot be loaded together ({error}): build them again") from None
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def _join(self, model: onnx.ModelProto, renamed: _Names) -> None:
         for value in model.graph.input:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 
-class Unmatched(Exception):
+class Unmatched(LookupError):
     """The graph is not of the form looked for."""
 
 
