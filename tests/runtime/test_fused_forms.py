@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,30 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
 from axzoo.compile.layer import compile_layer
+from axzoo.compile.post import compile_post
+from axzoo.compile.result import Compiled
+from axzoo.dtypes import NUMPY_DTYPES
 from axzoo.engine import InferenceSession
 from axzoo.recipe import Recipe
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.fused_caches import CopiedCaches, SharedCaches
-from axzoo.runtime.fused_decoder import FusedDecoder
-from axzoo.spec import LayerSpec, NormSpec, RopeSpec
+from axzoo.runtime.fused_network import FusedNetwork
+from axzoo.runtime.network import Layered, Outputs
+from axzoo.spec import LayerSpec, NormSpec, PostSpec, RopeSpec
 
-CHUNK, CONTEXT, LAYERS = 4, 15, 3
-RECIPE = Recipe("fp32", hidden_state_type="fp32", prefill_len=CHUNK, kv_cache_len=CONTEXT, last_kv_cache_len=(CHUNK,))
+CHUNK, CONTEXT, LAYERS, VOCAB_SIZE = 4, 15, 3, 50
+RECIPE = Recipe(
+    "fp32",
+    post_weight_type="fp32",
+    hidden_state_type="fp32",
+    prefill_len=CHUNK,
+    kv_cache_len=CONTEXT,
+    last_kv_cache_len=(CHUNK,),
+)
 PLAIN = LayerSpec(64, 96, 4, 2, 16, NormSpec("rms_norm", 1e-5), RopeSpec(100.0, 16), 64)
 """Heads of 16: what GroupQueryAttention rotates by itself."""
 
@@ -60,21 +72,21 @@ ALL = ROTATED | HEAD_NORM | ROTATED_BEFORE | COPIED
 @pytest.mark.parametrize("name", ALL)
 def test_every_form_is_the_same_in_fp32(tmp_path: Path, name: str) -> None:
     """A prompt in chunks, a shorter one after rewinding, and tokens until the context is full."""
-    exact, fused = _decoders(tmp_path, ALL[name], RECIPE)
+    exact, fused = _networks(tmp_path, ALL[name], RECIPE)
     rows = _rows(PLAIN.hidden_size)
-    assert_allclose(fused.prefill(rows[:9]), exact.prefill(rows[:9]), atol=2e-5)
-    for decoder in (exact, fused):
-        decoder.rewind(2)
-    assert_allclose(fused.prefill(rows[4:7]), exact.prefill(rows[4:7]), atol=2e-5)
+    assert_allclose(_logits(fused.prefill(rows[:9])), _logits(exact.prefill(rows[:9])), atol=2e-5)
+    for network in (exact, fused):
+        network.rewind(2)
+    assert_allclose(_logits(fused.prefill(rows[4:7])), _logits(exact.prefill(rows[4:7])), atol=2e-5)
     while exact.used < CONTEXT:
         row = rows[exact.used][None]
-        assert_allclose(fused.decode(row), exact.decode(row), atol=2e-5)
+        assert_allclose(_logits(fused.decode(row)), _logits(exact.decode(row)), atol=2e-5)
     assert fused.used == CONTEXT
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_caches_stay_in_place_where_the_heads_allow(tmp_path: Path, name: str) -> None:
-    _, fused = _decoders(tmp_path, ALL[name], RECIPE)
+    _, fused = _networks(tmp_path, ALL[name], RECIPE)
     assert isinstance(fused._caches, CopiedCaches if name in COPIED else SharedCaches)
     given = {tensor.name for tensor in fused._session.get_inputs()}
     assert ("indices" in given) is (name not in ROTATED | HEAD_NORM)
@@ -84,12 +96,12 @@ def test_the_caches_stay_in_place_where_the_heads_allow(tmp_path: Path, name: st
 @pytest.mark.parametrize("state", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ALL)
 def test_no_rounding_within_keeps_short_states_close(tmp_path: Path, name: str, state: str) -> None:
-    exact, fused = _decoders(tmp_path, ALL[name], replace(RECIPE, hidden_state_type=state))
-    rows = _rows(PLAIN.hidden_size)
+    exact, fused = _networks(tmp_path, ALL[name], replace(RECIPE, hidden_state_type=state))
+    rows = _rows(PLAIN.hidden_size).astype(NUMPY_DTYPES[state])
     for count in (9, 1, 1):
-        wanted, found = (d.prefill(rows[d.used : d.used + count].astype(d._dtype)) for d in (exact, fused))
-        close = 8 * float(ml_dtypes.finfo(wanted.dtype).eps)
-        assert_allclose(found.astype(np.float32), wanted.astype(np.float32), atol=close, rtol=close)
+        wanted, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
+        close = 8 * float(ml_dtypes.finfo(NUMPY_DTYPES[state]).eps)
+        assert_allclose(found, wanted, atol=close, rtol=close)
 
 
 @pytest.mark.parametrize(
@@ -97,11 +109,19 @@ def test_no_rounding_within_keeps_short_states_close(tmp_path: Path, name: str, 
 )
 @pytest.mark.parametrize("name", ALL)
 def test_integer_weights_come_close(tmp_path: Path, name: str, integers: dict[str, Any]) -> None:
-    exact, fused = _decoders(tmp_path, ALL[name], replace(RECIPE, **integers))
+    exact, fused = _networks(tmp_path, ALL[name], replace(RECIPE, **integers))
     rows = _rows(PLAIN.hidden_size)
     for count in (9, 1, 1):
-        wanted, found = (decoder.prefill(rows[decoder.used : decoder.used + count]) for decoder in (exact, fused))
-        assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
+        wanted, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
+        assert np.corrcoef(found, wanted)[0, 1] > 0.999
+
+
+def test_a_post_layer_that_gives_the_likeliest_tokens(tmp_path: Path) -> None:
+    exact, fused = _networks(tmp_path, PLAIN, replace(RECIPE, post_topk=3))
+    assert exact.gives_topk and fused.gives_topk
+    wanted, found = (network.prefill(_rows(PLAIN.hidden_size)[:6]) for network in (exact, fused))
+    assert_array_equal(found["indices"], wanted["indices"])
+    assert_allclose(found["prob"], wanted["prob"], atol=1e-5)
 
 
 def test_what_a_call_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,28 +136,48 @@ def test_what_a_call_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return usual(model, *words, **options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
-    _decoders(tmp_path, PLAIN, replace(RECIPE, weight_type="s8", hidden_state_type="bf16"))
+    _networks(tmp_path, PLAIN, replace(RECIPE, weight_type="s8", post_weight_type="s8", hidden_state_type="bf16"))
     (model,) = loaded
     assert Counter(node.op_type for node in model.graph.node) == {
-        "MatMulNBits": 4 * LAYERS,
+        "MatMulNBits": 4 * LAYERS + 1,
         "GroupQueryAttention": LAYERS,
-        "RMSNormalization": 1,
+        "RMSNormalization": 2,
         "SkipSimplifiedLayerNormalization": 2 * LAYERS - 1,
         "Split": LAYERS,
         "Sigmoid": LAYERS,
         "Mul": 2 * LAYERS,
         "Add": 1,
-        "Cast": 2,
+        "Slice": 1,
+        "Cast": 2,  # the embedding and the logits
     }
 
 
-def _decoders(folder: Path, spec: LayerSpec, recipe: Recipe) -> tuple[Decoder, FusedDecoder]:
+def _networks(folder: Path, spec: LayerSpec, recipe: Recipe) -> tuple[Layered, FusedNetwork]:
     paths = [folder / f"layer{index}" for index in range(LAYERS)]
     for index, path in enumerate(paths):
-        tensors = _tensors(spec, index)
-        shapes = {role: tensor.shape for role, tensor in tensors.items()}
-        path.write_bytes(b"".join(compile_layer(spec, recipe, shapes, lambda role, t=tensors: [t[role]]).pieces))
-    return Decoder([InferenceSession(path) for path in paths]), FusedDecoder(paths, lambda: None)
+        _compile(compile_layer, spec, recipe, _tensors(spec, index), path)
+    post = folder / "post"
+    head = np.random.default_rng(2).standard_normal((VOCAB_SIZE, spec.hidden_size)).astype(np.float32) / 8
+    _compile(
+        compile_post,
+        PostSpec(spec.hidden_size, VOCAB_SIZE, NormSpec("rms_norm", 1e-5)),
+        recipe,
+        {"lm_head.weight": head, "norm.weight": np.ones(spec.hidden_size, np.float32)},
+        post,
+    )
+    layered = Layered(Decoder([InferenceSession(path) for path in paths]), InferenceSession(post))
+    return layered, FusedNetwork(paths, post, lambda: None)
+
+
+def _compile(
+    compile_part: Callable[..., Compiled], spec: object, recipe: Recipe, tensors: dict[str, Any], path: Path
+) -> None:
+    shapes = {role: tensor.shape for role, tensor in tensors.items()}
+    path.write_bytes(b"".join(compile_part(spec, recipe, shapes, lambda role: [tensors[role]]).pieces))
+
+
+def _logits(outputs: Outputs) -> NDArray[np.float32]:
+    return outputs["output"].reshape(-1).astype(np.float32)
 
 
 def _rows(width: int) -> NDArray[np.float32]:

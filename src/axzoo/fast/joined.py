@@ -18,6 +18,7 @@ from axzoo.axmodel import IR_VERSION, METADATA_KEY, OPSET, Header, parse_header
 from axzoo.errors import AxzooError
 from axzoo.fast.blocks import BLOCK, block, fits
 from axzoo.fast.in_place_attention import attend_in_place
+from axzoo.fast.pattern import Values, attributes
 from axzoo.fast.residual_norm import join_residual_norms
 from axzoo.fast.round_trips import skip_round_trips
 
@@ -44,6 +45,27 @@ class Joined:
         except (ValueError, TypeError, LookupError) as error:
             raise AxzooError(f"{path} cannot be loaded ({error!r}): build it again") from None
         return header
+
+    def take_last(self, value: str, name: str) -> None:
+        """Lets the files that follow take just the last token's row of an output [1, n, features], under that name.
+
+        The row is cut off before it is rounded, so that the rounding can be left out. Raises AxzooError when the output
+        is none, or not rounded.
+        """
+        outputs = [output for output in self._graph.output if output.name == value]
+        try:
+            rounding = Values(self._graph).made_by(value, "Cast")
+            outputs[0].name = name
+        except LookupError as error:
+            raise AxzooError(f"the model's files cannot be joined ({error}): build them again") from None
+        ends = {f"{name}/first": -1, f"{name}/end": np.iinfo(np.int64).max, f"{name}/axis": 1}
+        for end, number in ends.items():
+            self._graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), end))
+        row = f"{name}/Slice"
+        self._graph.node.append(helper.make_node("Slice", [rounding.input[0], *ends], [row], name=row))
+        self._graph.node.append(
+            helper.make_node("Cast", [row], [name], name=f"{name}/Cast", to=attributes(rounding)["to"])
+        )
 
     def share_caches(self, length: int) -> bool:
         """Makes attention write into caches of `length` tokens, as `attend_in_place` says; whether it could."""

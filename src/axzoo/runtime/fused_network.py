@@ -1,4 +1,4 @@
-"""All decoder layers as one session: fast mode's stand-in for the decoder that calls layer after layer.
+"""All layers as one session: fast mode's stand-in for the network that calls layer after layer.
 
 The files are joined when they are loaded. A call takes as many tokens as there are, and writes their keys and values
 into the cache.
@@ -21,9 +21,11 @@ from axzoo.errors import AxzooError
 from axzoo.fast.joined import Joined
 from axzoo.runtime.decoder import HiddenHook, one_geometry, require_room
 from axzoo.runtime.fused_caches import Caches, CopiedCaches, SharedCaches, bind_input, bind_output
+from axzoo.runtime.network import Outputs
 
 _CHUNK = 128
 """Tokens a call takes where the files have no prefill group; more would only take more memory."""
+_NOT_SHOWN = "fast mode does not show the layers' hidden states: load the model in exact mode"
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,14 @@ class _Described:
         return [node_arg(tensor) for tensor in self.header.groups[shape_group].inputs]
 
 
-class FusedDecoder:
-    """What Decoder is, but for the hidden states between the layers, which do not leave the session.
+class FusedNetwork:
+    """What Layered is, but for the hidden states, which do not leave the session.
 
-    `on_step` is called after each layer. Raises AxzooError when a file is missing or damaged, or the layers do not
-    belong together.
+    `on_step` is called after each layer and the post layer. Raises AxzooError when a file is missing or damaged, or the
+    layers do not belong together.
     """
 
-    def __init__(self, paths: Sequence[Path], on_step: Callable[[], None]) -> None:
+    def __init__(self, paths: Sequence[Path], post: Path, on_step: Callable[[], None]) -> None:
         joined = Joined()
         described = []
         for index, path in enumerate(paths):
@@ -57,9 +59,12 @@ class FusedDecoder:
         self.geometry = one_geometry(described)
         self._state = described[0].header.groups[0].inputs[0].dtype
         self._dtype = NUMPY_DTYPES[self._state]
-        self._last = _hidden(len(paths))
+        joined.take_last(_hidden(len(paths)), "hidden/last")
+        self._outputs = joined.add(post, post, "post/", {"input": "hidden/last"}).groups[0].outputs
+        self.gives_topk = any(tensor.name == "indices" for tensor in self._outputs)
         shared = joined.share_caches(self.geometry.kv_cache_num)
         self._session = joined.session(shared_options())
+        on_step()
         self._caches: Caches = (
             SharedCaches(self._session)
             if shared
@@ -71,33 +76,37 @@ class FusedDecoder:
         """Forgets all but the first `length` tokens of the context."""
         self.used = length
 
-    def prefill(self, rows: NDArray[Any], on_hidden: HiddenHook | None = None) -> NDArray[Any]:
-        """Appends tokens, given as embedding rows [n, H], to the context; returns the last one's output [1, 1, H].
+    def prefill(self, rows: NDArray[Any], on_hidden: HiddenHook | None = None) -> Outputs:
+        """Appends tokens, given as embedding rows [n, H], to the context.
 
         Raises AxzooError when there are none, or more than the context holds, and where `on_hidden` is given.
         """
         require_room(self.geometry, self.used, len(rows))
         if on_hidden:
-            raise AxzooError("fast mode does not show the layers' hidden states: load the model in exact mode")
+            raise AxzooError(_NOT_SHOWN)
         chunk = self.geometry.prefill_token_num or _CHUNK
         for start in range(0, len(rows), chunk):
-            hidden = self._run(rows[start : start + chunk])
-        return hidden[:, -1:]
+            outputs = self._run(rows[start : start + chunk])
+        return outputs
 
-    def decode(self, row: NDArray[Any], on_hidden: HiddenHook | None = None) -> NDArray[Any]:
-        """Appends one token, given as its embedding row [1, H]; returns its output [1, 1, H]. Raises as `prefill`."""
+    def decode(self, row: NDArray[Any], on_hidden: HiddenHook | None = None) -> Outputs:
+        """Appends one token, given as its embedding row [1, H]. Raises as `prefill`."""
         return self.prefill(row, on_hidden)
 
-    def _run(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """One call: rows [n, H] -> their output [1, n, H]."""
+    def post(self, hidden: NDArray[Any]) -> Outputs:
+        raise AxzooError(_NOT_SHOWN)
+
+    def _run(self, rows: NDArray[Any]) -> Outputs:
+        """One call: rows [n, H] -> what the post layer gives of the last one."""
         hidden = np.ascontiguousarray(rows, self._dtype)[None]
-        result = np.empty_like(hidden)
+        outputs = {tensor.name: np.empty(tensor.shape, NUMPY_DTYPES[tensor.dtype]) for tensor in self._outputs}
         binding = self._caches.binding(self.used, len(rows))
         bind_input(binding, _hidden(0), hidden, self._state)
-        bind_output(binding, self._last, result, self._state)
+        for tensor in self._outputs:
+            bind_output(binding, f"post/{tensor.name}", outputs[tensor.name], tensor.dtype)
         self._session.run_with_iobinding(binding)
         self.used += len(rows)
-        return result
+        return outputs
 
 
 def _hidden(layer: int) -> str:
