@@ -122,6 +122,7 @@ def made_by_llama_cpp(python: Path, cache: Path) -> tuple[Path, Path]:
     sources = fetch_llama_cpp(python, cache)
     program, gguf = sources / "build/bin/llama-bench", cache / "q8_0.gguf"
     if not program.exists():
+        keep_tile_configuration(sources)
         leave_out = [f"-DLLAMA_{part}=OFF" for part in ("CURL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_SERVER")]
         configure = ("cmake", "-B", "build", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", *leave_out)
         make = ("cmake", "--build", "build", "--target", "llama-bench", "--parallel", THREADS)
@@ -131,6 +132,16 @@ def made_by_llama_cpp(python: Path, cache: Path) -> tuple[Path, Path]:
         convert = (python, sources / CONVERTER, CHECKPOINT, "--outtype", "q8_0", "--outfile", gguf)
         subprocess.run(convert, check=True, capture_output=True)
     return program, gguf
+
+
+def keep_tile_configuration(sources: Path) -> None:
+    """gcc 12 leaves out what its intrinsic does not say it reads, the rows and columns of AMX's tiles: llama-bench then
+    dies of SIGILL. A barrier keeps them."""
+    file = sources / "ggml/src/ggml-cpu/amx/mmq.cpp"
+    load, barrier = "_tile_loadconfig(&tc);", 'asm volatile("" : : "r"(&tc) : "memory");'
+    text = file.read_text()
+    if barrier not in text:
+        file.write_text(text.replace(load, f"{barrier}\n    {load}"))
 
 
 def report_speed(programs: dict[str, Callable[[], Speed]], rounds: int) -> None:

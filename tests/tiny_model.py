@@ -25,6 +25,7 @@ from axzoo.recipe import Recipe
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.embedding import Embedding
 from axzoo.runtime.model import Model
+from axzoo.runtime.network import Layered
 
 LAYERS = 2
 SHAPE: dict[str, Any] = {
@@ -174,7 +175,7 @@ class Built:
         config = checkpoint.model.config
         embedding = Embedding(self.embedding, config.vocab_size, config.hidden_size)
         decoder = Decoder([InferenceSession(path) for path in self.layers])
-        return Model(embedding, decoder, InferenceSession(self.post))
+        return Model(embedding, Layered(decoder, InferenceSession(self.post)))
 
     def moved(self, folder: Path) -> Built:
         """A copy of the files in another folder, for tests that change them."""

@@ -28,6 +28,7 @@ from axzoo.recipe import Recipe
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.embedding import Embedding
 from axzoo.runtime.model import Model
+from axzoo.runtime.network import Layered
 from tiny_model import EXACT
 
 PROMPT, TOKENS = 21, EXACT.kv_cache_len
@@ -165,7 +166,7 @@ def _build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Model:
     build_post(post, recipe, "host")
     build_embed(embed)
     decoder = Decoder([InferenceSession(layer.output) for layer in layers])
-    return Model(Embedding(embed.output, *checkpoint.embedding_shape), decoder, InferenceSession(post.output))
+    return Model(Embedding(embed.output, *checkpoint.embedding_shape), Layered(decoder, InferenceSession(post.output)))
 
 
 def _all_logits(model: Model, layers: int, ids: list[int]) -> NDArray[np.float32]:

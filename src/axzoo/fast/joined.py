@@ -17,6 +17,10 @@ from onnx import helper, numpy_helper
 from axzoo.axmodel import IR_VERSION, METADATA_KEY, OPSET, Header, parse_header
 from axzoo.errors import AxzooError
 from axzoo.fast.blocks import BLOCK, block, fits
+from axzoo.fast.in_place_attention import attend_in_place
+from axzoo.fast.pattern import Values, attributes
+from axzoo.fast.residual_norm import join_residual_norms
+from axzoo.fast.round_trips import skip_round_trips
 
 _INLINE = 1024
 """Bytes: larger weights are handed to the session beside the graph, which protobuf limits to 2 GiB."""
@@ -27,8 +31,6 @@ class Joined:
 
     def __init__(self) -> None:
         self._graph = onnx.GraphProto(name="joined")
-        self._inputs: dict[str, onnx.ValueInfoProto] = {}
-        self._outputs: dict[str, onnx.ValueInfoProto] = {}
         self._weights: dict[str, tuple[NDArray[Any], int]] = {}
 
     def add(self, source: Path | bytes, path: Path, prefix: str = "", names: Mapping[str, str] | None = None) -> Header:
@@ -44,28 +46,53 @@ class Joined:
             raise AxzooError(f"{path} cannot be loaded ({error!r}): build it again") from None
         return header
 
+    def take_last(self, value: str, name: str) -> None:
+        """Lets the files that follow take just the last token's row of an output [1, n, features], under that name.
+
+        The row is cut off before it is rounded, so that the rounding can be left out. Raises AxzooError when the output
+        is none, or not rounded.
+        """
+        outputs = [output for output in self._graph.output if output.name == value]
+        try:
+            rounding = Values(self._graph).made_by(value, "Cast")
+            outputs[0].name = name
+        except LookupError as error:
+            raise AxzooError(f"the model's files cannot be joined ({error}): build them again") from None
+        ends = {f"{name}/first": -1, f"{name}/end": np.iinfo(np.int64).max, f"{name}/axis": 1}
+        for end, number in ends.items():
+            self._graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), end))
+        row = f"{name}/Slice"
+        self._graph.node.append(helper.make_node("Slice", [rounding.input[0], *ends], [row], name=row))
+        self._graph.node.append(
+            helper.make_node("Cast", [row], [name], name=f"{name}/Cast", to=attributes(rounding)["to"])
+        )
+
+    def share_caches(self, length: int) -> bool:
+        """Makes attention write into caches of `length` tokens, as `attend_in_place` says; whether it could."""
+        return attend_in_place(self._graph, length)
+
     def session(self, options: ort.SessionOptions) -> ort.InferenceSession:
         """The graph, loaded. Raises AxzooError when it is none that ONNX Runtime runs."""
-        graph = self._graph
-        graph.input.extend(self._inputs.values())
-        graph.output.extend(self._outputs.values())
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-        values = [_value(array, data_type) for array, data_type in self._weights.values()]
-        options.add_external_initializers(list(self._weights), values)
         try:
-            return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            skip_round_trips(self._graph)
+            join_residual_norms(self._graph)
+            return self._loaded(options)
         except Exception as error:  # ONNX Runtime's own classes share no base class
             raise AxzooError(f"the model's files cannot be loaded together ({error}): build them again") from None
 
+    def _loaded(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(self._graph, opset_imports=opsets, ir_version=IR_VERSION)
+        kept = [tensor.name for tensor in self._graph.initializer if tensor.name in self._weights]
+        options.add_external_initializers(kept, [_value(*self._weights[name]) for name in kept])
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
     def _join(self, model: onnx.ModelProto, renamed: _Names) -> None:
         for value in model.graph.input:
-            value.name = renamed[value.name]
-            if self._outputs.pop(value.name, None) is None:
-                self._inputs.setdefault(value.name, value)
+            self._take(value, renamed[value.name])
         for value in model.graph.output:
             value.name = renamed[value.name]
-            self._outputs[value.name] = value
+            self._graph.output.append(value)
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
         products = _integer_products(model.graph, constants)
         first = {together[0].output: together for together in products}
@@ -75,6 +102,15 @@ class Joined:
                 self._multiply(first[node.output[0]], renamed)
             elif node.output[0] not in gone:
                 self._copy(node, constants, renamed)
+
+    def _take(self, value: onnx.ValueInfoProto, name: str) -> None:
+        """An input: what another file gives, or one of the joined graph's."""
+        value.name = name
+        given = [output for output in self._graph.output if output.name == name]
+        if given:
+            self._graph.output.remove(given[0])
+        elif name not in {known.name for known in self._graph.input}:
+            self._graph.input.append(value)
 
     def _multiply(self, products: Sequence[_Product], renamed: _Names) -> None:
         """One MatMulNBits for all products with the same input: fewer waits for the slowest thread."""

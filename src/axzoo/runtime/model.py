@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,31 +14,28 @@ from axzoo.errors import AxzooError
 from axzoo.runtime.bundle import ModelFiles, open_bundle
 from axzoo.runtime.decoder import Decoder, HiddenHook, Session
 from axzoo.runtime.embedding import Embedding
+from axzoo.runtime.network import Layered, Network, Outputs
 from axzoo.runtime.on_demand import SessionOnDemand
-
-if TYPE_CHECKING:
-    from axzoo.runtime.fused_decoder import FusedDecoder  # imports onnx, which exact mode does without
 
 
 class Model:
-    """Embedding, decoder layers and post layer, with a context that grows by `prefill` and `decode`.
+    """Embedding and network, with a context that grows by `prefill` and `decode`.
 
     `tokens` are the ids in the context.
     """
 
-    def __init__(self, embedding: Embedding, decoder: Decoder | FusedDecoder, post: Session) -> None:
+    def __init__(self, embedding: Embedding, network: Network) -> None:
         self._embedding = embedding
-        self._decoder = decoder
-        self._post = post
-        self.geometry = decoder.geometry
+        self._network = network
+        self.geometry = network.geometry
         self._vocab_size = embedding.vocab_size
-        self.gives_topk = any(tensor.name == "indices" for tensor in post.get_outputs())
+        self.gives_topk = network.gives_topk
         self.tokens: tuple[int, ...] = ()
 
     @property
     def used(self) -> int:
         """Tokens in the context."""
-        return self._decoder.used
+        return self._network.used
 
     @property
     def is_full(self) -> bool:
@@ -49,7 +46,7 @@ class Model:
         """Forgets all but the first `length` tokens of the context; after an exception ended `prefill` or `decode`
         midway, this puts the context in order."""
         self.tokens = self.tokens[:length]
-        self._decoder.rewind(len(self.tokens))
+        self._network.rewind(len(self.tokens))
 
     def reset(self) -> None:
         """Forgets the context."""
@@ -60,31 +57,30 @@ class Model:
 
         Raises AxzooError when the prompt is empty, does not fit, or holds an id the embedding lacks.
         """
-        hidden = self._decoder.prefill(self._embedding.rows(ids), on_hidden)
+        outputs = self._network.prefill(self._embedding.rows(ids), on_hidden)
         self.tokens += tuple(ids)
-        return self.logits(hidden)
+        return self._logits(outputs)
 
     def decode(self, token_id: int, on_hidden: HiddenHook | None = None) -> NDArray[np.float32]:
         """Appends one token to the context; returns the logits [V] of the one after it.
 
         Raises AxzooError when the context is full or the embedding lacks the id.
         """
-        hidden = self._decoder.decode(self._embedding.rows([token_id]), on_hidden)
+        outputs = self._network.decode(self._embedding.rows([token_id]), on_hidden)
         self.tokens += (token_id,)
-        return self.logits(hidden)
+        return self._logits(outputs)
 
     def logits(self, hidden: NDArray[Any]) -> NDArray[np.float32]:
-        """The post layer: one token's hidden state [1, 1, H] -> logits [V].
+        """The post layer alone: one token's hidden state [1, 1, H] -> logits [V]. Raises AxzooError in fast mode."""
+        return self._logits(self._network.post(hidden))
 
-        From a post layer that gives the likeliest tokens only: their log probabilities, and -inf for all others.
-        """
+    def _logits(self, outputs: Outputs) -> NDArray[np.float32]:
+        """From a post layer that gives the likeliest tokens only: their log probabilities, and -inf for all others."""
         if not self.gives_topk:
-            (logits,) = self._post.run(["output"], {"input": hidden})
-            return logits.reshape(-1).astype(np.float32)
-        indices, prob = self._post.run(["indices", "prob"], {"input": hidden})
+            return outputs["output"].reshape(-1).astype(np.float32)
         sparse = np.full(self._vocab_size, -np.inf, np.float32)
         with np.errstate(divide="ignore"):  # so unlikely that fp32 says 0
-            sparse[indices.reshape(-1)] = np.log(prob.reshape(-1))
+            sparse[outputs["indices"].reshape(-1)] = np.log(outputs["prob"].reshape(-1))
         return sparse
 
 
@@ -109,26 +105,25 @@ def load_files(
     """
     embedding = Embedding(files.embedding, files.vocab_size, files.hidden_size, mapped_embedding)
     on_step()
-    decoder = _load_decoder(files.layers, mode, on_step, layers_on_demand)
-    if decoder.geometry.hidden_size != files.hidden_size:
+    network = _load_network(files, mode, on_step, layers_on_demand)
+    if network.geometry.hidden_size != files.hidden_size:
         raise AxzooError(
-            f"{files.layers[0]} takes a hidden state of {decoder.geometry.hidden_size}, but the embedding has rows of "
+            f"{files.layers[0]} takes a hidden state of {network.geometry.hidden_size}, but the embedding has rows of "
             f"{files.hidden_size}: build the bundle again"
         )
-    post = InferenceSession(files.post, mode=mode)
-    on_step()
-    return Model(embedding, decoder, post)
+    return Model(embedding, network)
 
 
-def _load_decoder(
-    paths: Sequence[Path], mode: Mode, on_step: Callable[[], None], layers_on_demand: bool
-) -> Decoder | FusedDecoder:
+def _load_network(files: ModelFiles, mode: Mode, on_step: Callable[[], None], layers_on_demand: bool) -> Network:
     if mode == "fast" and not layers_on_demand:
-        from axzoo.runtime.fused_decoder import FusedDecoder
+        from axzoo.runtime.fused_network import FusedNetwork  # imports onnx, which exact mode does without
 
-        return FusedDecoder(paths, on_step)
+        return FusedNetwork(files.layers, files.post, on_step)
     layers: list[Session] = []
-    for path in paths:
+    for path in files.layers:
         layers.append(SessionOnDemand(path, mode) if layers_on_demand else InferenceSession(path, mode=mode))
         on_step()
-    return Decoder(layers)
+    decoder = Decoder(layers)
+    post = InferenceSession(files.post, mode=mode)
+    on_step()
+    return Layered(decoder, post)

@@ -1,0 +1,210 @@
+"""Fast mode's single session over layers of every form, against the layers called one after another."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+from numpy.typing import NDArray
+
+from axzoo.compile.layer import compile_layer
+from axzoo.compile.post import compile_post
+from axzoo.compile.result import Compiled
+from axzoo.dtypes import NUMPY_DTYPES
+from axzoo.engine import InferenceSession
+from axzoo.recipe import Recipe
+from axzoo.runtime.decoder import Decoder
+from axzoo.runtime.fused_caches import CopiedCaches, SharedCaches
+from axzoo.runtime.fused_network import FusedNetwork
+from axzoo.runtime.network import Layered, Outputs
+from axzoo.spec import LayerSpec, NormSpec, PostSpec, RopeSpec
+
+CHUNK, CONTEXT, LAYERS, VOCAB_SIZE = 4, 15, 3, 50
+RECIPE = Recipe(
+    "fp32",
+    post_weight_type="fp32",
+    hidden_state_type="fp32",
+    prefill_len=CHUNK,
+    kv_cache_len=CONTEXT,
+    last_kv_cache_len=(CHUNK,),
+)
+PLAIN = LayerSpec(64, 96, 4, 2, 16, NormSpec("rms_norm", 1e-5), RopeSpec(100.0, 16), 64)
+"""Heads of 16: what GroupQueryAttention rotates by itself."""
+
+ROTATED = {
+    "plain": PLAIN,
+    "interleaved": replace(PLAIN, rope=RopeSpec(100.0, 16, interleaved=True)),
+    "partial": replace(PLAIN, head_dim=32, rope=RopeSpec(100.0, 16)),
+    "partial, interleaved": replace(PLAIN, head_dim=32, rope=RopeSpec(100.0, 16, interleaved=True)),
+    "window": replace(PLAIN, sliding_window=3),
+    "window of one": replace(PLAIN, sliding_window=1),
+    "window longer than the context": replace(PLAIN, sliding_window=40),
+    "biases": replace(PLAIN, qkv_bias=True, o_bias=True, mlp_bias=True),
+    "scales": replace(PLAIN, input_scale=3.0, residual_scale=0.5),
+    "parallel, layer norm, not gated": replace(
+        PLAIN, norm=NormSpec("layer_norm", 1e-5), parallel=True, gated=False, hidden_act="gelu_new"
+    ),
+    "parallel": replace(PLAIN, parallel=True),
+    "one head of keys": replace(PLAIN, num_key_value_heads=1),
+}
+ROTATED_BEFORE = {
+    "heads of 8": replace(PLAIN, head_dim=8, rope=RopeSpec(100.0, 8)),
+    "heads of 8, window": replace(PLAIN, head_dim=8, rope=RopeSpec(100.0, 8), sliding_window=3),
+    "a rotation of 8 of 16": replace(PLAIN, rope=RopeSpec(100.0, 8)),
+}
+COPIED = {
+    "heads of 12": replace(PLAIN, num_attention_heads=8, head_dim=12, rope=RopeSpec(100.0, 12)),
+    "heads of 4, window": replace(PLAIN, num_attention_heads=8, head_dim=4, rope=RopeSpec(100.0, 4), sliding_window=3),
+}
+HEAD_NORM = {"head norm": replace(PLAIN, qk_norm=True)}
+ALL = ROTATED | HEAD_NORM | ROTATED_BEFORE | COPIED
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_form_is_the_same_in_fp32(tmp_path: Path, name: str) -> None:
+    """A prompt in chunks, a shorter one after rewinding, and tokens until the context is full."""
+    exact, fused = _networks(tmp_path, ALL[name], RECIPE)
+    rows = _rows(PLAIN.hidden_size)
+    assert_allclose(_logits(fused.prefill(rows[:9])), _logits(exact.prefill(rows[:9])), atol=2e-5)
+    for network in (exact, fused):
+        network.rewind(2)
+    assert_allclose(_logits(fused.prefill(rows[4:7])), _logits(exact.prefill(rows[4:7])), atol=2e-5)
+    while exact.used < CONTEXT:
+        row = rows[exact.used][None]
+        assert_allclose(_logits(fused.decode(row)), _logits(exact.decode(row)), atol=2e-5)
+    assert fused.used == CONTEXT
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_caches_stay_in_place_where_the_heads_allow(tmp_path: Path, name: str) -> None:
+    _, fused = _networks(tmp_path, ALL[name], RECIPE)
+    assert isinstance(fused._caches, CopiedCaches if name in COPIED else SharedCaches)
+    given = {tensor.name for tensor in fused._session.get_inputs()}
+    assert ("indices" in given) is (name not in ROTATED | HEAD_NORM)
+    assert ("mask" in given) is (name in COPIED)
+
+
+@pytest.mark.parametrize("state", ["fp16", "bf16"])
+@pytest.mark.parametrize("name", ALL)
+def test_no_rounding_within_keeps_short_states_close(tmp_path: Path, name: str, state: str) -> None:
+    exact, fused = _networks(tmp_path, ALL[name], replace(RECIPE, hidden_state_type=state))
+    rows = _rows(PLAIN.hidden_size).astype(NUMPY_DTYPES[state])
+    for count in (9, 1, 1):
+        wanted, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
+        close = 8 * float(ml_dtypes.finfo(NUMPY_DTYPES[state]).eps)
+        assert_allclose(found, wanted, atol=close, rtol=close)
+
+
+@pytest.mark.parametrize(
+    "integers", [{"weight_type": "s8"}, {"weight_type": "s4"}, {"weight_type": "s4", "weight_group_size": 32}]
+)
+@pytest.mark.parametrize("name", ALL)
+def test_integer_weights_come_close(tmp_path: Path, name: str, integers: dict[str, Any]) -> None:
+    exact, fused = _networks(tmp_path, ALL[name], replace(RECIPE, **integers))
+    rows = _rows(PLAIN.hidden_size)
+    for count in (9, 1, 1):
+        wanted, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
+        assert np.corrcoef(found, wanted)[0, 1] > 0.999
+
+
+def test_a_post_layer_that_gives_the_likeliest_tokens(tmp_path: Path) -> None:
+    exact, fused = _networks(tmp_path, PLAIN, replace(RECIPE, post_topk=3))
+    assert exact.gives_topk and fused.gives_topk
+    wanted, found = (network.prefill(_rows(PLAIN.hidden_size)[:6]) for network in (exact, fused))
+    assert_array_equal(found["indices"], wanted["indices"])
+    assert_allclose(found["prob"], wanted["prob"], atol=1e-5)
+
+
+def test_what_a_call_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three layers with s8 weights: q, k and v go from one product into the attention, gate and up are parted; no value
+    is rounded or copied between the first and the last."""
+    loaded: list[onnx.ModelProto] = []
+    usual = onnxruntime.InferenceSession
+
+    def record(model: str | bytes, *words: object, **options: object) -> object:
+        if isinstance(model, bytes):
+            loaded.append(onnx.load_model_from_string(model))
+        return usual(model, *words, **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", record)
+    _networks(tmp_path, PLAIN, replace(RECIPE, weight_type="s8", post_weight_type="s8", hidden_state_type="bf16"))
+    (model,) = loaded
+    assert Counter(node.op_type for node in model.graph.node) == {
+        "MatMulNBits": 4 * LAYERS + 1,
+        "GroupQueryAttention": LAYERS,
+        "RMSNormalization": 2,
+        "SkipSimplifiedLayerNormalization": 2 * LAYERS - 1,
+        "Split": LAYERS,
+        "Sigmoid": LAYERS,
+        "Mul": 2 * LAYERS,
+        "Add": 1,
+        "Slice": 1,
+        "Cast": 2,  # the embedding and the logits
+    }
+
+
+def _networks(folder: Path, spec: LayerSpec, recipe: Recipe) -> tuple[Layered, FusedNetwork]:
+    paths = [folder / f"layer{index}" for index in range(LAYERS)]
+    for index, path in enumerate(paths):
+        _compile(compile_layer, spec, recipe, _tensors(spec, index), path)
+    post = folder / "post"
+    head = np.random.default_rng(2).standard_normal((VOCAB_SIZE, spec.hidden_size)).astype(np.float32) / 8
+    _compile(
+        compile_post,
+        PostSpec(spec.hidden_size, VOCAB_SIZE, NormSpec("rms_norm", 1e-5)),
+        recipe,
+        {"lm_head.weight": head, "norm.weight": np.ones(spec.hidden_size, np.float32)},
+        post,
+    )
+    layered = Layered(Decoder([InferenceSession(path) for path in paths]), InferenceSession(post))
+    return layered, FusedNetwork(paths, post, lambda: None)
+
+
+def _compile(
+    compile_part: Callable[..., Compiled], spec: object, recipe: Recipe, tensors: dict[str, Any], path: Path
+) -> None:
+    shapes = {role: tensor.shape for role, tensor in tensors.items()}
+    path.write_bytes(b"".join(compile_part(spec, recipe, shapes, lambda role: [tensors[role]]).pieces))
+
+
+def _logits(outputs: Outputs) -> NDArray[np.float32]:
+    return outputs["output"].reshape(-1).astype(np.float32)
+
+
+def _rows(width: int) -> NDArray[np.float32]:
+    return np.random.default_rng(1).standard_normal((CONTEXT, width)).astype(np.float32)
+
+
+def _tensors(spec: LayerSpec, seed: int) -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    hidden, inner, queries, keys = spec.hidden_size, spec.intermediate_size, spec.q_size, spec.kv_size
+    matrices = {"q_proj": (queries, hidden), "k_proj": (keys, hidden), "v_proj": (keys, hidden),
+                "o_proj": (hidden, queries), "up_proj": (inner, hidden), "down_proj": (hidden, inner)}  # fmt: skip
+    if spec.gated:
+        matrices["gate_proj"] = (inner, hidden)
+    tensors = {
+        f"{role}.weight": rng.standard_normal(shape).astype(np.float32) / np.float32(np.sqrt(shape[1]))
+        for role, shape in matrices.items()
+    }
+    biased = {"q_proj": spec.qkv_bias, "k_proj": spec.qkv_bias, "v_proj": spec.qkv_bias, "o_proj": spec.o_bias}
+    biased |= dict.fromkeys({"up_proj", "down_proj", "gate_proj"} & matrices.keys(), spec.mlp_bias)
+    for role, has_bias in biased.items():
+        if has_bias:
+            tensors[f"{role}.bias"] = rng.standard_normal(matrices[role][0]).astype(np.float32)
+    for role in ["input_norm", *([] if spec.parallel else ["mlp_norm"])]:
+        tensors[f"{role}.weight"] = rng.uniform(0.5, 1.5, hidden).astype(np.float32)
+        if spec.norm.kind == "layer_norm":
+            tensors[f"{role}.bias"] = rng.standard_normal(hidden).astype(np.float32)
+    if spec.qk_norm:
+        for role in ("q_norm", "k_norm"):
+            tensors[f"{role}.weight"] = rng.uniform(0.5, 1.5, spec.head_dim).astype(np.float32)
+    return tensors
