@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.zoo.made_from import facts, write_made_from
 
     model = (args.model_type, args.num_hidden_layers, args.ignore_config_keys, args.model_config)
-    made_from = facts(args.source, *model, args.sizes or ())
     folder = checkpoint_folder(args.source)
+    made_from = facts(args.source, *model, args.sizes or ())
     lock = make_lock(folder, *model, args.threads)
     if args.sizes:
         check_sizes(lock, *args.sizes)
