@@ -81,6 +81,8 @@ def test_an_unknown_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
         (OSError(errno.EDQUOT, "x"), "axzoo: no space left on the disk while writing a file: free some"),
         (PermissionError(errno.EACCES, "Permission denied", "results"), "axzoo: results: Permission denied\n"),
         (OSError("no number"), "axzoo: a file: no number\n"),
+        (AxzooError("x" * 5000), "axzoo: " + "x" * 1000 + "...\n"),
+        (AxzooError("a name\x1b[2J\r"), r"axzoo: a name\x1b[2J\r"),
         (MemoryError(), "axzoo: out of memory: build with fewer jobs at once"),
     ],
 )

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from axzoo.axmodel import Header
 from axzoo.dtypes import NUMPY_DTYPES, ONNX_DTYPES
-from axzoo.engine import NodeArg, node_arg, shared_options
+from axzoo.engine import NodeArg, node_arg, run_bound, shared_options
 from axzoo.errors import AxzooError
 from axzoo.fast.joined import Joined
 from axzoo.runtime.decoder import HiddenHook, one_geometry, require_room
@@ -103,7 +103,7 @@ class FusedDecoder:
         for bind, arrays in ((binding.bind_input, feed), (binding.bind_output, filled)):
             for name, (array, dtype) in arrays.items():
                 bind(name, "cpu", 0, ONNX_DTYPES[dtype], array.shape, array.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        run_bound(self._session, binding, "the model's layers, joined,")
         self.used += count
         return result
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from axzoo.engine import InferenceSession, Mode
 from axzoo.errors import AxzooError
 from axzoo.runtime.bundle import ModelFiles, open_bundle
-from axzoo.runtime.decoder import Decoder, HiddenHook, Session
+from axzoo.runtime.decoder import Decoder, Geometry, HiddenHook, Session
 from axzoo.runtime.embedding import Embedding
 from axzoo.runtime.on_demand import SessionOnDemand
 
@@ -76,12 +76,15 @@ class Model:
     def logits(self, hidden: NDArray[Any]) -> NDArray[np.float32]:
         """The post layer: one token's hidden state [1, 1, H] -> logits [V].
 
-        From a post layer that gives the likeliest tokens only: their log probabilities, and -inf for all others.
+        From a post layer that gives the likeliest tokens only: their log probabilities, and -inf for all others. Raises
+        AxzooError when one of them is no token of the embedding.
         """
         if not self.gives_topk:
             (logits,) = self._post.run(["output"], {"input": hidden})
             return logits.reshape(-1).astype(np.float32)
         indices, prob = self._post.run(["indices", "prob"], {"input": hidden})
+        if not 0 <= indices.min() <= indices.max() < self._vocab_size:
+            raise AxzooError("the post layer chose a token that the embedding lacks: build the bundle again")
         sparse = np.full(self._vocab_size, -np.inf, np.float32)
         with np.errstate(divide="ignore"):  # so unlikely that fp32 says 0
             sparse[indices.reshape(-1)] = np.log(prob.reshape(-1))
@@ -116,8 +119,17 @@ def load_files(
             f"{files.hidden_size}: build the bundle again"
         )
     post = InferenceSession(files.post, mode=mode)
+    _refuse_other_post(files, post, decoder.geometry)
     on_step()
     return Model(embedding, decoder, post)
+
+
+def _refuse_other_post(files: ModelFiles, post: Session, geometry: Geometry) -> None:
+    """Raises AxzooError when the post layer takes another hidden state than the layers give."""
+    (taken,) = post.get_inputs()
+    found, wanted = (str(taken.dtype), taken.shape[-1]), (geometry.dtype, geometry.hidden_size)
+    if found != wanted:
+        raise AxzooError(f"{files.post} takes {found}, but the layers give {wanted}: build the bundle again")
 
 
 def _load_decoder(
