@@ -41,13 +41,13 @@ wildcard_constraints:
     together="(_together)?",
 
 
-# Not the checks alone: Snakemake makes a lost file again only where it is asked for.
+# Not the checks alone: Snakemake makes a lost file again only where it is asked for. Compiled files that are there need
+# not be asked for, and a plan takes as long as it has files.
 def files_of(builds):
     wanted = []
     for build in builds:
-        words = {"chip": build.chip, "model": build.model, "tag": build.tag}
-        wanted += build.compiled_files
-        wanted += expand(rules.bundle.output, **words)
+        wanted += build.lost_files
+        wanted += completed_files(build)
         wanted += build.check_files
     return wanted
 
@@ -79,6 +79,7 @@ localrules:
     demo,
 
 
+include: "workflow/rules/storage.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/lock.smk"
 include: "workflow/rules/calibrate.smk"

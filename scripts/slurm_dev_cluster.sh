@@ -75,6 +75,9 @@ SlurmdSpoolDir=$FOLDER/spool
 SlurmctldLogFile=$FOLDER/slurmctld.log
 SlurmdLogFile=$FOLDER/slurmd.log
 AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=UsePss,OverMemoryKill
 JobCompType=jobcomp/none
 MpiDefault=none
 ProctrackType=proctrack/linuxproc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import axzoo
-from axzoo.fingerprint import _closure, fingerprint
+from axzoo.fingerprint import _closure, _imports, fingerprint
 
 PACKAGE = Path(axzoo.__file__).parent
 COMPILER = "axzoo.backends.host"
@@ -42,6 +43,18 @@ def test_the_compiler_is_what_determines_the_bytes() -> None:
         assert modules - {"axzoo.compile.embed", "axzoo.quantize.gptq"} <= found
     others = {name for name in found - compiler if not name.startswith(tuple(f"axzoo.{p}" for p in packages))}
     assert others == {"axzoo.spec"}
+
+
+def test_every_import_of_every_module_is_seen() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path} has a relative import"
+                names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        assert set(_imports(path)) == {name for name in names if name.split(".")[0] == "axzoo"}, path
 
 
 @pytest.mark.parametrize("name", ["runtime", "zoo", "check", "fetch", "commands", "tokenizer", "engine", "bundle"])

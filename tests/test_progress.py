@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from loguru import logger
 
-from axzoo.progress import format_config, format_elapsed, open_console, stage_bars, stamp_lines
+from axzoo.progress import format_config, format_elapsed, open_console, stage_bars, stamp_lines, stamp_log
 from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
 
 # As llm_build prints Qwen2-0.5B-Instruct, without hidden_act_param, scale_depth, scale_emb and dim_model_base, which no
@@ -90,10 +90,11 @@ def test_elapsed(seconds, shown):
     assert format_elapsed(seconds) == shown
 
 
-def test_stamped_line_off_a_terminal_is_plain_and_unwrapped(monkeypatch):
+@pytest.mark.parametrize("stamp", [stamp_log, lambda stream: stamp_lines(open_console(stream))])
+def test_stamped_line_off_a_terminal_is_plain_and_unwrapped(monkeypatch, stamp):
     monkeypatch.setenv("FORCE_COLOR", "1")  # CI services set it; it must not put control codes into their logs
     stream = io.StringIO()
-    stamp_lines(open_console(stream))
+    stamp(stream)
     logger.success("build llm model done! [b]{x}" + "y" * 200)
     line = (
         r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \| SUCCESS  \| "

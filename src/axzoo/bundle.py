@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def complete_bundle(plan: BundlePlan) -> None:
         "recipe": asdict(plan.recipe),
         "source": index["source"],
         "spec": index["spec"],
-        "files": {name: _record(plan.folder / name, parts.get(name)) for name in [*parts, *others]},
+        "files": _records(plan.folder, [*parts, *others], parts),
         "parts": {name: {"key": part["key"], **part["about"]} for name, part in parts.items()},
         "sbom": bill_of_materials(read_json(plan.source), checkpoint_folder(plan.source), plan.recipe),
     }
@@ -155,6 +156,13 @@ def _remove_strangers(folder: Path, expected: set[str], pattern: str) -> None:
         if path.name not in expected:
             logger.warning(f"removed {path}: it belongs to an earlier build")
             path.unlink()
+
+
+def _records(folder: Path, names: list[str], receipts: Mapping[str, Any]) -> dict[str, Any]:
+    """sha256 and size of each file, two digested at once."""
+    with ThreadPoolExecutor(2) as pool:
+        records = pool.map(lambda name: _record(folder / name, receipts.get(name)), names)
+        return dict(zip(names, records, strict=True))
 
 
 def _record(path: Path, receipt: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -49,11 +49,13 @@ def _summary(module: str) -> str:
 
 
 def _run(verb: str, module: str, words: list[str]) -> int:
+    from axzoo.progress import stamp_log
+
     command = _command(module)
     parser = argparse.ArgumentParser(f"axzoo {verb}", description=command.__doc__)
     command.add_arguments(parser)
     args = parser.parse_args(words)
-    _set_up_log()
+    stamp_log(sys.stderr)
     try:
         command.run(args)
     except AxzooError as error:
@@ -86,12 +88,6 @@ def _disk_words(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left on the disk while writing {where}: free some and run again"
     return f"{where}: {error.strerror or error}"
-
-
-def _set_up_log() -> None:
-    from axzoo.progress import open_console, stamp_lines
-
-    stamp_lines(open_console(sys.stderr))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ specified.
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
+import re
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent
+_IMPORT = re.compile(r"^[ \t]*(?:import (axzoo[\w.]*)|from (axzoo[\w.]*) import (\([^)]*\)|.*))", re.MULTILINE)
+"""Imports as this package writes them; a test holds it against Python's own parser, which takes twenty times longer."""
 
 
 @functools.cache
@@ -43,10 +45,10 @@ def _source(name: str) -> Path | None:
 
 @functools.cache
 def _imports(path: Path) -> list[str]:
+    """What a module imports from axzoo; of `from a import b`, both a and a.b."""
     names = []
-    for node in ast.walk(ast.parse(path.read_bytes())):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-    return [name for name in names if name == "axzoo" or name.startswith("axzoo.")]
+    for module, package, imported in _IMPORT.findall(path.read_text(encoding="utf-8")):
+        said = re.sub(r"#.*", "", imported).strip("()")
+        inner = [alias.split()[0] for alias in said.split(",") if alias.strip()]
+        names += [module] if module else [package, *(f"{package}.{name}" for name in inner)]
+    return names

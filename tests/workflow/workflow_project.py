@@ -27,6 +27,10 @@ LAYERS = 3
 MAX_POSITIONS = 128
 DEFAULTS: dict[str, Any] = {"prefill_len": 16, "kv_cache_len": 63, "last_kv_cache_len": [16, 32], "chips": ["AX650"]}
 ENTRY: dict[str, Any] = {"path": "checkpoint", "model_type": "llama", "num_hidden_layers": LAYERS}
+DEMO = "results/AX650/SmolLM2-135M-Instruct-Q4_1-w8a16"
+"""The bundle of config/demo.yaml."""
+TINY = "results/AX650/tiny-w8a16"
+"""The bundle of a new project."""
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -107,6 +111,11 @@ class Project:
         """
         subprocess.run(["cp", "-a", str(self.folder), str(folder)], check=True)
         return Project(folder)
+
+
+def without_marks(digests: Mapping[str, str]) -> dict[str, str]:
+    """Without the empty files by which Snakemake dates folders."""
+    return {name: digest for name, digest in digests.items() if not name.endswith(".snakemake_timestamp")}
 
 
 def sha256(path: Path) -> str:

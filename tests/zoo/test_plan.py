@@ -86,12 +86,15 @@ def test_a_chip_without_description_is_refused(folder: Path) -> None:
         plan(folder, f"models: {{L: {{{ENTRY}}}}}")
 
 
-def test_layers_per_job_is_all_that_config_says(folder: Path) -> None:
+def test_config_says_what_belongs_to_the_machine(folder: Path) -> None:
     (folder / "zoo.yaml").write_text(f"models: {{L: {{{ENTRY}, chips: AX650}}}}")
     by_size = make_plan(["zoo.yaml"], "demo.yaml")
     assert [batch.rule for batch in by_size.batches] == ["layer"]
     said = make_plan(["zoo.yaml"], "demo.yaml", {"layers_per_job": 16})
     assert [batch.rule for batch in said.batches] == ["layers_0_15", "layers_16_31", "layers_0_0"]
-    for config in ({"layers_per_job": 0}, {"layers_per_job": "8"}, {"layers_per_job": True}, {"n": 1}):
-        with pytest.raises(AxzooError, match=r"--config .* takes layers_per_job=N alone"):
+    assert by_size.store == said.store == "results/store"
+    assert make_plan(["zoo.yaml"], "demo.yaml", {"store": "/shared/store"}).store == "/shared/store"
+    numbers = ({"layers_per_job": 0}, {"layers_per_job": "8"}, {"layers_per_job": True})
+    for config in (*numbers, {"store": ""}, {"store": 1}, {"n": 1}):
+        with pytest.raises(AxzooError, match=r"--config .* takes layers_per_job=N, .* and store=DIR alone"):
             make_plan(["zoo.yaml"], "demo.yaml", config)

@@ -2,10 +2,10 @@
 rule calibrate:
     input:
         lock=lambda w: whole_lock(w),
-        source=ancient("results/checkpoints/{model}/source.json"),
-        text=lambda w: PLAN.model(w).calibration_texts,
+        source=ancient(read(CHECKPOINT)),
+        text=lambda w: beside_the_workflow(PLAN.model(w).calibration_texts),
     output:
-        "results/calibration/{model}/index.json",
+        made(CALIBRATION),
     log:
         "results/logs/calibrate/{model}.log",
     benchmark:
@@ -16,8 +16,8 @@ rule calibrate:
         runtime=240,
     params:
         arguments=lambda w: PLAN.model(w).calibration_arguments,
-        lock="results/locks/{model}",
-        folder="results/calibration/{model}",
+        lock=lambda w, input: folder_of(input[0]),
+        folder=lambda w, output: folder_of(output[0]),
         code=PLAN.calibrate_code,
     shell:
         "axzoo calibrate --lock {params.lock:q} --source {input.source:q} --output {params.folder:q} "
@@ -26,5 +26,4 @@ rule calibrate:
 
 def whole_lock(w):
     """Every file of the model's lock, once the lock has been made: any layer's tensors change what later ones are given."""
-    await_lock(w.model)
-    return PLAN.model(w).lock_files
+    return locked(*(os.path.basename(file) for file in PLAN.model(w).lock_files))(w)

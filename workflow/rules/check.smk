@@ -1,7 +1,21 @@
+def beside_the_manifest(w):
+    """What the checks read besides. The manifest stands for it all where jobs see the results folder."""
+    if not STORED:
+        return {}
+    build = PLAN.build(w)
+    return {
+        "lock": read(LOCK.format(model=w.model)),
+        "compiled": build.compiled_files,
+        "completed": completed_files(build),
+        "tokenizer": read(f"{build.bundle}/tokenizer"),
+    }
+
+
 rule check_layers:
     input:
+        unpack(beside_the_manifest),
         manifest="results/{chip}/{model}-{tag}/manifest.json",
-        source=ancient("results/checkpoints/{model}/source.json"),
+        source=ancient(read(CHECKPOINT)),
     output:
         "results/checks/{chip}/{model}-{tag}/layers.json",
     log:
@@ -14,8 +28,8 @@ rule check_layers:
         runtime=60,
     params:
         prompt=lambda w: PLAN.build(w).prompt_arguments,
-        lock="results/locks/{model}",
-        folder="results/{chip}/{model}-{tag}",
+        lock=lambda w, input: input.get("lock", f"results/locks/{w.model}"),
+        folder=lambda w, input: os.path.dirname(input.manifest),
         code=PLAN.check_layers_code,
     shell:
         "axzoo check-layers {params.folder:q} --lock {params.lock:q} --source {input.source:q} "
@@ -24,8 +38,9 @@ rule check_layers:
 
 rule check_generation:
     input:
+        unpack(beside_the_manifest),
         manifest="results/{chip}/{model}-{tag}/manifest.json",
-        source=ancient("results/checkpoints/{model}/source.json"),
+        source=ancient(read(CHECKPOINT)),
     output:
         "results/checks/{chip}/{model}-{tag}/generation.json",
     log:
@@ -39,8 +54,8 @@ rule check_generation:
     params:
         prompt=lambda w: PLAN.build(w).prompt_arguments,
         expect=lambda w: PLAN.build(w).expect_arguments,
-        lock="results/locks/{model}",
-        folder="results/{chip}/{model}-{tag}",
+        lock=lambda w, input: input.get("lock", f"results/locks/{w.model}"),
+        folder=lambda w, input: os.path.dirname(input.manifest),
         code=PLAN.check_generation_code,
     shell:
         "axzoo check-generation {params.folder:q} --lock {params.lock:q} --source {input.source:q} "

@@ -1,7 +1,7 @@
 rule embed:
     input:
         lock=locked("embed.json"),
-        source=ancient("results/checkpoints/{model}/source.json"),
+        source=ancient(read(CHECKPOINT)),
     output:
         file="results/{chip}/{model}-{tag}/model.embed_tokens.weight.bfloat16.bin",
         receipt="results/receipts/{chip}/{model}-{tag}/model.embed_tokens.weight.bfloat16.json",
@@ -10,10 +10,11 @@ rule embed:
     benchmark:
         "results/benchmarks/embed/{chip}/{model}-{tag}.tsv"
     resources:
-        mem_mb=1000,
+        mem_mb=lambda w, attempt: 1000 * attempt,
         runtime=15,
     params:
+        lock=lock_files("embed.json"),
         code=PLAN.embed_code,
     shell:
-        "axzoo embed --lock {input.lock:q} --source {input.source:q} --store results/store "
+        "axzoo embed --lock {params.lock:q} --source {input.source:q} --store {PLAN.store:q} "
         "--output {output.file:q} --receipt {output.receipt:q} > {log:q} 2>&1"

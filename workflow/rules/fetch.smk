@@ -2,18 +2,18 @@
 # No `retries`: `axzoo fetch` goes on after a broken connection, and what else it refuses stays refused.
 rule fetch:
     input:
-        lambda w: PLAN.model(w).source_files,
+        lambda w: beside_the_workflow(PLAN.model(w).source_files),
     output:
-        "results/checkpoints/{model}/source.json",
+        made(CHECKPOINT),
     log:
         "results/logs/fetch/{model}.log",
     benchmark:
         "results/benchmarks/fetch/{model}.tsv"
     resources:
-        mem_mb=1000,
+        mem_mb=lambda w, attempt: 1000 * attempt,
         runtime=240,
     params:
         source=lambda w: PLAN.model(w).source.arguments,
-        folder="results/checkpoints/{model}",
+        folder=lambda w, output: folder_of(output[0]),
     shell:
         "axzoo fetch {params.source:q} --output {params.folder:q} > {log:q} 2>&1"

@@ -1,17 +1,25 @@
 # `layer` compiles one layer of a model. Where layers are so small that starting a job for each would take longer than
 # compiling it, or where `--config layers_per_job=N` says so, layers share a job: each such batch of numbers is a rule
 # of its own, layers_<first>_<last>, because wildcards cannot count.
+def locks_of(layers):
+    return [f"layer_{layer}.json" for layer in layers]
+
+
 def locked_layers(layers):
     """An input function: the locks of the layers, once the lock has been made."""
 
     def paths(w):
-        numbers = [layer.format(**w) for layer in layers]
-        for number in numbers:
+        for layer in layers:
+            number = layer.format(**w)
             PLAN.build_with(w, f"{w.stem}_l{number}{w.together}.axmodel")
-        await_lock(w.model)
-        return [f"results/locks/{w.model}/layer_{number}.json" for number in numbers]
+        return locked(*locks_of(layers))(w)
 
     return paths
+
+
+def calibrated(w):
+    """An input function: what gptq rounds by; nothing for other builds."""
+    return CALIBRATION.format(model=w.model) if PLAN.build(w).calibration_files else []
 
 
 for batch in PLAN.batches:
@@ -21,9 +29,9 @@ for batch in PLAN.batches:
         name:
             batch.rule
         input:
-            locks=locked_layers(batch.layers),
-            source=ancient("results/checkpoints/{model}/source.json"),
-            calibration=lambda w: PLAN.build(w).calibration_files,
+            lock=locked_layers(batch.layers),
+            source=ancient(read(CHECKPOINT)),
+            calibration=calibrated,
         output:
             files=expand(
                 "results/{{chip}}/{{model}}-{{tag}}/{layer}.axmodel", layer=layers
@@ -43,9 +51,14 @@ for batch in PLAN.batches:
             runtime=lambda w, attempt: 30 * attempt,
         params:
             recipe=lambda w: PLAN.build(w).layer_arguments,
-            calibration=lambda w: PLAN.build(w).calibration_folder,
+            calibration=lambda w, input: (
+                ["--calibration", folder_of(input.calibration)]
+                if input.calibration
+                else []
+            ),
+            lock=lock_files(*locks_of(batch.layers)),
             code=lambda w: PLAN.layer_code(w),
         shell:
-            "axzoo layer --lock {input.locks:q} --source {input.source:q} --store results/store "
+            "axzoo layer --lock {params.lock:q} --source {input.source:q} --store {PLAN.store:q} "
             "--output {output.files:q} --receipt {output.receipts:q} {params.recipe:q} "
             "{params.calibration:q} > {log:q} 2>&1"

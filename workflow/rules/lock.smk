@@ -2,17 +2,17 @@
 # and only those that changed. Jobs depend on their part's file, so a changed layer is the only one compiled again.
 checkpoint lock:
     input:
-        source="results/checkpoints/{model}/source.json",
-        model_config=lambda w: PLAN.model(w).model_config_files,
+        source=read(CHECKPOINT),
+        model_config=lambda w: beside_the_workflow(PLAN.model(w).model_config_files),
     output:
-        "results/locks/{model}/made_from.json",
+        made(LOCK),
     log:
         "results/logs/lock/{model}.log",
     benchmark:
         "results/benchmarks/lock/{model}.tsv"
     threads: 4
     resources:
-        mem_mb=1000,
+        mem_mb=lambda w, attempt: 1000 * attempt,
         runtime=30,
     params:
         model_type=lambda w: PLAN.model(w).model_type,
@@ -20,7 +20,7 @@ checkpoint lock:
         ignore_config_keys=lambda w: PLAN.model(w).ignore_config_keys,
         model_config=lambda w: PLAN.model(w).model_config_arguments,
         sizes=lambda w: PLAN.model(w).size_arguments,
-        folder="results/locks/{model}",
+        folder=lambda w, output: folder_of(output[0]),
         code=PLAN.lock_code,
     shell:
         "axzoo lock --source {input.source:q} --model_type {params.model_type:q} "
@@ -41,11 +41,22 @@ def await_lock(model):
         checkpoints.lock.get(model=model)
 
 
-def locked(name):
-    """An input function: one file of the model's lock, once the lock has been made."""
+def locked(*names):
+    """An input function: files of the model's lock, once the lock has been made; or the folder they are in."""
 
-    def path(w):
+    def paths(w):
+        if STORED:
+            return [read(LOCK.format(model=w.model))]
         await_lock(w.model)
-        return f"results/locks/{w.model}/{name.format(**w)}"
+        return [f"results/locks/{w.model}/{name.format(**w)}" for name in names]
 
-    return path
+    return paths
+
+
+def lock_files(*names):
+    """A param: the files that `locked` is an input for."""
+    return lambda w, input: (
+        [f"{input.lock[0]}/{name.format(**w)}" for name in names]
+        if STORED
+        else input.lock
+    )

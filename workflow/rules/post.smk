@@ -1,7 +1,7 @@
 rule post:
     input:
         lock=locked("post.json"),
-        source=ancient("results/checkpoints/{model}/source.json"),
+        source=ancient(read(CHECKPOINT)),
     output:
         file="results/{chip}/{model}-{tag}/{stem}_post.axmodel",
         receipt="results/receipts/{chip}/{model}-{tag}/{stem}_post.json",
@@ -15,7 +15,8 @@ rule post:
         runtime=15,
     params:
         recipe=lambda w: PLAN.build_with(w, f"{w.stem}_post.axmodel").post_arguments,
+        lock=lock_files("post.json"),
         code=PLAN.compile_code,
     shell:
-        "axzoo post --lock {input.lock:q} --source {input.source:q} --store results/store "
+        "axzoo post --lock {params.lock:q} --source {input.source:q} --store {PLAN.store:q} "
         "--output {output.file:q} --receipt {output.receipt:q} {params.recipe:q} > {log:q} 2>&1"

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from axzoo.commands._source import add_source
+
 if TYPE_CHECKING:
     from axzoo.build import Job
 
@@ -25,7 +27,7 @@ def _add_arguments(parser: argparse.ArgumentParser, count: dict[str, str]) -> No
         parser.add_argument(name, type=Path, required=True, metavar=metavar, help=text, **more)
 
     add("--lock", "FILE", "the part's lock file", **count)
-    add("--source", "FILE", "the checkpoint's source.json")
+    add_source(parser)
     add("--store", "DIR", "the content-addressed store")
     add("--output", "FILE", "the file to build", **count)
     add("--receipt", "FILE", "written last: what was built", **count)

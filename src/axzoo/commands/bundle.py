@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 
 from axzoo.commands._recipe import add_hidden_state_type, add_layer_recipe, add_post_recipe, recipe_of
+from axzoo.commands._source import add_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder with the compiled files")
     parser.add_argument("--chip", required=True, help="the chip it is for")
     parser.add_argument("--lock", type=Path, required=True, metavar="DIR", help="the model's lock files")
-    parser.add_argument("--source", type=Path, required=True, metavar="FILE", help="the checkpoint's source.json")
+    add_source(parser)
     parser.add_argument("--receipts", type=Path, nargs="+", required=True, metavar="FILE", help="layers in order first")
     parser.add_argument("--raw", action="store_true", help="the model is not to be asked through a chat template")
     add_layer_recipe(parser)

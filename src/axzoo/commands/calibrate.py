@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from axzoo.commands._source import add_source
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lock", type=Path, required=True, metavar="DIR", help="the model's lock files")
-    parser.add_argument("--source", type=Path, required=True, metavar="FILE", help="the checkpoint's source.json")
+    add_source(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="one file per layer, and index.json")
     parser.add_argument("--text", type=Path, metavar="FILE", help="what to read (default: what the model itself says)")
     parser.add_argument("--tokens", type=int, default=8192, metavar="N", help="tokens to read, in sequences of 256")

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from axzoo.commands._source import add_source
+
 if TYPE_CHECKING:
     from axzoo.check.fidelity import GreedyAgreement
     from axzoo.reference import Oracle
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the built model's folder")
     parser.add_argument("--lock", type=Path, required=True, metavar="DIR", help="the model's lock files")
-    parser.add_argument("--source", type=Path, required=True, metavar="FILE", help="the checkpoint's source.json")
+    add_source(parser)
     parser.add_argument("--text", type=Path, metavar="FILE", help="compare predictions over this text")
     parser.add_argument("--tokens", type=int, default=1000, metavar="N", help="tokens of the text (one context)")
     parser.add_argument("--prompts", type=Path, metavar="FILE", help="compare greedy answers to these lines")

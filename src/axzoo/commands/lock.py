@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from axzoo.commands._source import add_source
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", type=Path, required=True, metavar="FILE", help="the checkpoint's source.json")
+    add_source(parser)
     parser.add_argument("--model_type", required=True, help="what config.json must say")
     parser.add_argument("--num_hidden_layers", type=int, required=True, metavar="N", help="what config.json must say")
     parser.add_argument(

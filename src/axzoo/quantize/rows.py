@@ -25,9 +25,10 @@ def full_range_scales(weight: Floats, levels: int) -> Floats:
 
 def full_range_codes(weight: Floats, scales: Floats, levels: int) -> Codes:
     """Rule A's codes of weight [rows, columns] under scales [rows]: clip(floor(w / s + 0.5), -levels, levels - 1)."""
-    steps = np.floor(weight / scales[:, None] + np.float32(0.5))
-    codes: Codes = np.clip(steps, -levels, levels - 1).astype(np.int8)
-    return codes
+    steps = weight / scales[:, None]
+    steps += np.float32(0.5)
+    np.floor(steps, out=steps)
+    return _clipped(steps, -levels, levels - 1)
 
 
 def symmetric_scales(weight: Floats, largest: float) -> Floats:
@@ -40,7 +41,14 @@ def symmetric_scales(weight: Floats, largest: float) -> Floats:
 
 def symmetric_codes(weight: Floats, scales: Floats, largest: int) -> Codes:
     """Rule B's codes of weight [rows, columns] under scales [rows]: round_half_even(w / s), within +-largest."""
-    codes: Codes = np.clip(np.rint(weight / scales[:, None]), -largest, largest).astype(np.int8)
+    steps = weight / scales[:, None]
+    np.rint(steps, out=steps)
+    return _clipped(steps, -largest, largest)
+
+
+def _clipped(steps: Floats, lowest: int, highest: int) -> Codes:
+    """Whole numbers, which are overwritten, as codes."""
+    codes: Codes = np.clip(steps, lowest, highest, out=steps).astype(np.int8)
     return codes
 
 

@@ -55,23 +55,26 @@ def _stored(blocks: Iterable[NDArray[Any]], shape: tuple[int, int], form: Weight
     squared_error = squared_norm = 0.0
     start = 0
     for piece in _pieces(blocks, columns):
-        weight: Floats = piece.astype(np.float32)
+        weight: Floats = piece.astype(np.float32, copy=False)
         stop = start + len(weight)
         stored, piece_scales = form.encode(weight)
         values[:, start:stop] = stored.T
         scales[:, start:stop] = piece_scales.T
         squared_norm += _sum_of_squares(weight)
-        squared_error += _sum_of_squares(dequantize(stored, piece_scales) - weight)
+        error = dequantize(stored, piece_scales)
+        error -= weight
+        squared_error += _sum_of_squares(error)
         start = stop
     return StoredWeight(values, scales, (squared_error / squared_norm) ** 0.5 if squared_norm else 0.0)
 
 
 def dequantize(values: NDArray[Any], scales: Floats) -> Floats:
     """values [rows, columns], scales [rows, groups] fp32 -> weights [rows, columns] fp32; no groups: as they are."""
-    weights: Floats = values.astype(np.float32)
-    if scales.shape[1] == 0:
-        return weights
-    return weights * np.repeat(scales, weights.shape[1] // scales.shape[1], axis=1)
+    weights: Floats = values.astype(np.float32, order="C")
+    if scales.shape[1]:
+        grouped = weights.reshape(*scales.shape, -1)
+        grouped *= scales[:, :, None]
+    return weights
 
 
 def _pieces(blocks: Iterable[NDArray[Any]], columns: int) -> Iterator[NDArray[Any]]:
@@ -84,4 +87,6 @@ def _pieces(blocks: Iterable[NDArray[Any]], columns: int) -> Iterator[NDArray[An
 
 def _sum_of_squares(matrix: Floats) -> float:
     """Row by row in double precision: BLAS's dot product would differ from one kind of CPU to the next."""
-    return math.fsum(float(np.square(row, dtype=np.float64).sum()) for row in matrix)
+    exact = matrix.astype(np.float64)
+    exact *= exact
+    return math.fsum(exact.sum(axis=1).tolist())

@@ -115,10 +115,16 @@ class Build:
         """The names of layers and post layer, to look one up."""
         return frozenset((*self.layer_files, self.post_file))
 
-    @property
+    @cached_property
     def compiled_files(self) -> list[str]:
         """Layers in order, post layer, embedding, with the bundle's folder."""
         return [str(self.bundle / name) for name in (*self.layer_files, self.post_file, self.embed_file)]
+
+    @property
+    def lost_files(self) -> list[str]:
+        """Those of the compiled files that are not there, or not yet."""
+        there = {path.name for path in self.bundle.iterdir()} if self.bundle.is_dir() else set[str]()
+        return [path for path in self.compiled_files if Path(path).name not in there]
 
     @property
     def receipt_files(self) -> list[str]:
@@ -171,7 +177,7 @@ class Build:
     def size_arguments(self) -> list[str]:
         return ["--sizes", *map(str, self.sizes)] if self.sizes else []
 
-    @property
+    @cached_property
     def layer_arguments(self) -> list[str]:
         """The recipe of a layer as arguments of `axzoo layer`."""
         return _as_arguments(self.recipe.for_layers())

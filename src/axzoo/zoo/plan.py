@@ -22,6 +22,9 @@ MOST_REASONS = 3
 """Builds left out whose reasons are given one by one."""
 
 
+STORE = "results/store"
+
+
 @dataclass(frozen=True)
 class Plan:
     """The builds that `all` makes, those of the demo, and jobs looked up by Snakemake's wildcards.
@@ -33,6 +36,7 @@ class Plan:
     demo: tuple[Build, ...]
     left_out: tuple[Build, ...]
     layers_per_job: int | None = None  # None: by the model's sizes
+    store: str = STORE  # a folder; relative ones lie in the project's root
 
     @property
     def left_out_lines(self) -> list[str]:
@@ -46,8 +50,9 @@ class Plan:
         ]
 
     @cached_property
-    def _builds(self) -> dict[Path, Build]:
-        return {build.bundle: build for build in (*self.wanted, *self.demo, *self.left_out)}
+    def _builds(self) -> dict[tuple[str, str, str], Build]:
+        """By chip, model and tag: every job of a plan looks its build up several times."""
+        return {(build.chip, build.model, build.tag): build for build in (*self.wanted, *self.demo, *self.left_out)}
 
     @cached_property
     def _models(self) -> dict[str, Build]:
@@ -83,12 +88,12 @@ class Plan:
     def build(self, wildcards: Any) -> Build:
         """The build whose folder the wildcards name. Raises AxzooError when the matrix does not list or the chip
         not hold it."""
-        bundle = Path("results", wildcards.chip, f"{wildcards.model}-{wildcards.tag}")
-        if bundle not in self._builds:
+        build = self._builds.get((wildcards.chip, wildcards.model, wildcards.tag))
+        if build is None:
+            bundle = Path("results", wildcards.chip, f"{wildcards.model}-{wildcards.tag}")
             raise AxzooError(f"{bundle} is not a build of the matrix; `axzoo report` lists what it has")
-        build = self._builds[bundle]
         if build.misfit is not None:
-            raise AxzooError(f"{bundle} is left out: {build.misfit}")
+            raise AxzooError(f"{build.bundle} is left out: {build.misfit}")
         return build
 
     def build_with(self, wildcards: Any, file: str) -> Build:
@@ -140,7 +145,7 @@ class Plan:
 
 def make_plan(matrices: Sequence[str | Path], demo: str | Path, config: Mapping[str, Any] | None = None) -> Plan:
     """Reads the matrix files; a project without the file `demo` has no demo. `config` is what `--config` says: only
-    layers_per_job, which belongs to the machine that builds and not to the zoo.
+    layers_per_job and store, which belong to the machine that builds and not to the zoo.
 
     Raises AxzooError for what is wrong in them, or between them.
     """
@@ -152,7 +157,7 @@ def make_plan(matrices: Sequence[str | Path], demo: str | Path, config: Mapping[
         reasons = "\n".join(str(build.misfit) for build in left_out)
         raise AxzooError(f"nothing to build: no build of the matrix fits its chip\n{reasons}")
     in_demo = tuple(build for zoo in demos for build in zoo.builds())
-    plan = Plan(wanted, in_demo, left_out, _layers_per_job(config or {}))
+    plan = Plan(wanted, in_demo, left_out, *_of_the_machine(config or {}))
     bundles: dict[Path, Build] = {}
     models: dict[str, Build] = {}
     for build in (*plan.wanted, *plan.demo, *plan.left_out):
@@ -163,14 +168,16 @@ def make_plan(matrices: Sequence[str | Path], demo: str | Path, config: Mapping[
     return plan
 
 
-def _layers_per_job(config: Mapping[str, Any]) -> int | None:
-    match dict(config):
-        case empty if not empty:
-            return None
-        case {"layers_per_job": int(number), **rest} if not rest and number >= 1 and number is not True:
-            return number
+def _of_the_machine(config: Mapping[str, Any]) -> tuple[int | None, str]:
+    match {"layers_per_job": None, "store": STORE} | dict(config):
+        case {"layers_per_job": None, "store": str(store), **rest} if not rest and store:
+            return None, store
+        case {"layers_per_job": int(number), "store": str(store), **rest} if (
+            not rest and store and number >= 1 and number is not True
+        ):
+            return number, store
     said = " ".join(f"{key}={value}" for key, value in config.items())
     raise AxzooError(
-        f"--config {said}: --config takes layers_per_job=N alone, N of 1 or more; write a matrix file and name it with "
-        f"--configfile"
+        f"--config {said}: --config takes layers_per_job=N, N of 1 or more, and store=DIR alone; write a matrix file "
+        f"and name it with --configfile"
     )
