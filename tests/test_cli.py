@@ -136,6 +136,22 @@ def test_a_job_that_fails_says_so_in_one_line(checkpoint: Checkpoint, tmp_path: 
     assert not (tmp_path / "locks").exists()
 
 
+def test_why_of_a_matrix_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dir").mkdir()
+    Path("text").write_text("hello")
+    said = {
+        "none.yaml": "cannot read none.yaml: No such file or directory",
+        "dir": "cannot read dir: Is a directory",
+        "text": "text:1: the file must hold a mapping of keys to values, not 'hello'",
+    }
+    for name, words in said.items():
+        assert main(["why", "--configfile", name]) == 1
+        assert capsys.readouterr().err == f"axzoo: {words}\n"
+
+
 def test_an_output_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """A file stands where the folder should be: this holds for root, too."""
     (tmp_path / "results").write_text("")

@@ -40,7 +40,12 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; it becomes `path` if the block succeeds and vanishes if it does not."""
+    """A temporary path beside `path`; it becomes `path` if the block succeeds and vanishes if it does not.
+
+    Raises AxzooError when `path` is a device or a pipe, which a file would replace.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise AxzooError(f"{path} exists and is no ordinary file: name another")
     with temporary_path(path) as temporary:
         yield temporary
         publish(temporary, path)

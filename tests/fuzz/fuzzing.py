@@ -24,6 +24,7 @@ LEAST_MEMORY = 16 << 20
 NATIVE_MEMORY = 1 << 30
 """Bytes of address space that native libraries may take, their idle heaps and mapped files included."""
 SECONDS = 20
+"""Of computing, so that a busy machine does not matter."""
 FUZZED = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -56,14 +57,14 @@ def _bounded() -> Iterator[None]:
     """What tracemalloc does not see: beyond the address space there is MemoryError, after the seconds TimeoutError."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    usual = signal.signal(signal.SIGALRM, _too_long)
+    usual = signal.signal(signal.SIGPROF, _too_long)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + NATIVE_MEMORY, hard))
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, usual)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, usual)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
