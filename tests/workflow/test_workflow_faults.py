@@ -20,28 +20,19 @@ import pytest
 from running_jobs import jobs_of, wait_for_end
 from workflow_project import Project, new_project
 
-from axzoo.zoo.made_from import MADE_FROM
-
 pytestmark = pytest.mark.workflow
 
 BUNDLE = "results/AX650/tiny-w8a16"
 MANIFEST = f"{BUNDLE}/manifest.json"
-PARTS = ("results/AX650", "results/receipts", "results/locks", "results/store")
 SECONDS = 4.0
-"""About what a build takes; faults come within."""
-
-
-def files_made(project: Project) -> dict[str, str]:
-    """Everything a build leaves behind, by content, but made_from.json: its receipt names the project's folder."""
-    made = {f"{part}/{name}": digest for part in PARTS for name, digest in project.digests(part).items()}
-    return {name: digest for name, digest in made.items() if Path(name).name != MADE_FROM}
+"""About what a build takes."""
 
 
 @pytest.fixture(scope="module")
 def undisturbed(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     project = new_project(tmp_path_factory.mktemp("undisturbed") / "project", small_llama)
     assert project.snakemake(MANIFEST).status == 0
-    return files_made(project)
+    return project.made()
 
 
 def start(project: Project, *arguments: str) -> subprocess.Popen[str]:
@@ -142,7 +133,7 @@ def finish(project: Project, undisturbed: dict[str, str]) -> None:
     run = project.snakemake(MANIFEST)
     assert run.status == 0, run.shown
     wait_for_end(project)
-    assert files_made(project) == undisturbed
+    assert project.made() == undisturbed
     assert project.snakemake(MANIFEST).did_nothing
     sizes = [(project / name).stat().st_size for name in undisturbed]
     print(f"compared: {len(sizes)} files, {sum(sizes)} bytes")

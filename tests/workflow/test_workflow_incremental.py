@@ -177,12 +177,12 @@ def _garble(entry: Path) -> None:
 
 @pytest.mark.parametrize("harm", [damage, _truncate, _lose, _forget, _garble])
 def test_a_damaged_store_entry_is_rebuilt_never_linked(rebuilt: Project, harm: Callable[[Path], None]) -> None:
-    sound = compiled(rebuilt)
+    sound = rebuilt.made()
     entry = stored(rebuilt, LAYER)
     (rebuilt / LAYER).unlink()
     harm(entry)
     run = rebuilt.snakemake(LAYER)
     assert run.status == 0, run.shown
     assert run.jobs == {"layer": 1}
-    assert compiled(rebuilt) == sound
+    assert rebuilt.made() == sound
     assert stored(rebuilt, LAYER) == entry
