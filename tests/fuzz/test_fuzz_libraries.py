@@ -20,11 +20,11 @@ from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.tensors import row_blocks
 from axzoo.engine import InferenceSession, Mode
 from axzoo.fetch.gguf_checkpoint import convert
-from axzoo.runtime.decoder import Decoder
-from axzoo.runtime.fused_decoder import FusedDecoder
+from axzoo.runtime.bundle import ModelFiles
+from axzoo.runtime.model import load_files
 from axzoo.tokenizer.chat_template import render_chat
 from axzoo.tokenizer.local import load_tokenizer
-from tiny_model import Built, Checkpoint
+from tiny_model import SHAPE, Built, Checkpoint
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("fetch", "tokenizer")]
 from piece_models import configure, train
@@ -154,11 +154,10 @@ def test_axmodel_files_that_are_run(mode: Mode, data: st.DataObject, s8: Built, 
         for group in range(session.num_shape_groups):
             feed = {node.name: np.zeros(node.shape, node.dtype) for node in session.get_inputs(group)}
             session.run(None, feed, shape_group=group)
-        if path != s8.post:
-            layers = [changed, s8.layers[1]]
-            joined = FusedDecoder(layers, lambda: None)
-            decoder = joined if mode == "fast" else Decoder([InferenceSession(layer) for layer in layers])
-            for count in (9, 1):
-                decoder.prefill(np.zeros((count, decoder.geometry.hidden_size), np.float32))
+        layers = (s8.layers[0] if path == s8.post else changed, s8.layers[1])
+        post = changed if path == s8.post else s8.post
+        model = load_files(ModelFiles(layers, post, s8.embedding, SHAPE["vocab_size"], SHAPE["hidden_size"]), mode)
+        model.prefill(range(9))
+        model.decode(1)
 
     read_or_refuse(read, tmp_path)
