@@ -204,12 +204,13 @@ def test_two_builds_at_once_wait_for_each_other(project: Project, undisturbed: d
     finish(project, undisturbed)
 
 
-def test_a_dry_run_beside_a_build_does_not_wait(project: Project) -> None:
+def test_a_dry_run_beside_a_build_does_not_wait(project: Project, undisturbed: dict[str, str]) -> None:
     build = start(project)
     time.sleep(SECONDS * 0.5)
     assert project.snakemake("-n", MANIFEST).status == 0
     build.communicate(timeout=120)
     assert build.returncode == 0
+    assert project.made() == undisturbed
 
 
 def test_results_that_cannot_be_written(project: Project, undisturbed: dict[str, str]) -> None:
