@@ -119,6 +119,32 @@ def test_an_archive_inside_its_own_bundle(bundle: Path) -> None:
     assert list(deviations(bundle)) == []
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "broken link", "folder"])
+def test_an_output_that_is_no_ordinary_file_stays(bundle: Path, tmp_path: Path, kind: str) -> None:
+    """As /dev/full, /dev/stdout and links of the user's must."""
+    output, target = tmp_path / "x.tar", tmp_path / "target"
+    if kind == "pipe":
+        os.mkfifo(output)
+    elif kind == "folder":
+        output.mkdir()
+    else:
+        output.symlink_to(target)
+        target.write_text("mine")
+        if kind == "broken link":
+            target.unlink()
+    before = output.lstat()
+    with pytest.raises(AxzooError, match=r"x\.tar exists and is no ordinary file: name another"):
+        pack(bundle, output)
+    assert output.lstat() == before
+    assert kind != "link" or target.read_text() == "mine"
+
+
+def test_an_archive_is_written_anew(bundle: Path, packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_text("an earlier one")
+    pack(bundle, tmp_path / "x.tar")
+    assert (tmp_path / "x.tar").read_bytes() == packed.read_bytes()
+
+
 def test_a_target_that_is_taken(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     unpack(packed, tmp_path / "empty")
@@ -285,6 +311,14 @@ def test_a_manifest_that_is_no_json(packed: Path, tmp_path: Path) -> None:
     for data in (b"{", b"[" * 100_000, b"\xff\xff", b"[]"):
         members[0][0].size = len(data)
         _refused(_tar([(members[0][0], data), *members[1:]]), tmp_path)
+
+
+def test_what_is_said_of_a_strangers_manifest(packed: Path, tmp_path: Path) -> None:
+    """Whoever unpacks has no bundle to build again."""
+    path = tmp_path / "stranger.tar"
+    path.write_bytes(_with_manifest(packed, LIES["no files"]))
+    with pytest.raises(AxzooError, match=r"stranger\.tar is damaged, or no archive of `axzoo pack`: its manifest"):
+        unpack(path, tmp_path / "target")
 
 
 def test_a_manifest_without_end_is_not_read(packed: Path, tmp_path: Path) -> None:

@@ -81,6 +81,8 @@ def test_an_unknown_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
         (OSError(errno.EDQUOT, "x"), "axzoo: no space left on the disk while writing a file: free some"),
         (PermissionError(errno.EACCES, "Permission denied", "results"), "axzoo: results: Permission denied\n"),
         (OSError("no number"), "axzoo: a file: no number\n"),
+        (AxzooError("x" * 5000), "axzoo: " + "x" * 1000 + "...\n"),
+        (AxzooError("a name\x1b[2J\r"), r"axzoo: a name\x1b[2J\r"),
         (MemoryError(), "axzoo: out of memory: build with fewer jobs at once"),
     ],
 )
@@ -132,6 +134,22 @@ def test_a_job_that_fails_says_so_in_one_line(checkpoint: Checkpoint, tmp_path: 
     assert done.returncode == 1
     assert re.fullmatch(r"axzoo: .*has 2 layers, but the matrix says num_hidden_layers: 7\n", done.stderr)
     assert not (tmp_path / "locks").exists()
+
+
+def test_why_of_a_matrix_that_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("dir").mkdir()
+    Path("text").write_text("hello")
+    said = {
+        "none.yaml": "cannot read none.yaml: No such file or directory",
+        "dir": "cannot read dir: Is a directory",
+        "text": "text:1: the file must hold a mapping of keys to values, not 'hello'",
+    }
+    for name, words in said.items():
+        assert main(["why", "--configfile", name]) == 1
+        assert capsys.readouterr().err == f"axzoo: {words}\n"
 
 
 def test_an_output_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -53,6 +53,15 @@ def test_a_target_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    """Nor is a device, like /dev/full."""
+    os.mkfifo(tmp_path / "x")
+    with pytest.raises(AxzooError, match="x exists and is no ordinary file: name another"):
+        write_bytes(tmp_path / "x", b"data")
+    assert (tmp_path / "x").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
 def test_a_block_may_remove_its_temporary_file_and_fail(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "file") as temporary:
         temporary.unlink()

@@ -104,7 +104,7 @@ def _refused(data: Any) -> None:
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=3), lambda v: st.lists(v, max_size=2))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(st.data())
 def test_anything_anywhere_is_read_or_refused(data: Any, choose: st.DataObject) -> None:
     changed = copy.deepcopy(data)

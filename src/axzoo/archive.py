@@ -31,8 +31,11 @@ _CHUNK_BYTES = 1 << 20
 def pack(folder: Path, output: Path) -> None:
     """Writes the bundle in `folder` as the archive `output`, whole or not at all.
 
-    Raises AxzooError when the bundle is not what its manifest says, before or while it is read.
+    Raises AxzooError when the bundle is not what its manifest says, before or while it is read, and when `output` is
+    there and no ordinary file.
     """
+    if output.is_symlink() or (output.exists() and not output.is_file()):
+        raise AxzooError(f"{output} exists and is no ordinary file: name another")
     refuse_deviations(folder)
     if output.resolve().is_relative_to(folder.resolve()):
         raise AxzooError(f"{output} lies inside the bundle: give the archive another place")
@@ -91,7 +94,10 @@ def _take_manifest(archive: BinaryIO, path: Path, temporary: Path) -> Manifest:
     if not 0 < size <= MANIFEST_LIMIT:
         raise AxzooError(f"{path} is no archive of `axzoo pack`: it does not begin with a bundle's {MANIFEST}")
     data = archive.read(size)
-    manifest = _parsed(data, path / MANIFEST)
+    try:
+        manifest = _parsed(data, path / MANIFEST)
+    except AxzooError:  # its words are those of a bundle's owner
+        raise AxzooError(f"{path} is damaged, or no archive of `axzoo pack`: its {MANIFEST} is no bundle's") from None
     padding = archive.read(-size % _BLOCK)
     if header != _header(manifest.name, MANIFEST, len(data)) or padding != _padding(len(data)):
         raise AxzooError(f"{path} is no archive of `axzoo pack`: it does not begin with a bundle's {MANIFEST}")

@@ -28,6 +28,8 @@ OPSET = 23
 IR_VERSION = 11
 METADATA_KEY = "axzoo"
 FORMAT = 1
+POSITIONS = "rope.cos"
+"""The initializer that has a row for each position a layer's graph knows."""
 SIZE_LIMIT = (1 << 31) - 1
 """Bytes: protobuf reads no larger message."""
 
@@ -52,28 +54,29 @@ class ShapeGroup:
 
 def layer_groups(spec: LayerSpec, recipe: Recipe) -> tuple[ShapeGroup, ...]:
     """Decode, then the prefill groups of a decoder layer."""
-    groups = [_layer_group(spec, recipe, 1, recipe.kv_cache_len)]
+    lengths = [(1, recipe.kv_cache_len)]
     if recipe.prefill_len:
-        for past in (0, *recipe.last_kv_cache_len):
-            groups.append(_layer_group(spec, recipe, recipe.prefill_len, past))
-    return tuple(groups)
+        lengths += [(recipe.prefill_len, past) for past in (0, *recipe.last_kv_cache_len)]
+    sizes = recipe.hidden_state_type, spec.hidden_size, spec.kv_size
+    return tuple(layer_group(*sizes, tokens, past) for tokens, past in lengths)
 
 
-def _layer_group(spec: LayerSpec, recipe: Recipe, tokens: int, past: int) -> ShapeGroup:
-    state, width = recipe.hidden_state_type, spec.kv_size
-    cache = (1, past, width) if past else (1, 1, spec.hidden_size)
+def layer_group(state: str, hidden_size: int, width: int, tokens: int, past: int) -> ShapeGroup:
+    """The group that takes `tokens` tokens behind `past` cached ones; `state` is the dtype of the hidden state and of
+    the cache, whose rows have `width` values."""
+    cache = (1, past, width) if past else (1, 1, hidden_size)
     return ShapeGroup(
         inputs=(
             TensorSpec("K_cache", state, cache),
             TensorSpec("V_cache", state, cache),
             TensorSpec("indices", "uint32", (1, tokens)),
-            TensorSpec("input", state, (1, tokens, spec.hidden_size)),
+            TensorSpec("input", state, (1, tokens, hidden_size)),
             TensorSpec("mask", state, (1, tokens, past + tokens)),
         ),
         outputs=(
             TensorSpec("K_cache_out", state, (1, tokens, width)),
             TensorSpec("V_cache_out", state, (1, tokens, width)),
-            TensorSpec("output", state, (1, tokens, spec.hidden_size)),
+            TensorSpec("output", state, (1, tokens, hidden_size)),
         ),
         unused=() if past else ("K_cache", "V_cache"),
     )
@@ -139,7 +142,7 @@ def parse_header(metadata: str | None, path: Path) -> Header:
     try:
         data = json.loads(metadata)
         if data["format"] != FORMAT:
-            raise AxzooError(f"{path} has format {data['format']!r}, this axzoo reads {FORMAT}: build it again")
+            raise AxzooError(f"{path} has format {data['format']!r:.80}, this axzoo reads {FORMAT}: build it again")
         groups = tuple(
             ShapeGroup(_tensors(group["inputs"]), _tensors(group["outputs"]), tuple(group["unused"]))
             for group in data["groups"]
@@ -148,11 +151,11 @@ def parse_header(metadata: str | None, path: Path) -> Header:
             raise ValueError("no shape groups")
         return Header(data["kind"], groups, data["about"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise AxzooError(f"{path} has damaged {METADATA_KEY!r} metadata ({error!r}): build it again") from None
+        raise AxzooError(f"{path} has damaged {METADATA_KEY!r} metadata ({error!r:.200}): build it again") from None
 
 
 def _tensors(entries: list[dict[str, Any]]) -> tuple[TensorSpec, ...]:
     for entry in entries:
         if entry["dtype"] not in ONNX_DTYPES:
-            raise ValueError(f"dtype {entry['dtype']!r}")
+            raise ValueError(f"dtype {entry['dtype']!r:.80}")
     return tuple(TensorSpec(entry["name"], entry["dtype"], tuple(map(index, entry["shape"]))) for entry in entries)

@@ -17,6 +17,9 @@ ABOUT = """Builds, checks and runs a zoo of language models for Axera NPUs. Whol
 A verb may be written with underscores, too: llm_build."""
 
 
+_LONGEST_LINE = 1000
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns 0, or 1 with one line on stderr when an AxzooError or the disk says no."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -70,8 +73,14 @@ def _run(verb: str, module: str, words: list[str]) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"axzoo: {message}", file=sys.stderr)
+    print(f"axzoo: {_shown(message)}", file=sys.stderr)
     return 1
+
+
+def _shown(message: str) -> str:
+    """The message, of which parts may come out of a stranger's file: no line is long, nothing moves the cursor."""
+    lines = (line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..." for line in message.split("\n"))
+    return "\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
 
 
 def _disk_words(error: OSError) -> str:

@@ -20,9 +20,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from axzoo.axmodel import METADATA_KEY, ShapeGroup, TensorSpec, parse_header
+from axzoo.axmodel import ShapeGroup, TensorSpec
 from axzoo.dtypes import NUMPY_DTYPES, ONNX_DTYPES
 from axzoo.errors import AxzooError
+from axzoo.inspection.contract import loadable_header
 
 Mode = Literal["exact", "fast"]
 
@@ -76,8 +77,8 @@ class InferenceSession:
         self._sess_options = sess_options
         self._path = Path("model bytes" if isinstance(path_or_bytes, bytes) else path_or_bytes)
         load = _load_fast if mode == "fast" else _load
-        self._session, self._groups = load(path_or_bytes, self._path)
-        self._declared = {node.name: node.shape for node in self._session.get_inputs()}
+        source = path_or_bytes if isinstance(path_or_bytes, bytes) else self._path
+        self._session, self._groups = load(source, self._path)
 
     def __enter__(self) -> Self:
         return self
@@ -126,13 +127,13 @@ class InferenceSession:
         for tensor in group.inputs:
             array = arrays[tensor.name]
             if tensor.name in group.unused:
-                array = np.empty((1, 0, self._declared[tensor.name][2]), array.dtype)
+                array = np.empty((1, 0, self._groups[0].inputs[0].shape[2]), array.dtype)
             binding.bind_input(tensor.name, "cpu", 0, ONNX_DTYPES[tensor.dtype], array.shape, array.ctypes.data)
         results = {tensor.name: np.empty(tensor.shape, NUMPY_DTYPES[tensor.dtype]) for tensor in group.outputs}
         for tensor in group.outputs:
             array = results[tensor.name]
             binding.bind_output(tensor.name, "cpu", 0, ONNX_DTYPES[tensor.dtype], array.shape, array.ctypes.data)
-        self._session.run_with_iobinding(binding)
+        run_bound(self._session, binding, self._path)
         return [results[name] for name in wanted]
 
     def _group(self, index: int) -> ShapeGroup:
@@ -186,33 +187,40 @@ def shared_options() -> ort.SessionOptions:
     return options
 
 
+def run_bound(session: ort.InferenceSession, binding: ort.IOBinding, what: object) -> None:
+    """Runs what is bound. Raises AxzooError, naming `what`, when the graph cannot be computed."""
+    try:
+        session.run_with_iobinding(binding)
+    except Exception as error:  # ONNX Runtime's own classes share no base class
+        raise AxzooError(f"{what} cannot be run on what it was given ({_first_line(error)})") from None
+
+
 Loaded = tuple[ort.InferenceSession, tuple[ShapeGroup, ...]]
 
 
-def _load(source: str | os.PathLike[str] | bytes, path: Path) -> Loaded:
+def _load(source: Path | bytes, path: Path) -> Loaded:
+    groups = loadable_header(source, path).groups
     options = shared_options()
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    if not isinstance(source, bytes) and not path.is_file():
-        raise AxzooError(f"{path} is missing: build the bundle again")
-    model = source if isinstance(source, bytes) else str(path)
+    model = source if isinstance(source, bytes) else str(source)
     try:
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), groups
     except Exception as error:  # ONNX Runtime's own classes share no base class
         raise AxzooError(f"{path} cannot be loaded ({_first_line(error)}): build it again") from None
-    metadata = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
-    return session, parse_header(metadata, path).groups
 
 
-def _load_fast(source: str | os.PathLike[str] | bytes, path: Path) -> Loaded:
+def _load_fast(source: Path | bytes, path: Path) -> Loaded:
     from axzoo.fast.joined import Joined  # imports onnx, which exact mode does without
 
     joined = Joined()
-    header = joined.add(source if isinstance(source, bytes) else path, path)
+    header = joined.add(source, path)
     return joined.session(shared_options()), header.groups
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """The beginning of ONNX Runtime's words, in which names out of the file may stand."""
+    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return "".join(char if char.isprintable() else "?" for char in said[:300])
 
 
 @functools.cache

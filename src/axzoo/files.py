@@ -40,7 +40,12 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; it becomes `path` if the block succeeds and vanishes if it does not."""
+    """A temporary path beside `path`; it becomes `path` if the block succeeds and vanishes if it does not.
+
+    Raises AxzooError when `path` is a device or a pipe, which a file would replace.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise AxzooError(f"{path} exists and is no ordinary file: name another")
     with temporary_path(path) as temporary:
         yield temporary
         publish(temporary, path)
@@ -71,16 +76,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def require_size(path: Path, limit: int) -> None:
+    """Raises AxzooError when the file has more than `limit` bytes."""
+    size = path.stat().st_size
+    if size > limit:
+        raise AxzooError(f"{path} has {size} bytes; more than {limit} is not plausible for this file")
+
+
 def read_json(path: Path, limit: int = 64 << 20) -> Any:
     """Parses a JSON file of at most `limit` bytes.
 
     Raises AxzooError when it is missing, larger, or not JSON.
     """
     try:
-        if path.stat().st_size > limit:
-            raise AxzooError(
-                f"{path} has {path.stat().st_size} bytes; more than {limit} is not plausible for this file"
-            )
+        require_size(path, limit)
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise AxzooError(f"{path} is missing") from None

@@ -52,6 +52,8 @@ class Manifest:
 
 def read_manifest(folder: Path) -> Manifest:
     """Reads a bundle's manifest. Raises AxzooError when it is missing or not one that axzoo wrote."""
+    if folder.is_file():
+        raise AxzooError(f"{folder} is a file: name a bundle's folder; `axzoo unpack` makes one of an archive")
     path = folder / MANIFEST
     return parse_manifest(read_json(path, MANIFEST_LIMIT), path)
 

@@ -9,11 +9,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from axzoo.axmodel import ShapeGroup, TensorSpec, layer_groups, post_groups
+from axzoo.axmodel import ShapeGroup, layer_groups, post_groups
 from axzoo.errors import AxzooError
 from axzoo.files import sha256_of
 from axzoo.inspection import inspect_file
-from axzoo.inspection.outline import Declared
+from axzoo.inspection.contract import declares
 from axzoo.llm_build.output import CHECK_NAMES, CHECKS
 from axzoo.manifest import MANIFEST, FileRecord, Manifest, read_manifest
 from axzoo.runtime.bundle import Bundle, open_bundle
@@ -111,21 +111,5 @@ def _of_axmodel(path: Path, kind: str, groups: tuple[ShapeGroup, ...], manifest:
     part = manifest.parts.get(path.name, {})
     if any(part.get(key, value) != value for key, value in found.header.about.items()):
         yield f"{path.name} says otherwise than the manifest how it was made"
-    given, made = found.outline.inputs, found.outline.outputs
-    if not all(_are(given, group.inputs, group.unused) and _are(made, group.outputs) for group in groups):
+    if not all(declares(found.outline, group) for group in groups):
         yield f"{path.name} declares other inputs or outputs than its shape groups have"
-
-
-def _are(declared: tuple[Declared, ...], tensors: tuple[TensorSpec, ...], unused: tuple[str, ...] = ()) -> bool:
-    """Whether the graph's inputs or outputs are these tensors; where it leaves a length open, any will do."""
-    if [tensor.name for tensor in declared] != [tensor.name for tensor in tensors]:
-        return False
-    pairs = zip(declared, tensors, strict=True)
-    return all(tensor.name in unused or _fits(said, tensor) for said, tensor in pairs)
-
-
-def _fits(declared: Declared, tensor: TensorSpec) -> bool:
-    if declared.dtype != tensor.dtype or len(declared.shape) != len(tensor.shape):
-        return False
-    lengths = zip(declared.shape, tensor.shape, strict=True)
-    return all(isinstance(said, str) or said == length for said, length in lengths)

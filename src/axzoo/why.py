@@ -13,6 +13,7 @@ from pathlib import Path
 from axzoo.checkpoint.lock import Lock
 from axzoo.checkpoint.part import EMBED, POST, layer_lock, read_part
 from axzoo.errors import AxzooError
+from axzoo.zoo.document import read_document
 
 _TARGETS = ("all", "demo")
 _FINGERPRINT = re.compile(r"'[0-9a-f]{16}'(, '[0-9a-f]{16}')*")
@@ -37,7 +38,12 @@ class PlannedJob:
 
 
 def dry_run(targets: Sequence[str], matrix: Path | None) -> str:
-    """What `snakemake -n` says. Raises AxzooError, with its words, when it refuses."""
+    """What `snakemake -n` says.
+
+    Raises AxzooError when the matrix cannot be read, or, with Snakemake's words, when it refuses.
+    """
+    if matrix is not None:
+        read_document(matrix)  # Snakemake's own reader answers with a traceback
     command = [sys.executable, "-P", "-m", "snakemake", *targets, "--dry-run", "--cores=1", "--nolock"]
     command += ["--workflow-profile=none", "--scheduler=greedy", "--rerun-incomplete", "--nocolor"]
     command += [] if matrix is None else [f"--configfile={matrix}"]

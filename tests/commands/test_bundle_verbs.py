@@ -35,6 +35,14 @@ def test_verify(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said.err == f"axzoo: {bundle} is not what its manifest says (1 deviations): build it again\n"
 
 
+@pytest.mark.parametrize("verb", ["verify", "pack"])
+def test_a_file_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+    (tmp_path / "x.tar").write_text("")
+    assert main([verb, str(tmp_path / "x.tar")]) == 1
+    said = "is a file: name a bundle's folder; `axzoo unpack` makes one of an archive"
+    assert capsys.readouterr().err == f"axzoo: {tmp_path}/x.tar {said}\n"
+
+
 def test_verify_with_checks(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(bundle), "--checks", "--prompt=hi there"]) == 0
     assert "level 1 passed: 2 layers" in capsys.readouterr().err

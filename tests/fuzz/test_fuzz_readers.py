@@ -1,23 +1,16 @@
-"""Whatever a stranger's file holds, it is read, or refused by one AxzooError: nothing else is raised, nothing written,
-and no header makes us take memory that the file does not back.
-
-FUZZ_EXAMPLES says how many files each target gets; `make soak` gives them many more.
-"""
+"""Strangers' files that are read to build: headers, indices, configs, matrices, locks, bundles, tokenizers."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from fuzzing import FUZZED, read_or_refuse
+from hypothesis import given
 from hypothesis import strategies as st
 from mutations import changed_bytes, changed_json
 
@@ -26,7 +19,6 @@ from axzoo.checkpoint.gguf import GgufCheckpoint
 from axzoo.checkpoint.lock import spec_of
 from axzoo.checkpoint.part import read_part
 from axzoo.checkpoint.tensors import row_blocks
-from axzoo.errors import AxzooError
 from axzoo.families import supported_model_types
 from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.files import read_json
@@ -43,31 +35,6 @@ sys.path.append(str(Path(__file__).parents[1] / "fetch"))
 from tiny_gguf import make_tiny
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
-LEAST_MEMORY = 16 << 20
-FUZZED = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize="FUZZ_EXAMPLES" not in os.environ,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
-)
-
-
-def read_or_refuse(read: Callable[[], object], folder: Path) -> None:
-    """Raises whatever is neither; `folder` holds all files concerned."""
-    before = set(folder.rglob("*"))
-    tracemalloc.start()
-    try:
-        read()
-    except AxzooError as error:
-        assert str(error).strip()
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    size = sum(path.stat().st_size for path in before if path.is_file())
-    assert peak < LEAST_MEMORY + 30 * size
-    assert set(folder.rglob("*")) == before
 
 
 def read_everything(folder: Path) -> None:
@@ -249,11 +216,3 @@ def test_tokenizer_folders(data: st.DataObject, checkpoint: Checkpoint, tmp_path
             content["model"]["vocab"] = dict(list(content["model"]["vocab"].items())[:8])
         (tmp_path / name).write_bytes(data.draw(changed_json(content or {"eos_token_id": [1, 2]})))
     read_or_refuse(lambda: load_tokenizer(tmp_path), tmp_path)
-
-
-@pytest.mark.soak
-def test_many_more() -> None:
-    """Each target with two thousand files, drawn anew each time."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not soak", __file__]
-    run = subprocess.run(command, env={**os.environ, "FUZZ_EXAMPLES": "2000"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-5000:]

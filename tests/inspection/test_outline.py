@@ -53,6 +53,7 @@ def _by_onnx(path: Path) -> Outline:
         doc_string=model.doc_string,
         opsets={opset.domain: opset.version for opset in model.opset_import},
         operators=operators,
+        functions=len(model.functions),
         inputs=tuple(map(declared, model.graph.input)),
         outputs=tuple(map(declared, model.graph.output)),
         tensors=read.tensors,

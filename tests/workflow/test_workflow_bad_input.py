@@ -267,3 +267,7 @@ def test_a_disk_that_fills_up_and_is_freed(project: Project) -> None:
         run = project.snakemake("results/AX650/tiny-w32a16/manifest.json")
         assert run.status == 0, run.shown
         assert run.jobs["layer"] < LAYERS  # what had been built was kept
+        made = project.made()
+    run = project.snakemake("results/AX650/tiny-w32a16/manifest.json")  # on a disk with room
+    assert run.jobs["layer"] == LAYERS
+    assert project.made() == made

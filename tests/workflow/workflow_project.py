@@ -22,6 +22,8 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from axzoo.zoo.made_from import MADE_FROM
+
 REPOSITORY = Path(__file__).parents[2]
 LAYERS = 3
 MAX_POSITIONS = 128
@@ -103,6 +105,16 @@ class Project:
     def digests(self, folder: str) -> dict[str, str]:
         """Every file's sha256."""
         return {name: sha256(self / folder / name) for name in self.files(folder)}
+
+    def made(self) -> dict[str, str]:
+        """Everything builds leave that others build on, by content: bundles, receipts, locks, store.
+
+        Without made_from.json, whose digest of source.json stands for the project's own folder, too.
+        """
+        parts = [path.relative_to(self.folder) for path in (self / "results").glob("AX*")]
+        parts += [Path("results", name) for name in ("receipts", "locks", "store")]
+        made = {f"{part}/{name}": digest for part in parts for name, digest in self.digests(str(part)).items()}
+        return {name: digest for name, digest in made.items() if Path(name).name != MADE_FROM}
 
     def copy_to(self, folder: Path) -> Project:
         """The project as it stands, times and hard links included.

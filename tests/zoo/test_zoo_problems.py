@@ -35,6 +35,13 @@ def test_typo_names_key_line_and_nearest_key(problems: Problems) -> None:
     assert problems(ENTRY + "qqq: {}\n") == ["7: unknown key 'qqq' in the file: known are defaults, models"]
 
 
+@pytest.mark.parametrize("value", ["true", "false", "[modeling_tiny.py]"])
+def test_a_checkpoints_code_is_never_run(problems: Problems, value: str) -> None:
+    said = "trust_remote_code: axzoo never runs a checkpoint's own code, and no entry can say otherwise: remove the key"
+    assert problems(f"{ENTRY}    trust_remote_code: {value}\n") == [f"7: models.Tiny.{said}"]
+    assert problems(f"defaults:\n  trust_remote_code: {value}\n{ENTRY}") == [f"2: defaults.{said}"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -21,6 +21,9 @@ from axzoo.errors import AxzooError
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32"}
 
+_MOST_PICKLED_BYTES = 16 << 20
+"""Of names and shapes, some hundred bytes a tensor; the values lie beside them."""
+
 
 class PickledCheckpoint:
     """`pytorch_model.bin`, or the shards that `pytorch_model.bin.index.json` lists."""
@@ -83,13 +86,16 @@ def _check_archive(path: Path) -> None:
                     f"older file with torch and save it with torch.save"
                 )
         with zipfile.ZipFile(path) as archive:
-            packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+            entries = archive.infolist()
     except FileNotFoundError:
         raise AxzooError(f"{path} is missing: fetch the checkpoint again") from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise AxzooError(f"{path} is damaged or incomplete ({error}): fetch it again") from None
-    if packed:
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
         raise AxzooError(f"{path} is a compressed archive, which cannot be read in parts: save it with torch.save")
+    pickled = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
+    if pickled > _MOST_PICKLED_BYTES:
+        raise AxzooError(f"{path} holds a pickle of {pickled} bytes; more than {_MOST_PICKLED_BYTES} is not plausible")
 
 
 def _is_plain_tensor(value: Any) -> bool:

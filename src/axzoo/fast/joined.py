@@ -14,13 +14,14 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from axzoo.axmodel import IR_VERSION, METADATA_KEY, OPSET, Header, parse_header
+from axzoo.axmodel import IR_VERSION, OPSET, Header
 from axzoo.errors import AxzooError
 from axzoo.fast.blocks import BLOCK, block, fits
 from axzoo.fast.in_place_attention import attend_in_place
 from axzoo.fast.pattern import Values, attributes
 from axzoo.fast.residual_norm import join_residual_norms
 from axzoo.fast.round_trips import skip_round_trips
+from axzoo.inspection.contract import loadable_header
 
 _INLINE = 1024
 """Bytes: larger weights are handed to the session beside the graph, which protobuf limits to 2 GiB."""
@@ -183,16 +184,11 @@ class _Names(dict[str, str]):
 
 
 def _read(source: Path | bytes, path: Path) -> tuple[onnx.ModelProto, Header]:
+    header = loadable_header(source, path)
     try:
-        model = onnx.load_model_from_string(source if isinstance(source, bytes) else source.read_bytes())
-    except FileNotFoundError:
-        raise AxzooError(f"{path} is missing: build the bundle again") from None
+        return onnx.load_model_from_string(source if isinstance(source, bytes) else source.read_bytes()), header
     except DecodeError as error:
         raise AxzooError(f"{path} cannot be loaded ({error}): build it again") from None
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in model.graph.initializer):
-        raise AxzooError(f"{path} has weights outside itself, which a file of axzoo's never has: build it again")
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    return model, parse_header(metadata.get(METADATA_KEY), path)
 
 
 @dataclass(frozen=True)

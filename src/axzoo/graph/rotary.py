@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from axzoo.axmodel import POSITIONS
 from axzoo.graph.builder import GraphBuilder
 from axzoo.rope import rope_tables
 from axzoo.spec import LayerSpec
@@ -22,7 +23,7 @@ def rotary_inputs(g: GraphBuilder, spec: LayerSpec, positions: int, indices: str
     """Tables for `positions` positions, and the uint32 `indices` [1, n] as the int64 the operator takes."""
     cos, sin = rope_tables(spec.rope, positions)
     return Rotary(
-        cos=g.constant("rope.cos", cos),
+        cos=g.constant(POSITIONS, cos),
         sin=g.constant("rope.sin", sin),
         positions=g.cast(indices, "int64", "rope/positions"),
     )

@@ -47,7 +47,8 @@ class Stored:
 
 @dataclass(frozen=True)
 class Outline:
-    """`opsets` are versions by domain, `operators` counts by type, `metadata` values by key."""
+    """`opsets` are versions by domain, `operators` counts by type, `metadata` values by key, `functions` how many the
+    model brings of its own."""
 
     size: int
     ir_version: int
@@ -56,6 +57,7 @@ class Outline:
     doc_string: str
     opsets: dict[str, int]
     operators: dict[str, int]
+    functions: int
     inputs: tuple[Declared, ...]
     outputs: tuple[Declared, ...]
     tensors: tuple[Stored, ...]
@@ -70,11 +72,21 @@ def read_outline(path: Path) -> Outline:
     if path.is_dir():
         raise AxzooError(f"{path} is a folder: name one of the .axmodel files in it")
     try:
-        with path.open("rb") as file:
-            content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        return _outline(Message(content), len(content))
-    except ValueError as error:  # an empty file cannot be mapped
+        return outline_of(mapped(path))
+    except ValueError as error:
         raise AxzooError(f"{path} is no ONNX model, or a damaged one ({error}): build or fetch it again") from None
+
+
+def mapped(path: Path) -> bytes | mmap.mmap:
+    """A file's content, of which only what is looked at is read."""
+    with path.open("rb") as file:
+        empty = not path.stat().st_size  # and cannot be mapped
+        return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def outline_of(content: bytes | mmap.mmap) -> Outline:
+    """Raises ValueError when this is no ONNX model or a damaged one."""
+    return _outline(Message(memoryview(content)), len(content))
 
 
 def _outline(model: Message, size: int) -> Outline:
@@ -90,6 +102,7 @@ def _outline(model: Message, size: int) -> Outline:
         doc_string=model.text(6),
         opsets={opset.text(1): opset.integer(2) for opset in model.messages(8)},
         operators=dict(operators.most_common()),
+        functions=len(model.views(25)),
         inputs=tuple(_declared(value) for graph in graphs for value in graph.messages(11)),
         outputs=tuple(_declared(value) for graph in graphs for value in graph.messages(12)),
         tensors=tuple(_stored(tensor) for graph in graphs for tensor in graph.messages(5)),

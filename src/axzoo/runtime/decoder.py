@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -101,6 +102,15 @@ def one_geometry(layers: Sequence[Grouped]) -> Geometry:
                 f"layer {index} does not fit layer 0, {other} is not {geometries[0]}: build the bundle again"
             )
     return geometries[0]
+
+
+def require_same_state(post: Path, taken: Sequence[Tensor], geometry: Geometry) -> None:
+    """Raises AxzooError when the post layer, whose inputs are `taken`, takes another hidden state than the layers
+    give."""
+    (hidden,) = taken
+    found, wanted = (str(hidden.dtype), hidden.shape[-1]), (geometry.dtype, geometry.hidden_size)
+    if found != wanted:
+        raise AxzooError(f"{post} takes {found}, but the layers give {wanted}: build the bundle again")
 
 
 def require_room(geometry: Geometry, used: int, count: int) -> None:

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from axzoo.axmodel import Header
 from axzoo.dtypes import NUMPY_DTYPES
-from axzoo.engine import NodeArg, node_arg, shared_options
+from axzoo.engine import NodeArg, node_arg, run_bound, shared_options
 from axzoo.errors import AxzooError
 from axzoo.fast.joined import Joined
-from axzoo.runtime.decoder import HiddenHook, one_geometry, require_room
+from axzoo.runtime.decoder import HiddenHook, one_geometry, require_room, require_same_state
 from axzoo.runtime.fused_caches import Caches, CopiedCaches, SharedCaches, bind_input, bind_output
 from axzoo.runtime.network import Outputs
 
@@ -60,7 +60,9 @@ class FusedNetwork:
         self._state = described[0].header.groups[0].inputs[0].dtype
         self._dtype = NUMPY_DTYPES[self._state]
         joined.take_last(_hidden(len(paths)), "hidden/last")
-        self._outputs = joined.add(post, post, "post/", {"input": "hidden/last"}).groups[0].outputs
+        head = joined.add(post, post, "post/", {"input": "hidden/last"}).groups[0]
+        require_same_state(post, [node_arg(tensor) for tensor in head.inputs], self.geometry)
+        self._outputs = head.outputs
         self.gives_topk = any(tensor.name == "indices" for tensor in self._outputs)
         shared = joined.share_caches(self.geometry.kv_cache_num)
         self._session = joined.session(shared_options())
@@ -104,7 +106,7 @@ class FusedNetwork:
         bind_input(binding, _hidden(0), hidden, self._state)
         for tensor in self._outputs:
             bind_output(binding, f"post/{tensor.name}", outputs[tensor.name], tensor.dtype)
-        self._session.run_with_iobinding(binding)
+        run_bound(self._session, binding, "the model's files, joined,")
         self.used += len(rows)
         return outputs
 

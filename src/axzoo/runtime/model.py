@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from axzoo.engine import InferenceSession, Mode
 from axzoo.errors import AxzooError
 from axzoo.runtime.bundle import ModelFiles, open_bundle
-from axzoo.runtime.decoder import Decoder, HiddenHook, Session
+from axzoo.runtime.decoder import Decoder, HiddenHook, Session, require_same_state
 from axzoo.runtime.embedding import Embedding
 from axzoo.runtime.network import Layered, Network, Outputs
 from axzoo.runtime.on_demand import SessionOnDemand
@@ -75,12 +75,18 @@ class Model:
         return self._logits(self._network.post(hidden))
 
     def _logits(self, outputs: Outputs) -> NDArray[np.float32]:
-        """From a post layer that gives the likeliest tokens only: their log probabilities, and -inf for all others."""
+        """From a post layer that gives the likeliest tokens only: their log probabilities, and -inf for all others.
+
+        Raises AxzooError when one of them is no token of the embedding.
+        """
         if not self.gives_topk:
             return outputs["output"].reshape(-1).astype(np.float32)
+        indices = outputs["indices"].reshape(-1)
+        if not 0 <= indices.min() <= indices.max() < self._vocab_size:
+            raise AxzooError("the post layer chose a token that the embedding lacks: build the bundle again")
         sparse = np.full(self._vocab_size, -np.inf, np.float32)
         with np.errstate(divide="ignore"):  # so unlikely that fp32 says 0
-            sparse[outputs["indices"].reshape(-1)] = np.log(outputs["prob"].reshape(-1))
+            sparse[indices] = np.log(outputs["prob"].reshape(-1))
         return sparse
 
 
@@ -125,5 +131,6 @@ def _load_network(files: ModelFiles, mode: Mode, on_step: Callable[[], None], la
         on_step()
     decoder = Decoder(layers)
     post = InferenceSession(files.post, mode=mode)
+    require_same_state(files.post, post.get_inputs(), decoder.geometry)
     on_step()
     return Layered(decoder, post)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from axzoo.errors import AxzooError
-from axzoo.files import read_json
+from axzoo.files import read_json, require_size
 
+_MOST_TEMPLATE_BYTES = 4 << 20
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -78,6 +79,7 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """chat_template.jinja, else tokenizer_config.json: a text, or a list of named texts of which "default" counts."""
     path = folder / "chat_template.jinja"
     if path.is_file():
+        require_size(path, _MOST_TEMPLATE_BYTES)
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:

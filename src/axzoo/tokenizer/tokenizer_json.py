@@ -12,6 +12,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from axzoo.errors import AxzooError
+from axzoo.files import require_size
+
+_MOST_BYTES = 128 << 20
+"""Gemma's, of 262,144 tokens, has 33 MB."""
 
 
 class TokenizerJson:
@@ -35,7 +39,8 @@ class TokenizerJson:
 
 
 def load_tokenizer_json(path: Path) -> TokenizerJson:
-    """Reads a tokenizer.json. Raises AxzooError when it is none."""
+    """Reads a tokenizer.json. Raises AxzooError when it is none, or larger than one can be."""
+    require_size(path, _MOST_BYTES)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exceptions

@@ -20,6 +20,10 @@ Model = TypeVar("Model", bound=BaseModel)
 P = TypeVar("P")
 
 MAX_SHOWN = 20
+_REFUSED = {
+    "trust_remote_code": "axzoo never runs a checkpoint's own code, and no entry can say otherwise: remove the key"
+}
+"""Keys that other tools take, and why they are none here."""
 
 
 def validate(model: type[Model], document: Document, context: object = None) -> Model:
@@ -50,6 +54,8 @@ def _message(model: type[BaseModel], detail: ErrorDetails) -> str:
     loc, value = _loc(detail), _shown(detail["input"])
     where, parent = _dotted(loc) or "the file", _dotted(loc[:-1]) or "the file"
     match detail["type"]:
+        case "extra_forbidden" if loc[-1] in _REFUSED:
+            return f"{where}: {_REFUSED[str(loc[-1])]}"
         case "extra_forbidden":
             return f"unknown key {loc[-1]!r} in {parent}: {_nearest(str(loc[-1]), _keys_at(model, loc[:-1]))}"
         case "missing":

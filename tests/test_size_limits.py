@@ -1,0 +1,106 @@
+"""Every reader of a stranger's file knows how large it can be, and says so of a larger one before it reads it.
+
+The files here are holes on the disk. config/chips.yaml and matrices are in zoo/test_document.py, archives in
+test_archive.py.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.gguf_header import read_head
+from axzoo.checkpoint.lock import read_spec
+from axzoo.checkpoint.part import read_part
+from axzoo.errors import AxzooError
+from axzoo.fetch.receipt import checkpoint_folder
+from axzoo.inspection import inspect_file
+from axzoo.manifest import read_manifest
+from axzoo.runtime.bundle import open_bundle
+from axzoo.runtime.sampling import read_post_config
+from axzoo.tokenizer.local import load_tokenizer
+
+IMPLAUSIBLE = r"/{} has \d+ bytes; more than \d+ is not plausible for this file"
+MB = 1 << 20
+
+LIMITS: dict[str, tuple[int, Callable[[Path], object], str]] = {
+    "config.json": (64, lambda folder: read_spec(folder, "llama", 2, ()), IMPLAUSIBLE),
+    "model.safetensors.index.json": (64, open_checkpoint, IMPLAUSIBLE),
+    "pytorch_model.bin.index.json": (64, open_checkpoint, IMPLAUSIBLE),
+    "quantize_config.json": (64, open_checkpoint, IMPLAUSIBLE),
+    "source.json": (64, lambda folder: checkpoint_folder(folder / "source.json"), IMPLAUSIBLE),
+    "layer_0.json": (64, lambda folder: read_part(folder / "layer_0.json"), IMPLAUSIBLE),
+    "post_config.json": (64, lambda folder: read_post_config(folder / "post_config.json"), IMPLAUSIBLE),
+    "manifest.json": (8, read_manifest, IMPLAUSIBLE),
+    "tokenizer.json": (128, load_tokenizer, IMPLAUSIBLE),
+    "tokenizer_config.json": (64, load_tokenizer, IMPLAUSIBLE),
+    "generation_config.json": (64, load_tokenizer, IMPLAUSIBLE),
+    "chat_template.jinja": (4, load_tokenizer, IMPLAUSIBLE),
+    "tokenizer.model": (64, load_tokenizer, r"/{} "),
+}
+"""Megabytes (of 2**20 bytes) by file name, and what reads it."""
+
+
+def refused(read: Callable[[], object], said: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(AxzooError, match=said):
+            read()
+        assert tracemalloc.get_traced_memory()[1] < MB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_file_larger_than_its_kind(tmp_path: Path, name: str) -> None:
+    limit, read, said = LIMITS[name]
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, limit * MB + 1)
+    refused(lambda: read(tmp_path), said.format(name.replace(".", r"\.")))
+
+
+def test_a_bundles_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").touch()
+    os.truncate(tmp_path / "config.json", 64 * MB + 1)
+    refused(lambda: open_bundle(tmp_path), "is not plausible for this file")
+
+
+def test_headers_of_larger_files(tmp_path: Path) -> None:
+    """The file is as large as its header says, and the header larger than one can be."""
+    safetensors, gguf = tmp_path / "model.safetensors", tmp_path / "x.gguf"
+    safetensors.write_bytes(struct.pack("<Q", 101_000_000))
+    gguf.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 257 * MB))
+    for path in (safetensors, gguf):
+        os.truncate(path, 300 * MB)
+    refused(lambda: open_checkpoint(tmp_path), r"model\.safetensors is damaged or incomplete")
+    refused(lambda: read_head(gguf), "a field of 269484032 bytes at 32 goes beyond the end")
+
+
+def test_a_pickle_of_more_than_names(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as archive:
+        archive.writestr("archive/data.pkl", bytes(16 * MB + 1))
+    refused(lambda: open_checkpoint(tmp_path), "holds a pickle of 16777217 bytes; more than 16777216 is not plausible")
+
+
+def test_an_axmodels_text(tmp_path: Path) -> None:
+    """Protobuf: ir_version, an empty graph, and one metadata entry whose value has 17 MB."""
+    value = b"\x12" + _varint(17 * MB)
+    entry = b"\x0a\x05axzoo" + value
+    (tmp_path / "x.axmodel").write_bytes(b"\x08\x0b\x3a\x00\x72" + _varint(len(entry) + 17 * MB) + entry)
+    os.truncate(tmp_path / "x.axmodel", 5 + len(_varint(len(entry) + 17 * MB)) + len(entry) + 17 * MB)
+    refused(lambda: inspect_file(tmp_path / "x.axmodel"), "a text of more than 16777216 bytes")
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number >= 128:
+        out.append(number % 128 | 128)
+        number //= 128
+    return bytes([*out, number])

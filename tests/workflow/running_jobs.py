@@ -1,0 +1,29 @@
+"""The jobs of a project's builds that run now, orphans too: `axzoo VERB` processes in the project's folder."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from pathlib import Path
+
+from workflow_project import Project
+
+
+def jobs_of(project: Project) -> dict[int, tuple[str, ...]]:
+    """Their words, from VERB on, by process id. Job's commands hold relative paths only: the folder tells whose."""
+    found = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            words = (process / "cmdline").read_text(errors="replace").split("\0")[:-1]
+            program = [i for i, word in enumerate(words[:3]) if Path(word).name == "axzoo"]
+            if program and (process / "cwd").readlink() == project.folder.resolve():
+                found[int(process.name)] = tuple(words[program[0] + 1 :])
+    return found
+
+
+def wait_for_end(project: Project, seconds: float = 60) -> None:
+    """Waits until no job runs in the project."""
+    deadline = time.monotonic() + seconds
+    while jobs := jobs_of(project):
+        assert time.monotonic() < deadline, jobs
+        time.sleep(0.05)
