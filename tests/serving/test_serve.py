@@ -60,7 +60,8 @@ def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
-    assert chunks[-1].usage == whole.usage
+    assert chunks[-1].usage is not None and whole.usage is not None
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
     plain = list(client.chat.completions.create(**asked, stream=True))
     assert not any(chunk.usage for chunk in plain)
 
@@ -83,6 +84,21 @@ def test_a_seed_makes_sampling_repeatable(client: openai.OpenAI) -> None:
 
     assert say(1) == say(1)
     assert len({say(seed) for seed in range(4)}) > 1
+
+
+def test_what_must_be_repeatable_is_read_in_whole_chunks(client: openai.OpenAI) -> None:
+    """tests/runtime/test_reuse.py shows that such an answer does not depend on what was asked before."""
+
+    def cached(text: str, **asked: Any) -> int | None:
+        messages: Any = [{"role": "user", "content": text}]
+        usage = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=3, **asked).usage
+        assert usage is not None and usage.prompt_tokens_details is not None
+        return usage.prompt_tokens_details.cached_tokens
+
+    text = "x" * 79  # 80 tokens, in chunks of 32
+    assert [cached(text, seed=1), cached(text, seed=1), cached(text, temperature=0)] == [0, 64, 64]
+    assert [cached(text), cached(text), cached(text, seed=1)] == [79, 79, 64]
+    assert [cached(text[:50] + "y"), cached(text), cached(text, seed=2)] == [51, 51, 32]
 
 
 def test_text_parts_and_the_developers_role(tiny_served: Path, client: openai.OpenAI) -> None:

@@ -20,6 +20,8 @@ from axzoo.runtime.kv_cache import KVCache
 from axzoo.runtime.masks import closed_mask, prefill_mask
 
 _OUTPUTS = ["K_cache_out", "V_cache_out", "output"]
+_CHUNK = 128
+"""Where the files have no prefill group; more would only take more memory."""
 _DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
 HiddenHook = Callable[[int, int, NDArray[Any]], None]
@@ -69,6 +71,11 @@ class Geometry:
     prefill_token_num: int
     prefill_groups: int
     dtype: str
+
+    @property
+    def chunk_len(self) -> int:
+        """Tokens of a prompt that are read at once, where they are."""
+        return self.prefill_token_num or _CHUNK
 
     @property
     def prefill_reach(self) -> int:

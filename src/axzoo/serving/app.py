@@ -119,7 +119,12 @@ def _usage(ending: Ending) -> dict[str, Any]:
     """`timings` is axzoo's own, as other local servers have it."""
     prompt, answer = ending.prompt_tokens, ending.answer_tokens
     return {
-        "usage": {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer},
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+            "prompt_tokens_details": {"cached_tokens": ending.cached_tokens},
+        },
         "timings": {"ttft_ms": ending.ttft * 1e3, "tokens_per_second": ending.tokens_per_second},
     }
 
