@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 class Server:
     process: subprocess.Popen[str]
     line: str
+    errors: Path
 
     @property
     def port(self) -> int:
@@ -41,6 +43,11 @@ class Server:
         return self.ask("POST", "/v1/chat/completions", json.dumps(body).encode())
 
     @property
+    def told(self) -> str:
+        """What it wrote to stderr."""
+        return self.errors.read_text()
+
+    @property
     def resident_mb(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/status").read_text().split()
         return int(fields[fields.index("VmRSS:") + 1]) / 1024
@@ -48,12 +55,22 @@ class Server:
 
 @contextmanager
 def chat_server(bundle: Path, *arguments: str) -> Iterator[Server]:
-    """A server on a free port."""
+    """A server on a free port, which must not trip over its own code."""
     command = [sys.executable, "-m", "axzoo.cli", "serve", str(bundle), "--port", "0", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    with tempfile.NamedTemporaryFile("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        with _ended(process) as line:
+            running = Server(process, line, Path(errors.name))
+            yield running
+        assert "Traceback" not in running.told, running.told
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Its first line, while it runs."""
     assert process.stdout is not None
     try:
-        yield Server(process, process.stdout.readline().strip())
+        yield process.stdout.readline().strip()
     finally:
         process.send_signal(signal.SIGTERM)
         try:

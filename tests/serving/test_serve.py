@@ -161,6 +161,21 @@ def test_who_goes_away_mid_stream_stops_the_answer(server: Server, client: opena
     assert time.perf_counter() - start < 1  # the whole answer would take several seconds
 
 
+def test_who_goes_away_leaves_no_trace_in_the_log(tiny_served: Path) -> None:
+    """Before the answer begins, in the middle of a stream, and at its end."""
+    with chat_server(tiny_served) as running:
+        for stream, read in ((False, 0), (True, 0), (True, 1), (True, 2000), (True, 1 << 20)):
+            asked = {"model": MODEL, "messages": HELLO, "max_tokens": LONG if read < 2000 else 30, "stream": stream}
+            body = json.dumps(asked).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}"
+            with socket.create_connection(("127.0.0.1", running.port)) as leaving:
+                leaving.sendall(f"{head}\r\n\r\n".encode() + body)
+                while read > 0 and (data := leaving.recv(read)):
+                    read -= len(data)
+        assert running.chat(model=MODEL, messages=HELLO, max_tokens=1)[0] == 200
+        assert running.told == ""
+
+
 def test_who_goes_away_while_waiting_gives_up_the_place(server: Server, client: openai.OpenAI) -> None:
     """Of three places one is answered and two wait; a fourth is told to come back, unless one of the two has left."""
     body = json.dumps({"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": LONG}).encode()

@@ -9,7 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ async def _events(
 
 
 class _EventStream(Response):
-    """Sends events as they come, and ends them when the client goes away."""
+    """Sends events as they come, and ends them when the client goes away: quietly, for its answer has begun."""
 
     def __init__(self, events: AsyncGenerator[str]) -> None:
         super().__init__(headers=_SSE)
@@ -169,7 +169,8 @@ class _EventStream(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_present(receive, self._send(send))
+        with suppress(ClientDisconnect):
+            await while_present(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
