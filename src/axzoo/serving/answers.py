@@ -90,7 +90,7 @@ class Answers:
             if piece := stops.push(stream.push(token)):
                 yield piece
         if not stops.found:
-            rest = stops.push(stream.flush())
+            rest = stops.push(stream.flush(cut=generation.stop != "eos"))
             if rest := rest + stops.flush():
                 yield rest
         reason: Literal["stop", "length"] = "stop" if stops.found or generation.stop == "eos" else "length"
