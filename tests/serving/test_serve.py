@@ -27,7 +27,8 @@ def greedy(folder: Path, messages: Any, count: int) -> str:
     model, tokenizer = load_model(folder), load_tokenizer(folder / "tokenizer")
     ids = tokenizer.encode_chat(messages)
     answer = generate(model, ids, lambda logits, _: int(logits.argmax()), set(), count)
-    return tokenizer.decode(list(answer))
+    stream = tokenizer.stream()
+    return "".join([*map(stream.push, answer), stream.flush(cut=True)])
 
 
 def test_models_and_health(server: Server, client: openai.OpenAI) -> None:
@@ -42,6 +43,17 @@ def test_an_answer_is_the_models_own(tiny_served: Path, client: openai.OpenAI) -
     assert done.choices[0].finish_reason == "length"
     assert done.usage is not None
     assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (6, 20, 26)
+
+
+def test_a_character_cut_in_half_is_left_out(tiny_served: Path, client: openai.OpenAI) -> None:
+    """A token is a byte, and the model says bytes at random."""
+    whole, lengths = greedy(tiny_served, HELLO, 60), []
+    for count in range(1, 30):
+        done = client.chat.completions.create(model=MODEL, messages=HELLO, temperature=0, max_tokens=count)
+        said = done.choices[0].message.content
+        assert said is not None and whole.startswith(said) and not said.endswith("\ufffd")
+        lengths.append(len(said))
+    assert len(set(lengths)) < len(lengths)  # some tokens were but the first bytes of a character
 
 
 def test_a_conversation_goes_on(tiny_served: Path, client: openai.OpenAI) -> None:
@@ -101,6 +113,19 @@ def test_what_must_be_repeatable_is_read_in_whole_chunks(client: openai.OpenAI) 
     assert [cached(text[:50] + "y"), cached(text), cached(text, seed=2)] == [51, 51, 32]
 
 
+def test_an_answer_is_sent_back_as_it_came(tiny_served: Path, client: openai.OpenAI) -> None:
+    """With its empty fields: refusal, tool_calls, function_call, audio, annotations."""
+    turns: Any = [*HELLO]
+    answer = client.chat.completions.create(model=MODEL, messages=turns, temperature=0, max_tokens=5)
+    said = answer.choices[0].message
+    assert {"refusal", "tool_calls", "function_call", "audio", "annotations"} <= said.model_dump().keys()
+    expected = greedy(tiny_served, [*turns, {"role": "assistant", "content": said.content}, *HELLO], 5)
+    for message in (said, said.model_dump(), said.model_dump() | {"tool_calls": [], "annotations": []}):
+        more: Any = [*turns, message, *HELLO]
+        again = client.chat.completions.create(model=MODEL, messages=more, temperature=0, max_tokens=5)
+        assert again.choices[0].message.content == expected
+
+
 def test_text_parts_and_the_developers_role(tiny_served: Path, client: openai.OpenAI) -> None:
     parts: Any = [
         {"role": "developer", "content": "be kind"},
@@ -128,6 +153,8 @@ def test_text_parts_and_the_developers_role(tiny_served: Path, client: openai.Op
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "5001"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "JSON"),
         ({"top_kk": 3}, "top_kk"),
+        ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]}, "tool_calls"),
+        ({"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]}, "refusal"),
     ],
 )
 def test_what_is_wrong_is_said(server: Server, change: dict[str, Any], said: str) -> None:
@@ -146,10 +173,13 @@ def test_malformed_bodies(server: Server, body: bytes) -> None:
 
 def test_large_bodies_wrong_paths_and_wrong_models(server: Server, client: openai.OpenAI) -> None:
     assert server.ask("POST", "/v1/chat/completions", b"x" * (10 << 20))[0] == 413
-    assert server.ask("GET", "/v1/nothing")[0] == 404
+    status, answer = server.ask("GET", "/v1/nothing")
+    assert (status, answer["error"]["code"]) == (404, None)
+    assert "nothing at /v1/nothing" in answer["error"]["message"]
     assert server.ask("GET", "/v1/chat/completions")[0] == 405
-    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'"):
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'") as refused:
         client.chat.completions.create(model="gpt", messages=HELLO)
+    assert refused.value.code == "model_not_found"
 
 
 def test_who_goes_away_mid_stream_stops_the_answer(server: Server, client: openai.OpenAI) -> None:

@@ -57,13 +57,13 @@ def make_app(served: Served, body_seconds: float = 10.0) -> Starlette:
 
     async def model(request: Request) -> Response:
         if request.path_params["name"] != served.name:
-            raise HTTPException(404, f"there is no model {request.path_params['name']!r}: this is {served.name}")
+            raise _UnknownModel(request.path_params["name"], served.name)
         return JSONResponse(_model_card(served))
 
     async def chat(request: Request) -> Response:
         asked = _parse(await read_body(request, body_seconds))
         if asked.model != served.name:
-            raise HTTPException(404, f"there is no model {asked.model!r}: this is {served.name}")
+            raise _UnknownModel(asked.model, served.name)
         question = Question(
             asked.conversation, asked.sampling(served.sampling), asked.seed, asked.stop or (), asked.most_tokens
         )
@@ -95,6 +95,11 @@ def make_app(served: Served, body_seconds: float = 10.0) -> Starlette:
             Exception: _our_fault,
         },
     )
+
+
+class _UnknownModel(HTTPException):
+    def __init__(self, name: str, served: str) -> None:
+        super().__init__(404, f"there is no model {name!r}: this is {served}")
 
 
 class _Reply:
@@ -210,10 +215,14 @@ def _busy(_: Request, __: Exception) -> Response:
     return JSONResponse(_error(message, "rate_limit_error", "queue_full"), 429, {"Retry-After": "2"})
 
 
-def _http_error(_: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = "model_not_found" if error.status_code == 404 else None
-    body = _error(error.detail, "invalid_request_error", code)
+    if isinstance(error, _UnknownModel):
+        body = _error(error.detail, "invalid_request_error", "model_not_found")
+    elif error.status_code == 404:
+        body = _error(f"there is nothing at {request.url.path}: ask /v1/chat/completions", "invalid_request_error")
+    else:
+        body = _error(error.detail, "invalid_request_error")
     return JSONResponse(body, error.status_code, headers=error.headers)
 
 
