@@ -111,13 +111,15 @@ def one_geometry(layers: Sequence[Grouped]) -> Geometry:
 
 
 def require_room(geometry: Geometry, used: int, count: int) -> None:
-    """Raises AxzooError when a prompt of `count` tokens is empty or does not fit behind `used` ones."""
+    """Raises AxzooError when a prompt is empty, or does not fit: `used` of its tokens were read before, `count` not."""
     if not count:
         raise AxzooError("the prompt is empty: give the model at least one token")
     if used + count > geometry.max_token_len:
+        read = f" behind the {used} read already" if used else ""
         raise AxzooError(
-            f"the prompt has {count} tokens, but the context of {geometry.max_token_len} has room for "
-            f"{geometry.max_token_len - used}: shorten it or build with a larger kv_cache_len"
+            f"the prompt has {used + count} tokens, but the context of {geometry.max_token_len} has room for "
+            f"{geometry.max_token_len - used}{read}: shorten it, reset the conversation, or build with a larger "
+            "kv_cache_len"
         )
 
 
