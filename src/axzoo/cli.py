@@ -17,6 +17,10 @@ ABOUT = """Builds, checks and runs a zoo of language models for Axera NPUs. Whol
 A verb may be written with underscores, too: llm_build."""
 
 
+_FEWER_JOBS = "build with fewer jobs at once (snakemake --cores)"
+"""For verbs that say nothing better."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb. Returns 0, or 1 with one line on stderr when an AxzooError or the disk says no."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -61,7 +65,7 @@ def _run(verb: str, module: str, words: list[str]) -> int:
         sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
         return 1
     except MemoryError:
-        return _fail("out of memory: build with fewer jobs at once (snakemake --cores)")
+        return _fail(f"out of memory: {getattr(command, 'OUT_OF_MEMORY', _FEWER_JOBS)}")
     except OSError as error:
         return _fail(_disk_words(error))
     return 0

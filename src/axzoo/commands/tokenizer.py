@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from axzoo.commands._numbers import port
+
+OUT_OF_MEMORY = "free some and run again"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is all of them (localhost)")
-    parser.add_argument("--port", type=_port, default=12345, help="0 takes a free one (12345)")
+    parser.add_argument("--port", type=port, default=12345, help="0 takes a free one (12345)")
     parser.add_argument(
         "--model",
         "--model_path",
@@ -45,9 +49,3 @@ def run(args: argparse.Namespace) -> None:
 
 def _leave(*_: Any) -> None:
     sys.exit(0)
-
-
-def _port(text: str) -> int:
-    if not 0 <= (number := int(text)) < 1 << 16:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {text}")
-    return number
