@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +54,11 @@ class Server:
 
 
 @contextmanager
-def chat_server(bundle: Path, *arguments: str) -> Iterator[Server]:
+def chat_server(
+    bundle: Path, *arguments: str, program: Sequence[str] = ("-m", "axzoo.cli", "serve")
+) -> Iterator[Server]:
     """A server on a free port, which must not trip over its own code."""
-    command = [sys.executable, "-m", "axzoo.cli", "serve", str(bundle), "--port", "0", *arguments]
+    command = [sys.executable, *program, str(bundle), "--port", "0", *arguments]
     with tempfile.NamedTemporaryFile("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         with _ended(process) as line:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -203,6 +204,44 @@ def test_who_goes_away_leaves_no_trace_in_the_log(tiny_served: Path) -> None:
                 while read > 0 and (data := leaving.recv(read)):
                     read -= len(data)
         assert running.chat(model=MODEL, messages=HELLO, max_tokens=1)[0] == 200
+        assert running.told == ""
+
+
+IMPATIENT = """
+import socket, sys
+from axzoo.cli import main
+from axzoo.web import server
+server.STALL_SECONDS = 0.5
+usual = server._listen
+def listen(host, port):
+    listening = usual(host, port)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return listening
+server._listen = listen
+main(["serve", *sys.argv[1:]])
+"""
+
+
+def test_who_stops_reading_a_stream_holds_nobody_up(tiny_served: Path) -> None:
+    with (
+        chat_server(tiny_served, program=("-c", IMPATIENT)) as running,
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stalled,
+    ):
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.connect(("127.0.0.1", running.port))
+        body = json.dumps({"model": MODEL, "messages": HELLO, "max_tokens": LONG, "stream": True}).encode()
+        stalled.sendall(
+            f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        )
+        stalled.sendall(body)
+        assert stalled.recv(8) == b"HTTP/1.1"
+        assert running.chat(model=MODEL, messages=HELLO, max_tokens=1)[0] == 200  # within 30 s
+        stalled.settimeout(5)
+        read = b""
+        with contextlib.suppress(ConnectionResetError):
+            while data := stalled.recv(4096):
+                read += data
+        assert b"[DONE]" not in read
         assert running.told == ""
 
 

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.runtime.sampling import read_post_config
     from axzoo.runtime.setup import TokenizerChoice
     from axzoo.serving.answers import Answers
-    from axzoo.serving.app import Served, make_app
+    from axzoo.serving.app import CROWDED, Served, make_app
     from axzoo.web.server import serve
 
     bundle = open_bundle(args.bundle)
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     def ready(port: int) -> None:
         print(f"{name} at http://{args.host}:{port}", flush=True)
 
-    serve(app, args.host, args.port, ready)
+    serve(app, args.host, args.port, ready, CROWDED)
 
 
 def _leave(*_: Any) -> None:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
         signal.signal(number, _leave)
     from dataclasses import replace
 
-    from axzoo.tokenizer.app import make_app
+    from axzoo.tokenizer.app import CROWDED, make_app
     from axzoo.tokenizer.served import open_served
     from axzoo.tokenizer.service import make_service
     from axzoo.web.server import serve
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     def ready(port: int) -> None:
         print(f"tokenizer of {args.model} at http://{args.host}:{port}", flush=True)
 
-    serve(make_app(make_service(served)), args.host, args.port, ready)
+    serve(make_app(make_service(served)), args.host, args.port, ready, CROWDED)
 
 
 def _leave(*_: Any) -> None:

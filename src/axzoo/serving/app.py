@@ -43,6 +43,14 @@ class Served:
     sampling: PostConfig
 
 
+CROWDED = JSONResponse(
+    {"error": {"message": "too many connections: try again in a moment", "type": "server_error"}},
+    503,
+    {"Connection": "close", "Retry-After": "2"},
+)
+"""For a client on a connection too many."""
+
+
 def make_app(served: Served, body_seconds: float = 10.0) -> Starlette:
     """The ASGI application; a client gets `body_seconds` to send a request's body."""
 
