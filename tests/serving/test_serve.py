@@ -298,13 +298,14 @@ def test_it_listens_on_localhost_and_ends_on_sigterm(tiny_served: Path) -> None:
 
 
 @pytest.mark.soak
-def test_eight_clients_for_a_minute(tiny_served: Path) -> None:
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+def test_eight_clients_for_a_minute(tiny_served: Path, mode: str) -> None:
     """docs/serve.md has the figures that this prints with -s."""
     questions = [[{"role": "user", "content": f"question {i}"}] for i in range(8)]
     expected = [greedy(tiny_served, question, 16) for question in questions]
     wrong: list[str] = []
     seconds: list[float] = []
-    with chat_server(tiny_served, "--mode", "exact") as running:
+    with chat_server(tiny_served, "--mode", mode) as running:
         until = time.monotonic() + 60
         memory: list[float] = []
 
@@ -331,7 +332,7 @@ def test_eight_clients_for_a_minute(tiny_served: Path) -> None:
         for thread in threads:
             thread.join()
     seconds.sort()
-    print(f"\n{len(seconds)} answers, p50 {seconds[len(seconds) // 2] * 1e3:.0f} ms", end=", ")
+    print(f"\n{mode} mode: {len(seconds)} answers, p50 {seconds[len(seconds) // 2] * 1e3:.0f} ms", end=", ")
     print(f"p99 {seconds[len(seconds) * 99 // 100] * 1e3:.0f} ms, RSS {memory[1]:.0f} to {memory[-1]:.0f} MB")
     assert not wrong
     assert len(seconds) > 100
