@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import re
 import subprocess
@@ -97,6 +98,39 @@ def test_what_a_user_can_mend_is_one_line(
     error = capsys.readouterr().err
     assert error.startswith(said)
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb, advice", [("run", "--dynamic_load_axmodel_layer 1"), ("serve", "a smaller model")])
+def test_advice_against_too_little_memory_is_the_verbs_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, advice: str
+) -> None:
+    def fail(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(importlib.import_module(f"axzoo.commands.{verb}"), "run", fail)
+    assert main([verb, "bundle"]) == 1
+    error = capsys.readouterr().err
+    assert advice in error
+    assert "snakemake" not in error
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["serve", "b", "--port", "x"], "argument --port: must be a whole number, from 0 to 65535, not 'x'"),
+        (["serve", "b", "--port", "70000"], "argument --port: must be a whole number, from 0 to 65535, not '70000'"),
+        (["serve", "b", "--queue", "-1"], "argument --queue: must be a whole number, 0 or more, not '-1'"),
+        (["tokenizer", "--model", "m", "--port", "-1"], "argument --port: must be a whole number, from 0 to 65535"),
+        (["run", "b", "--max-tokens", "x"], "argument --max-tokens: must be a whole number, 1 or more, not 'x'"),
+        (["run", "b", "--max-tokens", "0"], "argument --max-tokens: must be a whole number, 1 or more, not '0'"),
+        (["run", "b", "--seed", "-1"], "argument --seed: must be a whole number, 0 or more, not '-1'"),
+    ],
+)
+def test_numbers_that_are_none(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,8 @@ A verb may be written with underscores, too: llm_build."""
 
 
 _LONGEST_LINE = 1000
+_FEWER_JOBS = "build with fewer jobs at once (snakemake --cores)"
+"""For verbs that say nothing better."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +68,7 @@ def _run(verb: str, module: str, words: list[str]) -> int:
         sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
         return 1
     except MemoryError:
-        return _fail("out of memory: build with fewer jobs at once (snakemake --cores)")
+        return _fail(f"out of memory: {getattr(command, 'OUT_OF_MEMORY', _FEWER_JOBS)}")
     except OSError as error:
         return _fail(_disk_words(error))
     return 0

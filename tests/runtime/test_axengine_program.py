@@ -42,6 +42,23 @@ def test_the_program_finds_its_words_and_neighbours(tmp_path: Path) -> None:
     assert done.returncode == 3
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("open('none.txt')", "FileNotFoundError: [Errno 2] No such file or directory: 'none.txt'"),
+        ("raise MemoryError", "MemoryError"),
+        ("raise BrokenPipeError", "BrokenPipeError"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_what_goes_wrong_in_the_program_is_told_as_python_tells_it(tmp_path: Path, line: str, said: str) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(f"import sys\n\n{line}\n")
+    done, python = _run(program), subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, python.stderr)
+    assert done.stderr.endswith(f"{said}\n")
+
+
 def test_a_missing_program_is_one_line(tmp_path: Path) -> None:
     done = _run(tmp_path / "nothing.py")
     assert (done.returncode, done.stderr) == (

@@ -32,7 +32,7 @@ def _answer(oracle: Oracle, bundle: Path, prompt: list[int], tokens: int) -> str
     ids = list(prompt)
     for _ in range(tokens):
         ids.append(int(oracle.logits(ids).argmax()))
-    return load_tokenizer(bundle / "tokenizer").decode(ids[len(prompt) :])
+    return load_tokenizer(bundle / "tokenizer").decode(ids[len(prompt) :]).rstrip("\ufffd")  # half a character
 
 
 def test_the_answer_goes_to_stdout_and_the_boards_lines_to_stderr(

@@ -25,6 +25,7 @@ from axzoo.runtime.prompting import open_tokenizer
 from axzoo.runtime.sampling import Logits
 from axzoo.runtime.setup import TokenizerChoice
 from axzoo.runtime.terminal import Terminal
+from axzoo.tokenizer.chat_template import Message
 from axzoo.tokenizer.local import load_tokenizer
 
 ROOMY = replace(EXACT, kv_cache_len=63, last_kv_cache_len=(4, 8, 12, 16, 20))
@@ -210,6 +211,35 @@ def test_without_live_print_the_answer_comes_whole(endless: Path, start: Start) 
     os.kill(screen.pid, signal.SIGINT)
     screen.wait_for("\nhit ctrl+c,avg ")
     assert screen.end() == 0
+
+
+@pytest.mark.parametrize("end", ["max tokens", "context full", "ctrl+c"])
+@pytest.mark.parametrize("live", [True, False])
+def test_a_character_cut_in_half_is_left_out(
+    folder: Path, capfd: pytest.CaptureFixture[str], live: bool, end: str
+) -> None:
+    """It is neither printed nor remembered."""
+    tokens = load_tokenizer(folder / "tokenizer").encode("x" * 57 + "😀")[:-1]  # 4 tokens of 63 are the question
+
+    def say(_logits: Logits, answer: Sequence[int]) -> int:
+        if len(answer) == 60 and end == "ctrl+c":
+            raise KeyboardInterrupt
+        return tokens[len(answer)]
+
+    prompting = open_tokenizer(TokenizerChoice(None, str(folder / "tokenizer"), False, False, frozenset()), True)
+    encoded: list[Message] = []
+
+    def encode(messages: Sequence[Message]) -> list[int]:
+        encoded[:] = messages
+        return prompting.encode(messages)
+
+    chat = Chat(load_model(folder), encode, say, frozenset(), max_tokens=60 if end == "max tokens" else None)
+    Terminal(chat, prompting, live).answer("hey" if end == "context full" else "h")
+    out, err = capfd.readouterr()
+    assert f"hit {end}," in err
+    assert out == "x" * 57 + "\n"
+    chat.ask("and?")
+    assert encoded[1] == {"role": "assistant", "content": "x" * 57}
 
 
 EMOJI = "a😀法é!"

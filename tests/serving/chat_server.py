@@ -7,7 +7,8 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 class Server:
     process: subprocess.Popen[str]
     line: str
+    errors: Path
 
     @property
     def port(self) -> int:
@@ -41,19 +43,36 @@ class Server:
         return self.ask("POST", "/v1/chat/completions", json.dumps(body).encode())
 
     @property
+    def told(self) -> str:
+        """What it wrote to stderr."""
+        return self.errors.read_text()
+
+    @property
     def resident_mb(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/status").read_text().split()
         return int(fields[fields.index("VmRSS:") + 1]) / 1024
 
 
 @contextmanager
-def chat_server(bundle: Path, *arguments: str) -> Iterator[Server]:
-    """A server on a free port."""
-    command = [sys.executable, "-m", "axzoo.cli", "serve", str(bundle), "--port", "0", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def chat_server(
+    bundle: Path, *arguments: str, program: Sequence[str] = ("-m", "axzoo.cli", "serve")
+) -> Iterator[Server]:
+    """A server on a free port, which must not trip over its own code."""
+    command = [sys.executable, *program, str(bundle), "--port", "0", *arguments]
+    with tempfile.NamedTemporaryFile("w") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        with _ended(process) as line:
+            running = Server(process, line, Path(errors.name))
+            yield running
+        assert "Traceback" not in running.told, running.told
+
+
+@contextmanager
+def _ended(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Its first line, while it runs."""
     assert process.stdout is not None
     try:
-        yield Server(process, process.stdout.readline().strip())
+        yield process.stdout.readline().strip()
     finally:
         process.send_signal(signal.SIGTERM)
         try:

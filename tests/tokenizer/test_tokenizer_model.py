@@ -125,12 +125,13 @@ def test_chatglm2_has_no_roles(chatglm_model: Path, tmp_path: Path) -> None:
 def test_what_surrounds_a_text(
     llama_model: Path, tmp_path: Path, config: dict[str, Any], begin: list[int], end: list[int]
 ) -> None:
-    tokenizer = load_tokenizer(configure(_copy(llama_model, tmp_path), **config))
+    tokenizer = load_tokenizer(configure(_copy(llama_model, tmp_path), tokenizer_class="LlamaTokenizer", **config))
     assert tokenizer.encode("Hello") == [*begin, *_pieces(llama_model).encode("Hello"), *end]
 
 
 def test_tokens_of_the_older_files(llama_model: Path, tmp_path: Path) -> None:
     folder = configure(_copy(llama_model, tmp_path), additional_special_tokens=["<|im_end|>"])
+    (folder / "config.json").write_text('{"model_type": "llama"}')
     (folder / "added_tokens.json").write_text('{"<|im_start|>": 500, "<|im_end|>": 501}')
     (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<|im_end|>"}}')
     tokenizer, pieces = load_tokenizer(folder), _pieces(llama_model)
@@ -163,7 +164,24 @@ def test_rules_that_are_not_known_are_refused(
     llama_model: Path, tmp_path: Path, config: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(AxzooError, match=message):
-        load_tokenizer(configure(_copy(llama_model, tmp_path), **config))
+        load_tokenizer(configure(_copy(llama_model, tmp_path), **({"tokenizer_class": "LlamaTokenizer"} | config)))
+
+
+@pytest.mark.parametrize("config", [None, {}, {"tokenizer_class": None}])
+def test_a_file_whose_rules_nothing_names_is_refused(
+    chatglm_model: Path, tmp_path: Path, config: dict[str, Any] | None
+) -> None:
+    folder = _copy(chatglm_model, tmp_path)
+    (folder / "config.json").unlink()
+    if config is not None:
+        configure(folder, **config)
+    with pytest.raises(AxzooError, match=r"add the checkpoint's tokenizer_config\.json .* or its config\.json"):
+        load_tokenizer(folder)
+    (folder / "config.json").write_text('{"model_type": "minicpm"}')
+    with pytest.raises(AxzooError, match="by which rules"):
+        load_tokenizer(folder)
+    (folder / "config.json").unlink()
+    assert load_tokenizer(folder, "llama").encode("Hello") == [1, *_pieces(folder).encode("Hello")]
 
 
 @pytest.mark.parametrize("content", [b"", b"\x00" * 100, b"[]", b"\xff" * 1000])

@@ -168,6 +168,20 @@ def test_what_is_not_http(server: Server) -> None:
         assert client.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
+def test_connections_have_a_bound(byte_level: Path) -> None:
+    with tokenizer_server(byte_level) as server:
+        held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(512)]
+        answer = server.get("/bos_id")
+        assert (answer.status, answer.headers["content-type"]) == (503, "application/json")
+        assert answer.body == {"error": "too many connections: try again in a moment"}
+        assert answer.headers["connection"] == "close"
+        for client in held[:2]:
+            client.close()
+        assert server.get("/bos_id").status == 200
+        for client in held:
+            client.close()
+
+
 def test_slow_clients(byte_level: Path) -> None:
     head = b"POST /encode HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
     with impatient_server(byte_level) as server:

@@ -16,13 +16,13 @@ from typing import Any
 IMPATIENT = """
 import sys
 from pathlib import Path
-from axzoo.tokenizer.app import make_app
+from axzoo.tokenizer.app import CROWDED, make_app
 from axzoo.tokenizer.served import open_served
 from axzoo.tokenizer.service import make_service
 from axzoo.web import server
 server.HEAD_SECONDS = 0.5
 app = make_app(make_service(open_served(Path(sys.argv[1]))), body_seconds=0.5)
-server.serve(app, "127.0.0.1", 0, lambda port: print(f"ready :{port}", flush=True))
+server.serve(app, "127.0.0.1", 0, lambda port: print(f"ready :{port}", flush=True), CROWDED)
 """
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from axzoo.commands._numbers import count, positive
 from axzoo.runtime.main_prefill import add_flags
 
 if TYPE_CHECKING:
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from axzoo.runtime.setup import Setup
 
 
+OUT_OF_MEMORY = "free some, or load each layer when it is run (--dynamic_load_axmodel_layer 1), which is slow"
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "bundle", type=Path, nargs="?", metavar="BUNDLE", help="a built model's folder, results/<chip>/<name>"
@@ -25,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="the system message (default: the bundle's)")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
     parser.add_argument("--greedy", action="store_true", help="always take the most probable token")
-    parser.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")
-    parser.add_argument("--max-tokens", type=_positive, metavar="N", help="end after N tokens (default: context full)")
+    parser.add_argument("--seed", type=count, metavar="N", help="make sampling repeatable")
+    parser.add_argument("--max-tokens", type=positive, metavar="N", help="end after N tokens (default: context full)")
     parser.add_argument("--mode", choices=("exact", "fast"), default="exact", help="fp32 or integer kernels (exact)")
     add_flags(parser)
 
@@ -46,12 +50,6 @@ def run(args: argparse.Namespace) -> None:
         terminal.answer(args.prompt)
     if setup.talk:
         terminal.talk()
-
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return number
 
 
 def _chooser(setup: Setup, greedy: bool, seed: int | None) -> Choose:

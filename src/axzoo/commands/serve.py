@@ -8,14 +8,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from axzoo.commands._numbers import count, port
+
+OUT_OF_MEMORY = "free some, or serve a smaller model"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a built model's folder, results/<chip>/<name>")
     parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is all of them (localhost)")
-    parser.add_argument("--port", type=_port, default=8000, help="0 takes a free one (8000)")
+    parser.add_argument("--port", type=port, default=8000, help="0 takes a free one (8000)")
     parser.add_argument("--mode", choices=("exact", "fast"), default="fast", help="fp32 or integer kernels (fast)")
     parser.add_argument(
-        "--queue", type=_count, default=16, metavar="N", help="requests that may wait; more are told to come back (16)"
+        "--queue", type=count, default=16, metavar="N", help="requests that may wait; more are told to come back (16)"
     )
 
 
@@ -29,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.runtime.sampling import read_post_config
     from axzoo.runtime.setup import TokenizerChoice
     from axzoo.serving.answers import Answers
-    from axzoo.serving.app import Served, make_app
+    from axzoo.serving.app import CROWDED, Served, make_app
     from axzoo.web.server import serve
 
     bundle = open_bundle(args.bundle)
@@ -47,20 +51,8 @@ def run(args: argparse.Namespace) -> None:
     def ready(port: int) -> None:
         print(f"{name} at http://{args.host}:{port}", flush=True)
 
-    serve(app, args.host, args.port, ready)
+    serve(app, args.host, args.port, ready, CROWDED)
 
 
 def _leave(*_: Any) -> None:
     sys.exit(0)
-
-
-def _port(text: str) -> int:
-    if not 0 <= (number := int(text)) < 1 << 16:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {text}")
-    return number
-
-
-def _count(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, not {text}")
-    return number

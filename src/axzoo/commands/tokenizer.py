@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from axzoo.commands._numbers import port
+
+OUT_OF_MEMORY = "free some and run again"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is all of them (localhost)")
-    parser.add_argument("--port", type=_port, default=12345, help="0 takes a free one (12345)")
+    parser.add_argument("--port", type=port, default=12345, help="0 takes a free one (12345)")
     parser.add_argument(
         "--model",
         "--model_path",
@@ -28,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
         signal.signal(number, _leave)
     from dataclasses import replace
 
-    from axzoo.tokenizer.app import make_app
+    from axzoo.tokenizer.app import CROWDED, make_app
     from axzoo.tokenizer.served import open_served
     from axzoo.tokenizer.service import make_service
     from axzoo.web.server import serve
@@ -40,14 +44,8 @@ def run(args: argparse.Namespace) -> None:
     def ready(port: int) -> None:
         print(f"tokenizer of {args.model} at http://{args.host}:{port}", flush=True)
 
-    serve(make_app(make_service(served)), args.host, args.port, ready)
+    serve(make_app(make_service(served)), args.host, args.port, ready, CROWDED)
 
 
 def _leave(*_: Any) -> None:
     sys.exit(0)
-
-
-def _port(text: str) -> int:
-    if not 0 <= (number := int(text)) < 1 << 16:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {text}")
-    return number

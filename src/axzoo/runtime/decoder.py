@@ -21,6 +21,8 @@ from axzoo.runtime.kv_cache import KVCache
 from axzoo.runtime.masks import closed_mask, prefill_mask
 
 _OUTPUTS = ["K_cache_out", "V_cache_out", "output"]
+_CHUNK = 128
+"""Where the files have no prefill group; more would only take more memory."""
 _DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
 HiddenHook = Callable[[int, int, NDArray[Any]], None]
@@ -72,6 +74,11 @@ class Geometry:
     dtype: str
 
     @property
+    def chunk_len(self) -> int:
+        """Tokens of a prompt that are read at once, where they are."""
+        return self.prefill_token_num or _CHUNK
+
+    @property
     def prefill_reach(self) -> int:
         """Tokens of context the prefill groups reach; a prompt's tokens beyond are decoded one by one."""
         return min(self.prefill_token_num * self.prefill_groups, self.max_token_len)
@@ -114,13 +121,15 @@ def require_same_state(post: Path, taken: Sequence[Tensor], geometry: Geometry) 
 
 
 def require_room(geometry: Geometry, used: int, count: int) -> None:
-    """Raises AxzooError when a prompt of `count` tokens is empty or does not fit behind `used` ones."""
+    """Raises AxzooError when a prompt is empty, or does not fit: `used` of its tokens were read before, `count` not."""
     if not count:
         raise AxzooError("the prompt is empty: give the model at least one token")
     if used + count > geometry.max_token_len:
+        read = f" behind the {used} read already" if used else ""
         raise AxzooError(
-            f"the prompt has {count} tokens, but the context of {geometry.max_token_len} has room for "
-            f"{geometry.max_token_len - used}: shorten it or build with a larger kv_cache_len"
+            f"the prompt has {used + count} tokens, but the context of {geometry.max_token_len} has room for "
+            f"{geometry.max_token_len - used}{read}: shorten it, reset the conversation, or build with a larger "
+            "kv_cache_len"
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.runtime.model import Model
+from axzoo.runtime.reuse import keep_common
 
 Choose = Callable[[NDArray[np.float32], Sequence[int]], int]
 """Picks the next token: (logits [V], tokens of the answer so far) -> id."""
@@ -67,11 +68,4 @@ def generate(
     model: Model, ids: Sequence[int], choose: Choose, eos: AbstractSet[int], max_tokens: int | None = None
 ) -> Generation:
     """The answer to a whole prompt, of which only what the model's context lacks is read."""
-    known = _common_length(model.tokens, ids[:-1])  # the last is read in any case: it brings the logits
-    model.rewind(known)
-    return Generation(model, ids[known:], choose, eos, max_tokens)
-
-
-def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs = zip(first, second, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second)))
+    return Generation(model, ids[keep_common(model, ids) :], choose, eos, max_tokens)

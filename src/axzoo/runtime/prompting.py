@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class Stream(Protocol):
-    """Token ids one by one into text."""
+    """Token ids one by one into text. `cut`: no more come, though the text has not ended."""
 
     def push(self, token_id: int) -> str: ...
-    def flush(self) -> str: ...
+    def flush(self, cut: bool = False) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ def _load(choice: TokenizerChoice) -> LocalTokenizer:
     from axzoo.tokenizer.local import load_tokenizer
 
     path = Path(choice.source)
-    tokenizer = load_tokenizer(path if path.is_dir() else path.parent)
+    model_type = None if choice.kind is None else "llama"  # a tokenizer.model of these types is read as Llama's
+    tokenizer = load_tokenizer(path if path.is_dir() else path.parent, model_type)
     if tokenizer.chat is not None or choice.kind is None:
         return tokenizer
     form = PROMPT_FORMS[choice.kind]

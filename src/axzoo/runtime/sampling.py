@@ -35,6 +35,11 @@ class PostConfig:
     enable_top_k_sampling: bool = True
     top_k: int = 10
 
+    @property
+    def draws(self) -> bool:
+        """Whether chance has a say in the next token."""
+        return self.enable_top_p_sampling or (self.enable_top_k_sampling and self.top_k > 1)
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)

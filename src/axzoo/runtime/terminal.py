@@ -47,7 +47,7 @@ class Terminal:
                 _tell(f"ttft: {generation.ttft * 1e3:.2f} ms")
         except KeyboardInterrupt:
             pass
-        self.chat.remember(question, printer.end())
+        self.chat.remember(question, printer.end(cut=stop != "eos"))
         _tell(f"\nhit {stop},avg {generation.tokens_per_second:.2f} token/s\n")
         if stop == "context full":
             _tell("the context is full: say less at a time, reset, or build with a larger kv_cache_len")
@@ -83,9 +83,9 @@ class _Printer:
     def push(self, token: int) -> None:
         self._add(self._stream.push(token))
 
-    def end(self) -> str:
-        """The whole answer."""
-        self._add(self._stream.flush())
+    def end(self, cut: bool) -> str:
+        """The whole answer. `cut`: it has not ended by itself."""
+        self._add(self._stream.flush(cut))
         answer = "".join(self.pieces)
         print("" if self._live else answer, flush=True)
         return answer

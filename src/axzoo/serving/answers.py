@@ -11,9 +11,10 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from axzoo.runtime.generate import Generation, generate
+from axzoo.runtime.generate import Generation
 from axzoo.runtime.model import Model
 from axzoo.runtime.prompting import Prompting
+from axzoo.runtime.reuse import Reuse
 from axzoo.runtime.sampling import PostConfig, sample
 from axzoo.serving.stop_text import StopText
 from axzoo.tokenizer.chat_template import Message
@@ -35,13 +36,20 @@ class Question:
     stop: Sequence[str]
     most_tokens: int | None
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same question must get the same answer."""
+        return self.seed is not None or not self.sampling.draws
+
 
 @dataclass(frozen=True)
 class Ending:
-    """How an answer ended and what it took. Seconds to the first token; tokens per second after it."""
+    """How an answer ended and what it took: seconds to the first token, tokens per second after it. `cached_tokens` are
+    those of the prompt that were not read again."""
 
     reason: Literal["stop", "length"]
     prompt_tokens: int
+    cached_tokens: int
     answer_tokens: int
     ttft: float
     tokens_per_second: float
@@ -55,6 +63,7 @@ class Answers:
 
     def __init__(self, model: Model, prompting: Prompting, most_waiting: int) -> None:
         self._model = model
+        self._reuse = Reuse(model)
         self._prompting = prompting
         self._most_waiting = most_waiting
         self._waiting = 0
@@ -74,29 +83,31 @@ class Answers:
 
     async def _pieces(self, ids: list[int], question: Question) -> AsyncGenerator[str | Ending]:
         stream, stops = self._prompting.stream(), StopText(question.stop)
-        generation, tokens = await self._in_turn(lambda: self._start(ids, question))
+        generation, tokens, kept = await self._in_turn(lambda: self._start(ids, question))
         count = 0
         while not stops.found and (token := await self._in_turn(lambda: next(tokens, None))) is not None:
             count += 1
             if piece := stops.push(stream.push(token)):
                 yield piece
         if not stops.found:
-            rest = stops.push(stream.flush())
+            rest = stops.push(stream.flush(cut=generation.stop != "eos"))
             if rest := rest + stops.flush():
                 yield rest
         reason: Literal["stop", "length"] = "stop" if stops.found or generation.stop == "eos" else "length"
-        yield Ending(reason, len(ids), count, generation.ttft, generation.tokens_per_second)
+        yield Ending(reason, len(ids), kept, count, generation.ttft, generation.tokens_per_second)
 
-    def _start(self, ids: list[int], question: Question) -> tuple[Generation, Iterator[int]]:
+    def _start(self, ids: list[int], question: Question) -> tuple[Generation, Iterator[int], int]:
+        """The answer, not begun, its iterator, and how many of the prompt's tokens need not be read."""
         rng = np.random.default_rng(None if question.seed is None else question.seed % (1 << 64))
-        generation = generate(
+        kept = self._reuse.keep(ids, question.repeatable)
+        generation = Generation(
             self._model,
-            ids,
+            ids[kept:],
             lambda logits, answer: sample(logits, answer, question.sampling, rng),
             self._prompting.eos,
             question.most_tokens,
         )
-        return generation, iter(generation)
+        return generation, iter(generation), kept
 
     async def _in_turn(self, step: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, step)

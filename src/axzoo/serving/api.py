@@ -45,10 +45,20 @@ class _Body(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
 
+_Nothing = Annotated[object, _only(None)]
+
+
 class ChatMessage(_Body):
+    """A turn. What an answer of OpenAI's has beside its text may be sent back empty, as clients do."""
+
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_text)]
     name: str | None = None
+    refusal: _Nothing = None
+    tool_calls: Annotated[list[Any] | None, _only(None, [])] = None
+    function_call: _Nothing = None
+    audio: _Nothing = None
+    annotations: Annotated[list[Any] | None, _only(None, [])] = None
 
     @property
     def plain(self) -> Message:

@@ -9,7 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,14 @@ class Served:
     sampling: PostConfig
 
 
+CROWDED = JSONResponse(
+    {"error": {"message": "too many connections: try again in a moment", "type": "server_error"}},
+    503,
+    {"Connection": "close", "Retry-After": "2"},
+)
+"""For a client on a connection too many."""
+
+
 def make_app(served: Served, body_seconds: float = 10.0) -> Starlette:
     """The ASGI application; a client gets `body_seconds` to send a request's body."""
 
@@ -57,13 +65,13 @@ def make_app(served: Served, body_seconds: float = 10.0) -> Starlette:
 
     async def model(request: Request) -> Response:
         if request.path_params["name"] != served.name:
-            raise HTTPException(404, f"there is no model {request.path_params['name']!r}: this is {served.name}")
+            raise _UnknownModel(request.path_params["name"], served.name)
         return JSONResponse(_model_card(served))
 
     async def chat(request: Request) -> Response:
         asked = _parse(await read_body(request, body_seconds))
         if asked.model != served.name:
-            raise HTTPException(404, f"there is no model {asked.model!r}: this is {served.name}")
+            raise _UnknownModel(asked.model, served.name)
         question = Question(
             asked.conversation, asked.sampling(served.sampling), asked.seed, asked.stop or (), asked.most_tokens
         )
@@ -97,6 +105,11 @@ def make_app(served: Served, body_seconds: float = 10.0) -> Starlette:
     )
 
 
+class _UnknownModel(HTTPException):
+    def __init__(self, name: str, served: str) -> None:
+        super().__init__(404, f"there is no model {name!r}: this is {served}")
+
+
 class _Reply:
     """The frame of an answer in OpenAI's form."""
 
@@ -119,7 +132,12 @@ def _usage(ending: Ending) -> dict[str, Any]:
     """`timings` is axzoo's own, as other local servers have it."""
     prompt, answer = ending.prompt_tokens, ending.answer_tokens
     return {
-        "usage": {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer},
+        "usage": {
+            "prompt_tokens": prompt,
+            "completion_tokens": answer,
+            "total_tokens": prompt + answer,
+            "prompt_tokens_details": {"cached_tokens": ending.cached_tokens},
+        },
         "timings": {"ttft_ms": ending.ttft * 1e3, "tokens_per_second": ending.tokens_per_second},
     }
 
@@ -156,7 +174,7 @@ async def _events(
 
 
 class _EventStream(Response):
-    """Sends events as they come, and ends them when the client goes away."""
+    """Sends events as they come, and ends them when the client goes away: quietly, for its answer has begun."""
 
     def __init__(self, events: AsyncGenerator[str]) -> None:
         super().__init__(headers=_SSE)
@@ -164,7 +182,8 @@ class _EventStream(Response):
         self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await while_present(receive, self._send(send))
+        with suppress(ClientDisconnect):
+            await while_present(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -204,10 +223,14 @@ def _busy(_: Request, __: Exception) -> Response:
     return JSONResponse(_error(message, "rate_limit_error", "queue_full"), 429, {"Retry-After": "2"})
 
 
-def _http_error(_: Request, error: Exception) -> Response:
+def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = "model_not_found" if error.status_code == 404 else None
-    body = _error(error.detail, "invalid_request_error", code)
+    if isinstance(error, _UnknownModel):
+        body = _error(error.detail, "invalid_request_error", "model_not_found")
+    elif error.status_code == 404:
+        body = _error(f"there is nothing at {request.url.path}: ask /v1/chat/completions", "invalid_request_error")
+    else:
+        body = _error(error.detail, "invalid_request_error")
     return JSONResponse(body, error.status_code, headers=error.headers)
 
 

@@ -19,6 +19,9 @@ from axzoo.tokenizer.requests import Decode, Encode, Reset
 from axzoo.tokenizer.service import Service
 from axzoo.web.body import read_body
 
+CROWDED = JSONResponse({"error": "too many connections: try again in a moment"}, 503, {"Connection": "close"})
+"""For a client on a connection too many."""
+
 _T = TypeVar("_T", Encode, Decode, Reset)
 
 

@@ -151,7 +151,7 @@ class HeldByServer:
         self._held = not text
         return text
 
-    def flush(self) -> str:
+    def flush(self, cut: bool = False) -> str:
         """Nothing: half a character stays with the server."""
         if self._held:
             self._tokenizer.forget()

@@ -67,15 +67,16 @@ class LocalTokenizer:
         return StreamDecoder(lambda ids: self.decode(ids, skip_special_tokens))
 
 
-def load_tokenizer(folder: Path) -> LocalTokenizer:
+def load_tokenizer(folder: Path, model_type: str | None = None) -> LocalTokenizer:
     """Reads tokenizer.json, else tokenizer.model, and beside it tokenizer_config.json, special_tokens_map.json,
-    added_tokens.json, generation_config.json, chat_template.jinja and config.json, as far as they exist.
+    added_tokens.json, generation_config.json, chat_template.jinja and config.json, as far as they exist. `model_type`
+    is config.json's, should it be missing.
 
     Raises AxzooError when both of the first are missing, a file is broken, or a tokenizer.model is of a kind axzoo does
     not read.
     """
     files = read_tokenizer_folder(folder)
-    loaded = _load_backend(files)
+    loaded = _load_backend(files, model_type)
     return LocalTokenizer(
         folder=folder,
         backend=loaded.backend,
@@ -86,7 +87,7 @@ def load_tokenizer(folder: Path) -> LocalTokenizer:
     )
 
 
-def _load_backend(files: TokenizerFolder) -> LoadedBackend:
+def _load_backend(files: TokenizerFolder, model_type: str | None) -> LoadedBackend:
     if (files.path / "tokenizer.json").is_file():
         from axzoo.tokenizer.tokenizer_json import load_tokenizer_json
 
@@ -94,7 +95,7 @@ def _load_backend(files: TokenizerFolder) -> LoadedBackend:
     if (files.path / "tokenizer.model").is_file():
         from axzoo.tokenizer.tokenizer_model import load_tokenizer_model
 
-        return load_tokenizer_model(files)
+        return load_tokenizer_model(files, model_type)
     raise AxzooError(f"{files.path} has no tokenizer.json or tokenizer.model: fetch a checkpoint that brings one")
 
 

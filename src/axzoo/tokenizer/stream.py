@@ -39,11 +39,13 @@ class StreamDecoder:
         self._told = len(self._window)
         return now[len(before) :]
 
-    def flush(self) -> str:
-        """The rest, when no more tokens come: a character cut in half shows as U+FFFD."""
+    def flush(self, cut: bool = False) -> str:
+        """The rest, when no more tokens come: half a character shows as U+FFFD, and is left out where the text was
+        `cut`, for there it is no fault of the text's."""
         before, now = self._texts()
         self._window, self._told = [], 0
-        return now[len(before) :]
+        rest = now[len(before) :]
+        return rest.rstrip(_INCOMPLETE) if cut else rest
 
     def _texts(self) -> tuple[str, str]:
         return self._decode(self._window[: self._told]), self._decode(self._window)

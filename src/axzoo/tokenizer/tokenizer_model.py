@@ -15,16 +15,24 @@ from axzoo.tokenizer.pieces import load_processor
 
 _LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast", "LlamaTokenizerWrapper", "CodeLlamaTokenizer")
 _CHATGLM = "ChatGLMTokenizer"
+_BY_MODEL_TYPE = {"llama": _LLAMA[0], "chatglm": _CHATGLM}
+"""Where no tokenizer_class is named."""
 
 
-def load_tokenizer_model(files: TokenizerFolder) -> LoadedBackend:
-    """Reads tokenizer.model by the rules of its tokenizer_class, or of the checkpoint's model_type if there is none.
+def load_tokenizer_model(files: TokenizerFolder, model_type: str | None = None) -> LoadedBackend:
+    """Reads tokenizer.model by the rules of its tokenizer_class, or of the checkpoint's model_type if there is none, or
+    of `model_type` where that is not known either.
 
-    Raises AxzooError when the file is broken or follows rules that axzoo does not know.
+    Raises AxzooError when the file is broken, follows rules that axzoo does not know, or nothing names its rules.
     """
     path = files.path / "tokenizer.model"
-    default = _CHATGLM if files.model_config.get("model_type") == "chatglm" else _LLAMA[0]
-    kind = files.config.get("tokenizer_class", default)
+    named = (_BY_MODEL_TYPE.get(str(name)) for name in (files.model_config.get("model_type"), model_type))
+    kind = files.config.get("tokenizer_class") or next(filter(None, named), None)
+    if kind is None:
+        raise AxzooError(
+            f"{path} does not say by which rules it is read: add the checkpoint's tokenizer_config.json (its "
+            "tokenizer_class tells), or its config.json (model_type llama or chatglm)"
+        )
     if kind not in (*_LLAMA, _CHATGLM):
         raise AxzooError(f"{path} belongs to a {kind!r:.80}, whose rules axzoo does not know: add its tokenizer.json")
     processor = load_processor(path)

@@ -14,31 +14,40 @@ from axzoo.errors import AxzooError
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
+    from starlette.responses import Response
+    from starlette.types import Receive, Scope, Send
 
 MAX_CONNECTIONS = 512
 HEAD_SECONDS = 10.0
 """A connection on which no request arrives for so long is closed."""
+STALL_SECONDS = 20.0
+"""A connection whose other end reads too little of what waits for it for so long is cut."""
 
 
-def serve(app: Starlette, host: str, port: int, ready: Callable[[int], None]) -> None:
+def serve(app: Starlette, host: str, port: int, ready: Callable[[int], None], crowded: Response) -> None:
     """Serves until SIGINT or SIGTERM, which is raised again after the last answer. `ready` is called with the port, a
-    free one if `port` is 0, once requests are answered.
+    free one if `port` is 0, once requests are answered. `crowded` answers a request on a connection too many.
 
     Raises AxzooError when the address cannot be listened on.
     """
     with _listen(host, port) as listening:
+
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            full = len(server.server_state.connections) > MAX_CONNECTIONS
+            await (crowded if full else app)(scope, receive, send)
+
         config = uvicorn.Config(
-            app,
+            guarded,
             http=_ImpatientProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
             log_level="error",
             access_log=False,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=3,
         )
-        _Server(config, lambda: ready(listening.getsockname()[1])).run(sockets=[listening])
+        server = _Server(config, lambda: ready(listening.getsockname()[1]))
+        server.run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -62,9 +71,10 @@ class _Server(uvicorn.Server):
 
 
 class _ImpatientProtocol(H11Protocol):
-    """uvicorn's own, which would wait for the head of a request for ever."""
+    """uvicorn's own, which would wait for ever for the head of a request, and for a client to read its answer."""
 
     _watch: asyncio.TimerHandle | None = None
+    _stall: asyncio.TimerHandle | None = None
     _seen: Any = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -72,9 +82,19 @@ class _ImpatientProtocol(H11Protocol):
         self._watch = self.loop.call_later(HEAD_SECONDS, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        for timer in (self._watch, self._stall):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stall = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+        super().resume_writing()
 
     def _look(self) -> None:
         idle = self.cycle is None or self.cycle.response_complete
