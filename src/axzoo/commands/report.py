@@ -36,7 +36,7 @@ def _lines(build: Build) -> list[tuple[str, str]]:
         return [("bundle", f"not built: snakemake --cores all {build.bundle / 'manifest.json'}")]
     size = sum(file["size"] for file in manifest["files"].values())
     lines = [("bundle", f"{build.bundle} ({len(manifest['files'])} files, {size / 1e6:.1f} MB)")]
-    layers, generation = _read(build.checks / "layers.json"), _read(build.checks / "generation.json")
+    layers, generation = (_verdict_in(build.checks / name) for name in ("layers.json", "generation.json"))
     lines.append(("level 1", "not checked" if layers is None else _level_1(layers)))
     if generation is None:
         return [*lines, ("level 2", "not checked")]
@@ -53,6 +53,13 @@ def _read(path: Path) -> Any:
     from axzoo.files import read_json
 
     return read_json(path) if path.exists() else None
+
+
+def _verdict_in(report: Path) -> Any:
+    """A check's report, passed or failed."""
+    from axzoo.check.verdict import failed_report
+
+    return _read(report) or _read(failed_report(report))
 
 
 def _level_1(check: Any) -> str:
