@@ -63,6 +63,14 @@ def test_every_documented_option_is_there(parser: argparse.ArgumentParser) -> No
         assert re.search(rf"(^|[\s,\[]){option}\b", help_text), option
 
 
+def test_the_help_tells_the_defaults(parser: argparse.ArgumentParser) -> None:
+    defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
+    for action in parser._actions:
+        default = defaults.get(action.dest)
+        if default is not None and default is not False and default != []:
+            assert re.search(rf"\({re.escape(str(default))}[:)]", str(action.help)), action.option_strings
+
+
 def test_the_documented_defaults(parser: argparse.ArgumentParser) -> None:
     args = parser.parse_args(["--input_path", "x"])
     assert (args.prefill_len, args.kv_cache_len, args.parallel, args.post_topk) == (0, 127, 1, 0)

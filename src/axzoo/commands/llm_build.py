@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_layer_recipe(parser)
     parser.add_argument("--calibration_text", type=Path, metavar="FILE", help="a text for --rounding gptq to go by")
     parser.add_argument(
-        "--calibration_tokens", type=int, metavar="N", help="how many tokens --rounding gptq goes by (8192)"
+        "--calibration_tokens",
+        type=int,
+        metavar="N",
+        help="what --rounding gptq goes by, in whole sequences of 256 (8192)",
     )
     add_post_recipe(parser)
     add_hidden_state_type(parser)
