@@ -219,6 +219,10 @@ def test_level_2_simulates_as_documented(desk: Desk, compiled: str) -> None:
     checks = desk.folder / OUTPUT / "checks"
     report = json.loads((checks / "generation.json").read_text())
     assert report["prompt"] == PROMPT.replace("\\n", "\n")  # raw: nothing put before or behind it
+    assert [step["start_indice"] for step in report["steps"][1:]] == [
+        int(number) for number in re.findall(r"^start_indice = (\d+)\n(?!\d{4}-)", shown, re.MULTILINE)
+    ]
+    assert {state["layer"] for state in report["steps"][0]["hidden_states"]} == set(range(LAYERS))
     log = (checks / "generation.log").read_text()
     assert f"\n{log}" in shown
     assert "results/" not in log
