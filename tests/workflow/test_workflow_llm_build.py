@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
-from workflow_project import LAYERS, train_tokenizer
+from workflow_project import LAYERS, REPOSITORY, train_tokenizer
 
 from axzoo.inspection import inspect_file
 
@@ -183,6 +183,21 @@ def test_the_documented_build_makes_the_documented_files(desk: Desk, compiled: s
     )
     assert json.loads((desk.folder / OUTPUT / "config.json").read_text())["chat"] is True
     assert desk.layer_logs("qwen2_p128_*") == {f"0-{LAYERS - 1}"}
+
+
+def test_the_documented_second_step_completes_the_documented_tree(desk: Desk, compiled: str) -> None:
+    bf16, *temporary = (f"model.embed_tokens.weight.{end}" for end in ("bfloat16.bin", "float32.bin", "npy"))
+    built = (desk.folder / OUTPUT / bf16).read_bytes()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = REPOSITORY / "scripts/embed_process.sh"
+    environment = {**os.environ, "PATH": path}
+    subprocess.run([script, f"{MODEL}/", f"{OUTPUT}/"], cwd=desk.folder, env=environment, check=True)
+    assert desk.files() - BESIDES == TREE | set(temporary)
+    sizes = [(desk.folder / OUTPUT / name).stat().st_size for name in temporary]
+    assert sizes == [2 * len(built), 2 * len(built) + 128]
+    assert (desk.folder / OUTPUT / bf16).read_bytes() == built
+    for name in temporary:  # the document: "temp file, it can be deleted"
+        (desk.folder / OUTPUT / name).unlink()
 
 
 def test_level_1_says_how_close_each_layer_is_and_builds_nothing(desk: Desk, compiled: str) -> None:
