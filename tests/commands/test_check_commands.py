@@ -7,7 +7,10 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from axzoo.bundle import complete_bundle
 from axzoo.cli import main
@@ -76,3 +79,21 @@ def test_a_failed_checks_report_is_kept_under_another_name(
     kept.replace(first)
     assert check(verb, project, name) == 0
     assert reports() == {name}
+
+
+def test_numbers_that_are_none_fail_and_are_told(project: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    """A layer whose scales overflow, as fp16 files of large activations do."""
+    layer = project.layers[1]
+    model = onnx.load(layer)
+    for tensor in model.graph.initializer:
+        if tensor.name == "down_proj.scale":
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32("inf"), tensor.name))
+    layer.unlink()
+    onnx.save(model, layer)
+    with np.errstate(invalid="ignore"):
+        assert check("check-layers", project, "layers.json") == 1
+        assert check("check-generation", project, "generation.json") == 1
+    assert reports() == {"layers.failed.json", "generation.failed.json"}
+    said = reported(capsys)
+    assert "level 1  FAILED: 2 layers against fp32, worst token's cosine none in layer 1" in said
+    assert "mean KL none" in said

@@ -54,7 +54,7 @@ class GenerationCheck:
     def failures(self, thresholds: Thresholds, expect: str | None) -> list[str]:
         """What keeps the answer from passing, in words; empty when it passes."""
         said = []
-        if self.mean_kl > thresholds.max_mean_kl:
+        if not self.mean_kl <= thresholds.max_mean_kl:  # it may be no number
             said.append(f"mean KL divergence {self.mean_kl:.4f} is above {thresholds.max_mean_kl}")
         if self.top1_agreement < thresholds.min_top1_agreement:
             said.append(f"top-1 agreement {self.top1_agreement:.3f} is below {thresholds.min_top1_agreement}")

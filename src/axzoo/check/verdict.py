@@ -6,6 +6,7 @@ removes the promised file of a job that fails, and whoever's check failed needs 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,26 @@ def remove_reports(report: Path) -> None:
 
 
 def write_report(report: Path, content: dict[str, Any]) -> Path:
-    """Writes a report, by its own `passed` under one name or the other; returns the file."""
+    """Writes a report, by its own `passed` under one name or the other; returns the file. A number that is infinite or
+    none, as files that overflow give, becomes null."""
     path = report if content["passed"] else failed_report(report)
-    write_json(path, content)
+    write_json(path, _finite(content))
     return path
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _finite(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_finite(item) for item in value]
+    return value
+
+
+def worst_cosine(layers_report: Any) -> tuple[float | None, int]:
+    """The least cosine of level 1 and its layer; None where one is no number."""
+    kinds = [(layer[kind], layer["layer"]) for layer in layers_report["layers"] for kind in ("decode", "prefill")]
+    found = [(closeness["cosine"], layer) for closeness, layer in kinds if closeness]
+    return min(found, key=lambda item: -math.inf if item[0] is None else item[0])

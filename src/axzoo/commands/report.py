@@ -63,11 +63,12 @@ def _verdict_in(report: Path) -> Any:
 
 
 def _level_1(check: Any) -> str:
-    kinds = [(layer["layer"], layer[kind]) for layer in check["layers"] for kind in ("decode", "prefill")]
-    worst = min((closeness["cosine"], layer) for layer, closeness in kinds if closeness)
+    from axzoo.check.verdict import worst_cosine
+
+    worst, layer = worst_cosine(check)
     return (
-        f"{_verdict(check)}: {len(check['layers'])} layers against fp32, worst token's cosine {worst[0]:.5f} "
-        f"in layer {worst[1]} (at least {check['thresholds']['min_layer_cosine']})"
+        f"{_verdict(check)}: {len(check['layers'])} layers against fp32, worst token's cosine {_number(worst)} "
+        f"in layer {layer} (at least {check['thresholds']['min_layer_cosine']})"
     )
 
 
@@ -75,8 +76,12 @@ def _level_2(check: Any) -> str:
     end = "hit eos" if check["hit_eos"] else "no eos"
     return (
         f"{_verdict(check)}: {len(check['steps'])} tokens, {end}, top-1 agreement with fp32 "
-        f"{check['top1_agreement']:.3f}, mean KL {check['mean_kl']:.5f}"
+        f"{check['top1_agreement']:.3f}, mean KL {_number(check['mean_kl'])}"
     )
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.5f}"
 
 
 def _verdict(check: Any) -> str:

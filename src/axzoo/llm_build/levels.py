@@ -7,15 +7,17 @@ from typing import Any
 
 from loguru import logger
 
+from axzoo.check.verdict import worst_cosine
+
 REPORTS = {1: "layers", 2: "generation"}
 """The check's files, by level: <name>.json and <name>.log."""
 
 
 def tell_worst_layer(report: Any) -> None:
     """Level 1, after its log, which tells of every layer: the worst of all."""
-    layers = report["layers"]
-    worst = min(layer[kind]["cosine"] for layer in layers for kind in ("decode", "prefill") if layer[kind])
-    logger.info(f"all {len(layers)} layers: cos_sim is at least {worst}")
+    worst, layer = worst_cosine(report)
+    told = f"cos_sim is at least {worst}" if worst is not None else f"cos_sim of layer {layer} is no number"
+    logger.info(f"all {len(report['layers'])} layers: {told}")
 
 
 def in_users_words(text: str, bundle: Path, output: Path) -> str:
