@@ -114,7 +114,10 @@ class Project:
             logger.warning(f"interrupted; {_KEPT}, the same command goes on from there")
             raise
         if status:
-            raise AxzooError(f"the build failed, as said above; logs are in {self.folder / 'results/logs'}; {_KEPT}")
+            raise AxzooError(
+                f"the build failed, as said above; logs are in {self.folder / 'results/logs'}, those of checks in "
+                f"{self.folder / 'results/checks'}; {_KEPT}"
+            )
 
     def _options(self, jobs: int) -> list[str]:
         """`--nolock`: the folder's lock is ours, and does not outlive a killed process."""
