@@ -1,4 +1,4 @@
-"""What every way to store weights costs the embedded model: the table of docs/checks.md. Needs `make demo` to have run.
+"""What every way to store weights costs the demo's model: the table of docs/weights.md. Needs `make demo` to have run.
 
     python scripts/bench_weights.py TEXT [TAG ...]
 

@@ -85,6 +85,11 @@ def test_the_manifest_is_complete_and_true(bundle: Path, built: Built) -> None:
     parts = manifest["parts"]
     assert sorted(parts) == [name for name in FILES if name.endswith((".axmodel", ".bin"))]
     assert parts["llama_p8_l0_together.axmodel"]["weight_errors"]["q_proj"] > 0
+    of_a_layer = {"weight_group_size": 0, "scale_rule": "vendor", "rounding": "nearest"}
+    of_the_head = {"weight_group_size": 0, "scale_rule": "max_abs", "rounding": "nearest"}
+    assert parts["llama_p8_l0_together.axmodel"].items() >= of_a_layer.items()
+    assert parts["llama_post.axmodel"].items() >= of_the_head.items()
+    assert parts["model.embed_tokens.weight.bfloat16.bin"].items() >= {"weight_type": "bf16"}.items()
     assert len({part["key"] for part in parts.values()}) == 4
     assert manifest["sbom"]["components"][-1]["name"] == "tiny"
 

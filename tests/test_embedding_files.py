@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,24 @@ def test_numbers_that_are_not_whole(size: int, tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match=r"x\.float32\.bin is no file of fp32 numbers"):
         fp32_to_bf16(source, target)
     assert [path.name for path in tmp_path.iterdir()] == ["x.float32.bin"]
+
+
+def test_what_would_spoil_data_is_refused(tmp_path: Path) -> None:
+    source, npy = tmp_path / "x.float32.bin", tmp_path / "x.npy"
+    source.write_bytes(_values().tobytes())
+    np.save(npy, _values())
+    (tmp_path / "symbolic").symlink_to(source)
+    (tmp_path / "hard").hardlink_to(source)
+    (tmp_path / "folder").mkdir()
+    for output in (source, tmp_path / "symbolic", tmp_path / "hard", tmp_path / "folder/../x.float32.bin"):
+        with pytest.raises(AxzooError, match=f"^{re.escape(str(output))} is the file to read, .* itself"):
+            fp32_to_bf16(source, output)
+    with pytest.raises(AxzooError, match=r"folder is a folder: name the file to write, like .*folder/model\.embed"):
+        fp32_to_bf16(source, tmp_path / "folder")
+    with pytest.raises(AxzooError, match=r"x\.npy is an \.npy file"):
+        fp32_to_bf16(npy, tmp_path / "out")
+    assert source.read_bytes() == _values().tobytes()
+    assert not (tmp_path / "out").exists()
 
 
 def test_raw_files_of_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from axzoo.provenance import bill_of_materials
 from axzoo.recipe import Recipe
 from axzoo.runtime.sampling import PostConfig
 from axzoo.spec import DecoderSpec
+from axzoo.storage import embedding_storage, layer_storage, post_storage
 from axzoo.tokenizer.local import load_tokenizer
 
 
@@ -65,7 +66,10 @@ def complete_bundle(plan: BundlePlan) -> None:
         "source": index["source"],
         "spec": index["spec"],
         "files": _records(plan.folder, [*parts, *others], parts),
-        "parts": {name: {"key": part["key"], **part["about"]} for name, part in parts.items()},
+        "parts": {
+            name: {"key": part["key"], **_storage(name, post, embed, plan.recipe), **part["about"]}
+            for name, part in parts.items()
+        },
         "sbom": bill_of_materials(read_json(plan.source), checkpoint_folder(plan.source), plan.recipe),
     }
     write_json(plan.folder / MANIFEST, manifest)
@@ -77,6 +81,13 @@ def _sorted_out(parts: Mapping[str, Any]) -> tuple[list[str], str, str]:
     (post,) = (name for name in parts if name.endswith("_post.axmodel"))
     (embed,) = (name for name in parts if name.endswith(".bin"))
     return [name for name in parts if name not in (post, embed)], post, embed
+
+
+def _storage(name: str, post: str, embed: str, recipe: Recipe) -> dict[str, Any]:
+    """How the weights of the compiled file `name` were stored."""
+    if name == embed:
+        return embedding_storage()
+    return post_storage(recipe) if name == post else layer_storage(recipe)
 
 
 def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> Any:

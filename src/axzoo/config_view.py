@@ -160,7 +160,7 @@ class ConfigView:
         if unknown:
             raise AxzooError(
                 f"{self.path} has keys axzoo does not know: {', '.join(unknown)}. They may change what the model "
-                f"computes; if they do not, list them under ignore_config_keys of the matrix entry"
+                f"computes; if they do not, vouch for them: ignore_config_keys in a matrix, or --ignore_config_keys"
             )
 
     def _get(self, key: str, default: Any) -> Any:

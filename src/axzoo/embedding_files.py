@@ -25,6 +25,7 @@ from axzoo.files import atomic_path, read_json
 
 NAME = "model.embed_tokens.weight"
 NPY, FLOAT32, BFLOAT16 = f"{NAME}.npy", f"{NAME}.float32.bin", f"{NAME}.bfloat16.bin"
+_NPY_MAGIC = b"\x93NUMPY"
 BLOCK_BYTES = 32 << 20
 """Of fp32, in a block."""
 
@@ -53,7 +54,14 @@ def extract_embedding(source: Path, output: Path, rounding: Rounding = nearest_e
 
 
 def fp32_to_bf16(source: Path, output: Path, rounding: Rounding = nearest_even) -> None:
-    """Converts a file of raw little-endian fp32 to one of bf16. Raises AxzooError when its numbers are not whole."""
+    """Converts a file of raw little-endian fp32 to one of bf16.
+
+    Raises AxzooError when its numbers are not whole, it is an .npy file, or `output` is the same file or a folder.
+    """
+    if output.is_dir():
+        raise AxzooError(f"{output} is a folder: name the file to write, like {output / BFLOAT16}")
+    if source.exists() and output.exists() and output.samefile(source):
+        raise AxzooError(f"{output} is the file to read, {source}, itself: write to another")
 
     def blocks() -> Iterator[NDArray[Any]]:
         while data := file.read(BLOCK_BYTES):
@@ -61,8 +69,12 @@ def fp32_to_bf16(source: Path, output: Path, rounding: Rounding = nearest_even) 
                 raise AxzooError(f"{source} is no file of fp32 numbers: it ends within one, so write it again")
             yield np.frombuffer(data, "<f4")
 
-    with source.open("rb") as file, atomic_path(output) as path, path.open("wb") as target:
-        write_embedding(blocks(), target, rounding)
+    with source.open("rb") as file:
+        if file.read(len(_NPY_MAGIC)) == _NPY_MAGIC:
+            raise AxzooError(f"{source} is an .npy file, whose header is no number: give the .float32.bin beside it")
+        file.seek(0)
+        with atomic_path(output) as path, path.open("wb") as target:
+            write_embedding(blocks(), target, rounding)
 
 
 def _embed_tensor(source: Path) -> TensorRef:

@@ -23,7 +23,8 @@ _OLD_NAMES = {
 }
 
 _DROPPED = frozenset({"hidden_act_param", "model_name"})
-"""What ax-llm-build writes and no model reads."""
+"""What ax-llm-build writes and no model computes with: a name to show, and the slope of a leaky ReLU, which no family's
+activation has."""
 
 _COMMON = frozenset({
     "attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings",

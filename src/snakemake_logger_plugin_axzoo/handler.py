@@ -117,6 +117,7 @@ class LogHandler(LogHandlerBase):
         self.console = open_console(sys.stdout if settings.stdout else sys.stderr, color=not settings.nocolor)
         self.bars = stage_bars(self.console)
         self.run = _Run()
+        self.home = Path.cwd()  # the user's: Snakemake goes to its --directory later
         self.shows_progress = not is_quiet_about(quiet, "progress")
         self.shows_rules = not is_quiet_about(quiet, "rules")
         self.events: dict[LogEvent, Callable[[logging.LogRecord], None]] = {
@@ -255,12 +256,13 @@ class LogHandler(LogHandlerBase):
 
     def _print_log(self, path: Path) -> bool:
         """Prints the log's path and its last lines, the last of all, which says what went wrong, in bold red."""
+        shown = path_from(self.home, path)
         try:
             lines = log_tail(path)
         except OSError:
-            self._print(f"    {path}: not there")
+            self._print(f"    {shown}: not there")
             return False
-        self._print(f"    {path}:" if lines else f"    {path}: empty")
+        self._print(f"    {shown}:" if lines else f"    {shown}: empty")
         for line in lines[:-1]:
             self._print(f"        {line}")
         for line in lines[-1:]:
@@ -309,6 +311,12 @@ def plan_table(plan: Mapping[str, int]) -> str:
     return "\n".join(
         f"{name:<18}{count:>6}{parts if name != 'total' else '':>7}".rstrip() for name, count, parts in rows
     )
+
+
+def path_from(home: Path, path: Path) -> Path:
+    """A path of the current folder as one of `home`; as an absolute one where it lies outside."""
+    absolute = path.absolute()
+    return absolute.relative_to(home) if absolute.is_relative_to(home) else absolute
 
 
 def log_tail(path: Path) -> list[str]:

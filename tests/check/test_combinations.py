@@ -19,7 +19,20 @@ from axzoo.bundle import complete_bundle
 from axzoo.check.layers import check_layers
 from axzoo.check.metrics import relative_l2
 from axzoo.check.oracle import bundle_oracle, checkpoint_oracle, in_memory
-from axzoo.check.thresholds import FLOAT, S4, S4_CHOSEN, S4_GROUPS, S4_GROUPS_CHOSEN, S8, thresholds_of
+from axzoo.check.thresholds import (
+    BF16,
+    FLOAT,
+    S4,
+    S4_GPTQ,
+    S4_GROUPS,
+    S4_GROUPS_GPTQ,
+    S4_GROUPS_MSE,
+    S4_MSE,
+    S4_MSE_GPTQ,
+    S8,
+    Thresholds,
+    thresholds_of,
+)
 from axzoo.engine import InferenceSession
 from axzoo.recipe import HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES, WEIGHT_TYPES, PostWeightType, Recipe
 from axzoo.reference import Oracle, post
@@ -106,15 +119,31 @@ def test_files_are_what_their_dequantized_weights_compute(wide: Checkpoint, weig
     assert _post_error(bundle, oracle) < 1e-5
 
 
-def test_every_recipe_has_its_thresholds() -> None:
-    assert {thresholds_of(Recipe(**WEIGHTS[name])) for name in ("fp32", "fp16", "bf16")} == {FLOAT}
-    assert thresholds_of(Recipe(weight_type="s8", weight_group_size=32)) == S8
-    assert thresholds_of(Recipe(weight_type="s4")) == S4
-    assert thresholds_of(Recipe(weight_type="s4", scale_rule="mse")) == S4_CHOSEN
-    assert thresholds_of(Recipe(weight_type="s4", rounding="gptq")) == S4_CHOSEN
-    assert thresholds_of(Recipe(weight_type="s4", weight_group_size=128)) == S4_GROUPS
-    assert thresholds_of(Recipe(weight_type="s4", weight_group_size=64, scale_rule="mse")) == S4_GROUPS_CHOSEN
-    for strict, loose in [*pairwise([FLOAT, S8, S4_GROUPS, S4, S4_CHOSEN]), (S4_GROUPS, S4_GROUPS_CHOSEN)]:
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"weight_type": "fp32"}, BF16),
+        ({"weight_type": "bf16", "hidden_state_type": "fp16"}, BF16),
+        ({"weight_type": "fp16", "hidden_state_type": "fp32"}, FLOAT),
+        ({"weight_type": "fp32", "hidden_state_type": "fp32"}, FLOAT),
+        ({"weight_group_size": 32, "scale_rule": "mse", "hidden_state_type": "fp32"}, S8),
+        ({"weight_type": "s4"}, S4),
+        ({"weight_type": "s4", "scale_rule": "mse"}, S4_MSE),
+        ({"weight_type": "s4", "rounding": "gptq"}, S4_GPTQ),
+        ({"weight_type": "s4", "scale_rule": "mse", "rounding": "gptq"}, S4_MSE_GPTQ),
+        ({"weight_type": "s4", "weight_group_size": 128}, S4_GROUPS),
+        ({"weight_type": "s4", "weight_group_size": 64, "scale_rule": "mse"}, S4_GROUPS_MSE),
+        ({"weight_type": "s4", "weight_group_size": 32, "rounding": "gptq"}, S4_GROUPS_GPTQ),
+        ({"weight_type": "s4", "weight_group_size": 32, "scale_rule": "mse", "rounding": "gptq"}, S4_GROUPS_GPTQ),
+    ],
+)
+def test_every_recipe_has_its_thresholds(given: dict[str, Any], wanted: Thresholds) -> None:
+    assert thresholds_of(Recipe(**given)) == wanted
+
+
+def test_what_costs_more_may_be_further_off() -> None:
+    rows = [FLOAT, BF16, S8, S4_GROUPS, S4, S4_MSE]
+    for strict, loose in [*pairwise(rows), (S4_GROUPS, S4_GROUPS_MSE), (S4_GROUPS_GPTQ, S4_GPTQ), (S4_MSE_GPTQ, S4)]:
         assert strict.min_layer_cosine > loose.min_layer_cosine
         assert strict.max_delta_l2 < loose.max_delta_l2 < 1  # a layer that adds nothing has an error of 1
 

@@ -20,7 +20,7 @@ from axzoo.check.layers import check_layers, closeness
 from axzoo.check.narration import Narrator
 from axzoo.check.oracle import checkpoint_oracle, in_memory
 from axzoo.check.prompt import prompt_ids
-from axzoo.check.thresholds import FLOAT, S4, S8
+from axzoo.check.thresholds import BF16, FLOAT, S4, S8
 from axzoo.errors import AxzooError
 from axzoo.recipe import Recipe
 from axzoo.reference import Oracle
@@ -47,6 +47,14 @@ def bundle(s8: Built, tmp_path: Path) -> Path:
 @pytest.fixture
 def oracle(s8: Built) -> Oracle:
     return in_memory(checkpoint_oracle(s8.locks, s8.source, s8.recipe.positions))
+
+
+def oracle_hidden(oracle: Oracle, ids: list[int]) -> np.ndarray:
+    """The last layer's output [n, hidden_size] for all tokens."""
+    state = oracle.embed(ids)
+    for index in range(LAYERS):
+        state, _ = oracle.layer(index, state)
+    return state.numpy()
 
 
 def test_a_good_s8_bundle_passes_level_1(bundle: Path, oracle: Oracle) -> None:
@@ -77,8 +85,9 @@ def test_one_token_that_rounding_spoils_fails_no_layer() -> None:
     given[0] *= 4096
     want = given + rng.standard_normal((4, 64)).astype(np.float32)
     found = closeness(given, want.astype(ml_dtypes.bfloat16).astype(np.float32), want)
-    assert found.passes(FLOAT)
-    assert not closeness(given[:1], want[:1].astype(ml_dtypes.bfloat16).astype(np.float32), want[:1]).passes(FLOAT)
+    assert found.passes(BF16)
+    alone = closeness(given[:1], want[:1].astype(ml_dtypes.bfloat16).astype(np.float32), want[:1])
+    assert not alone.passes(BF16)
 
 
 def test_exchanged_layers_fail_level_1(bundle: Path, oracle: Oracle) -> None:
@@ -129,6 +138,19 @@ def test_level_2_asks_the_oracle_of_every_token(bundle: Path, oracle: Oracle, ch
         assert len(probabilities) == 10
         assert probabilities == sorted(probabilities, reverse=True)
         assert step.candidates[0][0] == step.text
+    prefill, *decoded = check.steps
+    chunks = [(0, 8), (8, 8), (16, 4)]  # of the 20 tokens, by prefill groups of 8
+    assert [(state.layer, state.start_indice, state.tokens) for state in prefill.hidden_states] == [
+        (layer, *chunk) for chunk in chunks for layer in range(LAYERS)
+    ]
+    assert [step.start_indice for step in check.steps] == [0, *range(20, 20 + len(decoded))]
+    for step in decoded:
+        assert [(state.layer, state.start_indice, state.tokens) for state in step.hidden_states] == [
+            (layer, step.start_indice, 1) for layer in range(LAYERS)
+        ]
+    last = oracle_hidden(oracle, IDS)
+    assert np.allclose(prefill.hidden_states[-1].values, last[-1, :5], atol=0.15)
+    assert prefill.hidden_states[-1].rms == pytest.approx(np.sqrt(np.square(last[16:]).mean()), rel=0.01)
     assert check.hit_eos == (tokens[-1] in tokenizer.eos_token_ids)
     assert check.conversation == tokenizer.decode([*IDS, *tokens], False)
     assert check.compared_tokens == 262

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from axzoo.axmodel import METADATA_KEY
+from axzoo.bundle import complete_bundle
 from axzoo.cli import main
 from tiny_model import Built, Checkpoint
 
@@ -73,6 +75,35 @@ def test_a_post_layer_as_tables(s8: Built, capsys: Capture) -> None:
     lines = _lines(s8.post, capsys)
     assert ["kind", "post"] in lines
     assert ["0", "out", "output", "bf16", "[1,", "1,", "262]"] in lines
+
+
+def test_where_a_file_comes_from(s8: Built, tmp_path: Path, capsys: Capture) -> None:
+    """By the manifest beside it; without one, or with another file's, nobody knows."""
+    built = s8.moved(tmp_path / "tiny-w8a16")
+    layer = built.layers[0]
+    assert _json(layer, capsys)["provenance"] == {"missing": "no manifest beside it"}
+    assert ["provenance", "no", "manifest", "beside", "it"] in _lines(layer, capsys)
+
+    complete_bundle(built.plan)
+    found = _json(layer, capsys)["provenance"]
+    assert (found["bundle"], found["source"], found["recipe"]["kv_cache_len"]) == ("tiny-w8a16", {"path": "tiny"}, 31)
+    assert found["part"]["key"] == json.loads(built.receipts[0].read_text())["key"]
+    lines = _lines(layer, capsys)
+    for line in (
+        ["source:", "path", "tiny"],
+        ["this", "file:", "scale_rule", "vendor"],
+        ["recipe:", "rounding", "nearest"],
+    ):
+        assert line in lines
+    assert ["this", "file:", "scale_rule", "max_abs"] in _lines(built.post, capsys)
+
+    shutil.copy(layer, built.folder / "stranger.axmodel")
+    assert _json(built.folder / "stranger.axmodel", capsys)["provenance"]["missing"].endswith("does not list it")
+    _vendors(layer.with_name("other"))
+    layer.with_name("other").replace(layer)
+    assert "lists another file of this name" in _json(layer, capsys)["provenance"]["missing"]
+    (built.folder / "manifest.json").write_text("{}")
+    assert _json(layer, capsys)["provenance"] == {"missing": "the manifest beside it is damaged"}
 
 
 def _vendors(path: Path, **metadata: str) -> Path:

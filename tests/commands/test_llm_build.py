@@ -33,10 +33,25 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return make_checkpoint(tmp_path_factory.mktemp("qwen") / "Qwen2-tiny", model_type="qwen2")
 
 
+@pytest.fixture(scope="module")
+def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All that Llama-2-7b's own files say before its weights are read."""
+    folder = tmp_path_factory.mktemp("large") / "Llama-2-7b"
+    tiny = make_checkpoint(folder)
+    config = json.loads((tiny.folder / "config.json").read_text()) | {
+        "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+        "num_key_value_heads": 32, "head_dim": 128, "vocab_size": 32000, "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
 def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *words: str | Path) -> str:
     """The one line a build ends with before it begins."""
     assert main(["llm_build", "--work_path", str(tmp_path / "work"), *map(str, words)]) == 1
-    error = capsys.readouterr().err
+    shown, error = capsys.readouterr()
+    assert shown == ""  # not even the Config block
     assert not (tmp_path / "work/results").exists()
     assert re.fullmatch(r"axzoo: [^\n]+\n", error)
     return error.removeprefix("axzoo: ")
@@ -46,6 +61,14 @@ def test_every_documented_option_is_there(parser: argparse.ArgumentParser) -> No
     help_text = parser.format_help()
     for option in OPTIONS.split():
         assert re.search(rf"(^|[\s,\[]){option}\b", help_text), option
+
+
+def test_the_help_tells_the_defaults(parser: argparse.ArgumentParser) -> None:
+    defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
+    for action in parser._actions:
+        default = defaults.get(action.dest)
+        if default is not None and default is not False and default != []:
+            assert re.search(rf"\({re.escape(str(default))}[:)]", str(action.help)), action.option_strings
 
 
 def test_the_documented_defaults(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +90,7 @@ def test_the_documented_defaults(parser: argparse.ArgumentParser) -> None:
         ["-t", "s8"],
         ["-c", "3"],
         ["--parallel", "0"],
+        ["--parallel", "x"],
         ["--weight_group_size", "16"],
         ["--npu_mode", "NPU1"],
     ],
@@ -75,7 +99,9 @@ def test_what_no_option_takes(words: list[str], capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as ended:
         main(["llm_build", "--input_path", "x", *words])
     assert ended.value.code == 2
-    assert "usage: axzoo llm_build" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "usage: axzoo llm_build" in said
+    assert "_positive" not in said
 
 
 @pytest.mark.parametrize(
@@ -89,9 +115,25 @@ def test_what_no_option_takes(words: list[str], capsys: pytest.CaptureFixture[st
         (["-w", "bf16", "--weight_group_size", "32"], "weight_group_size 32 is for integer weights"),
         (["--calibration_tokens", "512"], "--calibration_tokens is for --rounding gptq"),
         (["--calibration_text", "x"], "--calibration_text is for --rounding gptq"),
-        (["--chip", "AX1"], "--chip: unknown chip 'AX1': known are AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)"),
-        (["--prompt", ""], "--prompt: '' is not text"),
-        (["--model_type", "gpt2"], "config.json: model_type 'gpt2' is not supported; supported are: chatglm"),
+        (
+            ["--kv_cache_len", "31", "--chip", "AX1"],
+            "--chip: unknown chip 'AX1': known are AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
+        ),
+        (["--kv_cache_len", "31", "--prompt", ""], "--prompt: '' is not text of at least one character"),
+        (["--model_type", "gpt2"], "config.json as changed by --model_type: model_type 'gpt2' is not supported"),
+        (["--ignore_config_keys", "nosuchkey"], "--ignore_config_keys nosuchkey: "),
+        (["--kv_cache_len", "129"], "--kv_cache_len 129 asks for 129 positions, and config.json gives the model 128"),
+        (["--kv_cache_len", "31", "--post_topk", "263"], "--post_topk 263 is more than the vocabulary's 262"),
+        (
+            ["--kv_cache_len", "31", "--weight_group_size", "64"],
+            "--weight_group_size 64 does not divide the input features of every matrix, 32 and 48: use 0",
+        ),
+        (
+            ["--kv_cache_len", "31", "-c", "2", "--prompt", "a" * 32],
+            "--prompt has 32 tokens, and the KV cache holds 31: shorten it, or raise --kv_cache_len",
+        ),
+        (["--kv_cache_len", "31", "-c", "1", "--prompt", "a"], "--prompt has 1 tokens, and check level 1 needs 2"),
+        (["--kv_cache_len", "31", "--output_path", "/proc/out"], "--output_path /proc/out cannot be written: /proc: "),
         (["--model_config", "nothing.json"], "nothing.json is missing"),
     ],
 )
@@ -100,6 +142,47 @@ def test_refusals(
 ) -> None:
     assert said in refusal(capsys, tmp_path, "--input_path", qwen.folder, "--output_path", tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--kv_cache_len", "1023"],
+            "AX620E has 3072 MB, Llama-2-7b-w8a16 needs 8227 MB: 7691 of weights, 536 of KV cache. "
+            "It would fit with --chip AX650\n",
+        ),
+        (
+            ["--kv_cache_len", "4096", "-w", "bf16", "--chip", "AX650"],
+            "AX650 has 11317 MB, Llama-2-7b-w16a16 needs 28205 MB: 26058 of weights, 2147 of KV cache. "
+            "It would fit with -w s8\n",
+        ),
+        (
+            ["--kv_cache_len", "4096", "-w", "s8", "--post_weight_type", "bf16", "-t", "fp32", "--chip", "AX650"],
+            "AX650 has 11317 MB, Llama-2-7b-w8a32 needs 12358 MB: 8063 of weights, 4295 of KV cache. "
+            "It would fit with -w s4, or with --kv_cache_len 3103\n",
+        ),
+        (["--kv_cache_len", "4096", "-w", "fp32"], "It would fit with -w s8 --chip AX650\n"),
+    ],
+)
+def test_what_its_chip_cannot_hold_is_refused_with_what_would_help(
+    seven_billion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    chip = [] if "--chip" in words else ["--chip", "AX630C"]
+    where = ["--input_path", seven_billion, "--output_path", tmp_path / "out"]
+    assert said in refusal(capsys, tmp_path, *where, *words, *chip)
+
+
+def test_a_bad_value_is_said_of_the_file_it_stands_in(
+    qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine.json"
+    mine.write_text('{"hidden_act": "relu"}')
+    said = refusal(capsys, tmp_path, "--input_path", qwen.folder, "--model_config", mine)
+    assert said.startswith(f"{qwen.folder}/config.json as changed by {mine}: hidden_act is 'relu', but must be 'silu'")
+    mine.write_text('{"model_name": 3}')
+    said = refusal(capsys, tmp_path, "--input_path", qwen.folder, "--model_config", mine)
+    assert said == f"{mine}: model_name is 3, but must be text\n"
 
 
 def test_images_are_refused_in_two_ways(qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from axzoo.checkpoint.lock import make_lock
 from axzoo.errors import AxzooError
+from axzoo.estimate import elements
 from axzoo.llm_build.model import Model, read_model, read_override
 from tiny_model import Checkpoint, make_checkpoint
 
@@ -72,8 +74,9 @@ def test_overrides(qwen: Checkpoint, tmp_path: Path) -> None:
     file.write_text('{"model_name": "Qwen2", "model_type": "phi", "rope_theta_base": 20000.0}')
     override = read_override(file, "qwen")
     assert override == {"model_name": "Qwen2", "model_type": "qwen", "rope_theta_base": 20000.0}
-    spec = read_model(qwen.folder, override, file, ()).spec
-    assert (spec.model_type, spec.layer.rope.theta) == ("qwen2", 20000.0)
+    model = read_model(qwen.folder, override, file, ())
+    assert (model.spec.model_type, model.spec.layer.rope.theta) == ("qwen2", 20000.0)
+    assert (model.name, model.shown_name, read(qwen.folder).shown_name) == ("Qwen2-tiny", "Qwen2", "Qwen2-tiny")
     assert read_override(None, None) == {}
     file.write_text("[]")
     with pytest.raises(AxzooError, match=r"mine\.json is not a mapping"):
@@ -110,6 +113,21 @@ def test_a_checkpoint_axzoo_does_not_build(
 def test_an_unknown_key_may_be_vouched_for(qwen: Checkpoint, tmp_path: Path) -> None:
     folder = change_config(qwen, tmp_path / "changed", strange=1)
     assert read_model(folder, {}, OPTION, ["strange"]).spec == read(qwen.folder).spec
+
+
+def test_a_key_that_is_not_there_cannot_be_vouched_for(qwen: Checkpoint) -> None:
+    with pytest.raises(AxzooError, match=r"^--ignore_config_keys strange: .*config\.json has no such key"):
+        read_model(qwen.folder, {}, OPTION, ["strange"])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "phi", "phi3"])
+def test_the_sizes_are_those_the_lock_finds(family: str, tmp_path: Path) -> None:
+    """Fused tensors count once, a tied head for itself."""
+    checkpoint = make_checkpoint(tmp_path / family, model_type=family)
+    lock = make_lock(checkpoint.folder, family, checkpoint.layers)
+    sizes = read(checkpoint.folder).sizes
+    assert sizes["layer"] == elements(lock.layers[0])
+    assert (sizes["post"], sizes["kv_width"]) == (elements(lock.post), lock.spec.layer.kv_size)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

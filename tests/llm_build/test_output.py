@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from axzoo.errors import AxzooError
-from axzoo.llm_build.output import place_bundle, refuse_checkpoint
+from axzoo.llm_build.output import place_bundle, refuse_output
 
 FILES = {"q_l0.axmodel": "layer 0", "q_post.axmodel": "post", "config.json": "{}", "tokenizer/tokenizer.json": "tok"}
 
@@ -106,12 +106,22 @@ def test_a_hostile_manifest_reaches_nothing_outside(bundle: Path, output: Path, 
 def test_a_checkpoint_is_no_place_for_a_bundle(tmp_path: Path, weights: str) -> None:
     (tmp_path / weights).write_text("")
     with pytest.raises(AxzooError, match=f"holds a checkpoint \\({weights}\\): give --output_path a folder"):
-        refuse_checkpoint(tmp_path)
+        refuse_output(tmp_path)
     with pytest.raises(AxzooError, match="is a file: --output_path names a folder"):
-        refuse_checkpoint(tmp_path / weights)
+        refuse_output(tmp_path / weights)
 
 
 def test_an_earlier_output_is_a_place_for_a_bundle(output: Path, tmp_path: Path) -> None:
     (output / "model.embed_tokens.weight.bfloat16.bin").write_text("")
-    refuse_checkpoint(output)
-    refuse_checkpoint(tmp_path / "not there yet")
+    refuse_output(output)
+    refuse_output(tmp_path / "not there yet")
+
+
+def test_an_output_that_cannot_be_written_is_refused_and_nothing_is_left_there(output: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(AxzooError, match="--output_path /proc/axzoo/out cannot be written: /proc: "):
+        refuse_output(Path("/proc/axzoo/out"))
+    with pytest.raises(AxzooError, match=r"run\.sh/out cannot be written: .*run\.sh: Not a directory"):
+        refuse_output(output / "run.sh/out")
+    refuse_output(output)
+    assert sorted(tmp_path.rglob("*")) == before

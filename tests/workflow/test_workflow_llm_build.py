@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
-from workflow_project import LAYERS, train_tokenizer
+from workflow_project import LAYERS, REPOSITORY, train_tokenizer
+
+from axzoo.inspection import inspect_file
 
 pytestmark = pytest.mark.workflow
 
@@ -97,6 +100,11 @@ class Desk:
     def files(self, folder: str = OUTPUT) -> set[str]:
         return {path.name for path in (self.folder / folder).iterdir() if path.is_file()}
 
+    def layer_logs(self, name: str) -> set[str]:
+        """One for each job that compiled layers of files so called, by the layers it made."""
+        logs = (self.folder / ".axzoo/results/logs/layer/AX650").glob(f"*/{name}.log")
+        return {found[1] for log in logs if (found := re.search(r"_l([\d-]+)", log.name))}
+
     def receipts(self, tag: str) -> dict[str, int]:
         """The layers compiled so far, with the times of their receipts, in that order."""
         found = (self.folder / ".axzoo/results/receipts/AX650").glob(f"*-{tag}/*_l*.json")
@@ -174,9 +182,26 @@ def test_the_documented_build_makes_the_documented_files(desk: Desk, compiled: s
         1023,
     )
     assert json.loads((desk.folder / OUTPUT / "config.json").read_text())["chat"] is True
+    assert desk.layer_logs("qwen2_p128_*") == {f"0-{LAYERS - 1}"}
 
 
-def test_level_1_says_how_close_the_first_layer_is_and_builds_nothing(desk: Desk, compiled: str) -> None:
+def test_the_documented_second_step_completes_the_documented_tree(desk: Desk, compiled: str) -> None:
+    bf16, *temporary = (f"model.embed_tokens.weight.{end}" for end in ("bfloat16.bin", "float32.bin", "npy"))
+    built = (desk.folder / OUTPUT / bf16).read_bytes()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    script = REPOSITORY / "scripts/embed_process.sh"
+    environment = {**os.environ, "PATH": path}
+    subprocess.run([script, f"{MODEL}/", f"{OUTPUT}/"], cwd=desk.folder, env=environment, check=True)
+    assert desk.files() - BESIDES == TREE | set(temporary)
+    sizes = [(desk.folder / OUTPUT / name).stat().st_size for name in temporary]
+    assert sizes == [2 * len(built), 2 * len(built) + 128]
+    assert (desk.folder / OUTPUT / bf16).read_bytes() == built
+    for name in temporary:  # the document: "temp file, it can be deleted"
+        (desk.folder / OUTPUT / name).unlink()
+
+
+def test_level_1_says_how_close_each_layer_is_and_builds_nothing(desk: Desk, compiled: str) -> None:
+    """Nor do more workers, which would have shared the layers among them otherwise."""
     before = {path: path.stat().st_mtime_ns for path in (desk.folder / OUTPUT).rglob("*") if path.is_file()}
     shown = desk.build(LEVEL_1)
     assert "Nothing to be done" in shown
@@ -187,6 +212,9 @@ def test_level_1_says_how_close_the_first_layer_is_and_builds_nothing(desk: Desk
     assert stages(shown)[-1] == "check llm model done!"
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert json.loads((desk.folder / OUTPUT / "checks/layers.json").read_text())["passed"] is True
+    log = (desk.folder / OUTPUT / "checks/layers.log").read_text()
+    assert f"\n{log}" in shown
+    assert log.count("cos_sim is: ") == 2 * LAYERS
 
 
 def test_level_2_simulates_as_documented(desk: Desk, compiled: str) -> None:
@@ -206,11 +234,18 @@ def test_level_2_simulates_as_documented(desk: Desk, compiled: str) -> None:
     checks = desk.folder / OUTPUT / "checks"
     report = json.loads((checks / "generation.json").read_text())
     assert report["prompt"] == PROMPT.replace("\\n", "\n")  # raw: nothing put before or behind it
-    assert (checks / "generation.log").is_file()
+    assert [step["start_indice"] for step in report["steps"][1:]] == [
+        int(number) for number in re.findall(r"^start_indice = (\d+)\n(?!\d{4}-)", shown, re.MULTILINE)
+    ]
+    assert {state["layer"] for state in report["steps"][0]["hidden_states"]} == set(range(LAYERS))
+    log = (checks / "generation.log").read_text()
+    assert f"\n{log}" in shown
+    assert "results/" not in log
 
 
 def test_a_model_config_and_no_prefill(desk: Desk, compiled: str) -> None:
-    """The document's other line names no --prefill_len: its files are for decoding only, and so is the check."""
+    """The document's other line names no --prefill_len: its files are for decoding only, and so is the check. Its
+    --parallel 8 has a worker for each layer."""
     shown = desk.build(WITH_CONFIG + " --check_level 1")
     assert shown.startswith(CONFIG_BLOCK)
     assert desk.files() == {
@@ -221,6 +256,7 @@ def test_a_model_config_and_no_prefill(desk: Desk, compiled: str) -> None:
     }
     assert "decode layer0_gt layer0_got cos_sim is: " in shown
     assert "prefill layer0_gt" not in shown
+    assert desk.layer_logs("qwen2_l*") == {str(layer) for layer in range(LAYERS)}
 
 
 def test_a_killed_build_goes_on_where_it_was(desk: Desk, compiled: str) -> None:
@@ -263,5 +299,38 @@ def test_a_build_that_fails_says_so_last(desk: Desk, tmp_path: Path) -> None:
         shown, _ = build.communicate(timeout=60)
     assert build.returncode == 1
     assert "gate_proj.weight has shape [320, 128]" in shown
+    assert re.search(r"^    \.axzoo/results/logs/lock/\S+\.log:$", shown, re.MULTILINE)
     assert shown.splitlines()[-1].startswith("axzoo: the build failed, as said above; logs are in ")
+    assert "goes on from there" not in shown
     assert not (desk.folder / "failed").exists()
+
+
+def test_the_newer_tools_options_and_a_check_that_fails(desk: Desk, compiled: str) -> None:
+    line = f"--input_path {MODEL} --output_path newer --prefill_len 16 --kv_cache_len 63 -t fp32 --parallel 2"
+    line += " --last_kv_cache_len 16 --last_kv_cache_len 32 --post_weight_type fp8_e4m3 --ret_postnorm"
+    shown = desk.build(f"{line} -c 1 --prompt '{'1+1=?' * 8}'")
+    assert f"all {LAYERS} layers: cos_sim is at least 0.99" in shown
+    output = desk.folder / "newer"
+    layers = [output / f"qwen2_p16_l{layer}_together.axmodel" for layer in range(LAYERS)]
+    past = [group.inputs[4].shape[2] - group.inputs[4].shape[1] for group in inspect_file(layers[0]).header.groups]
+    assert past == [63, 0, 16, 32]
+    post = inspect_file(output / "qwen2_post.axmodel")
+    assert [tensor.name for tensor in post.header.groups[0].outputs] == ["output", "postnorm"]
+    assert {tensor.name: tensor.dtype for tensor in post.outline.tensors}["lm_head.weight"] == "fp8_e4m3"
+
+    built = desk.folder / ".axzoo/results/AX650/Qwen2-0.5B-Instruct-w8a32"
+    (built / layers[0].name).unlink()
+    shutil.copy(layers[1], built / layers[0].name)
+    with desk.start(f"{line} -c 1") as build:
+        shown, _ = build.communicate(timeout=60)
+    assert build.returncode == 1
+    assert re.search(rf"^{STAMP}decode layer0_gt layer0_got cos_sim is: ", shown, re.MULTILINE)
+    assert f"all {LAYERS} layers: cos_sim is at least " in shown
+    assert re.search(r"^    \.axzoo/results/checks/\S+/layers\.log:$", shown, re.MULTILINE)
+    assert shown.splitlines()[-1].startswith("axzoo: check level 1 failed for layers [0]: a layer needs cosine >= ")
+    assert shown.endswith("All it found is in newer/checks; the files in newer are those that failed\n")
+    report = json.loads((output / "checks/layers.json").read_text())
+    assert (report["passed"], report["failed_layers"], len(report["layers"])) == (False, [0], LAYERS)
+    assert "level 1 failed" in (output / "checks/layers.log").read_text()
+    checks = desk.folder / ".axzoo/results/checks/AX650/Qwen2-0.5B-Instruct-w8a32"
+    assert {path.name for path in checks.iterdir()} == {"layers.failed.json", "layers.log"}

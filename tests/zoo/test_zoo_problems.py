@@ -67,7 +67,7 @@ def test_a_checkpoints_code_is_never_run(problems: Problems, value: str) -> None
         ("prefill_len: -1", "prefill_len: -1 must be greater than or equal to 0"),
         ("last_kv_cache_len: 128", "last_kv_cache_len: 128 must be a valid tuple"),
         ("chat: 'yes'", "chat: 'yes' must be a valid boolean"),
-        ("prompt: ''", "prompt: '' is not text without zero bytes, like 'Paris'"),
+        ("prompt: ''", "prompt: '' is not text of at least one character and no zero bytes, like 'Paris'"),
         ("expect: 4", "expect: 4 is not text: put it in quotes"),
         ("model_config: ../x.json", "model_config: '../x.json' is not a JSON file's relative path, like 'config/"),
         ("model_config: /x.json", "model_config: '/x.json' is not a JSON file's relative path"),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from axzoo.check.metrics import kl_divergence, log_softmax
-from axzoo.check.narration import Narrator
+from axzoo.check.narration import HiddenState, Narrator
 from axzoo.check.thresholds import Thresholds
 from axzoo.reference import Oracle
 from axzoo.runtime.model import Model
@@ -25,9 +25,12 @@ class Step:
     """One generated token: the ten likeliest with their probabilities, and how the oracle differs.
 
     From a post layer that names its likeliest tokens only, there may be fewer, and their probabilities sum to 1.
+    `hidden_states` are the layers' outputs it came of, for the tokens of the context from `start_indice` on.
     """
 
     token: int
+    start_indice: int
+    hidden_states: tuple[HiddenState, ...]
     text: str
     candidates: tuple[tuple[str, float], ...]
     oracle_token: int
@@ -51,7 +54,7 @@ class GenerationCheck:
     def failures(self, thresholds: Thresholds, expect: str | None) -> list[str]:
         """What keeps the answer from passing, in words; empty when it passes."""
         said = []
-        if self.mean_kl > thresholds.max_mean_kl:
+        if not self.mean_kl <= thresholds.max_mean_kl:  # it may be no number
             said.append(f"mean KL divergence {self.mean_kl:.4f} is above {thresholds.max_mean_kl}")
         if self.top1_agreement < thresholds.min_top1_agreement:
             said.append(f"top-1 agreement {self.top1_agreement:.3f} is below {thresholds.min_top1_agreement}")
@@ -66,17 +69,21 @@ def check_generation(
     """Generates up to `max_tokens` tokens after the prompt `ids`, then asks the oracle about each."""
     narrator.begin(0, len(ids))
     logits = [model.prefill(ids, narrator.hidden)]
+    passes = [(narrator.start, tuple(narrator.hidden_states))]
     tokens = [_told(narrator, tokenizer, logits[0])]
     ends = set(tokenizer.eos_token_ids)
     while tokens[-1] not in ends and len(tokens) < max_tokens and not model.is_full:
         narrator.begin(model.used, model.used + 1)
         logits.append(model.decode(tokens[-1], narrator.hidden))
+        passes.append((narrator.start, tuple(narrator.hidden_states)))
         tokens.append(_told(narrator, tokenizer, logits[-1]))
     wanted = oracle.logits([*ids, *tokens[:-1]])[len(ids) - 1 :].numpy()
     kls = kl_divergence(wanted, np.stack(logits))
     steps = tuple(
-        Step(token, tokenizer.decode([token], False), _candidates(tokenizer, row), int(want.argmax()), float(kl))
-        for token, row, want, kl in zip(tokens, logits, wanted, kls, strict=True)
+        Step(
+            token, *passed, tokenizer.decode([token], False), _candidates(tokenizer, row), int(want.argmax()), float(kl)
+        )
+        for token, passed, row, want, kl in zip(tokens, passes, logits, wanted, kls, strict=True)
     )
     return GenerationCheck(
         prompt=tokenizer.decode(ids, False),

@@ -59,7 +59,7 @@ class LayerCheck:
 def check_layers(bundle: Bundle, oracle: Oracle, ids: Sequence[int]) -> Iterator[LayerCheck]:
     """Checks the layers in order, holding one at a time. Raises AxzooError for a prompt of fewer than two tokens."""
     if len(ids) < 2:
-        raise AxzooError(f"level 1 needs a prompt of at least 2 tokens, not {len(ids)}: give the entry a longer one")
+        raise AxzooError(f"level 1 needs a prompt of at least 2 tokens, not {len(ids)}: use a longer one")
     state = oracle.embed(ids)
     for index, path in enumerate(bundle.layers):
         session = InferenceSession(path)

@@ -1,7 +1,9 @@
-"""What a level 2 check shows while it runs: every layer's hidden state and every token, as `llm_build` prints them."""
+"""What a level 2 check shows while it runs: every layer's hidden state and every token, as `llm_build` prints them; the
+hidden states are also kept, in short, for the report."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,18 @@ from numpy.typing import NDArray
 
 _SHOWN = 5
 """Values of a single token's hidden state."""
+
+
+@dataclass(frozen=True)
+class HiddenState:
+    """A layer's output for `tokens` tokens from position `start_indice` on: the first `values` of the last token's, and
+    the root mean square of all."""
+
+    layer: int
+    start_indice: int
+    tokens: int
+    values: tuple[float, ...]
+    rms: float
 
 
 class Narrator:
@@ -22,16 +36,20 @@ class Narrator:
         self._layers = layers
         self._end = 0
         self._is_decode = False
+        self.start = 0
+        self.hidden_states: list[HiddenState] = []
 
     def begin(self, start: int, end: int) -> None:
-        """A pass that extends the context from `start` to `end` tokens."""
-        self._end, self._is_decode = end, end - start == 1
+        """A pass that extends the context from `start` to `end` tokens. What is kept is this pass's from now on."""
+        self.start, self._end, self._is_decode = start, end, end - start == 1
+        self.hidden_states = []
         self._announce(0, start)
 
     def hidden(self, layer: int, position: int, rows: NDArray[Any]) -> None:
         """A layer's output [n, hidden_size] for the tokens from `position` on; one token's is shown in short."""
         logger.info("end simulate")
         values = rows.astype(np.float32)
+        self.hidden_states.append(in_short(layer, position, values))
         _tell(format_hidden(values[0, :_SHOWN] if len(values) == 1 else values[None]))
         after = position + len(rows)
         if layer + 1 < self._layers:
@@ -51,6 +69,12 @@ class Narrator:
         if self._is_decode:
             _tell(f"start_indice = {position}")
         logger.info("simulate layer {}", layer)
+
+
+def in_short(layer: int, position: int, rows: NDArray[np.float32]) -> HiddenState:
+    """rows [n, hidden_size], a layer's output for the tokens from `position` on."""
+    first = tuple(map(float, rows[-1, :_SHOWN]))
+    return HiddenState(layer, position, len(rows), first, float(np.sqrt(np.square(rows, dtype=np.float64).mean())))
 
 
 def format_hidden(values: NDArray[np.float32]) -> str:

@@ -111,12 +111,18 @@ def read_spec(
     said = config.get("model_type")
     if said != model_type and said in supported_model_types():
         raise AxzooError(f"{path} has model_type {said!r}, but the matrix says {model_type!r}")
+    path = path if model_config is None else changed_by(path, model_config)
     spec = spec_of(config, path, ignore_config_keys)
     if spec.num_hidden_layers != num_hidden_layers:
         raise AxzooError(
             f"{path} has {spec.num_hidden_layers} layers, but the matrix says num_hidden_layers: {num_hidden_layers}"
         )
     return spec
+
+
+def changed_by(path: Path, model_config: Path) -> Path:
+    """What messages call a config.json with the values that `model_config` puts in their place."""
+    return Path(f"{path} as changed by {model_config}")
 
 
 def spec_of(config: Mapping[str, Any], path: Path, ignore_config_keys: Collection[str]) -> DecoderSpec:

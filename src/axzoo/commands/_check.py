@@ -14,4 +14,10 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to say to the model")
     parser.add_argument("--raw", action="store_true", help="take the prompt as it stands, without the chat template")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="the verdict and its numbers, JSON")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="numbers and verdict, JSON; NAME.failed.json where the check fails",
+    )

@@ -29,13 +29,14 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.check.oracle import checkpoint_oracle
     from axzoo.check.prompt import prompt_ids
     from axzoo.check.thresholds import thresholds_of
+    from axzoo.check.verdict import remove_reports, write_report
     from axzoo.errors import AxzooError
-    from axzoo.files import write_json
     from axzoo.manifest import read_manifest
     from axzoo.runtime.bundle import open_bundle
     from axzoo.runtime.model import load_model
     from axzoo.tokenizer.local import load_tokenizer
 
+    remove_reports(args.output)
     bundle = open_bundle(args.bundle)
     recipe = read_manifest(args.bundle).recipe
     thresholds = thresholds_of(recipe)
@@ -48,12 +49,10 @@ def run(args: argparse.Namespace) -> None:
     check = check_generation(model, tokenizer, oracle, ids, args.max_tokens, narrator)
     failures = check.failures(thresholds, args.expect)
     _print_end(check)
-    write_json(
-        args.output,
-        {"passed": not failures, "failures": failures, "thresholds": asdict(thresholds), **asdict(check)},
-    )
+    report = {"passed": not failures, "failures": failures, "thresholds": asdict(thresholds), **asdict(check)}
+    written = write_report(args.output, report)
     if failures:
-        raise AxzooError(f"{args.bundle}: level 2 failed: {'; '.join(failures)}")
+        raise AxzooError(f"{args.bundle}: level 2 failed: {'; '.join(failures)}; its numbers are in {written}")
     logger.success(f"level 2 passed: {len(check.steps)} tokens")
 
 

@@ -20,12 +20,13 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.check.oracle import checkpoint_oracle
     from axzoo.check.prompt import prompt_ids
     from axzoo.check.thresholds import thresholds_of
+    from axzoo.check.verdict import remove_reports, write_report
     from axzoo.errors import AxzooError
-    from axzoo.files import write_json
     from axzoo.manifest import read_manifest
     from axzoo.runtime.bundle import open_bundle
     from axzoo.tokenizer.local import load_tokenizer
 
+    remove_reports(args.output)
     bundle = open_bundle(args.bundle)
     recipe = read_manifest(args.bundle).recipe
     thresholds = thresholds_of(recipe)
@@ -40,17 +41,19 @@ def run(args: argparse.Namespace) -> None:
                     f"{kind} layer{check.layer} delta_l2: {numbers.delta_l2:.4f}, max_abs: {numbers.max_abs:.4f}"
                 )
     failed = [check.layer for check in checks if not check.passes(thresholds)]
+    failures = (
+        f"layers {failed}: a layer needs cosine >= {thresholds.min_layer_cosine} "
+        f"and a relative L2 of its delta <= {thresholds.max_delta_l2}"
+    )
     report = {
         "passed": not failed,
+        "failures": [failures] if failed else [],
         "failed_layers": failed,
         "thresholds": asdict(thresholds),
         "prompt_tokens": len(ids),
         "layers": [asdict(check) for check in checks],
     }
-    write_json(args.output, report)
+    written = write_report(args.output, report)
     if failed:
-        raise AxzooError(
-            f"{args.bundle}: level 1 failed for layers {failed}: a layer needs cosine >= {thresholds.min_layer_cosine} "
-            f"and a relative L2 of its delta <= {thresholds.max_delta_l2}"
-        )
+        raise AxzooError(f"{args.bundle}: level 1 failed for {failures}; its numbers are in {written}")
     logger.success(f"level 1 passed: {len(checks)} layers")

@@ -16,16 +16,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
     from axzoo.inspection import inspect_file
+    from axzoo.inspection.provenance import read_provenance
     from axzoo.inspection.tables import tables
     from axzoo.progress import open_console
 
-    found = inspect_file(args.file)
+    found, provenance = inspect_file(args.file), read_provenance(args.file)
     try:
         if args.json:
-            print(json.dumps(found.to_dict(), indent=2, allow_nan=False))
+            known = {"missing": provenance} if isinstance(provenance, str) else asdict(provenance)
+            print(json.dumps(found.to_dict() | {"provenance": known}, indent=2, allow_nan=False))
             return
-        shown = tables(found)
+        shown = tables(found, provenance)
     except (ValueError, RecursionError) as error:  # not finite, or nested beyond all reason
         raise AxzooError(f"{args.file} has damaged metadata ({error}): build it again") from None
     console = open_console(sys.stdout)

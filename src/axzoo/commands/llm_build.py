@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_layer_recipe(parser)
     parser.add_argument("--calibration_text", type=Path, metavar="FILE", help="a text for --rounding gptq to go by")
     parser.add_argument(
-        "--calibration_tokens", type=int, metavar="N", help="how many tokens --rounding gptq goes by (8192)"
+        "--calibration_tokens",
+        type=int,
+        metavar="N",
+        help="what --rounding gptq goes by, in whole sequences of 256 (8192)",
     )
     add_post_recipe(parser)
     add_hidden_state_type(parser)
@@ -60,25 +63,33 @@ def run(args: argparse.Namespace) -> None:
 
     from loguru import logger
 
+    from axzoo.llm_build.batching import choose_layers_per_job
     from axzoo.llm_build.model import read_model, read_override
-    from axzoo.llm_build.output import place_bundle, refuse_checkpoint
+    from axzoo.llm_build.output import place_bundle, refuse_output
+    from axzoo.llm_build.preflight import refuse_misfit, refuse_prompt, refuse_recipe
     from axzoo.llm_build.project import open_project
     from axzoo.progress import format_config
     from axzoo.zoo.made_from import MADE_FROM
 
     recipe = recipe_of(args)
     _refuse_idle_options(args)
+    refuse_output(args.output_path)
     override = read_override(args.model_config, args.model_type)
     model = read_model(args.input_path, override, args.model_config or Path("--model_type"), args.ignore_config_keys)
     _refuse_image_size(args.image_size, model)
-    refuse_checkpoint(args.output_path)
-    print(format_config(model.name, model.spec), flush=True)
+    refuse_recipe(model.spec, recipe)
     with open_project(args.work_path) as project:
         entry = _entry(args, model, recipe) | _calibration(args, project)
         build = project.describe(model.name, entry, override)
-        make = partial(project.make, jobs=args.parallel, layers_per_job=model.layers_per_job)
-        make([build.locks / MADE_FROM], quiet=True)
+        refuse_misfit(build, project.chips)
+        if args.check_level and model.tokenizer:
+            refuse_prompt(len(model.tokenizer.encode(build.prompt)), recipe, args.check_level)
+        print(format_config(model.shown_name, model.spec), flush=True)
+        logger.info(f"preparing llm model: {model.parameters / 1e6:.0f} million parameters are read and digested")
+        project.make([build.locks / MADE_FROM], jobs=args.parallel, layers_per_job=1, quiet=True)
         logger.success("prepare llm model done!")
+        layers_per_job = choose_layers_per_job(project.folder, build, args.parallel)
+        make = partial(project.make, jobs=args.parallel, layers_per_job=layers_per_job)
         make([*build.compiled_files, *(build.bundle / name for name in BUNDLE_FILES)])
         place_bundle(project.folder / build.bundle, args.output_path)
         logger.success("build llm model done!")
@@ -88,9 +99,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, not {text}")
-    return number
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
+    return int(text)
 
 
 def _refuse_idle_options(args: argparse.Namespace) -> None:
@@ -126,6 +137,7 @@ def _entry(args: argparse.Namespace, model: Model, recipe: Recipe) -> dict[str, 
         "path": str(model.path),
         "model_type": model.spec.model_type,
         "num_hidden_layers": model.spec.num_hidden_layers,
+        "sizes": model.sizes,
         "chips": [args.chip],
         **asdict(recipe),
         "last_kv_cache_len": list(recipe.last_kv_cache_len),
@@ -149,17 +161,37 @@ def _calibration(args: argparse.Namespace, project: Project) -> dict[str, Any]:
 
 
 def _check(project: Project, build: Build, args: argparse.Namespace, make: Callable[..., None]) -> None:
-    """Runs the level asked for, shows what it found and puts its files beside the bundle."""
-    from axzoo.llm_build.levels import REPORTS, show_generation, show_layers
-    from axzoo.llm_build.output import CHECKS, place_copy, remove_checks
+    """Runs the level asked for, shows its log and puts its files beside the bundle, also where it fails."""
+    from functools import partial
+
+    from axzoo.check.verdict import failed_report
+    from axzoo.errors import AxzooError
+    from axzoo.files import read_json
+    from axzoo.llm_build.follow import Follower
+    from axzoo.llm_build.levels import REPORTS, in_users_words, tell_worst_layer
+    from axzoo.llm_build.output import CHECKS, place_copy, place_text, remove_checks
 
     name = REPORTS[args.check_level]
-    report, log = build.checks / f"{name}.json", build.checks / f"{name}.log"
-    remove_checks(args.output_path, (report.name, log.name))
-    make([report], quiet=True)
-    for path in (report, log):
-        place_copy(project.folder / path, args.output_path / CHECKS / path.name)
+    passed, log = (project.folder / build.checks / f"{name}.{end}" for end in ("json", "log"))
+    failed = failed_report(passed)
+    remove_checks(args.output_path, (passed.name, log.name))
+    failed.unlink(missing_ok=True)
+    wording = partial(in_users_words, bundle=build.bundle, output=args.output_path)
+    follower = Follower(log, wording)
+    try:
+        make([build.checks / passed.name], quiet=True, meanwhile=follower.show_new)
+    except AxzooError:
+        if not failed.exists():  # it did not come to a verdict
+            raise
+    follower.show_rest()
+    found = failed if failed.exists() else passed
+    place_copy(found, args.output_path / CHECKS / passed.name)
+    place_text(wording(log.read_text()), args.output_path / CHECKS / log.name)
+    report = read_json(found)
     if args.check_level == 1:
-        show_layers(project.folder / report)
-    else:
-        show_generation(project.folder / log, build, args.output_path)
+        tell_worst_layer(report)
+    if not report["passed"]:
+        raise AxzooError(
+            f"check level {args.check_level} failed for {'; '.join(report['failures'])}. All it found is in "
+            f"{args.output_path / CHECKS}; the files in {args.output_path} are those that failed"
+        )

@@ -36,7 +36,7 @@ def _lines(build: Build) -> list[tuple[str, str]]:
         return [("bundle", f"not built: snakemake --cores all {build.bundle / 'manifest.json'}")]
     size = sum(file["size"] for file in manifest["files"].values())
     lines = [("bundle", f"{build.bundle} ({len(manifest['files'])} files, {size / 1e6:.1f} MB)")]
-    layers, generation = _read(build.checks / "layers.json"), _read(build.checks / "generation.json")
+    layers, generation = (_verdict_in(build.checks / name) for name in ("layers.json", "generation.json"))
     lines.append(("level 1", "not checked" if layers is None else _level_1(layers)))
     if generation is None:
         return [*lines, ("level 2", "not checked")]
@@ -55,12 +55,20 @@ def _read(path: Path) -> Any:
     return read_json(path) if path.exists() else None
 
 
+def _verdict_in(report: Path) -> Any:
+    """A check's report, passed or failed."""
+    from axzoo.check.verdict import failed_report
+
+    return _read(report) or _read(failed_report(report))
+
+
 def _level_1(check: Any) -> str:
-    kinds = [(layer["layer"], layer[kind]) for layer in check["layers"] for kind in ("decode", "prefill")]
-    worst = min((closeness["cosine"], layer) for layer, closeness in kinds if closeness)
+    from axzoo.check.verdict import worst_cosine
+
+    worst, layer = worst_cosine(check)
     return (
-        f"{_verdict(check)}: {len(check['layers'])} layers against fp32, worst token's cosine {worst[0]:.5f} "
-        f"in layer {worst[1]} (at least {check['thresholds']['min_layer_cosine']})"
+        f"{_verdict(check)}: {len(check['layers'])} layers against fp32, worst token's cosine {_number(worst)} "
+        f"in layer {layer} (at least {check['thresholds']['min_layer_cosine']})"
     )
 
 
@@ -68,8 +76,12 @@ def _level_2(check: Any) -> str:
     end = "hit eos" if check["hit_eos"] else "no eos"
     return (
         f"{_verdict(check)}: {len(check['steps'])} tokens, {end}, top-1 agreement with fp32 "
-        f"{check['top1_agreement']:.3f}, mean KL {check['mean_kl']:.5f}"
+        f"{check['top1_agreement']:.3f}, mean KL {_number(check['mean_kl'])}"
     )
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.5f}"
 
 
 def _verdict(check: Any) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from axzoo.axmodel import Header
 from axzoo.files import canonical_json
 from axzoo.inspection import Inspection
+from axzoo.inspection.provenance import Provenance
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -18,9 +19,24 @@ _MOST_CHARACTERS = 400
 _NUMBERS = ("elements", "bytes", "tensors", "error")
 
 
-def tables(found: Inspection) -> list[Table]:
-    """What the file is, its shape groups, its tensors, and their sums by dtype."""
-    return [_properties(found), _groups(found.header) if found.header else _graph(found), _tensors(found), _sums(found)]
+def tables(found: Inspection, provenance: Provenance | str) -> list[Table]:
+    """What the file is and where it comes from, its shape groups, its tensors, and their sums by dtype."""
+    groups = _groups(found.header) if found.header else _graph(found)
+    return [_properties(found), _provenance(provenance), groups, _tensors(found), _sums(found)]
+
+
+def _provenance(provenance: Provenance | str) -> Table:
+    if isinstance(provenance, str):
+        return _table(("", ""), [("provenance", provenance)], title=None)
+    part = {key: value for key, value in provenance.part.items() if key != "weight_errors"}
+    rows = [("bundle", provenance.bundle)]
+    for what, facts in (("source", provenance.source), ("recipe", provenance.recipe), ("this file", part)):
+        rows += [(f"{what}: {key}", _text(value)) for key, value in facts.items()]
+    return _table(("", ""), rows, title="provenance, by the manifest beside it")
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else canonical_json(value)
 
 
 def _properties(found: Inspection) -> Table:
@@ -40,7 +56,7 @@ def _properties(found: Inspection) -> Table:
     if header:
         rows.append(("kind", header.kind))
         about = {key: value for key, value in header.about.items() if key != "weight_errors"}
-        rows += [(key, value if isinstance(value, str) else canonical_json(value)) for key, value in about.items()]
+        rows += [(key, _text(value)) for key, value in about.items()]
         rows.append(("parameters", str(found.parameters)))
     else:
         keys = ", ".join(f"{key} ({len(value)} characters)" for key, value in outline.metadata.items())

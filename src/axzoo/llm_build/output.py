@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from loguru import logger
 
 from axzoo.errors import AxzooError
 from axzoo.fetch.selection import is_weights
-from axzoo.files import atomic_path, read_json
+from axzoo.files import atomic_path, read_json, write_text
 from axzoo.manifest import MANIFEST
 from axzoo.store import Entry, link
 
@@ -19,10 +20,17 @@ CHECKS = "checks"
 CHECK_NAMES = ("layers.json", "layers.log", "generation.json", "generation.log")
 
 
-def refuse_checkpoint(output: Path) -> None:
-    """Raises AxzooError when `output` holds a checkpoint, whose config.json a bundle's would replace, or is a file."""
+def refuse_output(output: Path) -> None:
+    """Raises AxzooError when `output` holds a checkpoint, whose config.json a bundle's would replace, is a file, or
+    cannot be written. Leaves nothing there."""
     if output.exists() and not output.is_dir():
         raise AxzooError(f"{output} is a file: --output_path names a folder")
+    existing = next(path for path in (output, *output.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):  # not os.access: it knows nothing of a full or read-only disk
+            pass
+    except OSError as error:
+        raise AxzooError(f"--output_path {output} cannot be written: {existing}: {error.strerror}") from None
     weights = [path.name for path in output.glob("*") if is_weights(path.name)]
     if weights:
         raise AxzooError(f"{output} holds a checkpoint ({min(weights)}): give --output_path a folder of its own")
@@ -64,6 +72,12 @@ def place_copy(source: Path, target: Path) -> None:
     with atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
     shutil.copymode(source, target)
+
+
+def place_text(text: str, target: Path) -> None:
+    """A file that holds `text`; one that does is left alone."""
+    if not target.is_file() or target.read_text() != text:
+        write_text(target, text)
 
 
 def _same(source: Path, target: Path) -> bool:

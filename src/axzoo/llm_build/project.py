@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from axzoo.errors import AxzooError
 from axzoo.files import write_json, write_text
 from axzoo.llm_build.output import place_copy
 from axzoo.zoo.build import Build
+from axzoo.zoo.chips import ChipTable, load_chips
 from axzoo.zoo.load import load_zoo
 
 WORKFLOW = Path(axzoo.__file__).parent / "project"
@@ -39,7 +40,10 @@ CALIBRATION_TEXT = "config/calibration.txt"
 _OPTIONS = {"path": "input_path", "chips": "chip"}
 """A matrix's keys that are no option's name."""
 
-_RESUME = "what is built is kept, the same command goes on from there"
+_PAUSE = 0.2
+"""Seconds between two looks at what a job has written."""
+
+_KEPT = "what is built is kept"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Project:
     lock: int
 
     def describe(self, name: str, entry: Mapping[str, Any], override: Mapping[str, Any]) -> Build:
-        """Writes the matrix of one model, one build; returns the build. `override` becomes its `model_config`.
+        """Writes the matrix of one model, one build; returns the build, whether or not it fits its chip. `override`
+        becomes its `model_config`.
 
         Raises AxzooError for what the matrix does not accept.
         """
@@ -60,10 +65,15 @@ class Project:
         write_text(self.folder / CHIPS, (WORKFLOW / CHIPS).read_text())
         write_text(self.folder / MATRIX, yaml.safe_dump({"models": {name: entry}}, sort_keys=False))
         try:
-            (build,) = load_zoo(self.folder / MATRIX, self.folder / CHIPS).builds()
+            (build,) = load_zoo(self.folder / MATRIX, self.folder / CHIPS).builds_of(name)
         except AxzooError as error:
             raise AxzooError(_in_options(str(error))) from None
         return build
+
+    @property
+    def chips(self) -> ChipTable:
+        """The chips there are."""
+        return load_chips(self.folder / CHIPS)
 
     def take_in(self, file: Path, name: str) -> str:
         """A copy of a user's file, called `name` in the project; one that is the same keeps its age."""
@@ -72,8 +82,16 @@ class Project:
         place_copy(file, self.folder / name)
         return name
 
-    def make(self, targets: Sequence[str | Path], jobs: int, layers_per_job: int, quiet: bool = False) -> None:
+    def make(
+        self,
+        targets: Sequence[str | Path],
+        jobs: int,
+        layers_per_job: int,
+        quiet: bool = False,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
         """Snakemake's own files of the project, `targets`, with up to `jobs` at once; `quiet` shows failures only.
+        `meanwhile` is called again and again until it has ended.
 
         Raises AxzooError when it fails; it has said why. An interrupt waits until the jobs have ended.
         """
@@ -86,14 +104,20 @@ class Project:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends a build as Ctrl-C does
         process = subprocess.Popen(command, env=environment, pass_fds=[self.lock], process_group=0)
         try:
-            status = process.wait()
+            while (status := process.poll()) is None:
+                meanwhile()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(_PAUSE)
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGINT)
             process.wait()
-            logger.warning(f"interrupted; {_RESUME}")
+            logger.warning(f"interrupted; {_KEPT}, the same command goes on from there")
             raise
         if status:
-            raise AxzooError(f"the build failed, as said above; logs are in {self.folder / 'results/logs'}; {_RESUME}")
+            raise AxzooError(
+                f"the build failed, as said above; logs are in {self.folder / 'results/logs'}, those of checks in "
+                f"{self.folder / 'results/checks'}; {_KEPT}"
+            )
 
     def _options(self, jobs: int) -> list[str]:
         """`--nolock`: the folder's lock is ours, and does not outlive a killed process."""

@@ -45,4 +45,4 @@ FOLDER = Form("a folder's path", "checkpoints/my-model", r"[^\x00-\x1f-][^\x00-\
 CONFIG_FILE = Form("a JSON file's relative path", "config/minicpm.json", rf"{_FILE}(/{_FILE})*\.json")
 TEXT_FILE = Form("a text file's relative path", "texts/manual.txt", rf"{_FILE}(/{_FILE})*")
 CONFIG_KEY = Form("a key of config.json", "pretraining_tp", r"[A-Za-z0-9_.-]+")
-TEXT = Form("text without zero bytes", "Paris", r"[^\x00]+")
+TEXT = Form("text of at least one character and no zero bytes", "Paris", r"[^\x00]+")

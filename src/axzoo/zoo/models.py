@@ -84,7 +84,8 @@ class Defaults(BaseModel):
         default=None, description="With rounding gptq: a text to calibrate with; null: what the model itself says."
     )
     calibration_tokens: Annotated[int, Field(strict=True, ge=256, le=1 << 20)] = Field(
-        default=8192, description="With rounding gptq: tokens to calibrate with, in sequences of 256."
+        default=8192,
+        description="With rounding gptq: tokens to calibrate with, in whole sequences of 256; the rest is dropped.",
     )
     post_weight_type: PostWeightType = Field(
         default=Recipe.post_weight_type, description="Storage of the post layer's weights."

@@ -1,0 +1,99 @@
+"""`axzoo check-layers` and `check-generation`: what is left behind by a check that passes, and by one that fails."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from axzoo.bundle import complete_bundle
+from axzoo.cli import main
+from axzoo.commands import report
+from tiny_model import Built
+
+MATRIX = """
+models:
+  tiny: {path: x, model_type: llama, num_hidden_layers: 2, chips: AX650, prefill_len: 8, kv_cache_len: 31}
+"""
+PROMPT = "What is it?"
+
+
+@pytest.fixture
+def project(s8: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Built:
+    """A built model in a project whose report it is in."""
+    (tmp_path / "config").mkdir()
+    shutil.copy(Path(__file__).parents[2] / "config/chips.yaml", tmp_path / "config")
+    (tmp_path / "config/zoo.yaml").write_text(MATRIX)
+    monkeypatch.chdir(tmp_path)
+    built = s8.moved(tmp_path / "results/AX650/tiny-w8a16")
+    complete_bundle(built.plan)
+    return built
+
+
+def check(verb: str, built: Built, name: str) -> int:
+    where = ["--lock", str(built.locks), "--source", str(built.source), "--prompt", PROMPT, "--raw"]
+    return main([verb, str(built.folder), *where, "--output", f"results/checks/AX650/tiny-w8a16/{name}"])
+
+
+def reports() -> set[str]:
+    return {path.name for path in Path("results/checks/AX650/tiny-w8a16").iterdir()}
+
+
+def reported(capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    report.run(argparse.Namespace(matrix=Path("config/zoo.yaml")))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("verb", "name", "failed", "level"),
+    [
+        ("check-layers", "layers.json", "layers.failed.json", "level 1"),
+        ("check-generation", "generation.json", "generation.failed.json", "level 2"),
+    ],
+)
+def test_a_failed_checks_report_is_kept_under_another_name(
+    project: Built, capsys: pytest.CaptureFixture[str], verb: str, name: str, failed: str, level: str
+) -> None:
+    assert check(verb, project, name) == 0
+    assert reports() == {name}
+    assert f"{level}  passed: " in reported(capsys)
+
+    first, second = project.layers
+    kept = first.rename(first.with_suffix(".kept"))
+    shutil.copy(second, first)
+    assert check(verb, project, name) == 1
+    assert f"its numbers are in results/checks/AX650/tiny-w8a16/{failed}" in capsys.readouterr().err
+    assert reports() == {failed}
+    found = json.loads(Path("results/checks/AX650/tiny-w8a16", failed).read_text())
+    assert found["passed"] is False
+    assert found["failures"]
+    assert f"{level}  FAILED: " in reported(capsys)
+
+    kept.replace(first)
+    assert check(verb, project, name) == 0
+    assert reports() == {name}
+
+
+def test_numbers_that_are_none_fail_and_are_told(project: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    """A layer whose scales overflow, as fp16 files of large activations do."""
+    layer = project.layers[1]
+    model = onnx.load(layer)
+    for tensor in model.graph.initializer:
+        if tensor.name == "down_proj.scale":
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32("inf"), tensor.name))
+    layer.unlink()
+    onnx.save(model, layer)
+    with np.errstate(invalid="ignore"):
+        assert check("check-layers", project, "layers.json") == 1
+        assert check("check-generation", project, "generation.json") == 1
+    assert reports() == {"layers.failed.json", "generation.failed.json"}
+    said = reported(capsys)
+    assert "level 1  FAILED: 2 layers against fp32, worst token's cosine none in layer 1" in said
+    assert "mean KL none" in said

@@ -1,0 +1,65 @@
+"""How many layers share a job: by the workers there are, and the same while nothing else changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from axzoo.llm_build.batching import choose_layers_per_job
+from axzoo.llm_build.project import Project
+from axzoo.zoo.build import Build
+
+QWEN2_05B = {"layer": 14912384, "post": 136135552, "kv_width": 128}
+ENTRY: dict[str, Any] = {
+    "path": "/models/Q",
+    "model_type": "qwen2",
+    "num_hidden_layers": 24,
+    "chips": ["AX650"],
+    "sizes": QWEN2_05B,
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """Of a model whose lock is there."""
+    (tmp_path / "results/locks/Q").mkdir(parents=True)
+    (tmp_path / "results/locks/Q/made_from.json").write_text("one")
+    return Project(tmp_path, -1)
+
+
+def build_layers(project: Project, build: Build) -> None:
+    for receipt in build.receipt_files:
+        (project.folder / receipt).parent.mkdir(parents=True, exist_ok=True)
+        (project.folder / receipt).write_text("")
+
+
+@pytest.mark.parametrize(("parallel", "layers"), [(1, 8), (3, 8), (4, 6), (8, 3), (24, 1), (100, 1)])
+def test_every_worker_has_a_job(project: Project, parallel: int, layers: int) -> None:
+    build = project.describe("Q", ENTRY, {})
+    assert choose_layers_per_job(project.folder, build, parallel) == layers
+
+
+def test_what_was_chosen_stays_while_the_layers_do(project: Project) -> None:
+    build = project.describe("Q", ENTRY, {})
+    assert choose_layers_per_job(project.folder, build, 1) == 8
+    assert choose_layers_per_job(project.folder, build, 8) == 3  # nothing is built yet
+    build_layers(project, build)
+    assert choose_layers_per_job(project.folder, build, 1) == 3
+    longer = project.describe("Q", {**ENTRY, "kv_cache_len": 511}, {})
+    assert choose_layers_per_job(project.folder, longer, 1) == 8
+    (project.folder / "results/locks/Q/made_from.json").write_text("two")
+    assert choose_layers_per_job(project.folder, longer, 4) == 6
+    (project.folder / build.receipt_files[3]).unlink()
+    assert choose_layers_per_job(project.folder, longer, 8) == 3
+
+
+@pytest.mark.parametrize("kept", ["", "[]", "1", '{"of": 1}'])
+def test_a_damaged_record_is_written_anew(project: Project, kept: str) -> None:
+    build = project.describe("Q", ENTRY, {})
+    assert choose_layers_per_job(project.folder, build, 8) == 3
+    build_layers(project, build)
+    (record,) = (project.folder / "config/layers_per_job").iterdir()
+    record.write_text(kept)
+    assert choose_layers_per_job(project.folder, build, 24) == 1
