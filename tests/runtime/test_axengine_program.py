@@ -30,7 +30,8 @@ def test_the_same_text(build_bundle: Callable[[Recipe], Path], capfd: pytest.Cap
     assert done.returncode == 0, done.stderr
     assert done.stderr == "provider: AxEngineExecutionProvider\n"
     assert main(["run", str(bundle), "--raw", "--greedy", "--max-tokens", "6", "--prompt", prompt]) == 0
-    assert done.stdout == capfd.readouterr().out
+    # `axzoo run` leaves out a character that the last token cut in half
+    assert done.stdout.rstrip("\ufffd\n") + "\n" == capfd.readouterr().out
 
 
 def test_the_program_finds_its_words_and_neighbours(tmp_path: Path) -> None:

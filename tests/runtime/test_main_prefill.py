@@ -113,7 +113,8 @@ def _oracles(oracle: Oracle, folder: Path, prompt: list[int], tokens: int) -> st
     ids = list(prompt)
     for _ in range(tokens):
         ids.append(int(oracle.logits(ids).argmax()))
-    return load_tokenizer(folder / "tokenizer").decode(ids[len(prompt) :]) + "\n"
+    said = load_tokenizer(folder / "tokenizer").decode(ids[len(prompt) :])
+    return said.rstrip("\ufffd") + "\n"  # an answer cut at its last token shows no half character
 
 
 @pytest.mark.parametrize(("bos", "eos"), [("0", "0"), ("1", "0"), ("0", "1"), ("1", "1")])
