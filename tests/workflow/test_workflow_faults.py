@@ -5,6 +5,7 @@ Nothing is cleared by hand in between.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -98,8 +99,9 @@ def strike(project: Project, fault: Fault, dice: random.Random) -> Struck | None
             jobs = {job: words for job, words in jobs_of(project).items() if job not in before}
             if jobs:
                 job = dice.choice(sorted(jobs))
-                fault(build, job)
-                return Struck(fault.__name__, jobs[job][0], outlived(project, build, fault))
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    fault(build, job)
+                    return Struck(fault.__name__, jobs[job][0], outlived(project, build, fault))
         time.sleep(0.005)
     build.communicate()
     return None
