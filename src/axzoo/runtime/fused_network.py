@@ -23,8 +23,6 @@ from axzoo.runtime.decoder import HiddenHook, one_geometry, require_room, requir
 from axzoo.runtime.fused_caches import Caches, CopiedCaches, SharedCaches, bind_input, bind_output
 from axzoo.runtime.network import Outputs
 
-_CHUNK = 128
-"""Tokens a call takes where the files have no prefill group; more would only take more memory."""
 _NOT_SHOWN = "fast mode does not show the layers' hidden states: load the model in exact mode"
 
 
@@ -86,7 +84,7 @@ class FusedNetwork:
         require_room(self.geometry, self.used, len(rows))
         if on_hidden:
             raise AxzooError(_NOT_SHOWN)
-        chunk = self.geometry.prefill_token_num or _CHUNK
+        chunk = self.geometry.chunk_len
         for start in range(0, len(rows), chunk):
             outputs = self._run(rows[start : start + chunk])
         return outputs
