@@ -112,7 +112,7 @@ def test_a_job_killed_for_its_memory_is_sent_again_with_more(
     asked = "PLAN.build(w).post_mem_mb * attempt"
     assert asked in rule.read_text()
     rule.write_text(rule.read_text().replace(asked, "100 * attempt"))
-    assert in_place.snakemake("results/locks/tiny/index.json").status == 0
+    assert in_place.snakemake("results/locks/tiny/made_from.json").status == 0
     earlier = len(memory_asked_for("post"))
     run = submit(in_place, f"{TINY}/llama_post.axmodel")
     assert run.status == 0, run.shown
