@@ -19,7 +19,7 @@ rule bundle:
     threads: 2
     resources:
         mem_mb=lambda w, attempt: 500 * attempt,
-        runtime=15,
+        runtime=lambda w, attempt: PLAN.build(w).minutes("bundle") * attempt,
     params:
         recipe=lambda w: PLAN.build(w).bundle_arguments,
         lock=lambda w, input: folder_of(input.lock[0]),

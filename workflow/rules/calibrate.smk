@@ -13,7 +13,7 @@ rule calibrate:
     threads: 4
     resources:
         mem_mb=lambda w, attempt: PLAN.model(w).whole_model_mem_mb * attempt,
-        runtime=240,
+        runtime=lambda w, attempt: PLAN.model(w).minutes("calibrate") * attempt,
     params:
         arguments=lambda w: PLAN.model(w).calibration_arguments,
         lock=lambda w, input: folder_of(input[0]),

@@ -25,7 +25,7 @@ rule check_layers:
     threads: 4
     resources:
         mem_mb=lambda w, attempt: PLAN.build(w).check_layers_mem_mb * attempt,
-        runtime=60,
+        runtime=lambda w, attempt: PLAN.build(w).minutes("check_layers") * attempt,
     params:
         prompt=lambda w: PLAN.build(w).prompt_arguments,
         lock=lambda w, input: input.get("lock", f"results/locks/{w.model}"),
@@ -50,7 +50,7 @@ rule check_generation:
     threads: 4
     resources:
         mem_mb=lambda w, attempt: PLAN.build(w).whole_model_mem_mb * attempt,
-        runtime=60,
+        runtime=lambda w, attempt: PLAN.build(w).minutes("check_generation") * attempt,
     params:
         prompt=lambda w: PLAN.build(w).prompt_arguments,
         expect=lambda w: PLAN.build(w).expect_arguments,

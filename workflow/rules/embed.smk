@@ -11,7 +11,7 @@ rule embed:
         "results/benchmarks/embed/{chip}/{model}-{tag}.tsv"
     resources:
         mem_mb=lambda w, attempt: 1000 * attempt,
-        runtime=15,
+        runtime=lambda w, attempt: PLAN.build(w).minutes("embed") * attempt,
     params:
         lock=lock_files("embed.json"),
         code=PLAN.embed_code,

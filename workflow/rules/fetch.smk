@@ -11,7 +11,7 @@ rule fetch:
         "results/benchmarks/fetch/{model}.tsv"
     resources:
         mem_mb=lambda w, attempt: 1000 * attempt,
-        runtime=240,
+        runtime=lambda w, attempt: PLAN.model(w).minutes("fetch") * attempt,
     params:
         source=lambda w: PLAN.model(w).source.arguments,
         folder=lambda w, output: folder_of(output[0]),

@@ -22,6 +22,11 @@ def calibrated(w):
     return CALIBRATION.format(model=w.model) if PLAN.build(w).calibration_files else []
 
 
+def minutes_for(layers):
+    """A resource: of a job of so many layers."""
+    return lambda w, attempt: PLAN.build(w).minutes("layer", layers) * attempt
+
+
 for batch in PLAN.batches:
     layers = [f"{{stem}}_l{layer}{{together}}" for layer in batch.layers]
 
@@ -48,7 +53,7 @@ for batch in PLAN.batches:
             model="|".join(map(re.escape, batch.models)),
         resources:
             mem_mb=lambda w, attempt: PLAN.build(w).layer_mem_mb * attempt,
-            runtime=lambda w, attempt: 30 * attempt,
+            runtime=minutes_for(len(batch.layers)),
         params:
             recipe=lambda w: PLAN.build(w).layer_arguments,
             calibration=lambda w, input: (

@@ -13,7 +13,7 @@ checkpoint lock:
     threads: 4
     resources:
         mem_mb=lambda w, attempt: 1000 * attempt,
-        runtime=30,
+        runtime=lambda w, attempt: PLAN.model(w).minutes("lock") * attempt,
     params:
         model_type=lambda w: PLAN.model(w).model_type,
         num_hidden_layers=lambda w: PLAN.model(w).num_hidden_layers,

@@ -12,7 +12,7 @@ rule post:
     priority: 1  # the longest job of a small model: layers fill the other cores beside it
     resources:
         mem_mb=lambda w, attempt: PLAN.build(w).post_mem_mb * attempt,
-        runtime=15,
+        runtime=lambda w, attempt: PLAN.build(w).minutes("post") * attempt,
     params:
         recipe=lambda w: PLAN.build_with(w, f"{w.stem}_post.axmodel").post_arguments,
         lock=lock_files("post.json"),

@@ -12,6 +12,7 @@ from axzoo.fetch.selection import belongs
 from axzoo.recipe import Recipe
 from axzoo.zoo import jobs
 from axzoo.zoo.fit import Memory
+from axzoo.zoo.minutes import Stage, minutes
 from axzoo.zoo.sources import FolderSource, Source
 
 RESULTS = Path("results")
@@ -172,6 +173,16 @@ class Build:
     def whole_model_mem_mb(self) -> int:
         """Of level 2 and of calibration."""
         return jobs.check_mem_mb(self.num_hidden_layers * self.sizes[0] + self.sizes[1] if self.sizes else None)
+
+    def minutes(self, stage: Stage, layers: int = 1) -> int:
+        """What a job of the stage may take; one that compiles takes so many `layers`."""
+        if stage == "layer" and self.recipe.rounding == "gptq":
+            stage = "gptq_layer"
+        if not self.sizes:
+            return minutes(stage, None)
+        layer, post, _ = self.sizes
+        of_part = {"layer": layers * layer, "gptq_layer": layers * layer, "post": post, "embed": post}
+        return minutes(stage, of_part.get(stage, self.num_hidden_layers * layer + post))
 
     @property
     def size_arguments(self) -> list[str]:
