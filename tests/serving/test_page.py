@@ -4,6 +4,7 @@ possible. Elsewhere these tests are skipped, and say so."""
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,9 +28,10 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_served: Path) -> Iterator[Server]:
-    (tiny_served / "post_config.json").write_text('{"enable_temperature": false, "enable_top_k_sampling": false}')
-    with chat_server(tiny_served, "--mode", "exact") as running:
+def server(tiny_served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    bundle = Path(shutil.copytree(tiny_served, tmp_path_factory.mktemp("page") / tiny_served.name))
+    (bundle / "post_config.json").write_text('{"enable_temperature": false, "enable_top_k_sampling": false}')
+    with chat_server(bundle, "--mode", "exact") as running:
         yield running
 
 

@@ -174,7 +174,7 @@ def test_config_on_the_command_line_is_refused(project: Project) -> None:
     assert (
         lines_with(
             run,
-            "--config kv_cache_len=31: --config takes layers_per_job=N alone, N of 1 or more; "
+            "--config kv_cache_len=31: --config takes layers_per_job=N, N of 1 or more, and store=DIR alone; "
             "write a matrix file and name it with --configfile",
         )
         == 1
