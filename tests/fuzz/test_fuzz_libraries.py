@@ -28,7 +28,7 @@ from tiny_model import SHAPE, Built, Checkpoint
 
 sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("fetch", "tokenizer")]
 from piece_models import configure, train
-from tiny_gguf import TEMPLATE, make_tiny
+from tiny_gguf import TEMPLATE
 
 TEXT = "Hello, 你好 😀 <s> </s>"
 
@@ -81,11 +81,6 @@ def test_packed_checkpoints(data: st.DataObject, tmp_path: Path) -> None:
             whole = whole[:size] + data.draw(changed_bytes(whole[size:]))
         (tmp_path / "model.safetensors").write_bytes(whole)
     read_or_refuse(lambda: read_everything(tmp_path), tmp_path)
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return make_tiny(tied=True).write(tmp_path_factory.mktemp("gguf") / "tiny.gguf").read_bytes()
 
 
 @FUZZED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,6 @@ from axzoo.runtime.sampling import read_post_config
 from axzoo.tokenizer.local import load_tokenizer
 from axzoo.zoo.load import load_zoo
 from tiny_model import Built, Checkpoint
-
-sys.path.append(str(Path(__file__).parents[1] / "fetch"))
-from tiny_gguf import make_tiny
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,11 +123,6 @@ def test_matrices(data: st.DataObject, tmp_path: Path) -> None:
         text = data.draw(changed_bytes(demo))
     (tmp_path / "zoo.yaml").write_bytes(text)
     read_or_refuse(lambda: load_zoo(tmp_path / "zoo.yaml", tmp_path / "chips.yaml"), tmp_path)
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    return make_tiny(tied=True).write(tmp_path_factory.mktemp("gguf") / "tiny.gguf").read_bytes()
 
 
 @FUZZED
