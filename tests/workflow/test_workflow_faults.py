@@ -11,7 +11,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from running_jobs import jobs_of, wait_for_end
-from workflow_project import Project, new_project
+from workflow_project import Project, new_project, untraced
 
 pytestmark = pytest.mark.workflow
 
@@ -37,11 +36,10 @@ def undisturbed(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def start(project: Project, *arguments: str) -> subprocess.Popen[str]:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.Popen(
         ["snakemake", "--cores", "2", MANIFEST, *arguments],
         cwd=project.folder,
-        env={**os.environ, "PATH": path},
+        env=untraced(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -9,16 +9,15 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from workflow_project import DEMO, REPOSITORY, TINY, Project, Run, without_marks
+from workflow_project import DEMO, REPOSITORY, TINY, Project, Run, untraced, without_marks
 
-pytestmark = [pytest.mark.workflow, pytest.mark.slurm]
+pytestmark = [pytest.mark.workflow, pytest.mark.slurm, pytest.mark.xdist_group("slurm")]
 
 CLUSTER = REPOSITORY / "scripts/slurm_dev_cluster.sh"
 MANIFEST = f"{TINY}/manifest.json"
@@ -171,11 +170,10 @@ def test_a_killed_build_s_jobs_write_beside_those_of_the_next(
     cluster: None, in_place: Project, built_in_place: dict[str, str]
 ) -> None:
     """SLURM's jobs outlive a Snakemake that was killed; the next one sends them all again."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     killed = subprocess.Popen(
         ["snakemake", "--cores", "2", MANIFEST, *PROFILE],
         cwd=in_place.folder,
-        env={**os.environ, "PATH": path},
+        env=untraced(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -77,12 +77,11 @@ class Project:
 
     def snakemake(self, *arguments: str, **environment: str) -> Run:
         """`snakemake --cores 2 ARGUMENTS`, with the programs of this Python environment."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         earlier = set(self.folder.glob(".snakemake/log/*"))
         done = subprocess.run(
             ["snakemake", "--cores", "2", *arguments],
             cwd=self.folder,
-            env={**os.environ, "PATH": path, **environment},
+            env=untraced() | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -132,6 +131,12 @@ def without_marks(digests: Mapping[str, str]) -> dict[str, str]:
 
 def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def untraced() -> dict[str, str]:
+    """The environment for programs of this Python, without coverage: that would trace all of Snakemake."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")} | {"PATH": path}
 
 
 def new_project(folder: Path, checkpoint: Path) -> Project:
