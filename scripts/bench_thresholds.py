@@ -24,9 +24,10 @@ from axzoo.calibrate.states import find_states
 from axzoo.check.layers import check_layers
 from axzoo.check.oracle import checkpoint_oracle, in_memory
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.part import Part, layer_lock, read_part, verified_blocks
+from axzoo.checkpoint.part import Part, read_part, verified_blocks
 from axzoo.compile.layer import compile_layer
 from axzoo.fetch.receipt import checkpoint_folder
+from axzoo.lock_files import layer_lock
 from axzoo.quantize.formats import layer_format
 from axzoo.quantize.weights import StoredWeight, store_weight
 from axzoo.recipe import HIDDEN_STATE_TYPES, Recipe

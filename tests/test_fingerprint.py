@@ -80,7 +80,8 @@ def test_a_change_is_seen_where_it_matters_and_nowhere_else(package: Path) -> No
     assert changed("quantize/rows.py") == [True, False, False, False]
     assert changed("compile/embed.py") == [False, True, False, False]
     assert changed("checkpoint/safetensors.py")[:2] == [False, False]
-    assert changed("runtime/sampling.py") == [False, False, False, True]
+    assert changed("runtime/post_config.py") == [False, False, False, True]
+    assert changed("runtime/sampling.py") == [False, False, False, False]
     assert changed("commands/layer.py") == [False] * 4
     assert changed("check/metrics.py") == [False] * 4
     assert _fingerprints(package, *modules) == before

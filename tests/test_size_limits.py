@@ -24,7 +24,7 @@ from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.inspection import inspect_file
 from axzoo.manifest import read_manifest
 from axzoo.runtime.bundle import open_bundle
-from axzoo.runtime.sampling import read_post_config
+from axzoo.runtime.post_config import read_post_config
 from axzoo.tokenizer.local import load_tokenizer
 
 IMPLAUSIBLE = r"/{} has \d+ bytes; more than \d+ is not plausible for this file"

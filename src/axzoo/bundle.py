@@ -12,15 +12,14 @@ from typing import Any
 from loguru import logger
 
 from axzoo import __version__
-from axzoo.checkpoint.lock import TOKENIZER_FILES
-from axzoo.checkpoint.part import INDEX
 from axzoo.errors import AxzooError
 from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.files import TEMPORARY_SUFFIX, atomic_path, read_json, sha256_of, write_json, write_text
+from axzoo.lock_files import INDEX, TOKENIZER_FILES
 from axzoo.manifest import MANIFEST
 from axzoo.provenance import bill_of_materials
 from axzoo.recipe import Recipe
-from axzoo.runtime.sampling import PostConfig
+from axzoo.runtime.post_config import PostConfig
 from axzoo.spec import DecoderSpec
 from axzoo.storage import embedding_storage, layer_storage, post_storage
 from axzoo.tokenizer.local import load_tokenizer
@@ -49,15 +48,13 @@ def complete_bundle(plan: BundlePlan) -> None:
     spec = DecoderSpec.from_dict(index["spec"])
     parts = {part["file"]: part for part in map(read_json, plan.receipts)}
     layers, post, embed = _sorted_out(parts)
-    tokenizer = _copy_tokenizer(plan, index["tokenizer_files"])
-    config = _runtime_config(plan, spec, layers[0], post, embed, tokenizer.eos_token_ids)
-    write_json(plan.folder / "config.json", config)
-    write_json(plan.folder / "post_config.json", asdict(PostConfig()))
-    write_text(plan.folder / "run.sh", _run_script(config))
-    (plan.folder / "run.sh").chmod(0o755)
+    with ThreadPoolExecutor(2) as pool:
+        records = pool.map(lambda name: _record(plan.folder / name, parts[name]), parts)  # while the rest is written
+        others = _write_others(plan, index, spec, (layers[0], post, embed))
+        files = dict(zip(parts, records, strict=True))
     _remove_strangers(plan.folder, set(parts), "*.axmodel")
     _remove_strangers(plan.folder, set(), f".*{TEMPORARY_SUFFIX}")
-    others = ["config.json", "post_config.json", "run.sh", *(f"tokenizer/{name}" for name in index["tokenizer_files"])]
+    files |= {name: _record(plan.folder / name) for name in others}
     manifest = {
         "axzoo": __version__,
         "name": plan.name,
@@ -65,7 +62,7 @@ def complete_bundle(plan: BundlePlan) -> None:
         "recipe": asdict(plan.recipe),
         "source": index["source"],
         "spec": index["spec"],
-        "files": _records(plan.folder, [*parts, *others], parts),
+        "files": files,
         "parts": {
             name: {"key": part["key"], **_storage(name, post, embed, plan.recipe), **part["about"]}
             for name, part in parts.items()
@@ -74,6 +71,20 @@ def complete_bundle(plan: BundlePlan) -> None:
     }
     write_json(plan.folder / MANIFEST, manifest)
     logger.success(f"completed {plan.folder}: {len(manifest['files'])} files")
+
+
+def _write_others(
+    plan: BundlePlan, index: Mapping[str, Any], spec: DecoderSpec, compiled: tuple[str, str, str]
+) -> list[str]:
+    """Writes everything but the compiled files, of which `compiled` names first layer, post layer and embedding, and
+    the manifest; returns the names."""
+    tokenizer = _copy_tokenizer(plan, index["tokenizer_files"])
+    config = _runtime_config(plan, spec, *compiled, tokenizer.eos_token_ids)
+    write_json(plan.folder / "config.json", config)
+    write_json(plan.folder / "post_config.json", asdict(PostConfig()))
+    write_text(plan.folder / "run.sh", _run_script(config))
+    (plan.folder / "run.sh").chmod(0o755)
+    return ["config.json", "post_config.json", "run.sh", *(f"tokenizer/{name}" for name in index["tokenizer_files"])]
 
 
 def _sorted_out(parts: Mapping[str, Any]) -> tuple[list[str], str, str]:
@@ -169,14 +180,8 @@ def _remove_strangers(folder: Path, expected: set[str], pattern: str) -> None:
             path.unlink()
 
 
-def _records(folder: Path, names: list[str], receipts: Mapping[str, Any]) -> dict[str, Any]:
-    """sha256 and size of each file, two digested at once."""
-    with ThreadPoolExecutor(2) as pool:
-        records = pool.map(lambda name: _record(folder / name, receipts.get(name)), names)
-        return dict(zip(names, records, strict=True))
-
-
-def _record(path: Path, receipt: Mapping[str, Any] | None) -> dict[str, Any]:
+def _record(path: Path, receipt: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """sha256 and size of a file, which are the receipt's where there is one."""
     sha256 = sha256_of(path)
     if receipt is not None and receipt["sha256"] != sha256:
         raise AxzooError(f"{path} changed after it was built: remove it and run again")

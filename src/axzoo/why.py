@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from axzoo.checkpoint.lock import Lock
-from axzoo.checkpoint.part import EMBED, POST, layer_lock, read_part
+from axzoo.checkpoint.part import read_part
 from axzoo.errors import AxzooError
+from axzoo.lock_files import EMBED, POST, layer_lock
 from axzoo.zoo.document import read_document
 
 _TARGETS = ("all", "demo")

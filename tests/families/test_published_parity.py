@@ -20,10 +20,10 @@ from axzoo.build import Job, build_embed, build_layer, build_post
 from axzoo.check.metrics import cosine
 from axzoo.check.oracle import checkpoint_oracle
 from axzoo.checkpoint.lock import make_lock, write_lock
-from axzoo.checkpoint.part import EMBED, POST, layer_lock
 from axzoo.engine import InferenceSession
 from axzoo.errors import AxzooError
 from axzoo.files import write_json
+from axzoo.lock_files import EMBED, POST, layer_lock
 from axzoo.recipe import Recipe
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.embedding import Embedding

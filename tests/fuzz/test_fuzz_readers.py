@@ -25,7 +25,7 @@ from axzoo.inspection import inspect_file
 from axzoo.manifest import read_manifest
 from axzoo.model_config import merge_model_config
 from axzoo.runtime.bundle import open_bundle
-from axzoo.runtime.sampling import read_post_config
+from axzoo.runtime.post_config import read_post_config
 from axzoo.tokenizer.local import load_tokenizer
 from axzoo.zoo.load import load_zoo
 from tiny_model import Built, Checkpoint

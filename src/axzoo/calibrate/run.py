@@ -12,11 +12,12 @@ from torch import Tensor
 from axzoo.calibrate.states import write_states
 from axzoo.calibrate.tokens import LENGTH, SEED, generated_tokens, text_tokens
 from axzoo.check.oracle import checkpoint_oracle
-from axzoo.checkpoint.part import POST, layer_lock, read_part
+from axzoo.checkpoint.part import read_part
 from axzoo.errors import AxzooError
 from axzoo.estimate import elements
 from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.files import sha256_of
+from axzoo.lock_files import POST, layer_lock
 from axzoo.reference import Oracle
 from axzoo.tokenizer.local import load_tokenizer
 

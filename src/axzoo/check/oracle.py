@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.part import EMBED, INDEX, POST, LockedTensor, Part, layer_lock, read_part
+from axzoo.checkpoint.part import LockedTensor, Part, read_part
 from axzoo.checkpoint.tensors import Array, Checkpoint, row_blocks
 from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.files import read_json
+from axzoo.lock_files import EMBED, INDEX, POST, layer_lock
 from axzoo.manifest import read_manifest
 from axzoo.reference import Oracle, Weights
 from axzoo.runtime.bundle import open_bundle

@@ -9,6 +9,7 @@ none is left over unexplained.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,28 +21,15 @@ from typing import Any
 import numpy as np
 
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.part import EMBED, INDEX, POST, LockedTensor, Part, layer_lock
+from axzoo.checkpoint.part import LockedTensor, Part
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
 from axzoo.config_view import ConfigView
 from axzoo.errors import AxzooError
 from axzoo.families import TensorRef, load_family, supported_model_types
 from axzoo.files import canonical_json, read_json, sha256_of, write_json
+from axzoo.lock_files import EMBED, INDEX, POST, TOKENIZER_FILES, layer_lock
 from axzoo.model_config import merge_model_config
 from axzoo.spec import DecoderSpec, LayerSpec, PostSpec
-
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
-"""The checkpoint's small files that travel into a bundle's tokenizer folder."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +70,7 @@ def make_lock(
     if copy in needed and head == embedding:
         _check_tied_head(folder, checkpoint, copy, embedding.name)
 
-    refs = list(dict.fromkeys(ref for refs in (*layers, post, embed) for ref in refs.values()))
+    refs = sorted({ref for refs in (*layers, post, embed) for ref in refs.values()}, key=_size, reverse=True)
     with ThreadPoolExecutor(threads) as pool:
         locked = dict(zip(refs, pool.map(partial(digest_rows, folder, checkpoint), refs), strict=True))
 
@@ -211,6 +199,12 @@ def _adds_nothing(checkpoint: Checkpoint, name: str, needed: Collection[str]) ->
         return False
     shape = checkpoint.tensors[name].shape
     return len(shape) == 1 and not any(block.any() for block in row_blocks(checkpoint, name, 0, shape[0]))
+
+
+def _size(ref: TensorRef) -> int:
+    """Largest first, no thread is left alone with a large tensor at the end."""
+    start, stop = ref.rows or (0, ref.shape[0])
+    return (stop - start) * math.prod(ref.shape[1:])
 
 
 def digest_rows(folder: Path, checkpoint: Checkpoint, ref: TensorRef) -> LockedTensor:

@@ -11,15 +11,6 @@ from axzoo.checkpoint.tensors import Array, Checkpoint, row_blocks, rows_digest
 from axzoo.errors import AxzooError
 from axzoo.files import read_json
 
-INDEX = "index.json"
-POST = "post.json"
-EMBED = "embed.json"
-
-
-def layer_lock(index: int) -> str:
-    """The file name of a layer's lock."""
-    return f"layer_{index}.json"
-
 
 @dataclass(frozen=True)
 class LockedTensor:

@@ -15,7 +15,7 @@ from axzoo.errors import AxzooError
 
 Array = NDArray[Any]
 
-BLOCK_BYTES = 64 << 20
+BLOCK_BYTES = 4 << 20
 """Tensors larger than this are read in blocks of rows, which bounds the memory of everything that walks over them."""
 
 DTYPES: dict[str, np.dtype[Any]] = {

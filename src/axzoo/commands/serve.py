@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.progress import open_console, stage_bars
     from axzoo.runtime.bundle import open_bundle
     from axzoo.runtime.model import load_files
+    from axzoo.runtime.post_config import read_post_config
     from axzoo.runtime.prompting import open_tokenizer
-    from axzoo.runtime.sampling import read_post_config
     from axzoo.runtime.setup import TokenizerChoice
     from axzoo.serving.answers import Answers
     from axzoo.serving.app import CROWDED, Served, make_app

@@ -59,10 +59,10 @@ def _checkpoint(args: argparse.Namespace) -> tuple[Path, Path]:
 
     Raises AxzooError when there are none, or they are another checkpoint's.
     """
-    from axzoo.checkpoint.part import INDEX
     from axzoo.errors import AxzooError
     from axzoo.fetch.receipt import RECEIPT
     from axzoo.files import read_json
+    from axzoo.lock_files import INDEX
     from axzoo.manifest import read_manifest
     from axzoo.spec import DecoderSpec
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from axzoo.runtime.generate import Generation
 from axzoo.runtime.model import Model
+from axzoo.runtime.post_config import PostConfig
 from axzoo.runtime.prompting import Prompting
 from axzoo.runtime.reuse import Reuse
-from axzoo.runtime.sampling import PostConfig, sample
+from axzoo.runtime.sampling import sample
 from axzoo.serving.stop_text import StopText
 from axzoo.tokenizer.chat_template import Message
 

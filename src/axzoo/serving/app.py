@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from axzoo.errors import AxzooError
-from axzoo.runtime.sampling import PostConfig
+from axzoo.runtime.post_config import PostConfig
 from axzoo.serving.answers import Answers, Busy, Ending, Question
 from axzoo.serving.api import ChatRequest
 from axzoo.web.body import read_body
