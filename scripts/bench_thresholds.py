@@ -17,7 +17,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from loguru import logger
 
 from axzoo.calibrate.rounding import gptq_weights
 from axzoo.calibrate.states import find_states
@@ -101,7 +100,6 @@ def main() -> None:
     parser.add_argument("--prompt", default="What is the capital of France?")
     parser.add_argument("tags", nargs="*", metavar="TAG", help=f"only these of {', '.join(WAYS)}")
     args = parser.parse_args()
-    logger.remove()
     locked = Locked(args.lock, args.source, args.calibration)
     tokenizer = load_tokenizer(checkpoint_folder(args.source))
     oracle = in_memory(checkpoint_oracle(args.lock, args.source, BASE.positions))

@@ -1,13 +1,12 @@
-"""The Config(...) block against the document's, the stamp against its pattern, the bars on and off a terminal."""
+"""The Config(...) block against the document's, the bars on and off a terminal."""
 
 import io
 import re
 from dataclasses import replace
 
 import pytest
-from loguru import logger
 
-from axzoo.progress import format_config, format_elapsed, open_console, stage_bars, stamp_lines, stamp_log
+from axzoo.progress import format_config, format_elapsed, open_console, stage_bars
 from axzoo.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
 
 # As llm_build prints Qwen2-0.5B-Instruct, without hidden_act_param, scale_depth, scale_emb and dim_model_base, which no
@@ -60,12 +59,6 @@ def qwen2() -> DecoderSpec:
     )
 
 
-@pytest.fixture(autouse=True)
-def restored_logger():
-    yield
-    logger.remove()
-
-
 def test_config_block_is_the_documents(qwen2):
     assert format_config("Qwen2-0.5B-Instruct", qwen2) == DOCUMENTED
 
@@ -88,30 +81,6 @@ def test_config_block_shows_hostile_names_escaped(qwen2):
 @pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00:00"), (303.9, "0:05:03"), (90000, "1 day, 1:00:00")])
 def test_elapsed(seconds, shown):
     assert format_elapsed(seconds) == shown
-
-
-@pytest.mark.parametrize("stamp", [stamp_log, lambda stream: stamp_lines(open_console(stream))])
-def test_stamped_line_off_a_terminal_is_plain_and_unwrapped(monkeypatch, stamp):
-    monkeypatch.setenv("FORCE_COLOR", "1")  # CI services set it; it must not put control codes into their logs
-    stream = io.StringIO()
-    stamp(stream)
-    logger.success("build llm model done! [b]{x}" + "y" * 200)
-    line = (
-        r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \| SUCCESS  \| "
-        r"test_progress:test_stamped_line_\w+:\d+ - build llm model done! \[b\]\{x\}y{200}\n"
-    )
-    assert re.fullmatch(line, stream.getvalue())
-
-
-def test_stamped_line_on_a_terminal_is_coloured_unless_told_otherwise(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    coloured, plain = Terminal(), Terminal()
-    for stream, color in [(coloured, True), (plain, False)]:
-        stamp_lines(open_console(stream, color=color))
-        logger.success("done")
-    assert "\x1b[1;32m" in coloured.getvalue()
-    assert "\x1b[1;32m" not in plain.getvalue()
 
 
 def draw_stage(stream):

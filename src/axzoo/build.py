@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from loguru import logger
 from numpy.typing import NDArray
 
 from axzoo.backends import load_backend
@@ -20,9 +20,12 @@ from axzoo.errors import AxzooError
 from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.files import write_json
 from axzoo.fingerprint import fingerprint
+from axzoo.log import SUCCESS
 from axzoo.recipe import Recipe
 from axzoo.spec import LayerSpec, PostSpec
 from axzoo.store import Store, content_key, link
+
+logger = logging.getLogger(__name__)
 
 Produce = Callable[[Part, RowReader, BinaryIO], Mapping[str, Any]]
 """Writes a part's file and returns what is to be known about it."""
@@ -135,4 +138,4 @@ def _build(job: Job, determinants: Mapping[str, Any], produce: Produce) -> None:
     receipt = {"file": job.output.name, "key": key, **asdict(entry)}
     del receipt["path"]
     write_json(job.receipt, receipt)
-    logger.success(f"{verb} {job.output} ({entry.size / 1e6:.1f} MB)")
+    logger.log(SUCCESS, f"{verb} {job.output} ({entry.size / 1e6:.1f} MB)")

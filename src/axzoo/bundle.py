@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +10,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
-
 from axzoo import __version__
 from axzoo.errors import AxzooError
 from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.files import TEMPORARY_SUFFIX, atomic_path, read_json, sha256_of, write_json, write_text
 from axzoo.lock_files import INDEX, TOKENIZER_FILES
+from axzoo.log import SUCCESS
 from axzoo.manifest import MANIFEST
 from axzoo.provenance import bill_of_materials
 from axzoo.recipe import Recipe
@@ -23,6 +23,8 @@ from axzoo.runtime.post_config import PostConfig
 from axzoo.spec import DecoderSpec
 from axzoo.storage import embedding_storage, layer_storage, post_storage
 from axzoo.tokenizer.local import load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def complete_bundle(plan: BundlePlan) -> None:
         "sbom": bill_of_materials(read_json(plan.source), checkpoint_folder(plan.source), plan.recipe),
     }
     write_json(plan.folder / MANIFEST, manifest)
-    logger.success(f"completed {plan.folder}: {len(manifest['files'])} files")
+    logger.log(SUCCESS, f"completed {plan.folder}: {len(manifest['files'])} files")
 
 
 def _write_others(

@@ -1,4 +1,4 @@
-"""What long work looks like: one bar per stage, stamped lines, and the Config(...) block of a model."""
+"""What long work looks like: one bar per stage, and the Config(...) block of a model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from axzoo.spec import DecoderSpec
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
-
-_STAMP = (
-    "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> | <level>{level: <8}</level> | "
-    "<cyan>{name}</cyan>:<cyan>{function}</cyan>:<cyan>{line}</cyan> - <level>{message}</level>"
-)
 
 
 def open_console(stream: TextIO, *, color: bool = True) -> Console:
@@ -45,32 +40,6 @@ def stage_bars(console: Console) -> Progress:
         disable=not console.is_terminal,
         redirect_stdout=sys.stdout.isatty(),  # a pipe on stdout must keep its bytes
     )
-
-
-def stamp_log(stream: TextIO) -> None:
-    """Makes every loguru line of this process go to `stream`: `time | SUCCESS  | name:function:line - message`.
-
-    A job's log needs no rich, which takes a tenth of a small job's time to import.
-    """
-    from loguru import logger
-
-    if stream.isatty():
-        stamp_lines(open_console(stream))
-    else:
-        logger.remove()
-        logger.add(stream, level=0, format=_STAMP, colorize=False, diagnose=False)
-
-
-def stamp_lines(console: Console) -> None:
-    """As `stamp_log`, above the bars that `console` shows."""
-    from loguru import logger
-    from rich.text import Text
-
-    def write(line: str) -> None:
-        console.print(Text.from_ansi(line.removesuffix("\n")), soft_wrap=True)
-
-    logger.remove()
-    logger.add(write, level=0, format=_STAMP, colorize=console.is_terminal, diagnose=False)
 
 
 def format_elapsed(seconds: float) -> str:

@@ -11,11 +11,8 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from loguru import logger
 from rich.progress import TaskID
 from rich.text import Text
 from snakemake.logging import DefaultFilter, is_quiet_about
@@ -23,7 +20,8 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from axzoo.progress import format_elapsed, open_console, stage_bars, stamp_lines
+from axzoo.log import SUCCESS, stamp_lines
+from axzoo.progress import format_elapsed, open_console, stage_bars
 
 STAGES = {
     "fetch": "fetching checkpoints",
@@ -151,11 +149,13 @@ class LogHandler(LogHandlerBase):
         """Leaves the terminal in order and says how a failed run ended. Snakemake calls it twice."""
         self.bars.stop()
         for text in self.run.shell_errors.values():
-            self._say("ERROR", "all", text)
+            self._say(logging.ERROR, "all", text)
         self.run.shell_errors.clear()
         if self.run.failed:
             jobs = "1 job" if len(self.run.failed) == 1 else f"{len(self.run.failed)} jobs"
-            self._say("ERROR", "all", f"build failed! {jobs} failed, {self.run.done}/{self.run.plan['total']} done")
+            self._say(
+                logging.ERROR, "all", f"build failed! {jobs} failed, {self.run.done}/{self.run.plan['total']} done"
+            )
         self.run.failed.clear()
         super().close()
 
@@ -219,7 +219,7 @@ class LogHandler(LogHandlerBase):
     def _stage_done(self, rule: str, stage: _Stage) -> None:
         if self.shows_progress:
             elapsed = format_elapsed(stage.ended - stage.started)
-            self._say("SUCCESS", rule, f"{stage.label} done! {stage.done}/{stage.done} {elapsed}")
+            self._say(SUCCESS, rule, f"{stage.label} done! {stage.done}/{stage.done} {elapsed}")
 
     def _progressed(self, record: logging.LogRecord) -> None:
         data = vars(record)
@@ -233,7 +233,7 @@ class LogHandler(LogHandlerBase):
         if self.shows_progress:
             self.bars.stop()
             elapsed = format_elapsed(record.created - self.run.started)
-            self._say("SUCCESS", "all", f"build done! {self.run.done}/{data['total']} {elapsed}")
+            self._say(SUCCESS, "all", f"build done! {self.run.done}/{data['total']} {elapsed}")
 
     def _error(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -249,7 +249,7 @@ class LogHandler(LogHandlerBase):
         shell_error = _SHELL_FAILED.fullmatch(self.run.shell_errors.pop(record.thread, ""))
         facts = [f"rule {rule} failed", wildcards, shell_error[1] if shell_error else "", data["rule_msg"] or ""]
         facts += [f"{name}={value}" for name, value in data["aux"].items()]
-        self._say("ERROR", rule, "; ".join(filter(None, facts)))
+        self._say(logging.ERROR, rule, "; ".join(filter(None, facts)))
         tails = [self._print_log(Path(log)) for log in data["log"]]
         if not any(tails) and data["shellcmd"]:
             self._print(f"    {data['shellcmd']}")
@@ -277,14 +277,12 @@ class LogHandler(LogHandlerBase):
             shown &= self.shows_progress or not text.startswith(_IDLE)
             shown &= bool(kept) or not (text.startswith(_CHATTER) or vars(record).get("event") in _CHATTER_EVENTS)
         if shown and not (self.run.failed and text in _EPILOGUE):
-            place = partial(_place, name=f"snakemake.{record.module}", function=record.funcName, line=record.lineno)
-            logger.patch(place).log(record.levelname, text)
+            _stamp(record.levelno, f"snakemake.{record.module}", record.funcName, record.lineno, text)
 
-    def _say(self, level: str, rule: str, message: str) -> None:
+    def _say(self, level: int, rule: str, message: str) -> None:
         """A stamped line; its place reads axzoo:<rule>:<jobs of it done>."""
         stage = self.run.stages.get(stage_of(rule)[0])
-        place = partial(_place, name="axzoo", function=rule, line=stage.done if stage else self.run.done)
-        logger.patch(place).log(level, _CONTROL.sub("", message))
+        _stamp(level, "axzoo", rule, stage.done if stage else self.run.done, _CONTROL.sub("", message))
 
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(Text(_CONTROL.sub("", text), style=style), soft_wrap=True)
@@ -338,5 +336,7 @@ def config_block(path: Path) -> str:
     return found[0] if found else ""
 
 
-def _place(record: Any, *, name: str, function: str, line: int) -> None:
-    record.update(name=name, function=function, line=line)
+def _stamp(level: int, name: str, function: str | None, line: int, message: str) -> None:
+    """A line of axzoo's log that says it comes from elsewhere."""
+    record = logging.LogRecord(name, level, "", line, message, args=None, exc_info=None, func=function)
+    logging.getLogger("axzoo").handle(record)

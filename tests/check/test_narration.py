@@ -9,16 +9,16 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from loguru import logger
 
 from axzoo.check.narration import Narrator, format_hidden, visible
-from axzoo.progress import open_console, stamp_lines
+from axzoo.log import show_by, stamp_lines
+from axzoo.progress import open_console
 
 
 @pytest.fixture(autouse=True)
-def restored_logger() -> Iterator[None]:
+def restored_log() -> Iterator[None]:
     yield
-    logger.remove()
+    show_by(None)
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> list[str]:

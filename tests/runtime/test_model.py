@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loguru import logger
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 from tiny_bundle import CHUNK, CONTEXT, EXACT, LAYERS, VOCAB_SIZE, Oracle
@@ -72,27 +71,25 @@ def test_a_post_layer_that_names_only_the_likeliest(build_bundle: BuildBundle, b
 
 @pytest.mark.parametrize("first", [0, 3, 9])
 def test_a_prompt_beyond_the_prefill_groups_is_finished_token_by_token(
-    bundle: Path, oracle: Oracle, first: int
+    bundle: Path, oracle: Oracle, first: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The groups reach 12 tokens, the context 15; behind 9 tokens no group has a cache that is long enough."""
     model = load_model(bundle)
-    lines: list[str] = []
-    sink = logger.add(lines.append, format="{message}")
+    caplog.set_level("INFO", "axzoo")
     if first:
         model.prefill(IDS[:first])
     _assert_logits(model.prefill(IDS[first:]), oracle.logits(IDS))
-    logger.remove(sink)
     count = {0: 3, 3: 4, 9: 6}[first]
-    assert lines == [f"the prompt's last {count} tokens lie behind the prefill groups: read one by one\n"]
+    assert caplog.messages == [f"the prompt's last {count} tokens lie behind the prefill groups: read one by one"]
     assert model.is_full
 
 
-def test_a_model_without_prefill_groups_says_nothing_of_them(build_bundle: BuildBundle) -> None:
-    lines: list[str] = []
-    sink = logger.add(lines.append)
+def test_a_model_without_prefill_groups_says_nothing_of_them(
+    build_bundle: BuildBundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "axzoo")
     load_model(build_bundle(DECODE_ONLY)).prefill(IDS)
-    logger.remove(sink)
-    assert lines == []
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize("length", range(CONTEXT))

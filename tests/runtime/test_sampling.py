@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from loguru import logger
 
 from axzoo.errors import AxzooError
 from axzoo.runtime.post_config import GREEDY, PostConfig, read_post_config
@@ -109,13 +108,11 @@ def test_logits_that_are_no_numbers_are_refused() -> None:
         sample(np.array([0, np.nan], np.float32), [], GREEDY, _rng())
 
 
-def test_a_missing_file_warns_and_is_greedy(tmp_path: Path) -> None:
-    lines: list[str] = []
-    sink = logger.add(lines.append, level="WARNING")
+def test_a_missing_file_warns_and_is_greedy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert read_post_config(tmp_path / "post_config.json") == GREEDY
-    logger.remove(sink)
-    assert len(lines) == 1
-    assert "post_config.json is missing" in lines[0]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "post_config.json is missing" in record.message
 
 
 def test_reading(tmp_path: Path) -> None:

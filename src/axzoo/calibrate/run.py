@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
 from torch import Tensor
 
 from axzoo.calibrate.states import write_states
@@ -18,8 +18,11 @@ from axzoo.estimate import elements
 from axzoo.fetch.receipt import checkpoint_folder
 from axzoo.files import sha256_of
 from axzoo.lock_files import POST, layer_lock
+from axzoo.log import SUCCESS
 from axzoo.reference import Oracle
 from axzoo.tokenizer.local import load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 def calibrate(locks: Path, source: Path, output: Path, text: Path | None, tokens: int) -> None:
@@ -34,7 +37,7 @@ def calibrate(locks: Path, source: Path, output: Path, text: Path | None, tokens
     origin: dict[str, Any] = {"tokens": ids.numel(), "length": LENGTH}
     origin |= {"seed": SEED} if text is None else {"text": sha256_of(text)}
     write_states(output, oracle, ids, origin)
-    logger.success(f"calibrated {output}: {ids.numel()} tokens through {oracle.spec.num_hidden_layers} layers")
+    logger.log(SUCCESS, f"calibrated {output}: {ids.numel()} tokens through {oracle.spec.num_hidden_layers} layers")
 
 
 def _tokens(oracle: Oracle, locks: Path, checkpoint: Path, text: Path | None, sequences: int) -> Tensor:

@@ -3,12 +3,14 @@ hidden states are also kept, in short, for the report."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from loguru import logger
 from numpy.typing import NDArray
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 5
 """Values of a single token's hidden state."""
@@ -68,7 +70,7 @@ class Narrator:
     def _announce(self, layer: int, position: int) -> None:
         if self._is_decode:
             _tell(f"start_indice = {position}")
-        logger.info("simulate layer {}", layer)
+        logger.info(f"simulate layer {layer}")
 
 
 def in_short(layer: int, position: int, rows: NDArray[np.float32]) -> HiddenState:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import TYPE_CHECKING
 
 from axzoo.commands._check import add_check_arguments
+from axzoo.log import SUCCESS
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from axzoo.check.generation import GenerationCheck
@@ -21,8 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
-
-    from loguru import logger
 
     from axzoo.check.generation import check_generation
     from axzoo.check.narration import Narrator
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     written = write_report(args.output, report)
     if failures:
         raise AxzooError(f"{args.bundle}: level 2 failed: {'; '.join(failures)}; its numbers are in {written}")
-    logger.success(f"level 2 passed: {len(check.steps)} tokens")
+    logger.log(SUCCESS, f"level 2 passed: {len(check.steps)} tokens")
 
 
 def _print_end(check: GenerationCheck) -> None:

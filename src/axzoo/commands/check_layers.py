@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from axzoo.commands._check import add_check_arguments
+from axzoo.log import SUCCESS
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,8 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
-
-    from loguru import logger
 
     from axzoo.check.layers import check_layers
     from axzoo.check.oracle import checkpoint_oracle
@@ -56,4 +58,4 @@ def run(args: argparse.Namespace) -> None:
     written = write_report(args.output, report)
     if failed:
         raise AxzooError(f"{args.bundle}: level 1 failed for {failures}; its numbers are in {written}")
-    logger.success(f"level 1 passed: {len(checks)} layers")
+    logger.log(SUCCESS, f"level 1 passed: {len(checks)} layers")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from axzoo.commands._rounding import add_truncate, rounding_of
+from axzoo.log import SUCCESS
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,9 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from loguru import logger
 
     from axzoo.embedding_files import extract_embedding
 
     for path in extract_embedding(args.input, args.output, rounding_of(args)):
-        logger.success(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")
+        logger.log(SUCCESS, f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

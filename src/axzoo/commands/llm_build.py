@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axzoo.commands._recipe import add_hidden_state_type, add_layer_recipe, add_post_recipe, recipe_of
+from axzoo.log import SUCCESS
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from axzoo.llm_build.model import Model
@@ -61,8 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from functools import partial
 
-    from loguru import logger
-
     from axzoo.llm_build.batching import choose_layers_per_job
     from axzoo.llm_build.model import read_model, read_override
     from axzoo.llm_build.output import place_bundle, refuse_output
@@ -87,15 +89,15 @@ def run(args: argparse.Namespace) -> None:
         print(format_config(model.shown_name, model.spec), flush=True)
         logger.info(f"preparing llm model: {model.parameters / 1e6:.0f} million parameters are read and digested")
         project.make([build.locks / MADE_FROM], jobs=args.parallel, layers_per_job=1, quiet=True)
-        logger.success("prepare llm model done!")
+        logger.log(SUCCESS, "prepare llm model done!")
         layers_per_job = choose_layers_per_job(project.folder, build, args.parallel)
         make = partial(project.make, jobs=args.parallel, layers_per_job=layers_per_job)
         make([*build.compiled_files, *(build.bundle / name for name in BUNDLE_FILES)])
         place_bundle(project.folder / build.bundle, args.output_path)
-        logger.success("build llm model done!")
+        logger.log(SUCCESS, "build llm model done!")
         if args.check_level:
             _check(project, build, args, make)
-        logger.success("check llm model done!" + ("" if args.check_level else " (level 0: nothing to check)"))
+        logger.log(SUCCESS, "check llm model done!" + ("" if args.check_level else " (level 0: nothing to check)"))
 
 
 def _positive(text: str) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 
 from axzoo.commands._source import add_source
+from axzoo.log import SUCCESS
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from loguru import logger
 
     from axzoo.checkpoint.lock import make_lock, write_lock
     from axzoo.estimate import check_room, check_sizes
@@ -43,4 +46,4 @@ def run(args: argparse.Namespace) -> None:
     print(format_config(args.output.name, lock.spec))
     write_lock(lock, args.output, folder, read_json(args.source)["source"])
     write_made_from(args.output, made_from)
-    logger.success("prepare llm model done!")
+    logger.log(SUCCESS, "prepare llm model done!")

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
+
+from axzoo.log import SUCCESS
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,10 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from loguru import logger
 
     from axzoo.archive import pack
 
     output = args.output or Path(f"{args.bundle.resolve().name}.tar")
     pack(args.bundle, output)
-    logger.success(f"packed {args.bundle} into {output} ({output.stat().st_size / 1e6:.1f} MB)")
+    logger.log(SUCCESS, f"packed {args.bundle} into {output} ({output.stat().st_size / 1e6:.1f} MB)")

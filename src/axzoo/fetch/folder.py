@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-
-from loguru import logger
 
 from axzoo.errors import AxzooError
 from axzoo.fetch.receipt import dated, digested, write_receipt
 from axzoo.fetch.selection import checkpoint_files, is_weights, refuse_strangers
 from axzoo.zoo.sources import FolderSource
+
+logger = logging.getLogger(__name__)
 
 
 def fetch_folder(source: FolderSource, output: Path) -> None:
@@ -25,7 +26,7 @@ def fetch_folder(source: FolderSource, output: Path) -> None:
         _fetch_gguf(gguf, source, output)
         return
     names = checkpoint_files(_file_names(root), str(root))
-    logger.info("using {} files of {} in place", len(names), root)
+    logger.info(f"using {len(names)} files of {root} in place")
     files = {name: (dated if is_weights(name) else digested)(root / name) for name in names}
     write_receipt(output, source, files, root=str(root))
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-
-from loguru import logger
 
 from axzoo.checkpoint.gguf import GgufCheckpoint
 from axzoo.errors import AxzooError
@@ -13,6 +12,8 @@ from axzoo.fetch.gguf_config import model_config, token_ids
 from axzoo.fetch.gguf_tokenizer import build_tokenizer, special_tokens_map, tokenizer_config
 from axzoo.fetch.safetensors_writer import tensor_bytes, write_safetensors
 from axzoo.files import write_json, write_text
+
+logger = logging.getLogger(__name__)
 
 FILES = (
     "config.json",
@@ -42,7 +43,7 @@ def convert(path: Path, output: Path) -> None:
     }
     size = sum(tensor_bytes(gguf, name) for name in gguf.tensors)
     need_space(output, size)
-    logger.info("converting {} tensors to {} of fp32", len(gguf.tensors), megabytes(size))
+    logger.info(f"converting {len(gguf.tensors)} tensors to {megabytes(size)} of fp32")
     write_safetensors(output / "model.safetensors", gguf)
     write_text(output / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
     for name, value in small.items():

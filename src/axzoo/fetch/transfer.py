@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 from huggingface_hub.file_download import http_get
-from loguru import logger
 
 from axzoo.errors import AxzooError
 from axzoo.fetch.disk import megabytes
+
+logger = logging.getLogger(__name__)
 
 _PLAIN = {"Accept-Encoding": "identity"}  # a range of a compressed body could not be continued
 
@@ -64,9 +66,9 @@ def transfer(file: RemoteFile, url: str, headers: dict[str, str], target: Path, 
     partial = partial_path(file, parts)
     have = partial.stat().st_size if partial.exists() else 0
     if have:
-        logger.info("{}: resuming at {} of {}", file.name, megabytes(have), megabytes(file.size))
+        logger.info(f"{file.name}: resuming at {megabytes(have)} of {megabytes(file.size)}")
     else:
-        logger.info("{}: {}", file.name, megabytes(file.size))
+        logger.info(f"{file.name}: {megabytes(file.size)}")
     try:
         with _BoundedFile(partial, have, file.size) as sink:
             if have < file.size:
@@ -75,7 +77,7 @@ def transfer(file: RemoteFile, url: str, headers: dict[str, str], target: Path, 
         reason = str(error) or type(error).__name__
         raise AxzooError(f"the transfer of {file.name} broke off ({reason}): run again, it resumes") from None
     except _TooLongError:
-        logger.warning("{}: more bytes arrived than the hub lists", file.name)
+        logger.warning(f"{file.name}: more bytes arrived than the hub lists")
     if not file.matches(partial):
         partial.unlink()
         raise AxzooError(f"{file.name} arrived with other bytes than the hub lists; they are removed: run again")

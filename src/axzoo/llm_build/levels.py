@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
-from loguru import logger
-
 from axzoo.check.verdict import worst_cosine
+
+logger = logging.getLogger(__name__)
 
 REPORTS = {1: "layers", 2: "generation"}
 """The check's files, by level: <name>.json and <name>.log."""

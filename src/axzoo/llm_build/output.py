@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import filecmp
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-
-from loguru import logger
 
 from axzoo.errors import AxzooError
 from axzoo.fetch.selection import is_weights
 from axzoo.files import atomic_path, read_json, write_text
 from axzoo.manifest import MANIFEST
 from axzoo.store import Entry, link
+
+logger = logging.getLogger(__name__)
 
 CHECKS = "checks"
 CHECK_NAMES = ("layers.json", "layers.log", "generation.json", "generation.log")

@@ -6,6 +6,7 @@ config/: the matrix, the chips and what else the run was given. results/: as in 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import signal
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from loguru import logger
 
 import axzoo
 from axzoo.errors import AxzooError
@@ -28,6 +28,8 @@ from axzoo.llm_build.output import place_copy
 from axzoo.zoo.build import Build
 from axzoo.zoo.chips import ChipTable, load_chips
 from axzoo.zoo.load import load_zoo
+
+logger = logging.getLogger(__name__)
 
 WORKFLOW = Path(axzoo.__file__).parent / "project"
 """The Snakefile, its rules and config/chips.yaml: links in a clone, files in an installed wheel."""

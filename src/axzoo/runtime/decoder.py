@@ -6,6 +6,7 @@ Shapes, groups and masks: the layer's protocol of the board's host (group 0 deco
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
-from loguru import logger
 from numpy.typing import NDArray
 
 from axzoo.errors import AxzooError
 from axzoo.runtime.kv_cache import KVCache
 from axzoo.runtime.masks import closed_mask, prefill_mask
+
+logger = logging.getLogger(__name__)
 
 _OUTPUTS = ["K_cache_out", "V_cache_out", "output"]
 _CHUNK = 128

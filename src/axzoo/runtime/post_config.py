@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from loguru import logger
-
 from axzoo.errors import AxzooError
 from axzoo.files import read_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

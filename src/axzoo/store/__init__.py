@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from loguru import logger
-
 from axzoo.errors import AxzooError
 from axzoo.files import atomic_path, canonical_json, publish, read_json, sha256_of, temporary_path, write_json
 from axzoo.store.lock import locked
+
+logger = logging.getLogger(__name__)
 
 _LINK_REFUSED = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
