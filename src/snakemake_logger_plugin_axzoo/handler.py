@@ -39,7 +39,7 @@ TARGETS = ("all", "demo")  # rules that only collect files: no stage of their ow
 TOLD_AFTER = {"post": "layer"}  # stages whose line waits for another's: as the documented tool shows them
 
 _TAIL_LINES, _TAIL_BYTES = 10, 16384
-_BATCH = re.compile(r"layers_(\d+)_(\d+)")
+_BATCH = re.compile(r"layers_(\d+)_(\d+)(?:_decode)?")
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _SHELL_FAILED = re.compile(
     r"RuleException:\nCalledProcessError in .*(returned non-zero exit status \S+|died with .+)\.\s*", re.DOTALL

@@ -7,7 +7,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axzoo.recipe import Recipe
-from axzoo.zoo.jobs import ANY_LAYER, Batch, batches, check_mem_mb, layer_mem_mb, layers_per_job, post_mem_mb, split
+from axzoo.zoo.jobs import (
+    ANY_ENDING,
+    ANY_LAYER,
+    DECODE_ONLY,
+    WITH_PREFILL,
+    Batch,
+    batches,
+    check_mem_mb,
+    layer_mem_mb,
+    layers_per_job,
+    post_mem_mb,
+    split,
+)
 
 LLAMA_3_LAYER, LLAMA_3_POST = 218_112_000, 525_340_672
 
@@ -31,17 +43,38 @@ def test_small_layers_share_a_job_and_large_ones_do_not() -> None:
 
 
 def test_models_with_equal_batches_share_a_rule() -> None:
-    assert batches([("a", 4, 2), ("b", 2, 2), ("c", 80, 1), ("d", 3, 1)]) == [
-        Batch(("0", "1"), ("a", "b")),
-        Batch(("2", "3"), ("a",)),
-        Batch((ANY_LAYER,), ("c", "d")),
+    models = [
+        ("a", 4, 2, WITH_PREFILL),
+        ("b", 2, 2, WITH_PREFILL),
+        ("c", 80, 1, WITH_PREFILL),
+        ("d", 3, 1, DECODE_ONLY),
+    ]
+    assert batches(models) == [
+        Batch(("0", "1"), WITH_PREFILL, ("a", "b")),
+        Batch(("2", "3"), WITH_PREFILL, ("a",)),
+        Batch((ANY_LAYER,), ANY_ENDING, ("c", "d")),
     ]
 
 
-def test_rules_and_logs_are_called_by_the_layers_they_hold() -> None:
-    assert (Batch(("0", "1"), ()).rule, Batch(("0", "1"), ()).log_name) == ("layers_0_1", "{stem}_l0-1{together}")
-    assert (Batch(("7",), ()).rule, Batch(("7",), ()).log_name) == ("layers_7_7", "{stem}_l7{together}")
-    assert (Batch((ANY_LAYER,), ()).rule, Batch((ANY_LAYER,), ()).log_name) == ("layer", "{stem}_l{layer}{together}")
+def test_a_model_with_and_without_prefill_groups_has_batches_of_both() -> None:
+    assert batches([("a", 2, 2, WITH_PREFILL), ("a", 2, 2, DECODE_ONLY), ("a", 2, 2, WITH_PREFILL)]) == [
+        Batch(("0", "1"), WITH_PREFILL, ("a",)),
+        Batch(("0", "1"), DECODE_ONLY, ("a",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("batch", "rule", "log", "names"),
+    [
+        (Batch(("0", "1"), WITH_PREFILL, ()), "layers_0_1", "{stem}_l0-1_together", ["0_together", "1_together"]),
+        (Batch(("0", "1"), DECODE_ONLY, ()), "layers_0_1_decode", "{stem}_l0-1", ["0", "1"]),
+        (Batch(("7",), WITH_PREFILL, ()), "layers_7_7", "{stem}_l7_together", ["7_together"]),
+        (Batch((ANY_LAYER,), ANY_ENDING, ()), "layer", "{stem}_l{layer}{together}", ["{layer}{together}"]),
+    ],
+)
+def test_rules_logs_and_files_are_called_by_the_layers(batch: Batch, rule: str, log: str, names: list[str]) -> None:
+    assert (batch.rule, batch.log_name) == (rule, log)
+    assert batch.names == [f"{{stem}}_l{name}" for name in names]
 
 
 def test_memory_asked_for_is_above_what_was_measured_and_not_far() -> None:

@@ -1,18 +1,17 @@
 # `layer` compiles one layer of a model. Where layers are so small that starting a job for each would take longer than
 # compiling it, or where `--config layers_per_job=N` says so, layers share a job: each such batch of numbers is a rule
 # of its own, layers_<first>_<last>, because wildcards cannot count.
-def locks_of(layers):
-    return [f"layer_{layer}.json" for layer in layers]
+def locks_of(batch):
+    return [f"layer_{layer}.json" for layer in batch.layers]
 
 
-def locked_layers(layers):
+def locked_layers(batch):
     """An input function: the locks of the layers, once the lock has been made."""
 
     def paths(w):
-        for layer in layers:
-            number = layer.format(**w)
-            PLAN.build_with(w, f"{w.stem}_l{number}{w.together}.axmodel")
-        return locked(*locks_of(layers))(w)
+        for name in batch.names:
+            PLAN.build_with(w, f"{name.format(**w)}.axmodel")
+        return locked(*locks_of(batch))(w)
 
     return paths
 
@@ -28,22 +27,21 @@ def minutes_for(layers):
 
 
 for batch in PLAN.batches:
-    layers = [f"{{stem}}_l{layer}{{together}}" for layer in batch.layers]
 
     rule:
         name:
             batch.rule
         input:
-            lock=locked_layers(batch.layers),
+            lock=locked_layers(batch),
             source=ancient(read(CHECKPOINT)),
             calibration=calibrated,
         output:
             files=expand(
-                "results/{{chip}}/{{model}}-{{tag}}/{layer}.axmodel", layer=layers
+                "results/{{chip}}/{{model}}-{{tag}}/{layer}.axmodel", layer=batch.names
             ),
             receipts=expand(
                 "results/receipts/{{chip}}/{{model}}-{{tag}}/{layer}.json",
-                layer=layers,
+                layer=batch.names,
             ),
         log:
             f"results/logs/layer/{{chip}}/{{model}}-{{tag}}/{batch.log_name}.log",
@@ -61,7 +59,7 @@ for batch in PLAN.batches:
                 if input.calibration
                 else []
             ),
-            lock=lock_files(*locks_of(batch.layers)),
+            lock=lock_files(*locks_of(batch)),
             code=lambda w: PLAN.layer_code(w),
         shell:
             "axzoo layer --lock {params.lock:q} --source {input.source:q} --store {PLAN.store:q} "

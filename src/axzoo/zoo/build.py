@@ -95,9 +95,12 @@ class Build:
     @property
     def layer_template(self) -> str:
         """The layers' file name with %d for the layer, as ax-llm's `template_filename_axmodel` wants it."""
-        if self.recipe.prefill_len:
-            return f"{self.model_type}_p{self.recipe.prefill_len}_l%d_together.axmodel"
-        return f"{self.model_type}_l%d.axmodel"
+        groups = f"_p{self.recipe.prefill_len}" if self.recipe.prefill_len else ""
+        return f"{self.model_type}{groups}_l%d{self.layer_ending}.axmodel"
+
+    @property
+    def layer_ending(self) -> str:
+        return jobs.WITH_PREFILL if self.recipe.prefill_len else jobs.DECODE_ONLY
 
     @property
     def layer_files(self) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -26,27 +26,44 @@ _CALIBRATED_LAYER_MB = 8000
 """With the Hessian of a down_proj 11,008 wide and its inverse in fp64."""
 
 
-ANY_LAYER = "{layer}"
-"""Snakemake's wildcard."""
+ANY_LAYER, ANY_ENDING = "{layer}", "{together}"
+"""Snakemake's wildcards."""
+
+WITH_PREFILL, DECODE_ONLY = "_together", ""
+"""How the names of layer files end."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Layers of one job, the same in each of `models`: their numbers, or any one of them as ANY_LAYER."""
+    """Layers of one job, the same in each of `models`: their numbers, or any one of them as ANY_LAYER.
+
+    `ending` is that of their files' names. Other than any layer's it is no wildcard: Snakemake finds a file's rule by
+    what follows the last wildcard, and looks into every rule for which that is the same.
+    """
 
     layers: tuple[str, ...]
+    ending: str
     models: tuple[str, ...]
 
     @property
     def rule(self) -> str:
-        """What its rule is called: layer, or layers_0_14."""
-        return "layer" if self.layers == (ANY_LAYER,) else f"layers_{self.layers[0]}_{self.layers[-1]}"
+        """What its rule is called: layer, layers_0_14, or layers_0_14_decode."""
+        if self.layers == (ANY_LAYER,):
+            return "layer"
+        return f"layers_{self.layers[0]}_{self.layers[-1]}" + ("" if self.ending == WITH_PREFILL else "_decode")
+
+    @property
+    def names(self) -> list[str]:
+        """The patterns of its layers' files, without suffix."""
+        return [self._name(layer) for layer in self.layers]
 
     @property
     def log_name(self) -> str:
         """What its log is called, in the pattern of the layers' own files."""
-        numbers = dict.fromkeys((self.layers[0], self.layers[-1]))
-        return f"{{stem}}_l{'-'.join(numbers)}{{together}}"
+        return self._name("-".join(dict.fromkeys((self.layers[0], self.layers[-1]))))
+
+    def _name(self, layers: str) -> str:
+        return f"{{stem}}_l{layers}{self.ending}"
 
 
 def layers_per_job(layer_weights: int) -> int:
@@ -62,13 +79,15 @@ def split(num_hidden_layers: int, most: int) -> list[tuple[str, ...]]:
     return [tuple(map(str, range(*ends))) for ends in pairwise(edges)]
 
 
-def batches(models: Collection[tuple[str, int, int]]) -> list[Batch]:
-    """The batches of models given as (name, num_hidden_layers, layers per job), equal ones of several models merged."""
-    found: dict[tuple[str, ...], list[str]] = {}
-    for name, num_hidden_layers, most in models:
-        for layers in split(num_hidden_layers, most) if most > 1 else [(ANY_LAYER,)]:
-            found.setdefault(layers, []).append(name)
-    return [Batch(layers, tuple(names)) for layers, names in found.items()]
+def batches(models: Iterable[tuple[str, int, int, str]]) -> list[Batch]:
+    """The batches of models given as (name, num_hidden_layers, layers per job, ending of their files' names), equal
+    ones of several models merged; a model with files of both endings is given twice."""
+    found: dict[tuple[tuple[str, ...], str], dict[str, None]] = {}
+    for name, num_hidden_layers, most, ending in models:
+        shared = [(layers, ending) for layers in split(num_hidden_layers, most)]
+        for batch in shared if most > 1 else [((ANY_LAYER,), ANY_ENDING)]:
+            found.setdefault(batch, {})[name] = None
+    return [Batch(*batch, tuple(names)) for batch, names in found.items()]
 
 
 def layer_mem_mb(recipe: Recipe, layer_weights: int | None) -> int:

@@ -69,7 +69,8 @@ class Plan:
     @property
     def batches(self) -> list[Batch]:
         """Which layers share a job, in which models."""
-        return batches([(name, build.num_hidden_layers, self._most(build)) for name, build in self._models.items()])
+        builds = self._builds.values()
+        return batches((b.model, b.num_hidden_layers, self._most(b), b.layer_ending) for b in builds)
 
     def _most(self, build: Build) -> int:
         """How many of a model's layers share a job."""
