@@ -84,7 +84,10 @@ rule demo:
 # more for every job that has ended; and a build is over a second after its last look.
 onstart:
     limit = workflow.scheduling_settings.max_jobs_per_timespan
-    if limit and (limit.max_jobs, limit.timespan) == (100, 1):  # nobody asked for another
+    if limit and (limit.max_jobs, limit.timespan) == (
+        100,
+        1,
+    ):  # nobody asked for another
         workflow.scheduler.job_rate_limiter = None
 
 
