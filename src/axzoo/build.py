@@ -121,7 +121,7 @@ def _compiler(backend_name: str) -> dict[str, str]:
 
 def _build(job: Job, determinants: Mapping[str, Any], produce: Produce) -> None:
     part = read_part(job.lock)
-    digests = {role: tensor.sha256 for role, tensor in part.tensors.items()}
+    digests = {role: tensor.blake3 for role, tensor in part.tensors.items()}
     key = content_key({"spec": part.spec, "tensors": digests, **determinants})
     store = Store(job.store)
     entry = store.find(key)

@@ -70,7 +70,7 @@ def test_the_parts_of_a_model(checkpoint: Checkpoint) -> None:
     assert sorted([*names, lock.embed.tensors["embed.weight"].name]) == sorted(stored)
     for tensor in lock.layers[1].tensors.values():
         assert tensor.shape == tuple(stored[tensor.name].shape)
-    assert lock.layers[0].tensors["q_proj.weight"].sha256 != lock.layers[1].tensors["q_proj.weight"].sha256
+    assert lock.layers[0].tensors["q_proj.weight"].blake3 != lock.layers[1].tensors["q_proj.weight"].blake3
 
 
 def test_what_is_written_is_read_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -412,7 +412,7 @@ def fused(tmp_path: Path) -> Path:
 
 def _digests(folder: Path, layer: int = 0) -> dict[str, str]:
     parts = _lock(folder, model_type="phi3").layers[layer]
-    return {role: tensor.sha256 for role, tensor in parts.tensors.items()}
+    return {role: tensor.blake3 for role, tensor in parts.tensors.items()}
 
 
 @pytest.mark.parametrize(
@@ -452,7 +452,7 @@ def test_the_rows_of_a_fused_tensor_are_what_separate_tensors_would_be(
     for ours, theirs in zip(_lock(fused, model_type="phi3").layers, plain.layers, strict=True):
         for role in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
             found, wanted = ours.tensors[f"{role}.weight"], theirs.tensors[f"{role}.weight"]
-            assert (found.shape, found.sha256) == (wanted.shape, wanted.sha256)
+            assert (found.shape, found.blake3) == (wanted.shape, wanted.blake3)
     write_lock(_lock(fused, model_type="phi3"), tmp_path / "locks", fused, {})
     tensor = read_part(tmp_path / "locks" / "layer_0.json").tensors["v_proj.weight"]
     assert (tensor.rows, tensor.shape) == ((48, 64), (16, 32))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from blake3 import blake3
 from numpy.testing import assert_array_equal
 
 from axzoo.checkpoint import tensors
@@ -48,13 +48,19 @@ def test_blocks_are_the_tensor(monkeypatch: pytest.MonkeyPatch, dtype: Any, shap
     array = np.random.default_rng(0).standard_normal(shape).astype(dtype)
     row_bytes = array.nbytes // shape[0]
     whole = _digest(array)
-    assert whole.sha256 == hashlib.sha256(f"{NAMES[array.dtype]}{list(shape)}".encode() + array.tobytes()).hexdigest()
+    assert whole.blake3 == blake3(f"{NAMES[array.dtype]}{list(shape)}".encode() + array.tobytes()).hexdigest()
     for block_bytes in (1, row_bytes, 2 * row_bytes + 1, 10**6):
         monkeypatch.setattr(tensors, "BLOCK_BYTES", block_bytes)
         checkpoint = InMemory(w=array)
         assert_array_equal(np.concatenate(list(row_blocks(checkpoint, "w", 0, shape[0]))), array)
         assert max(stop - start for start, stop in checkpoint.reads) <= max(1, block_bytes // row_bytes)
         assert _digest(array) == whole
+
+
+def test_digests_are_those_of_the_published_vectors() -> None:
+    """BLAKE3's own test_vectors.json: of nothing, and of the bytes 0, 1, 2."""
+    assert blake3(b"").hexdigest() == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+    assert blake3(bytes(range(3))).hexdigest() == "e1be4d7a8ab5560aa4199eea339849ba8e293d55ca0a81006726d184519e647f"
 
 
 @pytest.mark.parametrize("block_bytes", [1, 25, 10**6])
@@ -67,7 +73,7 @@ def test_some_rows_are_a_tensor_of_their_own(
     monkeypatch.setattr(tensors, "BLOCK_BYTES", block_bytes)
     found = _digest(array, (start, stop))
     assert (found.rows, found.shape) == ((start, stop), (stop - start, 3))
-    assert found.sha256 == _digest(array[start:stop]).sha256
+    assert found.blake3 == _digest(array[start:stop]).blake3
     checkpoint = InMemory(w=array)
     read = list(row_blocks(checkpoint, "w", start, stop))
     assert_array_equal(np.concatenate([array[:0], *read]), array[start:stop])
@@ -90,7 +96,7 @@ def test_the_digest_is_of_dtype_and_shape_too() -> None:
     same_bytes: list[Array] = [zeros, zeros.reshape(6, 2), zeros.reshape(12), np.zeros((2, 12), np.float16)]
     same_bytes.append(np.zeros((2, 12), ml_dtypes.bfloat16))
     assert len({array.tobytes() for array in same_bytes}) == 1
-    assert len({_digest(array).sha256 for array in same_bytes}) == 5
+    assert len({_digest(array).blake3 for array in same_bytes}) == 5
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64, np.uint8, np.bool_])

@@ -1,7 +1,8 @@
 """The lock: what a build depends on, as small files instead of multi-gigabyte shards.
 
 `index.json` describes the model; `layer_<i>.json`, `post.json` and `embed.json` each hold one part's spec and the
-sha256 of its tensors. A part's file is everything its compile job needs to know, and the only thing it is keyed by.
+BLAKE3 of its tensors, which is as good as sha256 and four times as fast. A part's file is everything its compile job
+needs to know, and the only thing it is keyed by.
 
 Making the lock is also the pre-flight: every tensor the spec needs exists with the right shape and finite values, and
 none is left over unexplained.

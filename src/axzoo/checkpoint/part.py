@@ -14,12 +14,12 @@ from axzoo.files import read_json
 
 @dataclass(frozen=True)
 class LockedTensor:
-    """Rows of a checkpoint's tensor, `shape[0]` of them from `start` on; the sha256 is of dtype, shape and bytes."""
+    """Rows of a checkpoint's tensor, `shape[0]` of them from `start` on; the digest is of dtype, shape and bytes."""
 
     name: str
     start: int
     shape: tuple[int, ...]
-    sha256: str
+    blake3: str
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -43,7 +43,7 @@ def read_part(path: Path) -> Part:
     data = read_json(path)
     try:
         tensors = {
-            role: LockedTensor(entry["name"], entry["start"], tuple(entry["shape"]), entry["sha256"])
+            role: LockedTensor(entry["name"], entry["start"], tuple(entry["shape"]), entry["blake3"])
             for role, entry in data["tensors"].items()
         }
         return Part(data["spec"], tensors)
@@ -60,5 +60,5 @@ def verified_blocks(checkpoint: Checkpoint, tensor: LockedTensor) -> Iterator[Ar
     for block in row_blocks(checkpoint, tensor.name, *tensor.rows):
         digest.update(block.view("uint8").data)
         yield block
-    if digest.hexdigest() != tensor.sha256:
+    if digest.hexdigest() != tensor.blake3:
         raise AxzooError(f"{info.file}: tensor {tensor.name} changed after it was locked: lock the checkpoint again")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+from blake3 import blake3
 from numpy.typing import NDArray
 
 from axzoo.errors import AxzooError
@@ -69,6 +69,6 @@ def row_blocks(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Iter
         yield checkpoint.read_rows(name, first, min(first + step, stop))
 
 
-def rows_digest(dtype: str, shape: tuple[int, ...]) -> hashlib._Hash:
-    """The sha256 of rows of a tensor, to be fed with their little-endian bytes."""
-    return hashlib.sha256(f"{dtype}{list(shape)}".encode())
+def rows_digest(dtype: str, shape: tuple[int, ...]) -> blake3:
+    """The BLAKE3 of rows of a tensor, to be fed with their little-endian bytes."""
+    return blake3(f"{dtype}{list(shape)}".encode())
