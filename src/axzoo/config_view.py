@@ -155,7 +155,12 @@ class ConfigView:
         return windows if any(windows) else ()
 
     def finish(self, vouched: Collection[str] = ()) -> None:
-        """Raises AxzooError for keys that nobody read."""
+        """Raises AxzooError for keys that nobody read, and for those that are vouched for although they were."""
+        if read := sorted(set(vouched) & self._read & self._values.keys()):
+            raise AxzooError(
+                f"{self.path}: {', '.join(read)} cannot be ignored, for axzoo builds by it: leave it out of "
+                f"ignore_config_keys"
+            )
         unknown = sorted(set(self._values) - self._read - WITHOUT_EFFECT - set(vouched))
         if unknown:
             raise AxzooError(

@@ -120,6 +120,13 @@ def test_a_key_that_is_not_there_cannot_be_vouched_for(qwen: Checkpoint) -> None
         read_model(qwen.folder, {}, OPTION, ["strange"])
 
 
+def test_what_axzoo_builds_by_cannot_be_vouched_for(qwen: Checkpoint) -> None:
+    with pytest.raises(
+        AxzooError, match=r"config\.json: hidden_size, num_hidden_layers cannot be ignored, for axzoo builds by"
+    ):
+        read_model(qwen.folder, {}, OPTION, ["num_hidden_layers", "hidden_size"])
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi", "phi3"])
 def test_the_sizes_are_those_the_lock_finds(family: str, tmp_path: Path) -> None:
     """Fused tensors count once, a tied head for itself."""
