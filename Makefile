@@ -15,7 +15,7 @@ demo: $(VENV)/installed ## build config/demo.yaml, check it, print where it lies
 install: $(VENV)/installed ## make .venv and install axzoo into it
 
 test: $(VENV)/installed-test ## run the tests, with coverage
-	pytest -m "not soak" --numprocesses logical --maxprocesses 4 --dist loadgroup --cov --cov-report=term $(TESTS)
+	pytest -m "not soak" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(TESTS)
 
 soak: $(VENV)/installed-test ## run the tests that take long
 	pytest -m soak

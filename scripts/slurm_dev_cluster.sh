@@ -36,7 +36,7 @@ install_packages() {
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq || fail "apt-get update failed: is there a network?"
     apt-get install -y -qq --no-install-recommends slurm-wlm munge >"$FOLDER/apt.log" 2>&1 ||
-        fail "cannot install slurm-wlm and munge, see $FOLDER/apt.log"
+        fail "apt-get cannot install slurm-wlm and munge, see $FOLDER/apt.log"
 }
 
 start_munge() {
