@@ -84,10 +84,8 @@ rule demo:
 # more for every job that has ended; and a build is over a second after its last look.
 onstart:
     limit = workflow.scheduling_settings.max_jobs_per_timespan
-    if limit and (limit.max_jobs, limit.timespan) == (
-        100,
-        1,
-    ):  # nobody asked for another
+    is_default = limit and (limit.max_jobs, limit.timespan) == (100, 1)
+    if is_default:
         workflow.scheduler.job_rate_limiter = None
 
 
