@@ -3,8 +3,9 @@
     python scripts/bench_operators.py [--rounds N]
 
 Needs `make demo` to have run. The first tables are ONNX Runtime's profile of a 128-token prompt and of 128 answered
-tokens, by operator; the profiler itself takes time. The last multiplies one token, and 128, with weights as large as
-all of a layer's, for each layer, by every operator that ONNX Runtime has for int8 weights, and in fp32; by turns.
+tokens, by operator, each in its fastest mode; the profiler itself takes time. The last multiplies few tokens
+and many with weights as large as all of a layer's, for each layer, by fast mode's two kernels, by every operator that
+ONNX Runtime has for int8 weights, and in fp32; by turns.
 """
 
 from __future__ import annotations
@@ -20,21 +21,24 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from bench import table
 from bench_speed import BUNDLE, COUNT
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from axzoo.engine import shared_options
-from axzoo.runtime import fused_network
+from axzoo.fast.blocks import BLOCKS
+from axzoo.fast.parts import Parts
+from axzoo.fast.product import Product
+from axzoo.fast.two_bytes import TWO_BYTES
+from axzoo.runtime import fused_files
 from axzoo.runtime.model import load_model
 
 LAYERS = 30
 SHAPES = ((576, 960), (576, 576), (576, 3072), (1536, 576))
 """In and out features of a layer's products, those of one input together: q, k and v; o; gate and up; down."""
 
-BLOCK, ZERO = 32, 128
+ZERO = 128
 
 
 def profile(prompt: bool) -> tuple[Counter[str], Counter[str], float]:
@@ -47,11 +51,11 @@ def profile(prompt: bool) -> tuple[Counter[str], Counter[str], float]:
             options.profile_file_prefix = f"{folder}/profile"
             return options
 
-        usual, fused_network.shared_options = fused_network.shared_options, profiled
+        usual, fused_files.shared_options = fused_files.shared_options, profiled
         try:
-            model = load_model(BUNDLE, "fast")
+            model = load_model(BUNDLE, "fast-prompts" if prompt else "fast")
         finally:
-            fused_network.shared_options = usual
+            fused_files.shared_options = usual
         ids = [int(i) for i in np.random.default_rng(0).integers(1000, 40000, COUNT)]
         calls = 1 if prompt else COUNT
         start = time.perf_counter()
@@ -85,19 +89,21 @@ class Products:
 
     def __init__(self, operator: str, tokens: int) -> None:
         self._random = np.random.default_rng(0)
-        self._operator, self._constants = operator, [numpy_helper.from_array(np.uint8(ZERO), "zero")]
-        nodes = [self._product(f"{layer}/{i}", *shape) for layer in range(LAYERS) for i, shape in enumerate(SHAPES)]
+        self._operator, self._parts = operator, Parts()
+        self._parts.add_constant("zero", np.uint8(ZERO))
         integer = operator in ("MatMulInteger", "MatMulIntegerToFloat")
         kind = TensorProto.UINT8 if integer else TensorProto.FLOAT
         widths = sorted({rows for rows, _ in SHAPES})
-        inputs = [helper.make_tensor_value_info(f"x{width}", kind, [tokens, width]) for width in widths]
+        inputs = [helper.make_tensor_value_info(f"x{width}", kind, [1, tokens, width]) for width in widths]
+        self._parts.graph.input.extend(inputs)
         out = TensorProto.INT32 if operator == "MatMulInteger" else TensorProto.FLOAT
-        outputs = [helper.make_tensor_value_info(node.output[0], out, None) for node in nodes]
-        opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
-        graph = helper.make_graph(nodes, "products", inputs, outputs, self._constants)
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-        self._session = ort.InferenceSession(model.SerializeToString(), shared_options())
-        self._feeds = {f"x{width}": self._input((tokens, width), integer) for width in widths}
+        for layer in range(LAYERS):
+            for rows, columns in SHAPES:
+                name = f"{layer}/{rows}x{columns}"
+                self._add(name, rows, columns)
+                self._parts.graph.output.append(helper.make_tensor_value_info(name, out, None))
+        self._session = self._parts.load(shared_options())
+        self._feeds = {f"x{width}": self._input((1, tokens, width), integer) for width in widths}
 
     def run(self) -> float:
         """Milliseconds."""
@@ -105,38 +111,37 @@ class Products:
         self._session.run(None, self._feeds)
         return 1000 * (time.perf_counter() - start)
 
-    def _input(self, shape: tuple[int, int], integer: bool) -> np.ndarray[Any, Any]:
+    def _input(self, shape: tuple[int, ...], integer: bool) -> np.ndarray[Any, Any]:
         values = self._random.standard_normal(shape)
         return np.clip(40 * values + ZERO, 0, 255).astype(np.uint8) if integer else values.astype(np.float32)
 
-    def _constant(self, name: str, array: np.ndarray[Any, Any]) -> str:
-        self._constants.append(numpy_helper.from_array(array, name))
-        return name
-
-    def _product(self, name: str, rows: int, columns: int) -> onnx.NodeProto:
+    def _add(self, name: str, rows: int, columns: int) -> None:
+        parts, given = self._parts, f"x{rows}"
         codes = self._random.integers(-127, 128, (rows, columns), np.int8)
-        if self._operator == "MatMul":
-            weight = self._constant(f"{name}/w", codes.astype(np.float32))
-            return helper.make_node("MatMul", [f"x{rows}", weight], [name])
-        if self._operator == "MatMulNBits":
-            packed = (codes.T.astype(np.int16) + ZERO).astype(np.uint8).reshape(columns, -1, BLOCK)
-            scales = np.full(packed.shape[:2], 0.01, np.float32)
-            inputs = [f"x{rows}", self._constant(f"{name}/w", packed), self._constant(f"{name}/s", scales)]
-            shape = {"K": rows, "N": columns, "bits": 8, "block_size": BLOCK, "accuracy_level": 4}
-            return helper.make_node(self._operator, inputs, [name], domain="com.microsoft", **shape)
-        weight = self._constant(f"{name}/w", codes)
-        if self._operator == "MatMulInteger":
-            return helper.make_node(self._operator, [f"x{rows}", weight, "zero"], [name])
-        scales = self._constant(f"{name}/s", np.full(columns, 0.01, np.float32))
-        inputs = [f"x{rows}", weight, scales]
-        if self._operator == "MatMulIntegerToFloat":
-            one = self._constant(f"{name}/one", np.float32(1))
-            inputs = [f"x{rows}", weight, one, scales, "zero"]
-        return helper.make_node(self._operator, inputs, [name], domain="com.microsoft")
+        scales = np.full((1, columns), 0.01, np.float32)
+        if self._operator in KERNELS:
+            KERNELS[self._operator].multiply(parts, Product(given, name, codes, scales))
+        elif self._operator == "MatMul":
+            weight = parts.add_weight(f"{name}/w", codes.astype(np.float32), TensorProto.FLOAT)
+            parts.add_node("MatMul", [given, weight], [name])
+        else:
+            weight = parts.add_weight(f"{name}/w", codes, TensorProto.INT8)
+            scale = parts.add_weight(f"{name}/s", scales[0], TensorProto.FLOAT)
+            one = parts.add_constant("one", np.float32(1))
+            inputs = {
+                "MatMulInteger": [given, weight, "zero"],
+                "MatMulIntegerToFloat": [given, weight, one, scale, "zero"],
+                "DynamicQuantizeMatMul": [given, weight, scale],
+            }[self._operator]
+            domain = "" if self._operator == "MatMulInteger" else "com.microsoft"
+            parts.add_node(self._operator, inputs, [name], domain)
 
+
+KERNELS = {"MatMulNBits": BLOCKS, "two bytes": TWO_BYTES}
 
 OPERATORS: Mapping[str, str] = {
     "MatMulNBits": "fast mode's; activations in int8 by blocks of 32",
+    "two bytes": "the prompts' of fast-prompts; activations by rows",
     "DynamicQuantizeMatMul": "activations in uint8, one scale for all tokens",
     "MatMulIntegerToFloat": "given uint8 activations; scales by columns",
     "MatMulInteger": "given uint8 activations; sums as they are",
@@ -146,7 +151,7 @@ OPERATORS: Mapping[str, str] = {
 
 def report_products(rounds: int) -> None:
     rows = []
-    for tokens in (1, COUNT):
+    for tokens in (1, 4, 8, COUNT):
         products = {operator: Products(operator, tokens) for operator in OPERATORS}
         times: dict[str, list[float]] = {operator: [] for operator in OPERATORS}
         for _ in range(rounds):

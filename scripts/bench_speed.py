@@ -4,8 +4,8 @@
 
 PYTHON is that of an environment with envs/requirements-bench.txt. Needs `make demo` to have run, cmake and a C++
 compiler: llama.cpp is built from its sources. Rounds alternate between the programs; the first table has medians, of a
-128-token prompt and of the 128 tokens after an empty context. The second compares the modes over a text of the model's
-own making, each token after the same ones before it.
+128-token prompt and of the 128 tokens after an empty context. The second compares the modes over texts of the model's
+own making: each token after the same ones before it, and what follows prompts cut out of them.
 """
 
 from __future__ import annotations
@@ -159,28 +159,55 @@ def report_speed(programs: dict[str, Callable[[], Speed]], rounds: int) -> None:
 
 
 def report_fidelity(tokens: int) -> None:
-    """Fast mode beside exact, over texts that exact mode samples from itself, a context's length each."""
-    exact, fast = load_model(BUNDLE), load_model(BUNDLE, "fast")
+    """The modes beside exact, over texts that exact mode samples from itself, a context's length each."""
+    exact, fast, prompts = (load_model(BUNDLE, mode) for mode in ("exact", "fast", "fast-prompts"))
     rng = np.random.default_rng(0)
-    divergences: list[float] = []
-    agreed = 0
-    while len(divergences) < tokens:
+    answers, fast_prompts, prompts_apart = Fidelity(), Fidelity(), Fidelity()
+    while len(answers.divergences) < tokens:
         exact.reset()
         fast.reset()
-        token = int(rng.integers(1000, 40000))
-        for _ in range(min(500, tokens - len(divergences))):
-            wanted, found = _log_softmax(exact, token), _log_softmax(fast, token)
-            divergences.append(float(np.sum(np.exp(wanted) * (wanted - found))))
-            agreed += int(wanted.argmax() == found.argmax())
-            token = int(rng.choice(len(wanted), p=np.exp(wanted)))
-    rows = [(len(divergences), f"{np.mean(divergences):.5f}", f"{np.max(divergences):.4f}", f"{agreed / tokens:.4f}")]
-    table(("tokens", "mean KL, nats", "largest", "top-1 agreement"), rows)
+        text = [int(rng.integers(1000, 40000))]
+        for _ in range(min(500, tokens - len(answers.divergences))):
+            wanted = log_softmax(exact.decode(text[-1]))
+            answers.add(wanted, log_softmax(fast.decode(text[-1])))
+            text.append(int(rng.choice(len(wanted), p=np.exp(wanted))))
+        for start in range(0, len(text) - COUNT, 8):
+            wanted, *found = (log_softmax(read(one, text[start:][:COUNT])) for one in (exact, fast, prompts))
+            for fidelity, one in zip((fast_prompts, prompts_apart), found, strict=True):
+                fidelity.add(wanted, one)
+    rows = [
+        (f"token by token, {len(text)} at most", "fast, fast-prompts", *answers.row()),
+        (f"a prompt of {COUNT}", "fast", *fast_prompts.row()),
+        (f"a prompt of {COUNT}", "fast-prompts", *prompts_apart.row()),
+    ]
+    table(("read", "mode", "times", "mean KL, nats", "largest", "top-1 agreement"), rows)
 
 
-def _log_softmax(model: Model, token: int) -> NDArray[np.float64]:
-    logits = model.decode(token).astype(np.float64)
-    total: np.float64 = np.logaddexp.reduce(logits)
-    return logits - total
+class Fidelity:
+    """How close predictions come to others, beside which they are added."""
+
+    def __init__(self) -> None:
+        self.divergences: list[float] = []
+        self._agreed = 0
+
+    def add(self, wanted: NDArray[np.float64], found: NDArray[np.float64]) -> None:
+        self.divergences.append(float(np.sum(np.exp(wanted) * (wanted - found))))
+        self._agreed += int(wanted.argmax() == found.argmax())
+
+    def row(self) -> tuple[object, ...]:
+        kl = self.divergences
+        return len(kl), f"{np.mean(kl):.5f}", f"{np.max(kl):.4f}", f"{self._agreed / len(kl):.4f}"
+
+
+def read(model: Model, prompt: list[int]) -> NDArray[np.float32]:
+    model.reset()
+    return model.prefill(prompt)
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    total: np.float64 = np.logaddexp.reduce(wide)
+    return wide - total
 
 
 def main() -> None:
@@ -197,6 +224,7 @@ def main() -> None:
         "llama.cpp, Q8_0": llama_cpp(*made_by_llama_cpp(python, cache)),
         "onnxruntime-genai, int8": genai(python, made_by_genai(python, cache, "int8")),
         "onnxruntime-genai, int4": genai(python, made_by_genai(python, cache, "int4")),
+        "axzoo fast-prompts, s8": axzoo("fast-prompts"),
         "axzoo fast, s8": axzoo("fast"),
         "axzoo exact, s8": axzoo("exact"),
     }

@@ -210,9 +210,10 @@ def _load(source: Path | bytes, path: Path) -> Loaded:
 
 
 def _load_fast(source: Path | bytes, path: Path) -> Loaded:
-    from axzoo.fast.joined import Joined  # imports onnx, which exact mode does without
+    from axzoo.fast.blocks import BLOCKS  # imports onnx, which exact mode does without
+    from axzoo.fast.joined import Joined
 
-    joined = Joined()
+    joined = Joined(BLOCKS)
     header = joined.add(source, path)
     return joined.session(shared_options()), header.groups
 

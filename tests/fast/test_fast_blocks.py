@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axzoo.fast.blocks import BLOCK, block, fits
+from axzoo.fast.blocks import BLOCK, BLOCKS, block
 
 
 @given(st.sampled_from(["int8", "int4"]), st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(0, 9))
@@ -31,4 +31,4 @@ def test_the_numbers_are_the_same(kind: str, groups: int, blocks: int, columns: 
     ("rows", "groups", "whole"), [(32, 1, True), (48, 1, False), (576, 1, True), (128, 4, True), (128, 8, False)]
 )
 def test_only_whole_blocks_fit(rows: int, groups: int, whole: bool) -> None:
-    assert fits(rows, groups) is whole
+    assert BLOCKS.fits(rows, groups) is whole

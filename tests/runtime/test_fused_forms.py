@@ -21,6 +21,7 @@ from axzoo.compile.post import compile_post
 from axzoo.compile.result import Compiled
 from axzoo.dtypes import NUMPY_DTYPES
 from axzoo.engine import InferenceSession
+from axzoo.errors import AxzooError
 from axzoo.recipe import Recipe
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.fused_caches import CopiedCaches, SharedCaches
@@ -37,6 +38,9 @@ RECIPE = Recipe(
     kv_cache_len=CONTEXT,
     last_kv_cache_len=(CHUNK,),
 )
+LONG = replace(RECIPE, prefill_len=16, kv_cache_len=47, last_kv_cache_len=(16,))
+"""Chunks long enough for a session that reads prompts alone."""
+
 PLAIN = LayerSpec(64, 96, 4, 2, 16, NormSpec("rms_norm", 1e-5), RopeSpec(100.0, 16), 64)
 """Heads of 16: what GroupQueryAttention rotates by itself."""
 
@@ -87,8 +91,8 @@ def test_every_form_is_the_same_in_fp32(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_the_caches_stay_in_place_where_the_heads_allow(tmp_path: Path, name: str) -> None:
     _, fused = _networks(tmp_path, ALL[name], RECIPE)
-    assert isinstance(fused._caches, CopiedCaches if name in COPIED else SharedCaches)
-    given = {tensor.name for tensor in fused._session.get_inputs()}
+    assert isinstance(fused._caches[0], CopiedCaches if name in COPIED else SharedCaches)
+    given = {tensor.name for tensor in fused._sessions[0].get_inputs()}
     assert ("indices" in given) is (name not in ROTATED | HEAD_NORM)
     assert ("mask" in given) is (name in COPIED)
 
@@ -114,6 +118,54 @@ def test_integer_weights_come_close(tmp_path: Path, name: str, integers: dict[st
     for count in (9, 1, 1):
         wanted, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
         assert np.corrcoef(found, wanted)[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("weight_type", ["s8", "s4"])
+@pytest.mark.parametrize("name", ALL)
+def test_prompts_apart_are_all_but_exact(tmp_path: Path, name: str, weight_type: str) -> None:
+    """Long prompts by the session of two bytes, short ones and tokens by the other, on one context."""
+    recipe = replace(LONG, weight_type=weight_type, post_weight_type="s8")
+    exact, fused = _networks(tmp_path, ALL[name], recipe, prompts_apart=True)
+    rows = np.concatenate([_rows(PLAIN.hidden_size)] * 3)
+    for count, close in ((32, 2e-3), (1, 0.2), (3, 0.2), (8, 0.2)):
+        wanted, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
+        assert_allclose(found, wanted, atol=close)
+    for network in (exact, fused):
+        network.rewind(16)
+    assert_allclose(_logits(fused.prefill(rows[3:12])), _logits(exact.prefill(rows[3:12])), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        {"weight_type": "s8", "post_weight_type": "s8"},
+        {"weight_type": "s4", "post_weight_type": "s8"},
+        {"weight_type": "s4", "post_weight_type": "s8", "weight_group_size": 32},
+        {"weight_type": "s8", "post_weight_type": "bf16"},
+        {"weight_type": "bf16", "post_weight_type": "s8"},
+    ],
+)
+def test_weights_are_kept_twice_only_where_all_have_one_scale_a_column(tmp_path: Path, served: dict[str, Any]) -> None:
+    _, fused = _networks(tmp_path, PLAIN, replace(LONG, **served), prompts_apart=True)
+    by_column = served["weight_type"] in ("s4", "s8") and served["post_weight_type"] == "s8"
+    assert len(fused._sessions) == (2 if by_column and "weight_group_size" not in served else 1)
+
+
+def test_weights_are_kept_once_where_the_processor_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("axzoo.runtime.fused_network.is_exact", lambda _options: False)
+    recipe = replace(LONG, weight_type="s8", post_weight_type="s8")
+    exact, fused = _networks(tmp_path, PLAIN, recipe, prompts_apart=True)
+    assert len(fused._sessions) == 1
+    rows = _rows(PLAIN.hidden_size)
+    assert np.corrcoef(_logits(fused.prefill(rows)), _logits(exact.prefill(rows)))[0, 1] > 0.999
+
+
+def test_weights_that_the_machine_cannot_hold_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 20, "SC_PAGE_SIZE": 4096}.__getitem__)
+    recipe = replace(LONG, weight_type="s8", post_weight_type="s8")
+    with pytest.raises(AxzooError, match=r"take \d+ MB with the first, and this machine has 0 MB: use --mode fast"):
+        _networks(tmp_path, PLAIN, recipe, prompts_apart=True)
+    _networks(tmp_path, PLAIN, recipe)
 
 
 def test_a_post_layer_that_gives_the_likeliest_tokens(tmp_path: Path) -> None:
@@ -152,7 +204,9 @@ def test_what_a_call_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
 
 
-def _networks(folder: Path, spec: LayerSpec, recipe: Recipe) -> tuple[Layered, FusedNetwork]:
+def _networks(
+    folder: Path, spec: LayerSpec, recipe: Recipe, prompts_apart: bool = False
+) -> tuple[Layered, FusedNetwork]:
     paths = [folder / f"layer{index}" for index in range(LAYERS)]
     for index, path in enumerate(paths):
         _compile(compile_layer, spec, recipe, _tensors(spec, index), path)
@@ -166,7 +220,7 @@ def _networks(folder: Path, spec: LayerSpec, recipe: Recipe) -> tuple[Layered, F
         post,
     )
     layered = Layered(Decoder([InferenceSession(path) for path in paths]), InferenceSession(post))
-    return layered, FusedNetwork(paths, post, lambda: None)
+    return layered, FusedNetwork(paths, post, lambda: None, prompts_apart)
 
 
 def _compile(

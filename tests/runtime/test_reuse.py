@@ -36,7 +36,7 @@ def _answer(model: Model, ids: list[int], kept: int) -> NDArray[np.float32]:
     return np.stack([model.prefill(ids[kept:]), model.decode(7), model.decode(9)])
 
 
-@pytest.mark.parametrize(("mode", "turns"), [("exact", 15), ("fast", 120)])
+@pytest.mark.parametrize(("mode", "turns"), [("exact", 15), ("fast", 120), ("fast-prompts", 120)])
 def test_a_repeatable_answer_does_not_depend_on_what_came_before(folder: Path, mode: Mode, turns: int) -> None:
     """Conversations whose prompts share beginnings of any length, and hold answers that were decoded."""
     rng = np.random.default_rng(1)

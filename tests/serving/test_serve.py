@@ -298,9 +298,9 @@ def test_it_listens_on_localhost_and_ends_on_sigterm(tiny_served: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("mode", ["fast", "exact"])
+@pytest.mark.parametrize("mode", ["fast-prompts", "fast", "exact"])
 def test_eight_clients_for_a_minute(tiny_served: Path, mode: str) -> None:
-    """docs/serve.md has the figures that this prints with -s, for both modes."""
+    """docs/serve.md has the figures that this prints with -s, for every mode."""
     questions = [[{"role": "user", "content": f"question {i}"}] for i in range(8)]
     expected = [greedy(tiny_served, question, 16) for question in questions]
     wrong: list[str] = []

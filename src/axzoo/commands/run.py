@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from axzoo.commands._mode import add_mode
 from axzoo.commands._numbers import count, positive
 from axzoo.runtime.main_prefill import add_flags
 
 if TYPE_CHECKING:
-    from axzoo.engine import Mode
     from axzoo.runtime.generate import Choose
-    from axzoo.runtime.model import Model
+    from axzoo.runtime.model import Mode, Model
     from axzoo.runtime.prompting import Prompting
     from axzoo.runtime.setup import Setup
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--greedy", action="store_true", help="always take the most probable token")
     parser.add_argument("--seed", type=count, metavar="N", help="make sampling repeatable")
     parser.add_argument("--max-tokens", type=positive, metavar="N", help="end after N tokens (default: context full)")
-    parser.add_argument("--mode", choices=("exact", "fast"), default="exact", help="fp32 or integer kernels (exact)")
+    add_mode(parser, "exact")
     add_flags(parser)
 
 

@@ -8,16 +8,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from axzoo.commands._mode import add_mode
 from axzoo.commands._numbers import count, port
 
-OUT_OF_MEMORY = "free some, or serve a smaller model"
+OUT_OF_MEMORY = "free some, keep the weights once (--mode fast), or serve a smaller model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a built model's folder, results/<chip>/<name>")
     parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is all of them (localhost)")
     parser.add_argument("--port", type=port, default=8000, help="0 takes a free one (8000)")
-    parser.add_argument("--mode", choices=("exact", "fast"), default="fast", help="fp32 or integer kernels (fast)")
+    add_mode(parser, "fast-prompts")
     parser.add_argument(
         "--queue", type=count, default=16, metavar="N", help="requests that may wait; more are told to come back (16)"
     )

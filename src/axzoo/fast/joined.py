@@ -12,33 +12,37 @@ import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-from axzoo.axmodel import IR_VERSION, OPSET, Header
+from axzoo.axmodel import Header
 from axzoo.errors import AxzooError
-from axzoo.fast.blocks import BLOCK, block, fits
 from axzoo.fast.in_place_attention import attend_in_place
+from axzoo.fast.parts import Parts
 from axzoo.fast.pattern import Values, attributes
+from axzoo.fast.product import Kernel, Product
 from axzoo.fast.residual_norm import join_residual_norms
 from axzoo.fast.round_trips import skip_round_trips
 from axzoo.inspection.contract import loadable_header
 
 _INLINE = 1024
-"""Bytes: larger weights are handed to the session beside the graph, which protobuf limits to 2 GiB."""
+"""Bytes: larger weights are handed to the session beside the graph."""
 
 
 class Joined:
-    """Graphs in the making of one. Where a file takes a value that another gives, they are joined there."""
+    """Graphs in the making of one, whose products with integer weights the kernel computes where it fits them.
 
-    def __init__(self) -> None:
-        self._graph = onnx.GraphProto(name="joined")
-        self._weights: dict[str, tuple[NDArray[Any], int]] = {}
+    Where a file takes a value that another gives, they are joined there.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._parts = Parts()
+        self._graph = self._parts.graph
 
     def add(self, source: Path | bytes, path: Path, prefix: str = "", names: Mapping[str, str] | None = None) -> Header:
         """Adds a file, its values renamed to those in `names` or given the prefix; returns what it says of itself.
 
-        DequantizeLinear + MatMul become MatMulNBits where the weights are whole blocks. Raises AxzooError when the file
-        is damaged or not one that axzoo wrote.
+        Raises AxzooError when the file is damaged or not one that axzoo wrote.
         """
         model, header = _read(source, path)
         try:
@@ -46,6 +50,11 @@ class Joined:
         except (ValueError, TypeError, LookupError) as error:
             raise AxzooError(f"{path} cannot be loaded ({error!r}): build it again") from None
         return header
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the kernel computes every product."""
+        return all(node.op_type != "MatMul" for node in self._graph.node)
 
     def take_last(self, value: str, name: str) -> None:
         """Lets the files that follow take just the last token's row of an output [1, n, features], under that name.
@@ -61,12 +70,10 @@ class Joined:
             raise AxzooError(f"the model's files cannot be joined ({error}): build them again") from None
         ends = {f"{name}/first": -1, f"{name}/end": np.iinfo(np.int64).max, f"{name}/axis": 1}
         for end, number in ends.items():
-            self._graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), end))
+            self._parts.add_constant(end, np.array([number], np.int64))
         row = f"{name}/Slice"
-        self._graph.node.append(helper.make_node("Slice", [rounding.input[0], *ends], [row], name=row))
-        self._graph.node.append(
-            helper.make_node("Cast", [row], [name], name=f"{name}/Cast", to=attributes(rounding)["to"])
-        )
+        self._parts.add_node("Slice", [rounding.input[0], *ends], [row])
+        self._parts.add_node("Cast", [row], [name], to=attributes(rounding)["to"])
 
     def share_caches(self, length: int) -> bool:
         """Makes attention write into caches of `length` tokens, as `attend_in_place` says; whether it could."""
@@ -77,16 +84,9 @@ class Joined:
         try:
             skip_round_trips(self._graph)
             join_residual_norms(self._graph)
-            return self._loaded(options)
+            return self._parts.load(options)
         except Exception as error:  # ONNX Runtime's own classes share no base class
             raise AxzooError(f"the model's files cannot be loaded together ({error}): build them again") from None
-
-    def _loaded(self, options: ort.SessionOptions) -> ort.InferenceSession:
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
-        model = helper.make_model(self._graph, opset_imports=opsets, ir_version=IR_VERSION)
-        kept = [tensor.name for tensor in self._graph.initializer if tensor.name in self._weights]
-        options.add_external_initializers(kept, [_value(*self._weights[name]) for name in kept])
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def _join(self, model: onnx.ModelProto, renamed: _Names) -> None:
         for value in model.graph.input:
@@ -95,7 +95,7 @@ class Joined:
             value.name = renamed[value.name]
             self._graph.output.append(value)
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        products = _integer_products(model.graph, constants)
+        products = self._integer_products(model.graph, constants)
         first = {together[0].output: together for together in products}
         gone = {name for together in products for one in together for name in (one.output, one.dequantized)}
         for node in model.graph.node:
@@ -113,34 +113,37 @@ class Joined:
         elif name not in {known.name for known in self._graph.input}:
             self._graph.input.append(value)
 
+    def _integer_products(
+        self, graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto]
+    ) -> list[list[_Product]]:
+        """The products that the kernel fits; those with the same input and form of weights together."""
+        dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+        together: dict[tuple[str, int, int], list[_Product]] = {}
+        for node in graph.node:
+            if node.op_type != "MatMul" or node.input[1] not in dequantized:
+                continue
+            weight, scale = (constants[name] for name in dequantized[node.input[1]].input)
+            scales = np.atleast_2d(numpy_helper.to_array(scale))
+            if self._kernel.fits(weight.dims[0], len(scales)):
+                codes = numpy_helper.to_array(weight)
+                product = _Product(node.input[0], node.input[1], node.output[0], codes, scales)
+                together.setdefault((product.input, weight.data_type, len(scales)), []).append(product)
+        return list(together.values())
+
     def _multiply(self, products: Sequence[_Product], renamed: _Names) -> None:
-        """One MatMulNBits for all products with the same input: fewer waits for the slowest thread."""
-        packed, scales = (
-            np.concatenate(parts) for parts in zip(*(block(p.codes, p.scales) for p in products), strict=True)
-        )
+        """One product for all with the same input: fewer waits for the slowest thread."""
         outputs = [renamed[product.output] for product in products]
-        name = "+".join(outputs)
-        self._add_weight(f"{name}/codes", packed, onnx.TensorProto.UINT8)
-        self._add_weight(f"{name}/scales", scales, onnx.TensorProto.FLOAT)
-        node = helper.make_node(
-            "MatMulNBits",
-            [renamed[products[0].input], f"{name}/codes", f"{name}/scales"],
-            outputs if len(outputs) == 1 else [name],
-            name=name,
-            domain="com.microsoft",
-            K=products[0].codes.shape[0],
-            N=len(packed),
-            bits=8 if products[0].codes.dtype == np.int8 else 4,
-            block_size=BLOCK,
-            accuracy_level=4,  # int8 activations
+        together = Product(
+            input=renamed[products[0].input],
+            output="+".join(outputs),
+            codes=np.concatenate([product.codes for product in products], axis=1),
+            scales=np.concatenate([product.scales for product in products], axis=1),
         )
-        self._graph.node.append(node)
+        self._kernel.multiply(self._parts, together)
         if len(outputs) > 1:
             widths = np.array([product.codes.shape[1] for product in products], np.int64)
-            self._graph.initializer.append(numpy_helper.from_array(widths, f"{name}/widths"))
-            self._graph.node.append(
-                helper.make_node("Split", [name, f"{name}/widths"], outputs, name=f"{name}/Split", axis=-1)
-            )
+            constant = self._parts.add_constant(f"{together.output}/widths", widths)
+            self._parts.add_node("Split", [together.output, constant], outputs, axis=-1)
 
     def _copy(self, node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], renamed: _Names) -> None:
         """A node as it is, with the constants it takes."""
@@ -156,19 +159,11 @@ class Joined:
     def _keep(self, tensor: onnx.TensorProto, name: str) -> None:
         """A constant as it is."""
         if len(tensor.raw_data) > _INLINE and tensor.data_type != onnx.TensorProto.INT4:
-            self._add_weight(name, numpy_helper.to_array(tensor), tensor.data_type)
+            self._parts.add_weight(name, numpy_helper.to_array(tensor), tensor.data_type)
         elif name not in {kept.name for kept in self._graph.initializer}:
             kept = self._graph.initializer.add()
             kept.CopyFrom(tensor)
             kept.name = name
-
-    def _add_weight(self, name: str, array: NDArray[Any], data_type: int) -> None:
-        if name in self._weights:
-            return
-        self._weights[name] = np.ascontiguousarray(array), data_type
-        tensor = self._graph.initializer.add(name=name, data_type=data_type, dims=array.shape)
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value="beside the graph")
 
 
 class _Names(dict[str, str]):
@@ -183,17 +178,9 @@ class _Names(dict[str, str]):
         return self.prefix + name
 
 
-def _read(source: Path | bytes, path: Path) -> tuple[onnx.ModelProto, Header]:
-    header = loadable_header(source, path)
-    try:
-        return onnx.load_model_from_string(source if isinstance(source, bytes) else source.read_bytes()), header
-    except DecodeError as error:
-        raise AxzooError(f"{path} cannot be loaded ({error}): build it again") from None
-
-
 @dataclass(frozen=True)
 class _Product:
-    """input x the dequantized weights: codes [in_features, out_features], scales [groups, out_features]."""
+    """A file's product with dequantized weights; as a Product but for the names, which are the file's."""
 
     input: str
     dequantized: str
@@ -202,22 +189,9 @@ class _Product:
     scales: NDArray[np.float32]
 
 
-def _integer_products(graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto]) -> list[list[_Product]]:
-    """The products with integer weights made of whole blocks; those with the same input and dtype together."""
-    dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
-    together: dict[tuple[str, int], list[_Product]] = {}
-    for node in graph.node:
-        if node.op_type != "MatMul" or node.input[1] not in dequantized:
-            continue
-        weight, scale = (constants[name] for name in dequantized[node.input[1]].input)
-        scales = np.atleast_2d(numpy_helper.to_array(scale))
-        if fits(weight.dims[0], len(scales)):
-            codes = numpy_helper.to_array(weight)
-            product = _Product(node.input[0], node.input[1], node.output[0], codes, scales)
-            together.setdefault((product.input, weight.data_type), []).append(product)
-    return list(together.values())
-
-
-def _value(array: NDArray[Any], data_type: int) -> ort.OrtValue:
-    """The array's memory, not a copy, as numbers of a type that numpy may lack."""
-    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(f"u{array.itemsize}"), data_type)
+def _read(source: Path | bytes, path: Path) -> tuple[onnx.ModelProto, Header]:
+    header = loadable_header(source, path)
+    try:
+        return onnx.load_model_from_string(source if isinstance(source, bytes) else source.read_bytes()), header
+    except DecodeError as error:
+        raise AxzooError(f"{path} cannot be loaded ({error}): build it again") from None

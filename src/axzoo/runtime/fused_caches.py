@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,21 +24,20 @@ class Caches(Protocol):
 
 
 class SharedCaches:
-    """fp32 [1, kv_heads, length, head_dim], for attention in place: one binding serves every call.
+    """For attention in place in fp32 [1, kv_heads, length, head_dim], by input: one binding serves every call.
 
     Positions are given as well where the attention does not rotate by itself.
     """
 
-    def __init__(self, session: ort.InferenceSession) -> None:
+    def __init__(self, session: ort.InferenceSession, memory: Mapping[str, NDArray[np.float32]]) -> None:
         self._last = np.zeros(1, np.int32)
         self._total = np.zeros((), np.int32)
         self._binding = session.io_binding()
         bind_input(self._binding, LAST, self._last, "int32")
         bind_input(self._binding, TOTAL, self._total, "int32")
-        shapes = {tensor.name: tensor.shape for tensor in session.get_inputs()}
-        self._takes_indices = "indices" in shapes
-        self._caches = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name.endswith("_cache")}
-        for name, cache in self._caches.items():
+        self._takes_indices = any(tensor.name == "indices" for tensor in session.get_inputs())
+        self._memory = memory  # held: a binding holds no memory
+        for name, cache in memory.items():
             bind_input(self._binding, name, cache, "fp32")
             bind_output(self._binding, f"{name}_out", cache, "fp32")
 
@@ -45,7 +45,7 @@ class SharedCaches:
         self._last[0] = used + count - 1
         self._total[()] = used + count
         if self._takes_indices:
-            self._indices = np.arange(used, used + count, dtype=np.uint32)[None]  # held: a binding holds no memory
+            self._indices = np.arange(used, used + count, dtype=np.uint32)[None]  # held as well
             bind_input(self._binding, "indices", self._indices, "uint32")
         return self._binding
 
@@ -53,12 +53,11 @@ class SharedCaches:
 class CopiedCaches:
     """The files' own: attention is given the rows in use, a mask and positions, and gives new rows."""
 
-    def __init__(self, session: ort.InferenceSession, layers: int, geometry: Geometry, state: str) -> None:
+    def __init__(self, session: ort.InferenceSession, cache: KVCache, layers: int, state: str) -> None:
         self._session = session
+        self._cache = cache
         self._layers = layers
         self._state = state
-        dtype = NUMPY_DTYPES[state]
-        self._cache = KVCache(layers, geometry.kv_cache_num, geometry.kv_cache_size, dtype)
         self._held: tuple[NDArray[Any], ...] = ()
 
     def binding(self, used: int, count: int) -> ort.IOBinding:
@@ -73,6 +72,18 @@ class CopiedCaches:
                 bind_input(binding, f"{index}/{name}_cache", rows[:, :used], self._state)
                 bind_output(binding, f"{index}/{name}_cache_out", rows[:, used:], self._state)
         return binding
+
+
+def one_context(
+    sessions: Sequence[ort.InferenceSession], shared: bool, layers: int, geometry: Geometry, state: str
+) -> list[Caches]:
+    """The same empty caches, for each of the sessions of one model's files; `shared` where attention is in place."""
+    if shared:
+        caches = [tensor for tensor in sessions[0].get_inputs() if tensor.name.endswith("_cache")]
+        memory = {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in caches}
+        return [SharedCaches(session, memory) for session in sessions]
+    cache = KVCache(layers, geometry.kv_cache_num, geometry.kv_cache_size, NUMPY_DTYPES[state])
+    return [CopiedCaches(session, cache, layers, state) for session in sessions]
 
 
 def bind_input(binding: ort.IOBinding, name: str, array: NDArray[Any], dtype: str) -> None:

@@ -6,70 +6,63 @@ into the cache.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from axzoo.axmodel import Header
+from axzoo import heap
 from axzoo.dtypes import NUMPY_DTYPES
-from axzoo.engine import NodeArg, node_arg, run_bound, shared_options
+from axzoo.engine import run_bound, shared_options
 from axzoo.errors import AxzooError
-from axzoo.fast.joined import Joined
-from axzoo.runtime.decoder import HiddenHook, one_geometry, require_room, require_same_state
-from axzoo.runtime.fused_caches import Caches, CopiedCaches, SharedCaches, bind_input, bind_output
+from axzoo.fast.blocks import BLOCKS
+from axzoo.fast.two_bytes import TWO_BYTES, is_exact
+from axzoo.runtime.decoder import HiddenHook, require_room
+from axzoo.runtime.fused_caches import bind_input, bind_output, one_context
+from axzoo.runtime.fused_files import FusedFiles, hidden
 from axzoo.runtime.network import Outputs
 
+_PROMPT = 8
+"""Tokens from which on a call is faster in the prompts' session: at 4 it took 1.3 times as long, at 8 0.9."""
+
+_TWICE = 2.25
+"""Bytes in memory for a byte of int8 weights in a file: 1.25 with the scales of blocks, and 1 for prompts."""
+
 _NOT_SHOWN = "fast mode does not show the layers' hidden states: load the model in exact mode"
-
-
-@dataclass(frozen=True)
-class _Described:
-    """A layer file's shape groups, without a session."""
-
-    header: Header
-
-    @property
-    def num_shape_groups(self) -> int:
-        return len(self.header.groups)
-
-    def get_inputs(self, shape_group: int = 0) -> list[NodeArg]:
-        return [node_arg(tensor) for tensor in self.header.groups[shape_group].inputs]
 
 
 class FusedNetwork:
     """What Layered is, but for the hidden states, which do not leave the session.
 
-    `on_step` is called after each layer and the post layer. Raises AxzooError when a file is missing or damaged, or the
-    layers do not belong together.
+    With `prompts_apart` the weights are kept a second time, for a session of TWO_BYTES that prompts are read with. It
+    is left out where some weights are none that this kernel fits, or the processor computes it inexactly.
+
+    `on_step` is called after each layer and the post layer. Raises AxzooError when a file is missing or damaged, the
+    layers do not belong together, or this machine could never hold the weights twice.
     """
 
-    def __init__(self, paths: Sequence[Path], post: Path, on_step: Callable[[], None]) -> None:
-        joined = Joined()
-        described = []
-        for index, path in enumerate(paths):
-            names = {"indices": "indices", "mask": "mask", "input": _hidden(index), "output": _hidden(index + 1)}
-            described.append(_Described(joined.add(path, path, f"{index}/", names)))
-            on_step()
-        self.geometry = one_geometry(described)
-        self._state = described[0].header.groups[0].inputs[0].dtype
-        self._dtype = NUMPY_DTYPES[self._state]
-        joined.take_last(_hidden(len(paths)), "hidden/last")
-        head = joined.add(post, post, "post/", {"input": "hidden/last"}).groups[0]
-        require_same_state(post, [node_arg(tensor) for tensor in head.inputs], self.geometry)
-        self._outputs = head.outputs
+    def __init__(self, paths: Sequence[Path], post: Path, on_step: Callable[[], None], prompts_apart: bool) -> None:
+        files = FusedFiles(paths, post, BLOCKS, on_step)
+        self.geometry = files.geometry
+        self._state = files.state
+        self._dtype = NUMPY_DTYPES[files.state]
+        self._outputs = files.outputs
         self.gives_topk = any(tensor.name == "indices" for tensor in self._outputs)
-        shared = joined.share_caches(self.geometry.kv_cache_num)
-        self._session = joined.session(shared_options())
+        shares = files.has_shared_caches
+        self._sessions = [files.load()]
+        del files  # with the weights, of which the session has its own
+        if prompts_apart and is_exact(shared_options()):
+            _require_memory((*paths, post))
+            again = FusedFiles(paths, post, TWO_BYTES, lambda: None)
+            if again.is_integer:
+                self._sessions.append(again.load())
+            del again
+        heap.give_back()
         on_step()
-        self._caches: Caches = (
-            SharedCaches(self._session)
-            if shared
-            else CopiedCaches(self._session, len(paths), self.geometry, self._state)
-        )
+        self._caches = one_context(self._sessions, shares, len(paths), self.geometry, self._state)
         self.used = 0
 
     def rewind(self, length: int) -> None:
@@ -98,17 +91,24 @@ class FusedNetwork:
 
     def _run(self, rows: NDArray[Any]) -> Outputs:
         """One call: rows [n, H] -> what the post layer gives of the last one."""
-        hidden = np.ascontiguousarray(rows, self._dtype)[None]
+        which = -1 if len(rows) >= _PROMPT else 0
+        state = np.ascontiguousarray(rows, self._dtype)[None]
         outputs = {tensor.name: np.empty(tensor.shape, NUMPY_DTYPES[tensor.dtype]) for tensor in self._outputs}
-        binding = self._caches.binding(self.used, len(rows))
-        bind_input(binding, _hidden(0), hidden, self._state)
+        binding = self._caches[which].binding(self.used, len(rows))
+        bind_input(binding, hidden(0), state, self._state)
         for tensor in self._outputs:
             bind_output(binding, f"post/{tensor.name}", outputs[tensor.name], tensor.dtype)
-        run_bound(self._session, binding, "the model's files, joined,")
+        run_bound(self._sessions[which], binding, "the model's files, joined,")
         self.used += len(rows)
         return outputs
 
 
-def _hidden(layer: int) -> str:
-    """The hidden state that layer takes, or the last one gives."""
-    return f"hidden/{layer}"
+def _require_memory(files: Sequence[Path]) -> None:
+    """Raises AxzooError when the weights of the files, twice, are more than the machine has."""
+    needed = int(_TWICE * sum(path.stat().st_size for path in files))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise AxzooError(
+            f"weights kept a second time for prompts take {needed >> 20} MB with the first, and this machine has "
+            f"{memory >> 20} MB: use --mode fast"
+        )

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from axzoo.engine import InferenceSession, Mode
+from axzoo.engine import InferenceSession
+from axzoo.engine import Mode as FileMode
 from axzoo.errors import AxzooError
 from axzoo.runtime.bundle import ModelFiles, open_bundle
 from axzoo.runtime.decoder import Decoder, HiddenHook, Session, require_same_state
 from axzoo.runtime.embedding import Embedding
 from axzoo.runtime.network import Layered, Network, Outputs
 from axzoo.runtime.on_demand import SessionOnDemand
+
+Mode = Literal["exact", "fast", "fast-prompts"]
+"""The engine's modes, and fast mode with the weights in memory a second time, to read prompts with."""
 
 
 class Model:
@@ -121,16 +125,17 @@ def load_files(
 
 
 def _load_network(files: ModelFiles, mode: Mode, on_step: Callable[[], None], layers_on_demand: bool) -> Network:
-    if mode == "fast" and not layers_on_demand:
+    file_mode: FileMode = "exact" if mode == "exact" else "fast"
+    if file_mode == "fast" and not layers_on_demand:
         from axzoo.runtime.fused_network import FusedNetwork  # imports onnx, which exact mode does without
 
-        return FusedNetwork(files.layers, files.post, on_step)
+        return FusedNetwork(files.layers, files.post, on_step, prompts_apart=mode == "fast-prompts")
     layers: list[Session] = []
     for path in files.layers:
-        layers.append(SessionOnDemand(path, mode) if layers_on_demand else InferenceSession(path, mode=mode))
+        layers.append(SessionOnDemand(path, file_mode) if layers_on_demand else InferenceSession(path, mode=file_mode))
         on_step()
     decoder = Decoder(layers)
-    post = InferenceSession(files.post, mode=mode)
+    post = InferenceSession(files.post, mode=file_mode)
     require_same_state(files.post, post.get_inputs(), decoder.geometry)
     on_step()
     return Layered(decoder, post)
