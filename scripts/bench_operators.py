@@ -65,9 +65,8 @@ def profile(prompt: bool) -> tuple[Counter[str], Counter[str], float]:
             for token in ids:
                 model.decode(token)
         wall = 1000 * (time.perf_counter() - start) / calls
-        del model  # writes the profile
-        (file,) = Path(folder).iterdir()
-        events = json.loads(file.read_text())
+        del model  # writes the profiles, one of a session
+        events = [event for file in Path(folder).iterdir() for event in json.loads(file.read_text())]
     spent: Counter[str] = Counter()
     count: Counter[str] = Counter()
     for event in events:
@@ -126,15 +125,17 @@ class Products:
             parts.add_node("MatMul", [given, weight], [name])
         else:
             weight = parts.add_weight(f"{name}/w", codes, TensorProto.INT8)
-            scale = parts.add_weight(f"{name}/s", scales[0], TensorProto.FLOAT)
-            one = parts.add_constant("one", np.float32(1))
-            inputs = {
-                "MatMulInteger": [given, weight, "zero"],
-                "MatMulIntegerToFloat": [given, weight, one, scale, "zero"],
-                "DynamicQuantizeMatMul": [given, weight, scale],
-            }[self._operator]
-            domain = "" if self._operator == "MatMulInteger" else "com.microsoft"
-            parts.add_node(self._operator, inputs, [name], domain)
+            self._add_integer(name, given, weight, scales[0])
+
+    def _add_integer(self, name: str, given: str, weight: str, scales: np.ndarray[Any, Any]) -> None:
+        parts = self._parts
+        if self._operator == "MatMulInteger":
+            parts.add_node(self._operator, [given, weight, "zero"], [name])
+            return
+        scale = parts.add_weight(f"{name}/s", scales, TensorProto.FLOAT)
+        one = parts.add_constant("one", np.float32(1))
+        steps = [one, scale, "zero"] if self._operator == "MatMulIntegerToFloat" else [scale]
+        parts.add_node(self._operator, [given, weight, *steps], [name], "com.microsoft")
 
 
 KERNELS = {"MatMulNBits": BLOCKS, "two bytes": TWO_BYTES}

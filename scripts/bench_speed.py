@@ -3,9 +3,10 @@
     python scripts/bench_speed.py PYTHON [--rounds N] [--tokens N]
 
 PYTHON is that of an environment with envs/requirements-bench.txt. Needs `make demo` to have run, cmake and a C++
-compiler: llama.cpp is built from its sources. Rounds alternate between the programs; the first table has medians, of a
-128-token prompt and of the 128 tokens after an empty context. The second compares the modes over texts of the model's
-own making: each token after the same ones before it, and what follows prompts cut out of them.
+compiler: llama.cpp is built from its sources, on a processor with AMX a second time without. Rounds alternate between
+the programs; the first table has medians, of a 128-token prompt and of the 128 tokens after an empty context, the
+second what loading takes. The last compares the modes over texts of the model's own making: each token after the same
+ones before it, and what follows prompts cut out of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -25,8 +27,7 @@ from bench import CHECKPOINT, MODEL, ROOT, table
 from bench_builders import CONVERTER, fetch_llama_cpp
 from numpy.typing import NDArray
 
-from axzoo.engine import Mode
-from axzoo.runtime.model import Model, load_model
+from axzoo.runtime.model import Mode, Model, load_model
 
 BUNDLE = ROOT / "results/AX650" / f"{MODEL}-w8a16"
 COUNT = 128
@@ -62,17 +63,31 @@ Speed = tuple[float, float]
 """Tokens a second: of a prompt, and of the answer."""
 
 
-def axzoo(mode: Mode) -> Callable[[], Speed]:
-    def speed() -> Speed:
-        code = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import bench_speed; bench_speed.answer()"
-        done = subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True, check=True)
-        return tuple(json.loads(done.stdout))
+def axzoo(mode: Mode, preload: str = "") -> Callable[[], Speed]:
+    return lambda: tuple(in_a_process("answer", mode, preload))  # type: ignore[return-value]
 
-    return speed
+
+def in_a_process(function: str, mode: Mode, preload: str = "") -> list[float]:
+    """What a function of this module prints about a mode."""
+    code = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import bench_speed; bench_speed.{function}()"
+    command, env = [sys.executable, "-c", code, mode], os.environ | {"LD_PRELOAD": preload}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    found: list[float] = json.loads(done.stdout)
+    return found
+
+
+def load() -> None:
+    """Prints how many seconds the mode that is named takes to load, and its resident memory, MB of 2^20 bytes."""
+    start = time.perf_counter()
+    model = load_model(BUNDLE, sys.argv[1])  # type: ignore[arg-type]
+    seconds = time.perf_counter() - start
+    model.prefill([1000] * COUNT)
+    kilobytes = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
+    print(json.dumps([seconds, int(kilobytes[1]) / 1024 if kilobytes else 0]))
 
 
 def answer() -> None:
-    """In a process of its own: prints the speed of the mode that is named."""
+    """Prints the speed of the mode that is named."""
     model = load_model(BUNDLE, sys.argv[1])  # type: ignore[arg-type]
     prompt = [int(i) for i in np.random.default_rng(0).integers(1000, 40000, COUNT)]
     model.prefill(prompt)
@@ -118,20 +133,28 @@ def made_by_genai(python: Path, cache: Path, bits: str) -> Path:
 
 
 def made_by_llama_cpp(python: Path, cache: Path) -> tuple[Path, Path]:
-    """llama-bench, and the model at Q8_0."""
+    """llama.cpp's sources, and the model at Q8_0."""
     sources = fetch_llama_cpp(python, cache)
-    program, gguf = sources / "build/bin/llama-bench", cache / "q8_0.gguf"
-    if not program.exists():
-        keep_tile_configuration(sources)
-        leave_out = [f"-DLLAMA_{part}=OFF" for part in ("CURL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_SERVER")]
-        configure = ("cmake", "-B", "build", "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", *leave_out)
-        make = ("cmake", "--build", "build", "--target", "llama-bench", "--parallel", THREADS)
-        for command in (configure, make):
-            subprocess.run(command, check=True, cwd=sources, stdout=subprocess.DEVNULL)
+    gguf = cache / "q8_0.gguf"
     if not gguf.exists():
         convert = (python, sources / CONVERTER, CHECKPOINT, "--outtype", "q8_0", "--outfile", gguf)
         subprocess.run(convert, check=True, capture_output=True)
-    return program, gguf
+    return sources, gguf
+
+
+def llama_bench(sources: Path, folder: str, *flags: str) -> Path:
+    """The program, built for this processor, with flags for the compiler."""
+    program = sources / folder / "bin/llama-bench"
+    if not program.exists():
+        print(f"building {program.relative_to(sources.parent)}, some minutes", file=sys.stderr)
+        keep_tile_configuration(sources)
+        leave_out = [f"-DLLAMA_{part}=OFF" for part in ("CURL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_SERVER")]
+        compiler = [f"-DCMAKE_{language}_FLAGS={' '.join(flags)}" for language in ("C", "CXX")]
+        options = ("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", *leave_out, *compiler)
+        make = ("cmake", "--build", folder, "--target", "llama-bench", "--parallel", THREADS)
+        for command in (("cmake", "-B", folder, *options), make):
+            subprocess.run(command, check=True, cwd=sources, stdout=subprocess.DEVNULL)
+    return program
 
 
 def keep_tile_configuration(sources: Path) -> None:
@@ -142,6 +165,13 @@ def keep_tile_configuration(sources: Path) -> None:
     text = file.read_text()
     if barrier not in text:
         file.write_text(text.replace(load, f"{barrier}\n    {load}"))
+
+
+def hide_amx(cache: Path) -> str:
+    """What a process preloads in order to be refused AMX."""
+    library = cache / "hide_amx.so"
+    subprocess.run(("cc", "-shared", "-fPIC", "-o", library, ROOT / "scripts/hide_amx.c", "-ldl"), check=True)
+    return str(library)
 
 
 def report_speed(programs: dict[str, Callable[[], Speed]], rounds: int) -> None:
@@ -156,6 +186,18 @@ def report_speed(programs: dict[str, Callable[[], Speed]], rounds: int) -> None:
         for name, values in middle.items()
     ]
     table(("program", f"{COUNT}-token prompt, token/s", "answer, token/s"), rows)
+
+
+def report_loading(rounds: int) -> None:
+    found: dict[Mode, list[list[float]]] = {"fast-prompts": [], "fast": [], "exact": []}
+    for _ in range(rounds):
+        for mode, runs in found.items():
+            runs.append(in_a_process("load", mode))
+    rows = []
+    for mode, runs in found.items():
+        seconds, megabytes = (median(one) for one in zip(*runs, strict=True))
+        rows.append((mode, f"{seconds:.1f}", f"{megabytes:.0f}"))
+    table(("mode", "loading, s", "resident, MB"), rows)
 
 
 def report_fidelity(tokens: int) -> None:
@@ -220,15 +262,21 @@ def main() -> None:
         sys.exit("run `make demo` first: its bundle is what runs")
     python = args.python.absolute()
     cache = python.parent.parent / "downloads"
+    sources, gguf = made_by_llama_cpp(python, cache)
     programs: dict[str, Callable[[], Speed]] = {
-        "llama.cpp, Q8_0": llama_cpp(*made_by_llama_cpp(python, cache)),
+        "llama.cpp, Q8_0": llama_cpp(llama_bench(sources, "build"), gguf),
         "onnxruntime-genai, int8": genai(python, made_by_genai(python, cache, "int8")),
         "onnxruntime-genai, int4": genai(python, made_by_genai(python, cache, "int4")),
         "axzoo fast-prompts, s8": axzoo("fast-prompts"),
         "axzoo fast, s8": axzoo("fast"),
         "axzoo exact, s8": axzoo("exact"),
     }
+    if "amx_int8" in Path("/proc/cpuinfo").read_text().split():
+        without = llama_bench(sources, "build-without-amx", "-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
+        programs["llama.cpp, Q8_0, without AMX"] = llama_cpp(without, gguf)
+        programs["axzoo fast-prompts, s8, without AMX"] = axzoo("fast-prompts", hide_amx(cache))
     report_speed(programs, args.rounds)
+    report_loading(args.rounds)
     report_fidelity(args.tokens)
 
 

@@ -176,19 +176,28 @@ def test_a_post_layer_that_gives_the_likeliest_tokens(tmp_path: Path) -> None:
     assert_allclose(found["prob"], wanted["prob"], atol=1e-5)
 
 
-def test_what_a_call_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three layers with s8 weights: q, k and v go from one product into the attention, gate and up are parted; no value
-    is rounded or copied between the first and the last."""
-    loaded: list[onnx.ModelProto] = []
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[onnx.ModelProto]:
+    """The graphs that sessions are made of."""
+    found: list[onnx.ModelProto] = []
     usual = onnxruntime.InferenceSession
 
     def record(model: str | bytes, *words: object, **options: object) -> object:
         if isinstance(model, bytes):
-            loaded.append(onnx.load_model_from_string(model))
+            found.append(onnx.load_model_from_string(model))
         return usual(model, *words, **options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
-    _networks(tmp_path, PLAIN, replace(RECIPE, weight_type="s8", post_weight_type="s8", hidden_state_type="bf16"))
+    return found
+
+
+SHORT = replace(RECIPE, weight_type="s8", post_weight_type="s8", hidden_state_type="bf16")
+
+
+def test_what_a_call_is_made_of(tmp_path: Path, loaded: list[onnx.ModelProto]) -> None:
+    """Three layers with s8 weights: q, k and v go from one product into the attention, gate and up are parted; no value
+    is rounded or copied between the first and the last."""
+    _networks(tmp_path, PLAIN, SHORT)
     (model,) = loaded
     assert Counter(node.op_type for node in model.graph.node) == {
         "MatMulNBits": 4 * LAYERS + 1,
@@ -202,6 +211,26 @@ def test_what_a_call_is_made_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "Slice": 1,
         "Cast": 2,  # the embedding and the logits
     }
+
+
+def test_what_a_prompt_is_made_of(tmp_path: Path, loaded: list[onnx.ModelProto]) -> None:
+    """What norms give has one scale, what attention and activations give a scale a row; the rest is a call's."""
+    _networks(tmp_path, PLAIN, SHORT, prompts_apart=True)
+    answers, _, prompts = loaded  # the second tries whether the processor is exact
+    counts, usual = (Counter(node.op_type for node in model.graph.node) for model in (prompts, answers))
+    normed, others = 2 * LAYERS + 1, 2 * LAYERS
+    products = {
+        "MatMulIntegerToFloat": 2 * (normed + others),
+        "DynamicQuantizeLinear": normed,
+        "QuantizeLinear": normed + 2 * others,
+        "DequantizeLinear": normed + others,
+        "Sub": normed + others,
+        "Add": normed + others,
+        "Mul": normed + others,
+        **dict.fromkeys(("Abs", "ReduceMax", "Max", "Div"), others),
+    }
+    del usual["MatMulNBits"]
+    assert counts == usual + Counter(products)
 
 
 def _networks(

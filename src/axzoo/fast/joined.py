@@ -27,6 +27,8 @@ from axzoo.inspection.contract import loadable_header
 _INLINE = 1024
 """Bytes: larger weights are handed to the session beside the graph."""
 
+_NORMS = ("RMSNormalization", "LayerNormalization")
+
 
 class Joined:
     """Graphs in the making of one, whose products with integer weights the kernel computes where it fits them.
@@ -118,6 +120,7 @@ class Joined:
     ) -> list[list[_Product]]:
         """The products that the kernel fits; those with the same input and form of weights together."""
         dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+        values = Values(graph)
         together: dict[tuple[str, int, int], list[_Product]] = {}
         for node in graph.node:
             if node.op_type != "MatMul" or node.input[1] not in dequantized:
@@ -126,7 +129,8 @@ class Joined:
             scales = np.atleast_2d(numpy_helper.to_array(scale))
             if self._kernel.fits(weight.dims[0], len(scales)):
                 codes = numpy_helper.to_array(weight)
-                product = _Product(node.input[0], node.input[1], node.output[0], codes, scales)
+                normed = any(values.is_made_by(node.input[0], norm) for norm in _NORMS)
+                product = _Product(node.input[0], node.input[1], node.output[0], codes, scales, normed)
                 together.setdefault((product.input, weight.data_type, len(scales)), []).append(product)
         return list(together.values())
 
@@ -138,6 +142,7 @@ class Joined:
             output="+".join(outputs),
             codes=np.concatenate([product.codes for product in products], axis=1),
             scales=np.concatenate([product.scales for product in products], axis=1),
+            is_normed=products[0].is_normed,
         )
         self._kernel.multiply(self._parts, together)
         if len(outputs) > 1:
@@ -187,6 +192,7 @@ class _Product:
     output: str
     codes: NDArray[Any]
     scales: NDArray[np.float32]
+    is_normed: bool
 
 
 def _read(source: Path | bytes, path: Path) -> tuple[onnx.ModelProto, Header]:

@@ -20,12 +20,11 @@ class Parts:
         self.graph = onnx.GraphProto(name="joined")
         self._weights: dict[str, tuple[NDArray[Any], int]] = {}
 
-    def add_node(
-        self, op_type: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any
-    ) -> None:
-        """A node, called as its first output."""
+    def add_node(self, op_type: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
+        """A node, called as its first output; returns that."""
         node = helper.make_node(op_type, inputs, outputs, name=outputs[0], domain=domain, **attributes)
         self.graph.node.append(node)
+        return outputs[0]
 
     def add_constant(self, name: str, array: NDArray[Any] | np.generic) -> str:
         """A few numbers, once under one name; returns the name."""

@@ -14,13 +14,17 @@ from axzoo.fast.parts import Parts
 
 @dataclass(frozen=True)
 class Product:
-    """input [1, n, in_features] x the dequantized weights -> output: codes [in_features, out_features] of int8 or int4,
-    scales [groups, out_features], each for in_features / groups consecutive rows of codes."""
+    """input [1, n, in_features] x the dequantized weights -> output.
+
+    codes [in_features, out_features] of int8 or int4, scales [groups, out_features], each for in_features / groups
+    consecutive rows of codes. `is_normed` where a norm made the input.
+    """
 
     input: str
     output: str
     codes: NDArray[Any]
     scales: NDArray[np.float32]
+    is_normed: bool = False
 
 
 @dataclass(frozen=True)
