@@ -69,7 +69,7 @@ def _by_rows(parts: Parts, product: Product) -> _Activations:
     last_axis = parts.add_constant("two bytes/axis", np.array([-1], np.int64))
     sizes = parts.add_node("Abs", [product.input], [f"{name}/sizes"])
     found = parts.add_node("ReduceMax", [sizes, last_axis], [f"{name}/found"])
-    largest = parts.add_node("Max", [found, parts.add_constant("two bytes/least", _LEAST)], [f"{name}/largest"])
+    largest = parts.add_node("Clip", [found, parts.add_constant("two bytes/least", _LEAST)], [f"{name}/largest"])
     rows = parts.add_node("Div", [product.input, largest], [f"{name}/rows"])
     steps = [parts.add_constant(f"two bytes/step/{i}", np.float32(1 / 127 / 254**i)) for i in range(2)]
     zero = parts.add_constant("two bytes/zero", _ZERO)
