@@ -10,6 +10,11 @@ from axzoo.recipe import Recipe
 from tiny_model import EXACT, Built, Checkpoint, build, make_checkpoint
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole builds first: files go to processes one after another, and none should end alone with a long one."""
+    items.sort(key=lambda item: item.get_closest_marker("workflow") is None)
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
