@@ -14,6 +14,8 @@ sys.path.append(str(Path(__file__).parents[1] / "runtime"))
 from chat_server import Server, chat_server
 from tiny_bundle import EXACT, make_oracle, write_bundle
 
+from axzoo.recipe import Recipe
+
 POSITIONS = 4096
 RECIPE = replace(EXACT, prefill_len=32, kv_cache_len=POSITIONS - 1, last_kv_cache_len=(32, 64, 96))
 
@@ -21,9 +23,19 @@ RECIPE = replace(EXACT, prefill_len=32, kv_cache_len=POSITIONS - 1, last_kv_cach
 @pytest.fixture(scope="session")
 def tiny_served(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle: a byte a token, prompts of up to 128, a context of 4096."""
-    folder = tmp_path_factory.mktemp("served") / "tiny-w32a32"
+    return _write(RECIPE, tmp_path_factory.mktemp("served") / "tiny-w32a32")
+
+
+@pytest.fixture(scope="session")
+def served_in_integers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with weights of int8, for the modes that multiply with them; under the same name."""
+    recipe = replace(RECIPE, weight_type="s8", post_weight_type="s8")
+    return _write(recipe, tmp_path_factory.mktemp("served") / "tiny-w32a32")
+
+
+def _write(recipe: Recipe, folder: Path) -> Path:
     folder.mkdir()
-    write_bundle(make_oracle(POSITIONS), RECIPE, folder)
+    write_bundle(make_oracle(POSITIONS), recipe, folder)
     return folder
 
 

@@ -15,7 +15,7 @@ import pytest
 from chat_server import Server, chat_server
 
 from axzoo.runtime.generate import generate
-from axzoo.runtime.model import load_model
+from axzoo.runtime.model import Mode, load_model
 from axzoo.tokenizer.local import load_tokenizer
 
 MODEL = "tiny-w32a32"
@@ -23,9 +23,9 @@ HELLO: Any = [{"role": "user", "content": "hello"}]
 LONG = 3500
 
 
-def greedy(folder: Path, messages: Any, count: int) -> str:
+def greedy(folder: Path, messages: Any, count: int, mode: Mode = "exact") -> str:
     """What the model answers, found without the server."""
-    model, tokenizer = load_model(folder), load_tokenizer(folder / "tokenizer")
+    model, tokenizer = load_model(folder, mode), load_tokenizer(folder / "tokenizer")
     ids = tokenizer.encode_chat(messages)
     answer = generate(model, ids, lambda logits, _: int(logits.argmax()), set(), count)
     stream = tokenizer.stream()
@@ -297,15 +297,25 @@ def test_it_listens_on_localhost_and_ends_on_sigterm(tiny_served: Path) -> None:
         assert running.process.wait(10) in (0, -15)
 
 
+def test_prompts_are_read_apart_unless_told_otherwise(served_in_integers: Path) -> None:
+    question = [{"role": "user", "content": "a question of more than one chunk " * 2}]
+    with chat_server(served_in_integers) as running:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        for content in (question, HELLO, question):
+            done = client.chat.completions.create(model=MODEL, messages=content, temperature=0, max_tokens=12)
+            assert done.choices[0].message.content == greedy(served_in_integers, content, 12, "fast-prompts")
+    assert len(load_model(served_in_integers, "fast-prompts")._network._sessions) == 2  # what this is about
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("mode", ["fast-prompts", "fast", "exact"])
-def test_eight_clients_for_a_minute(tiny_served: Path, mode: str) -> None:
+def test_eight_clients_for_a_minute(served_in_integers: Path, mode: Mode) -> None:
     """docs/serve.md has the figures that this prints with -s, for every mode."""
-    questions = [[{"role": "user", "content": f"question {i}"}] for i in range(8)]
-    expected = [greedy(tiny_served, question, 16) for question in questions]
+    questions = [[{"role": "user", "content": f"question {i} of a hundred letters".ljust(100, "?")}] for i in range(8)]
+    expected = [greedy(served_in_integers, question, 16, mode) for question in questions]
     wrong: list[str] = []
     seconds: list[float] = []
-    with chat_server(tiny_served, "--mode", mode) as running:
+    with chat_server(served_in_integers, "--mode", mode) as running:
         until = time.monotonic() + 60
         memory: list[float] = []
 
