@@ -379,7 +379,7 @@ def test_bytes_of_the_same_tensor_under_another_name_are_no_change(folder: Path)
 def test_a_damaged_lock_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "layer_0.json"
     path.write_text(text)
-    with pytest.raises(AxzooError, match=r"layer_0\.json is damaged: remove it and lock the checkpoint again"):
+    with pytest.raises(AxzooError, match=r"layer_0\.json is damaged, or of another version of axzoo: remove "):
         read_part(path)
 
 

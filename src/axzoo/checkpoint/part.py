@@ -48,7 +48,9 @@ def read_part(path: Path) -> Part:
         }
         return Part(data["spec"], tensors)
     except (KeyError, TypeError, AttributeError):
-        raise AxzooError(f"{path} is damaged: remove it and lock the checkpoint again") from None
+        raise AxzooError(
+            f"{path} is damaged, or of another version of axzoo: remove {path.parent} and build again"
+        ) from None
 
 
 def verified_blocks(checkpoint: Checkpoint, tensor: LockedTensor) -> Iterator[Array]:
