@@ -165,10 +165,8 @@ class Joined:
         """A constant as it is."""
         if len(tensor.raw_data) > _INLINE and tensor.data_type != onnx.TensorProto.INT4:
             self._parts.add_weight(name, numpy_helper.to_array(tensor), tensor.data_type)
-        elif name not in {kept.name for kept in self._graph.initializer}:
-            kept = self._graph.initializer.add()
-            kept.CopyFrom(tensor)
-            kept.name = name
+        else:
+            self._parts.add_tensor(name, tensor)
 
 
 class _Names(dict[str, str]):

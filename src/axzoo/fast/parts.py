@@ -18,6 +18,7 @@ class Parts:
 
     def __init__(self) -> None:
         self.graph = onnx.GraphProto(name="joined")
+        self._constants: set[str] = set()
         self._weights: dict[str, tuple[NDArray[Any], int]] = {}
 
     def add_node(self, op_type: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
@@ -28,8 +29,15 @@ class Parts:
 
     def add_constant(self, name: str, array: NDArray[Any] | np.generic) -> str:
         """A few numbers, once under one name; returns the name."""
-        if name not in {kept.name for kept in self.graph.initializer}:
-            self.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+        return self.add_tensor(name, numpy_helper.from_array(np.asarray(array)))
+
+    def add_tensor(self, name: str, tensor: onnx.TensorProto) -> str:
+        """The same, of numbers as they are stored."""
+        if name not in self._constants:
+            self._constants.add(name)
+            kept = self.graph.initializer.add()
+            kept.CopyFrom(tensor)
+            kept.name = name
         return name
 
     def add_weight(self, name: str, array: NDArray[Any], data_type: int) -> str:

@@ -91,7 +91,7 @@ class FusedNetwork:
 
     def _run(self, rows: NDArray[Any]) -> Outputs:
         """One call: rows [n, H] -> what the post layer gives of the last one."""
-        which = -1 if len(rows) >= _PROMPT else 0
+        which = -1 if len(rows) >= _PROMPT else 0  # the last session is the prompts', where they have one
         state = np.ascontiguousarray(rows, self._dtype)[None]
         outputs = {tensor.name: np.empty(tensor.shape, NUMPY_DTYPES[tensor.dtype]) for tensor in self._outputs}
         binding = self._caches[which].binding(self.used, len(rows))
