@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from axzoo.axmodel import Header
@@ -40,6 +38,7 @@ class Joined:
         self._kernel = kernel
         self._parts = Parts()
         self._graph = self._parts.graph
+        self._forms: set[tuple[int, int] | None] = set()
 
     def add(self, source: Path | bytes, path: Path, prefix: str = "", names: Mapping[str, str] | None = None) -> Header:
         """Adds a file, its values renamed to those in `names` or given the prefix; returns what it says of itself.
@@ -53,10 +52,9 @@ class Joined:
             raise AxzooError(f"{path} cannot be loaded ({error!r}): build it again") from None
         return header
 
-    @property
-    def is_integer(self) -> bool:
-        """Whether the kernel computes every product."""
-        return all(node.op_type != "MatMul" for node in self._graph.node)
+    def suits(self, kernel: Kernel) -> bool:
+        """Whether every product has integer weights, of a form that this kernel fits."""
+        return None not in self._forms and all(kernel.fits(*form) for form in self._forms if form)
 
     def take_last(self, value: str, name: str) -> None:
         """Lets the files that follow take just the last token's row of an output [1, n, features], under that name.
@@ -97,9 +95,9 @@ class Joined:
             value.name = renamed[value.name]
             self._graph.output.append(value)
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        products = self._integer_products(model.graph, constants)
-        first = {together[0].output: together for together in products}
-        gone = {name for together in products for one in together for name in (one.output, one.dequantized)}
+        found = self._integer_products(model.graph, constants)
+        first = {together[0].product.output: [one.product for one in together] for together in found}
+        gone = {name for together in found for one in together for name in (one.product.output, one.dequantized)}
         for node in model.graph.node:
             if node.output[0] in first:
                 self._multiply(first[node.output[0]], renamed)
@@ -117,32 +115,37 @@ class Joined:
 
     def _integer_products(
         self, graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto]
-    ) -> list[list[_Product]]:
+    ) -> list[list[_Found]]:
         """The products that the kernel fits; those with the same input and form of weights together."""
         dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
         values = Values(graph)
-        together: dict[tuple[str, int, int], list[_Product]] = {}
+        together: dict[tuple[str, int, int], list[_Found]] = {}
         for node in graph.node:
-            if node.op_type != "MatMul" or node.input[1] not in dequantized:
+            if node.op_type != "MatMul":
+                continue
+            if node.input[1] not in dequantized:
+                self._forms.add(None)
                 continue
             weight, scale = (constants[name] for name in dequantized[node.input[1]].input)
             scales = np.atleast_2d(numpy_helper.to_array(scale))
+            self._forms.add((weight.dims[0], len(scales)))
             if self._kernel.fits(weight.dims[0], len(scales)):
                 codes = numpy_helper.to_array(weight)
                 normed = any(values.is_made_by(node.input[0], norm) for norm in _NORMS)
-                product = _Product(node.input[0], node.input[1], node.output[0], codes, scales, normed)
-                together.setdefault((product.input, weight.data_type, len(scales)), []).append(product)
+                product = Product(node.input[0], node.output[0], codes, scales, normed)
+                form = (product.input, weight.data_type, len(scales))
+                together.setdefault(form, []).append(_Found(product, node.input[1]))
         return list(together.values())
 
-    def _multiply(self, products: Sequence[_Product], renamed: _Names) -> None:
+    def _multiply(self, products: Sequence[Product], renamed: _Names) -> None:
         """One product for all with the same input: fewer waits for the slowest thread."""
         outputs = [renamed[product.output] for product in products]
-        together = Product(
+        together = replace(
+            products[0],
             input=renamed[products[0].input],
             output="+".join(outputs),
             codes=np.concatenate([product.codes for product in products], axis=1),
             scales=np.concatenate([product.scales for product in products], axis=1),
-            is_normed=products[0].is_normed,
         )
         self._kernel.multiply(self._parts, together)
         if len(outputs) > 1:
@@ -182,15 +185,11 @@ class _Names(dict[str, str]):
 
 
 @dataclass(frozen=True)
-class _Product:
-    """A file's product with dequantized weights; as a Product but for the names, which are the file's."""
+class _Found:
+    """A file's product, by the file's own names, and the value that its weights are dequantized to."""
 
-    input: str
+    product: Product
     dequantized: str
-    output: str
-    codes: NDArray[Any]
-    scales: NDArray[np.float32]
-    is_normed: bool
 
 
 def _read(source: Path | bytes, path: Path) -> tuple[onnx.ModelProto, Header]:

@@ -51,10 +51,9 @@ class FusedFiles:
         self.outputs = head.outputs
         self.has_shared_caches = self._joined.share_caches(self.geometry.kv_cache_num)
 
-    @property
-    def is_integer(self) -> bool:
-        """Whether the kernel computes every product."""
-        return self._joined.is_integer
+    def suit(self, kernel: Kernel) -> bool:
+        """Whether this kernel, too, would compute every product."""
+        return self._joined.suits(kernel)
 
     def load(self) -> ort.InferenceSession:
         """Raises AxzooError when the graph is none that ONNX Runtime runs."""

@@ -29,7 +29,10 @@ _PROMPT = 8
 """Tokens from which on the prompts' session reads: 8 take as long there as in the other, 16 two thirds, 128 half."""
 
 _TWICE = 2.25
-"""Bytes in memory for a byte of int8 weights in a file: 1.25 with the scales of blocks, and 1 for prompts."""
+"""Bytes in memory for a byte of int8 weights in a file: 1.25 with the scales of blocks, and 1 for prompts.
+
+A byte of int4 becomes 3.5, so what is refused by this would not fit.
+"""
 
 _NOT_SHOWN = "fast mode does not show the layers' hidden states: load the model in exact mode"
 
@@ -52,14 +55,13 @@ class FusedNetwork:
         self._outputs = files.outputs
         self.gives_topk = any(tensor.name == "indices" for tensor in self._outputs)
         shares = files.has_shared_caches
-        self._sessions = [files.load()]
-        del files  # with the weights, of which the session has its own
-        if prompts_apart and is_exact(shared_options()):
+        apart = prompts_apart and files.suit(TWO_BYTES) and is_exact(shared_options())
+        if apart:
             _require_memory((*paths, post))
-            again = FusedFiles(paths, post, TWO_BYTES, lambda: None)
-            if again.is_integer:
-                self._sessions.append(again.load())
-            del again
+        self._sessions = [files.load()]
+        del files  # with the weights, of which the session has its own: memory never holds what both are made of
+        if apart:
+            self._sessions.append(FusedFiles(paths, post, TWO_BYTES, lambda: None).load())
         heap.give_back()
         on_step()
         self._caches = one_context(self._sessions, shares, len(paths), self.geometry, self._state)
