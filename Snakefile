@@ -8,10 +8,10 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.utils import min_version
 
-from axzoo.errors import AxzooError
-from axzoo.recipe import TAG_PATTERN
-from axzoo.zoo.guard import guard
-from axzoo.zoo.plan import make_plan
+from axzoo.core.errors import AxzooError
+from axzoo.weights.recipe import TAG_PATTERN
+from axzoo.core.locks import guard
+from axzoo.matrix.plan import make_plan
 
 min_version("9.19")
 

@@ -134,7 +134,7 @@ def bench_build(folder: Path) -> None:
     again = run(*snakemake, cwd=place)
     stages = stage_seconds(place)
     start_up = min(run("axzoo", "layer", "--help").cpu for _ in range(5))
-    imports = min(run(sys.executable, "-c", "import axzoo.build, axzoo.compile.layer, onnx").cpu for _ in range(5))
+    imports = min(run(sys.executable, "-c", "import axzoo.build, axzoo.backends.host, onnx").cpu for _ in range(5))
     print(f"## Full build after installation and fetch, {cores} cores\n")
     table(("stage", "jobs", "wall s, summed", "CPU s, summed"), [(name, *row) for name, row in stages.items()])
     jobs = sum(count for count, _, _ in stages.values())

@@ -28,11 +28,12 @@ def generate(config_path: Path, folder: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from axzoo.checkpoint.lock import digest_rows
     from axzoo.checkpoint.safetensors import SafetensorsCheckpoint
-    from axzoo.config_view import ConfigView
-    from axzoo.families import TensorRef, load_family
-    from axzoo.files import read_json, write_json
+    from axzoo.core.files import read_json, write_json
+    from axzoo.model.config_view import ConfigView
+    from axzoo.model.families import load_family
+    from axzoo.model.spec import TensorRef
+    from axzoo.parts.lock import digest_rows
 
     config = read_json(config_path)
     view = ConfigView(config, config_path)

@@ -26,12 +26,10 @@ from bench import table
 from bench_speed import BUNDLE, COUNT
 from onnx import TensorProto, helper
 
-from axzoo.engine import shared_options
-from axzoo.fast.blocks import BLOCKS
-from axzoo.fast.parts import Parts
-from axzoo.fast.product import Product
-from axzoo.fast.two_bytes import TWO_BYTES
-from axzoo.runtime import fused_files
+from axzoo.runtime.engine import shared_options
+from axzoo.runtime.fast import network as fused_files
+from axzoo.runtime.fast.kernels import BLOCKS, TWO_BYTES, Product
+from axzoo.runtime.fast.rewriting import Parts
 from axzoo.runtime.model import load_model
 
 LAYERS = 30

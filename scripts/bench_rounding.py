@@ -18,8 +18,8 @@ from bench import table
 from bench_speed import BUNDLE, log_softmax
 from torch import Tensor
 
-from axzoo import reference
-from axzoo.check.oracle import bundle_oracle, in_memory
+from axzoo.check.oracles import bundle_oracle, in_memory
+from axzoo.model import oracle as reference
 from axzoo.runtime.model import load_model
 
 LENGTH = 400

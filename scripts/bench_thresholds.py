@@ -18,20 +18,21 @@ from typing import Any
 
 import numpy as np
 
+from axzoo.backends.host.compiler import compile_layer
 from axzoo.calibrate.rounding import gptq_weights
 from axzoo.calibrate.states import find_states
 from axzoo.check.layers import check_layers
-from axzoo.check.oracle import checkpoint_oracle, in_memory
+from axzoo.check.oracles import in_memory
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.part import Part, read_part, verified_blocks
-from axzoo.compile.layer import compile_layer
-from axzoo.fetch.receipt import checkpoint_folder
-from axzoo.lock_files import layer_lock
-from axzoo.quantize.formats import layer_format
-from axzoo.quantize.weights import StoredWeight, store_weight
-from axzoo.recipe import HIDDEN_STATE_TYPES, Recipe
-from axzoo.spec import LayerSpec
+from axzoo.fetch.sources import checkpoint_folder
+from axzoo.model.spec import LayerSpec
+from axzoo.parts.checkpoint_oracle import checkpoint_oracle
+from axzoo.parts.lock import layer_lock
+from axzoo.parts.part import Part, read_part, verified_blocks
 from axzoo.tokenizer.local import load_tokenizer
+from axzoo.weights.encoding import layer_format
+from axzoo.weights.recipe import HIDDEN_STATE_TYPES, Recipe
+from axzoo.weights.stored import StoredWeight, store_weight
 
 WAYS: dict[str, dict[str, Any]] = {
     "fp32": {"weight_type": "fp32"},

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from axzoo.check.fidelity import text_fidelity
-from axzoo.check.oracle import checkpoint_oracle
-from axzoo.files import read_json
+from axzoo.core.files import read_json
+from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.runtime.model import load_model
 from axzoo.tokenizer.local import load_tokenizer
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from axzoo.recipe import Recipe
+from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT, Built, Checkpoint, build, make_checkpoint
 
 

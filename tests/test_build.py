@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from axzoo.build import Job, build_embed, build_layer, build_post
-from axzoo.checkpoint.lock import make_lock, write_lock
-from axzoo.errors import AxzooError
-from axzoo.files import read_json
-from axzoo.recipe import Recipe
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import read_json
+from axzoo.parts.lock import make_lock, write_lock
+from axzoo.weights.recipe import Recipe
 from tiny_model import LAYERS, Built, Checkpoint, build
 
 RECIPE = Recipe(prefill_len=4, kv_cache_len=15)

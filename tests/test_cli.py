@@ -15,7 +15,7 @@ import pytest
 import axzoo
 from axzoo.cli import main
 from axzoo.commands import schema
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 from tiny_model import Checkpoint
 
 COMMANDS = Path(axzoo.__file__).parent / "commands"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from axzoo.embedding_files import BFLOAT16, FLOAT32, NPY
+from axzoo.parts.embedding_files import BFLOAT16, FLOAT32, NPY
 from tiny_model import Built, Checkpoint
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -16,16 +16,14 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from axzoo.build import Job, build_embed, build_layer, build_post
-from axzoo.bundle import BundlePlan
-from axzoo.checkpoint.lock import make_lock, write_lock
-from axzoo.engine import InferenceSession
-from axzoo.files import write_json
-from axzoo.lock_files import EMBED, POST, layer_lock
-from axzoo.recipe import Recipe
+from axzoo.bundle.completion import BundlePlan
+from axzoo.core.files import write_json
+from axzoo.parts.lock import EMBED, POST, layer_lock, make_lock, write_lock
+from axzoo.runtime.buffers import Embedding
 from axzoo.runtime.decoder import Decoder
-from axzoo.runtime.embedding import Embedding
-from axzoo.runtime.model import Model
-from axzoo.runtime.network import Layered
+from axzoo.runtime.engine import InferenceSession
+from axzoo.runtime.model import Layered, Model
+from axzoo.weights.recipe import Recipe
 
 LAYERS = 2
 SHAPE: dict[str, Any] = {

@@ -12,20 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.backends import load_backend
+from axzoo.backends.host.compiler import RowReader
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.part import Part, read_part, verified_blocks
-from axzoo.compile.embed import write_embedding
-from axzoo.compile.result import RowReader
-from axzoo.errors import AxzooError
-from axzoo.fetch.receipt import checkpoint_folder
-from axzoo.files import write_json
-from axzoo.fingerprint import fingerprint
-from axzoo.log import SUCCESS
-from axzoo.recipe import Recipe
-from axzoo.spec import LayerSpec, PostSpec
+from axzoo.core.console import SUCCESS
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import write_json
+from axzoo.core.fingerprint import fingerprint
+from axzoo.fetch.sources import checkpoint_folder
+from axzoo.model.spec import LayerSpec, PostSpec
+from axzoo.parts.part import Part, read_part, verified_blocks
 from axzoo.store import Store, content_key, link
+from axzoo.weights.bf16 import write_embedding
+from axzoo.weights.recipe import Recipe
 
 logger = logging.getLogger(__name__)
+
 
 Produce = Callable[[Part, RowReader, BinaryIO], Mapping[str, Any]]
 """Writes a part's file and returns what is to be known about it."""
@@ -112,11 +113,11 @@ def build_embed(job: Job) -> None:
         write_embedding(read("embed.weight"), file)
         return {}
 
-    _build(job, {"embed": "bf16", "code": fingerprint("axzoo.compile.embed")}, produce)
+    _build(job, {"embed": "bf16", "code": fingerprint("axzoo.weights.bf16")}, produce)
 
 
 def _compiler(backend_name: str) -> dict[str, str]:
-    return {"backend": backend_name, "code": fingerprint(f"axzoo.backends.{backend_name}")}
+    return {"backend": backend_name, "code": fingerprint(f"axzoo.backends.{backend_name}.compiler")}
 
 
 def _build(job: Job, determinants: Mapping[str, Any], produce: Produce) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from axzoo import __version__, commands
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 
 ABOUT = """Builds, checks and runs a zoo of language models for Axera NPUs. Whole zoos are built with snakemake.
 A verb may be written with underscores, too: llm_build."""
@@ -61,7 +61,7 @@ def _summary(module: str) -> str:
 
 
 def _run(verb: str, module: str, words: list[str]) -> int:
-    from axzoo.log import stamp_log
+    from axzoo.core.console import stamp_log
 
     command = _command(module)
     parser = argparse.ArgumentParser(f"axzoo {verb}", description=command.__doc__)

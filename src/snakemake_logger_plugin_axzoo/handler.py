@@ -20,8 +20,7 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from axzoo.log import SUCCESS, stamp_lines
-from axzoo.progress import format_elapsed, open_console, stage_bars
+from axzoo.core.console import SUCCESS, format_elapsed, open_console, stage_bars, stamp_lines
 
 STAGES = {
     "fetch": "fetching checkpoints",

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from axzoo.build import Job, build_layer
-from axzoo.calibrate import run as module
-from axzoo.calibrate.run import calibrate
-from axzoo.engine import InferenceSession
-from axzoo.errors import AxzooError
-from axzoo.files import read_json
-from axzoo.recipe import Recipe
+from axzoo.calibrate import states as module
+from axzoo.calibrate.states import calibrate
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import read_json
+from axzoo.runtime.engine import InferenceSession
+from axzoo.weights.recipe import Recipe
 from tiny_model import Built
 
 RECIPE = Recipe(weight_type="s4", rounding="gptq", scale_rule="mse", prefill_len=8, kv_cache_len=31)

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from axzoo.calibrate.rounding import gptq_weights, linear_inputs
-from axzoo.checkpoint.lock import read_spec
-from axzoo.quantize.formats import layer_format
-from axzoo.quantize.weights import store_weight
-from axzoo.recipe import Recipe
-from axzoo.spec import LayerSpec
+from axzoo.model.reading import read_spec
+from axzoo.model.spec import LayerSpec
+from axzoo.weights.encoding import layer_format
+from axzoo.weights.recipe import Recipe
+from axzoo.weights.stored import store_weight
 from tiny_model import LAYERS, Checkpoint, make_checkpoint
 
 RECIPE = Recipe(weight_type="s4", rounding="gptq", prefill_len=8, kv_cache_len=31)

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from axzoo.calibrate.states import INDEX, find_states, layer_inputs, layer_states, write_states
-from axzoo.check.oracle import checkpoint_oracle
-from axzoo.errors import AxzooError
-from axzoo.reference import Oracle
+from axzoo.core.errors import AxzooError
+from axzoo.model.oracle import Oracle
+from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from tiny_model import LAYERS, Built, Checkpoint
 
 TOKENS = torch.arange(1, 201).view(10, 20)

@@ -11,9 +11,9 @@ import torch
 from axzoo.calibrate import tokens as module
 from axzoo.calibrate.parallel import in_parallel, single_core
 from axzoo.calibrate.tokens import GROUP, LENGTH, generated_tokens, text_tokens
-from axzoo.check.oracle import checkpoint_oracle
-from axzoo.errors import AxzooError
-from axzoo.reference import Oracle
+from axzoo.core.errors import AxzooError
+from axzoo.model.oracle import Oracle
+from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.tokenizer.local import load_tokenizer
 from tiny_model import Built, Checkpoint
 

@@ -15,11 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from axzoo.bundle import complete_bundle
+from axzoo.bundle.completion import complete_bundle
 from axzoo.check.layers import check_layers
 from axzoo.check.metrics import relative_l2
-from axzoo.check.oracle import bundle_oracle, checkpoint_oracle, in_memory
-from axzoo.check.thresholds import (
+from axzoo.check.oracles import bundle_oracle, in_memory
+from axzoo.model.oracle import Oracle, post
+from axzoo.parts.checkpoint_oracle import checkpoint_oracle
+from axzoo.runtime.bundle_folder import Bundle, open_bundle
+from axzoo.runtime.engine import InferenceSession
+from axzoo.weights.formats import (
     BF16,
     FLOAT,
     S4,
@@ -33,10 +37,7 @@ from axzoo.check.thresholds import (
     Thresholds,
     thresholds_of,
 )
-from axzoo.engine import InferenceSession
-from axzoo.recipe import HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES, WEIGHT_TYPES, PostWeightType, Recipe
-from axzoo.reference import Oracle, post
-from axzoo.runtime.bundle import Bundle, open_bundle
+from axzoo.weights.recipe import HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES, WEIGHT_TYPES, PostWeightType, Recipe
 from tiny_model import LAYERS, Checkpoint, build, make_checkpoint
 
 IDS = [int(i) for i in np.random.default_rng(3).integers(0, 256, 12)]

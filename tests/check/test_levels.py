@@ -13,20 +13,19 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from axzoo.bundle import complete_bundle
+from axzoo.bundle.completion import complete_bundle
 from axzoo.check.fidelity import greedy_agreement, text_fidelity
-from axzoo.check.generation import check_generation
-from axzoo.check.layers import check_layers, closeness
-from axzoo.check.narration import Narrator
-from axzoo.check.oracle import checkpoint_oracle, in_memory
-from axzoo.check.prompt import prompt_ids
-from axzoo.check.thresholds import BF16, FLOAT, S4, S8
-from axzoo.errors import AxzooError
-from axzoo.recipe import Recipe
-from axzoo.reference import Oracle
-from axzoo.runtime.bundle import open_bundle
+from axzoo.check.generation import Narrator, check_generation
+from axzoo.check.layers import check_layers, closeness, prompt_ids
+from axzoo.check.oracles import in_memory
+from axzoo.core.errors import AxzooError
+from axzoo.model.oracle import Oracle
+from axzoo.parts.checkpoint_oracle import checkpoint_oracle
+from axzoo.runtime.bundle_folder import open_bundle
 from axzoo.runtime.model import load_model
 from axzoo.tokenizer.local import load_tokenizer
+from axzoo.weights.formats import BF16, FLOAT, S4, S8
+from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT, LAYERS, Built, Checkpoint
 
 NARRATOR = Narrator(LAYERS)

@@ -10,9 +10,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from axzoo.check.narration import Narrator, format_hidden, visible
-from axzoo.log import show_by, stamp_lines
-from axzoo.progress import open_console
+from axzoo.check.generation import Narrator, format_hidden, visible
+from axzoo.core.console import open_console, show_by, stamp_lines
 
 
 @pytest.fixture(autouse=True)

@@ -11,10 +11,10 @@ from gguf import GGMLQuantizationType as Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axzoo.checkpoint.gguf import GgufCheckpoint
-from axzoo.checkpoint.gguf_header import read_head
+from axzoo.checkpoint.gguf.header import read_head
+from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 from axzoo.checkpoint.tensors import row_blocks
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN = 4, 2, 16, 64
 KINDS = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1]

@@ -18,10 +18,10 @@ from safetensors.numpy import load_file, save_file
 
 from axzoo.checkpoint import gptq, open_checkpoint, tensors
 from axzoo.checkpoint.gptq import GptqCheckpoint, gptq_config
-from axzoo.checkpoint.lock import digest_rows, make_lock
 from axzoo.checkpoint.tensors import Array, TensorInfo, row_blocks
-from axzoo.errors import AxzooError
-from axzoo.families import TensorRef
+from axzoo.core.errors import AxzooError
+from axzoo.model.spec import TensorRef
+from axzoo.parts.lock import digest_rows, make_lock
 from tiny_model import LAYERS, Checkpoint
 
 USUAL: dict[str, Any] = {

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.gptq import GptqCheckpoint
-from axzoo.checkpoint.lock import make_lock
 from axzoo.checkpoint.tensors import Array, Checkpoint
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
+from axzoo.parts.lock import make_lock
 from tiny_model import DTYPES, LAYERS
 from tiny_model import Checkpoint as Tiny
 

@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from axzoo.checkpoint.lock import digest_rows
 from axzoo.checkpoint.pickled import PickledCheckpoint
 from axzoo.checkpoint.tensors import TensorInfo, row_blocks
-from axzoo.errors import AxzooError
-from axzoo.families import TensorRef
+from axzoo.core.errors import AxzooError
+from axzoo.model.spec import TensorRef
+from axzoo.parts.lock import digest_rows
 
 SINGLE = "pytorch_model.bin"
 A = torch.arange(20, dtype=torch.float32).reshape(4, 5)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file as save_torch
 
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.tensors import TensorInfo
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 
 A = np.arange(12, dtype=np.float32).reshape(4, 3)
 B = np.ones((2, 2), np.float16)

@@ -12,11 +12,11 @@ from blake3 import blake3
 from numpy.testing import assert_array_equal
 
 from axzoo.checkpoint import tensors
-from axzoo.checkpoint.lock import digest_rows
-from axzoo.checkpoint.part import LockedTensor
 from axzoo.checkpoint.tensors import DTYPES, Array, TensorInfo, row_blocks
-from axzoo.errors import AxzooError
-from axzoo.families import TensorRef
+from axzoo.core.errors import AxzooError
+from axzoo.model.spec import TensorRef
+from axzoo.parts.lock import digest_rows
+from axzoo.parts.part import LockedTensor
 
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 

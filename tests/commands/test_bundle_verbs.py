@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from axzoo.bundle import complete_bundle
+from axzoo.bundle.completion import complete_bundle
 from axzoo.cli import main
 from tiny_model import Built
 

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from axzoo.bundle import complete_bundle
+from axzoo.bundle.completion import complete_bundle
 from axzoo.cli import main
 from axzoo.commands import report
 from tiny_model import Built

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from axzoo.commands import families
-from axzoo.config_view import ConfigView
-from axzoo.errors import AxzooError
-from axzoo.families import load_family, supported_model_types
-from axzoo.rope import ROPE_TYPES
+from axzoo.core.errors import AxzooError
+from axzoo.model.config_view import ConfigView
+from axzoo.model.families import load_family, supported_model_types
+from axzoo.model.rope import ROPE_TYPES
 
 ROOT = Path(__file__).parents[2]
 

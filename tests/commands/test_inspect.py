@@ -14,8 +14,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from axzoo.axmodel import METADATA_KEY
-from axzoo.bundle import complete_bundle
+from axzoo.backends.host.container import METADATA_KEY
+from axzoo.bundle.completion import complete_bundle
 from axzoo.cli import main
 from tiny_model import Built, Checkpoint
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from axzoo.commands import report
-from axzoo.zoo.load import load_zoo
+from axzoo.matrix.entries import load_zoo
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,13 +6,12 @@ from safetensors.torch import save_file
 from tiny_gguf import Tiny
 
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.lock import digest_rows, make_lock
-from axzoo.errors import AxzooError
-from axzoo.families import TensorRef
+from axzoo.checkpoint.gguf.conversion import FILES
+from axzoo.core.errors import AxzooError
 from axzoo.fetch import fetch
-from axzoo.fetch.gguf_checkpoint import FILES
-from axzoo.fetch.receipt import checkpoint_folder, digested
-from axzoo.zoo.sources import FolderSource
+from axzoo.fetch.sources import FolderSource, checkpoint_folder, digested
+from axzoo.model.spec import TensorRef
+from axzoo.parts.lock import digest_rows, make_lock
 
 
 @pytest.fixture

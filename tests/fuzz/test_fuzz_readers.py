@@ -13,21 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import changed_bytes, changed_json
 
+from axzoo.bundle.inspection import inspect_file
+from axzoo.bundle.manifest import read_manifest
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.gguf import GgufCheckpoint
-from axzoo.checkpoint.lock import spec_of
-from axzoo.checkpoint.part import read_part
+from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 from axzoo.checkpoint.tensors import row_blocks
-from axzoo.families import supported_model_types
-from axzoo.fetch.receipt import checkpoint_folder
-from axzoo.files import read_json
-from axzoo.inspection import inspect_file
-from axzoo.manifest import read_manifest
-from axzoo.model_config import merge_model_config
-from axzoo.runtime.bundle import open_bundle
-from axzoo.runtime.post_config import read_post_config
+from axzoo.core.files import read_json
+from axzoo.fetch.sources import checkpoint_folder
+from axzoo.matrix.entries import load_zoo
+from axzoo.model.families import supported_model_types
+from axzoo.model.reading import merge_model_config, spec_of
+from axzoo.parts.part import read_part
+from axzoo.runtime.bundle_folder import open_bundle
+from axzoo.runtime.sampling import read_post_config
 from axzoo.tokenizer.local import load_tokenizer
-from axzoo.zoo.load import load_zoo
 from tiny_model import Built, Checkpoint
 
 ROOT = Path(__file__).parents[2]

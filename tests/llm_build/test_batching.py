@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from axzoo.llm_build.batching import choose_layers_per_job
-from axzoo.llm_build.project import Project
-from axzoo.zoo.build import Build
+from axzoo.llm_build.project import Project, choose_layers_per_job
+from axzoo.matrix.build import Build
 
 QWEN2_05B = {"layer": 14912384, "post": 136135552, "kv_width": 128}
 ENTRY: dict[str, Any] = {

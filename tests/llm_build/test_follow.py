@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from axzoo.llm_build.follow import Follower
+from axzoo.llm_build.output import Follower
 
 
 def test_lines_appear_as_they_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from axzoo.checkpoint.lock import make_lock
-from axzoo.errors import AxzooError
-from axzoo.estimate import elements
-from axzoo.llm_build.model import Model, read_model, read_override
+from axzoo.core.errors import AxzooError
+from axzoo.llm_build.input_model import Model, read_model, read_override
+from axzoo.matrix.preflight import elements
+from axzoo.parts.lock import make_lock
 from tiny_model import Checkpoint, make_checkpoint
 
 OPTION = Path("--model_type")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 from axzoo.llm_build.output import place_bundle, refuse_output
 
 FILES = {"q_l0.axmodel": "layer 0", "q_post.axmodel": "post", "config.json": "{}", "tokenizer/tokenizer.json": "tok"}

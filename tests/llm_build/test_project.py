@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 from axzoo.llm_build.project import WORKFLOW, open_project
 
 ROOT = Path(__file__).parents[2]

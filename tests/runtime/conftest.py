@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_bundle import EXACT, Oracle, make_oracle, write_bundle
 
-from axzoo.recipe import Recipe
+from axzoo.weights.recipe import Recipe
 
 BuildBundle = Callable[[Recipe], Path]
 

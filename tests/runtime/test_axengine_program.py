@@ -12,7 +12,7 @@ import pytest
 from tiny_bundle import EXACT
 
 from axzoo.cli import main
-from axzoo.recipe import Recipe
+from axzoo.weights.recipe import Recipe
 
 PROGRAM = Path(__file__).parent.parent / "host_program.py"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from tiny_bundle import EXACT, Oracle
 
-from axzoo.errors import AxzooError
-from axzoo.recipe import Recipe
+from axzoo.core.errors import AxzooError
 from axzoo.runtime.chat import Chat
 from axzoo.runtime.model import Model, load_model
 from axzoo.runtime.sampling import Logits
 from axzoo.tokenizer.chat_template import Message
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
+from axzoo.weights.recipe import Recipe
 
 ROOMY = replace(EXACT, kv_cache_len=63, last_kv_cache_len=(4, 8, 12, 16, 20))
 

@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from axzoo.errors import AxzooError
-from axzoo.runtime.embedding import Embedding
+from axzoo.core.errors import AxzooError
+from axzoo.runtime.buffers import Embedding
 
 
 @pytest.mark.parametrize("mapped", [True, False])

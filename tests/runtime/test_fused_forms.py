@@ -16,18 +16,15 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy.typing import NDArray
 
-from axzoo.compile.layer import compile_layer
-from axzoo.compile.post import compile_post
-from axzoo.compile.result import Compiled
-from axzoo.dtypes import NUMPY_DTYPES
-from axzoo.engine import InferenceSession
-from axzoo.errors import AxzooError
-from axzoo.recipe import Recipe
+from axzoo.backends.host.compiler import Compiled, compile_layer, compile_post
+from axzoo.core.dtypes import NUMPY_DTYPES
+from axzoo.core.errors import AxzooError
+from axzoo.model.spec import LayerSpec, NormSpec, PostSpec, RopeSpec
 from axzoo.runtime.decoder import Decoder
-from axzoo.runtime.fused_caches import CopiedCaches, SharedCaches
-from axzoo.runtime.fused_network import FusedNetwork
-from axzoo.runtime.network import Layered, Outputs
-from axzoo.spec import LayerSpec, NormSpec, PostSpec, RopeSpec
+from axzoo.runtime.engine import InferenceSession
+from axzoo.runtime.fast.network import CopiedCaches, FusedNetwork, SharedCaches
+from axzoo.runtime.model import Layered, Outputs
+from axzoo.weights.recipe import Recipe
 
 CHUNK, CONTEXT, LAYERS, VOCAB_SIZE = 4, 15, 3, 50
 RECIPE = Recipe(
@@ -152,7 +149,7 @@ def test_weights_are_kept_twice_only_where_all_have_one_scale_a_column(tmp_path:
 
 
 def test_weights_are_kept_once_where_the_processor_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("axzoo.runtime.fused_network.is_exact", lambda _options: False)
+    monkeypatch.setattr("axzoo.runtime.fast.network.is_exact", lambda _options: False)
     recipe = replace(LONG, weight_type="s8", post_weight_type="s8")
     exact, fused = _networks(tmp_path, PLAIN, recipe, prompts_apart=True)
     assert len(fused._sessions) == 1

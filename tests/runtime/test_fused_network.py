@@ -14,9 +14,9 @@ from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 from tiny_bundle import CHUNK, CONTEXT, EXACT, VOCAB_SIZE, Oracle
 
-from axzoo.errors import AxzooError
-from axzoo.recipe import Recipe
+from axzoo.core.errors import AxzooError
 from axzoo.runtime.model import load_model
+from axzoo.weights.recipe import Recipe
 
 BuildBundle = Callable[[Recipe], Path]
 IDS = [int(i) for i in np.random.default_rng(0).integers(0, VOCAB_SIZE, CONTEXT)]

@@ -16,7 +16,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 
 from axzoo.cli import main
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.http_client import connect_tokenizer
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 

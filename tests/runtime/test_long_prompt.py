@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from axzoo.check.metrics import cosine
-from axzoo.recipe import Recipe
 from axzoo.runtime.model import Model
+from axzoo.weights.recipe import Recipe
 from tiny_model import Checkpoint, build, make_checkpoint
 
 TOKENS = 1000

@@ -17,12 +17,10 @@ from tiny_bundle import EXACT, LAYERS, VOCAB_SIZE, Oracle
 
 from axzoo.cli import main
 from axzoo.commands import run
-from axzoo.recipe import Recipe
-from axzoo.runtime.main_prefill import FLAGS
-from axzoo.runtime.prompt_forms import PROMPT_FORMS
-from axzoo.runtime.prompting import open_tokenizer
-from axzoo.runtime.setup import TokenizerChoice
+from axzoo.runtime.prompting import PROMPT_FORMS, TokenizerChoice, open_tokenizer
+from axzoo.runtime.setup import FLAGS
 from axzoo.tokenizer.local import load_tokenizer
+from axzoo.weights.recipe import Recipe
 
 BOARD = {
     "template_filename_axmodel": "tinyllama-int8/tinyllama_l%d.axmodel",

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from axzoo.runtime.masks import closed_mask, prefill_mask
+from axzoo.runtime.buffers import closed_mask, prefill_mask
 
 
 def test_the_boards_bits() -> None:

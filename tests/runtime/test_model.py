@@ -14,10 +14,10 @@ from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 from tiny_bundle import CHUNK, CONTEXT, EXACT, LAYERS, VOCAB_SIZE, Oracle
 
-from axzoo.errors import AxzooError
-from axzoo.recipe import Recipe
-from axzoo.runtime.bundle import open_bundle
+from axzoo.core.errors import AxzooError
+from axzoo.runtime.bundle_folder import open_bundle
 from axzoo.runtime.model import Model, load_files, load_model
+from axzoo.weights.recipe import Recipe
 
 DECODE_ONLY = replace(EXACT, prefill_len=0, last_kv_cache_len=())
 BuildBundle = Callable[[Recipe], Path]

@@ -10,10 +10,9 @@ import pytest
 from numpy.typing import NDArray
 from tiny_bundle import EXACT, VOCAB_SIZE, make_oracle, write_bundle
 
-from axzoo.engine import Mode
-from axzoo.recipe import Recipe
-from axzoo.runtime.model import Model, load_model
-from axzoo.runtime.reuse import Reuse
+from axzoo.runtime.generate import Reuse
+from axzoo.runtime.model import Mode, Model, load_model
+from axzoo.weights.recipe import Recipe
 
 CONTEXT = 511
 S8 = replace(EXACT, weight_type="s8", post_weight_type="s8", hidden_state_type="bf16", kv_cache_len=CONTEXT)

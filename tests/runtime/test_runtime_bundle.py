@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from axzoo.errors import AxzooError
-from axzoo.runtime.bundle import open_bundle
+from axzoo.core.errors import AxzooError
+from axzoo.runtime.bundle_folder import open_bundle
 
 
 @pytest.fixture

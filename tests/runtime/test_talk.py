@@ -18,15 +18,13 @@ from pathlib import Path
 import pytest
 from tiny_bundle import EXACT, make_oracle, write_bundle
 
-from axzoo.recipe import Recipe
-from axzoo.runtime.chat import Chat
+from axzoo.runtime.chat import Chat, Terminal
 from axzoo.runtime.model import load_model
-from axzoo.runtime.prompting import open_tokenizer
+from axzoo.runtime.prompting import TokenizerChoice, open_tokenizer
 from axzoo.runtime.sampling import Logits
-from axzoo.runtime.setup import TokenizerChoice
-from axzoo.runtime.terminal import Terminal
 from axzoo.tokenizer.chat_template import Message
 from axzoo.tokenizer.local import load_tokenizer
+from axzoo.weights.recipe import Recipe
 
 ROOMY = replace(EXACT, kv_cache_len=63, last_kv_cache_len=(4, 8, 12, 16, 20))
 SLOW = ("--dynamic_load_axmodel_layer", "1")

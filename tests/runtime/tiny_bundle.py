@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from axzoo.compile.embed import write_embedding
-from axzoo.compile.layer import compile_layer
-from axzoo.compile.post import compile_post
-from axzoo.config_view import ConfigView
-from axzoo.families import TensorRef, load_family
-from axzoo.recipe import Recipe
+from axzoo.backends.host.compiler import compile_layer, compile_post
+from axzoo.model.config_view import ConfigView
+from axzoo.model.families import load_family
+from axzoo.model.spec import TensorRef
+from axzoo.weights.bf16 import write_embedding
+from axzoo.weights.recipe import Recipe
 
 SPECIAL_TOKENS = ["<bos>", "<eos>", "<user>", "<system>", "<assistant>"]
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)

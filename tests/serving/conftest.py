@@ -14,7 +14,7 @@ sys.path.append(str(Path(__file__).parents[1] / "runtime"))
 from chat_server import Server, chat_server
 from tiny_bundle import EXACT, make_oracle, write_bundle
 
-from axzoo.recipe import Recipe
+from axzoo.weights.recipe import Recipe
 
 POSITIONS = 4096
 RECIPE = replace(EXACT, prefill_len=32, kv_cache_len=POSITIONS - 1, last_kv_cache_len=(32, 64, 96))

@@ -210,7 +210,7 @@ def test_who_goes_away_leaves_no_trace_in_the_log(tiny_served: Path) -> None:
 IMPATIENT = """
 import socket, sys
 from axzoo.cli import main
-from axzoo.web import server
+from axzoo.serving import http as server
 server.STALL_SECONDS = 0.5
 usual = server._listen
 def listen(host, port):

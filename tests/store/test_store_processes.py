@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from axzoo.store import Store, content_key, link
-from axzoo.store.contents import contents
-from axzoo.store.upkeep import collect, find_damage
+from axzoo.store.upkeep import collect, contents, find_damage
 
 CONTEXT = multiprocessing.get_context("fork")
 HOUR_S = 3600

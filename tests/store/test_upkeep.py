@@ -9,12 +9,10 @@ from typing import Any
 
 import pytest
 
-from axzoo.errors import AxzooError
-from axzoo.files import write_json
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import write_json
 from axzoo.store import Store, content_key, link
-from axzoo.store.contents import contents, leftovers, look
-from axzoo.store.upkeep import collect, find_damage
-from axzoo.store.usage import used_by
+from axzoo.store.upkeep import collect, contents, find_damage, leftovers, look, used_by
 
 DAY_S = 86_400
 LAYER = {"weight_type": "s4", "hidden_state_type": "bf16", "weight_group_size": 32, "weight_errors": {"q_proj": 0.1}}

@@ -7,8 +7,8 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from axzoo.bundle import complete_bundle
-from axzoo.checkpoint.lock import make_lock, write_lock
+from axzoo.bundle.completion import complete_bundle
+from axzoo.parts.lock import make_lock, write_lock
 from axzoo.tokenizer.local import load_tokenizer
 from tiny_model import Built
 

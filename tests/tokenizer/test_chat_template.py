@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import ChatRenderer, render_chat
 
 MESSAGES = [{"role": "user", "content": "hi"}]

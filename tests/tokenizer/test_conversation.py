@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.conversation import MAX_CHARACTERS, Conversation, chat_ids, introduced, new_conversation
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 
 TEXTS = [

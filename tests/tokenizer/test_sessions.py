@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from axzoo.serving.tokenizer_service import Sessions
 from axzoo.tokenizer.conversation import Conversation
-from axzoo.tokenizer.sessions import Sessions
 from axzoo.tokenizer.stream import StreamDecoder
 
 

@@ -15,7 +15,7 @@ from piece_models import configure, special
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 
 TEXTS = [

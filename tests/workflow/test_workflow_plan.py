@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from workflow_project import REPOSITORY, Project
 
-from axzoo.zoo.load import load_zoo
+from axzoo.matrix.entries import load_zoo
 
 pytestmark = pytest.mark.workflow
 

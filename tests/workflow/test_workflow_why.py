@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from workflow_project import ENTRY, LAYERS, Project
 
-from axzoo.why import in_words, planned_jobs
+from axzoo.report.why import in_words, planned_jobs
 
 pytestmark = pytest.mark.workflow
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from axzoo.zoo.made_from import MADE_FROM
+from axzoo.matrix.lock_state import MADE_FROM
 
 REPOSITORY = Path(__file__).parents[2]
 LAYERS = 3

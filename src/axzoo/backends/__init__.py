@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-from axzoo.compile.result import Compiled, RowReader
-from axzoo.errors import AxzooError
-from axzoo.quantize.weights import StoredWeight
-from axzoo.recipe import Recipe
-from axzoo.spec import LayerSpec, PostSpec
+from axzoo.core.errors import AxzooError
+
+if TYPE_CHECKING:
+    from axzoo.backends.host.compiler import Compiled, RowReader
+    from axzoo.model.spec import LayerSpec, PostSpec
+    from axzoo.weights.recipe import Recipe
+    from axzoo.weights.stored import StoredWeight
 
 
 class Backend(Protocol):
@@ -40,4 +42,4 @@ def load_backend(name: str) -> Backend:
     known = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in known:
         raise AxzooError(f"backend {name!r} does not exist; there is: {', '.join(known)}")
-    return cast(Backend, importlib.import_module(f"axzoo.backends.{name}"))
+    return cast(Backend, importlib.import_module(f"axzoo.backends.{name}.compiler"))

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from axzoo.calibrate.parallel import in_parallel
-from axzoo.errors import AxzooError
-from axzoo.reference import Oracle, Past, Weights, layer, post
+from axzoo.core.errors import AxzooError
+from axzoo.model.oracle import Oracle, Past, Weights, layer, post
 from axzoo.tokenizer.local import LocalTokenizer
 
 LENGTH = 256

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.check.metrics import kl_divergence, log_softmax
-from axzoo.reference import Oracle
+from axzoo.model.oracle import Oracle
 from axzoo.runtime.model import Model
 
 

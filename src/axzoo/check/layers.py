@@ -17,12 +17,19 @@ import torch
 from numpy.typing import NDArray
 
 from axzoo.check.metrics import cosine, max_abs, relative_l2
-from axzoo.check.thresholds import Thresholds
-from axzoo.engine import InferenceSession
-from axzoo.errors import AxzooError
-from axzoo.reference import Oracle
-from axzoo.runtime.bundle import Bundle
+from axzoo.core.errors import AxzooError
+from axzoo.model.oracle import Oracle
+from axzoo.runtime.bundle_folder import Bundle
 from axzoo.runtime.decoder import Decoder
+from axzoo.runtime.engine import InferenceSession
+from axzoo.tokenizer.local import LocalTokenizer
+from axzoo.weights.formats import Thresholds
+
+
+def prompt_ids(tokenizer: LocalTokenizer, prompt: str, chat: bool) -> list[int]:
+    """The prompt as the user's message of the chat template, or as it stands."""
+    return tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
+
 
 Array = NDArray[Any]
 

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from axzoo.files import write_json
+from axzoo.core.files import write_json
 
 
 def failed_report(report: Path) -> Path:

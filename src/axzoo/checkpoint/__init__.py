@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from axzoo.checkpoint.gptq import GptqCheckpoint, gptq_config
-from axzoo.checkpoint.tensors import Checkpoint
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
+
+if TYPE_CHECKING:
+    from axzoo.checkpoint.tensors import Checkpoint  # numpy, which a plan does without
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -14,6 +16,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
     Raises AxzooError when the folder holds no weights axzoo reads, damaged ones, or a quantization it does not know.
     """
+    from axzoo.checkpoint.gptq import GptqCheckpoint, gptq_config
+
     quantization = gptq_config(folder)
     stored = _open_stored(folder)
     return stored if quantization is None else GptqCheckpoint(stored, quantization)

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.checkpoint.tensors import Array, Checkpoint, TensorInfo, numpy_dtype
-from axzoo.errors import AxzooError
-from axzoo.files import read_json
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import read_json
 
 _FORMATS = ("gptq", "gptq_v2")
 _PIECE_BYTES = 1 << 20  # of packed integers; unpacking them takes some thirty times as much

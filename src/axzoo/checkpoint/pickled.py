@@ -15,9 +15,9 @@ from typing import Any
 import ml_dtypes
 import torch
 
-from axzoo.checkpoint.shards import check_index, weight_map
+from axzoo.checkpoint.selection import check_index, weight_map
 from axzoo.checkpoint.tensors import Array, TensorInfo
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32"}
 

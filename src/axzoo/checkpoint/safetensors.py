@@ -14,9 +14,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from axzoo.checkpoint.shards import check_index, weight_map
+from axzoo.checkpoint.selection import check_index, weight_map
 from axzoo.checkpoint.tensors import Array, TensorInfo
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 
 
 class SafetensorsCheckpoint:

@@ -11,7 +11,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 
 Array = NDArray[Any]
 

@@ -9,16 +9,16 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("program", type=Path, help="what it imports as axengine is axzoo.engine")
+    parser.add_argument("program", type=Path, help="what it imports as axengine is axzoo.runtime.engine")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the program's arguments")
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo import engine
+    from axzoo.runtime import engine
 
     if not args.program.is_file():
         raise AxzooError(f"{args.program} is missing: name the program's file")

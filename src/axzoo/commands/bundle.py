@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from axzoo.commands._recipe import add_hidden_state_type, add_layer_recipe, add_post_recipe, recipe_of
-from axzoo.commands._source import add_source
+from axzoo.commands._arguments import add_hidden_state_type, add_layer_recipe, add_post_recipe, add_source, recipe_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.bundle import BundlePlan, complete_bundle
+    from axzoo.bundle.completion import BundlePlan, complete_bundle
 
     complete_bundle(
         BundlePlan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from axzoo.commands._source import add_source
+from axzoo.commands._arguments import add_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +17,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.calibrate.run import calibrate
+    from axzoo.calibrate.states import calibrate
 
     calibrate(args.lock, args.source, args.output, args.text, args.tokens)

@@ -6,8 +6,8 @@ import argparse
 import logging
 from typing import TYPE_CHECKING
 
-from axzoo.commands._check import add_check_arguments
-from axzoo.log import SUCCESS
+from axzoo.commands._arguments import add_check_arguments
+from axzoo.core.console import SUCCESS
 
 logger = logging.getLogger(__name__)
 
@@ -26,17 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from axzoo.check.generation import check_generation
-    from axzoo.check.narration import Narrator
-    from axzoo.check.oracle import checkpoint_oracle
-    from axzoo.check.prompt import prompt_ids
-    from axzoo.check.thresholds import thresholds_of
+    from axzoo.bundle.manifest import read_manifest
+    from axzoo.check.generation import Narrator, check_generation
+    from axzoo.check.layers import prompt_ids
     from axzoo.check.verdict import remove_reports, write_report
-    from axzoo.errors import AxzooError
-    from axzoo.manifest import read_manifest
-    from axzoo.runtime.bundle import open_bundle
+    from axzoo.core.errors import AxzooError
+    from axzoo.parts.checkpoint_oracle import checkpoint_oracle
+    from axzoo.runtime.bundle_folder import open_bundle
     from axzoo.runtime.model import load_model
     from axzoo.tokenizer.local import load_tokenizer
+    from axzoo.weights.formats import thresholds_of
 
     remove_reports(args.output)
     bundle = open_bundle(args.bundle)
@@ -59,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _print_end(check: GenerationCheck) -> None:
-    from axzoo.check.narration import visible
+    from axzoo.check.generation import visible
 
     print(RULE, visible(check.conversation), RULE, sep="\n")
     print("hit eos!" if check.hit_eos else "no eos")

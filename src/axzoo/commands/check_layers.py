@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 
-from axzoo.commands._check import add_check_arguments
-from axzoo.log import SUCCESS
+from axzoo.commands._arguments import add_check_arguments
+from axzoo.core.console import SUCCESS
 
 logger = logging.getLogger(__name__)
 
@@ -18,15 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from axzoo.check.layers import check_layers
-    from axzoo.check.oracle import checkpoint_oracle
-    from axzoo.check.prompt import prompt_ids
-    from axzoo.check.thresholds import thresholds_of
+    from axzoo.bundle.manifest import read_manifest
+    from axzoo.check.layers import check_layers, prompt_ids
     from axzoo.check.verdict import remove_reports, write_report
-    from axzoo.errors import AxzooError
-    from axzoo.manifest import read_manifest
-    from axzoo.runtime.bundle import open_bundle
+    from axzoo.core.errors import AxzooError
+    from axzoo.parts.checkpoint_oracle import checkpoint_oracle
+    from axzoo.runtime.bundle_folder import open_bundle
     from axzoo.tokenizer.local import load_tokenizer
+    from axzoo.weights.formats import thresholds_of
 
     remove_reports(args.output)
     bundle = open_bundle(args.bundle)

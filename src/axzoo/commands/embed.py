@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from axzoo.commands._build import add_job_arguments, job_of
+from axzoo.commands._arguments import add_job_arguments, job_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

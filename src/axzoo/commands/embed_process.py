@@ -6,8 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from axzoo.commands._rounding import add_truncate, rounding_of
-from axzoo.log import SUCCESS
+from axzoo.commands._arguments import add_truncate, rounding_of
+from axzoo.core.console import SUCCESS
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
 
-    from axzoo.embedding_files import extract_embedding
+    from axzoo.parts.embedding_files import extract_embedding
 
     for path in extract_embedding(args.input, args.output, rounding_of(args)):
         logger.log(SUCCESS, f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from axzoo.families import load_family, supported_model_types
+    from axzoo.model.families import load_family, supported_model_types
 
     table = Table(box=None, header_style="bold")
     for column in ("model_type", "models and what is particular", "rope_type", "parity tests: pytest ..."):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from axzoo.fetch import fetch
-    from axzoo.zoo.sources import FolderSource, HubSource, PypiSource, Source
+    from axzoo.fetch.sources import FolderSource, HubSource, PypiSource, Source
 
     source: Source
     if args.hub is not None:

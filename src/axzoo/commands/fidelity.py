@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from axzoo.commands._source import add_source
+from axzoo.commands._arguments import add_source
 
 if TYPE_CHECKING:
     from axzoo.check.fidelity import GreedyAgreement
-    from axzoo.reference import Oracle
+    from axzoo.model.oracle import Oracle
     from axzoo.runtime.model import Model
     from axzoo.tokenizer.local import LocalTokenizer
 
@@ -26,8 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.check.oracle import bundle_oracle, checkpoint_oracle, in_memory
-    from axzoo.manifest import read_manifest
+    from axzoo.bundle.manifest import read_manifest
+    from axzoo.check.oracles import bundle_oracle, in_memory
+    from axzoo.parts.checkpoint_oracle import checkpoint_oracle
     from axzoo.runtime.model import load_model
     from axzoo.tokenizer.local import load_tokenizer
 
@@ -59,7 +60,7 @@ def _print_prompts(
     name: str, model: Model, oracle: Oracle, tokenizer: LocalTokenizer, prompts: list[str], tokens: int
 ) -> None:
     from axzoo.check.fidelity import greedy_agreement
-    from axzoo.check.prompt import prompt_ids
+    from axzoo.check.layers import prompt_ids
 
     print(f"greedy answers against {name}: tokens that agree before the first difference, {tokens} at most")
     for prompt in prompts:

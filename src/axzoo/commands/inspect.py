@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,10 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from axzoo.inspection import inspect_file
-    from axzoo.inspection.provenance import read_provenance
-    from axzoo.inspection.tables import tables
-    from axzoo.progress import open_console
+    from axzoo.bundle.inspection import inspect_file, read_provenance, tables
+    from axzoo.core.console import open_console
 
     found, provenance = inspect_file(args.file), read_provenance(args.file)
     try:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from axzoo.commands._build import add_jobs_arguments, jobs_of
-from axzoo.commands._recipe import add_hidden_state_type, add_layer_recipe, recipe_of
+from axzoo.commands._arguments import add_hidden_state_type, add_jobs_arguments, add_layer_recipe, jobs_of, recipe_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

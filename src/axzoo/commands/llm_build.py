@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axzoo.commands._recipe import add_hidden_state_type, add_layer_recipe, add_post_recipe, recipe_of
-from axzoo.log import SUCCESS
+from axzoo.commands._arguments import add_hidden_state_type, add_layer_recipe, add_post_recipe, recipe_of
+from axzoo.core.console import SUCCESS
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from axzoo.llm_build.model import Model
+    from axzoo.llm_build.input_model import Model
     from axzoo.llm_build.project import Project
-    from axzoo.recipe import Recipe
-    from axzoo.zoo.build import Build
+    from axzoo.matrix.build import Build
+    from axzoo.weights.recipe import Recipe
 
 BUNDLE_FILES = ("manifest.json", "config.json", "post_config.json", "run.sh", "tokenizer/tokenizer.json")
 """What the workflow's rule `bundle` promises."""
@@ -65,13 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from functools import partial
 
-    from axzoo.llm_build.batching import choose_layers_per_job
-    from axzoo.llm_build.model import read_model, read_override
+    from axzoo.llm_build.input_model import read_model, read_override
     from axzoo.llm_build.output import place_bundle, refuse_output
-    from axzoo.llm_build.preflight import refuse_misfit, refuse_prompt, refuse_recipe
-    from axzoo.llm_build.project import open_project
-    from axzoo.progress import format_config
-    from axzoo.zoo.made_from import MADE_FROM
+    from axzoo.llm_build.project import choose_layers_per_job, open_project
+    from axzoo.matrix.lock_state import MADE_FROM
+    from axzoo.matrix.preflight import refuse_misfit, refuse_prompt, refuse_recipe
+    from axzoo.model.reading import format_config
 
     recipe = recipe_of(args)
     _refuse_idle_options(args)
@@ -108,7 +107,7 @@ def _positive(text: str) -> int:
 
 def _refuse_idle_options(args: argparse.Namespace) -> None:
     """Raises AxzooError for what would be accepted and ignored."""
-    from axzoo.errors import AxzooError
+    from axzoo.core.errors import AxzooError
 
     for name in ("calibration_text", "calibration_tokens"):
         if getattr(args, name) is not None and args.rounding != "gptq":
@@ -116,7 +115,7 @@ def _refuse_idle_options(args: argparse.Namespace) -> None:
 
 
 def _refuse_image_size(image_size: int | None, model: Model) -> None:
-    from axzoo.errors import AxzooError
+    from axzoo.core.errors import AxzooError
 
     if image_size is None:
         return
@@ -167,11 +166,18 @@ def _check(project: Project, build: Build, args: argparse.Namespace, make: Calla
     from functools import partial
 
     from axzoo.check.verdict import failed_report
-    from axzoo.errors import AxzooError
-    from axzoo.files import read_json
-    from axzoo.llm_build.follow import Follower
-    from axzoo.llm_build.levels import REPORTS, in_users_words, tell_worst_layer
-    from axzoo.llm_build.output import CHECKS, place_copy, place_text, remove_checks
+    from axzoo.core.errors import AxzooError
+    from axzoo.core.files import read_json
+    from axzoo.llm_build.output import (
+        CHECKS,
+        REPORTS,
+        Follower,
+        in_users_words,
+        place_copy,
+        place_text,
+        remove_checks,
+        tell_worst_layer,
+    )
 
     name = REPORTS[args.check_level]
     passed, log = (project.folder / build.checks / f"{name}.{end}" for end in ("json", "log"))

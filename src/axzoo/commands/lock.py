@@ -6,8 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from axzoo.commands._source import add_source
-from axzoo.log import SUCCESS
+from axzoo.commands._arguments import add_source
+from axzoo.core.console import SUCCESS
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
 
-    from axzoo.checkpoint.lock import make_lock, write_lock
-    from axzoo.estimate import check_room, check_sizes
-    from axzoo.fetch.receipt import checkpoint_folder
-    from axzoo.files import read_json
-    from axzoo.progress import format_config
-    from axzoo.zoo.made_from import facts, write_made_from
+    from axzoo.core.files import read_json
+    from axzoo.fetch.sources import checkpoint_folder
+    from axzoo.matrix.lock_state import facts, write_made_from
+    from axzoo.matrix.preflight import check_room, check_sizes
+    from axzoo.model.reading import format_config
+    from axzoo.parts.lock import make_lock, write_lock
 
     model = (args.model_type, args.num_hidden_layers, args.ignore_config_keys, args.model_config)
     folder = checkpoint_folder(args.source)

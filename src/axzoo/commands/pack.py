@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from axzoo.log import SUCCESS
+from axzoo.core.console import SUCCESS
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
 
-    from axzoo.archive import pack
+    from axzoo.bundle.archive import pack
 
     output = args.output or Path(f"{args.bundle.resolve().name}.tar")
     pack(args.bundle, output)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from axzoo.commands._build import add_job_arguments, job_of
-from axzoo.commands._recipe import add_hidden_state_type, add_post_recipe, recipe_of
+from axzoo.commands._arguments import add_hidden_state_type, add_job_arguments, add_post_recipe, job_of, recipe_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

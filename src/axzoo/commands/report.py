@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from axzoo.zoo.build import Build
+    from axzoo.matrix.build import Build
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.zoo.load import load_zoo
+    from axzoo.matrix.entries import load_zoo
 
     zoo = load_zoo(args.matrix)
     for build in zoo.builds():
@@ -50,7 +50,7 @@ def _lines(build: Build) -> list[tuple[str, str]]:
 
 
 def _read(path: Path) -> Any:
-    from axzoo.files import read_json
+    from axzoo.core.files import read_json
 
     return read_json(path) if path.exists() else None
 

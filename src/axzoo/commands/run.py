@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from axzoo.commands._mode import add_mode
-from axzoo.commands._numbers import count, positive
-from axzoo.runtime.main_prefill import add_flags
+from axzoo.commands._arguments import add_mode, count, positive
+from axzoo.runtime.setup import add_flags
 
 if TYPE_CHECKING:
     from axzoo.runtime.generate import Choose
@@ -36,9 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.runtime.chat import Chat
+    from axzoo.runtime.chat import Chat, Terminal, tell_geometry
     from axzoo.runtime.setup import read_setup
-    from axzoo.runtime.terminal import Terminal, tell_geometry
 
     setup = read_setup(args)
     choose = _chooser(setup, args.greedy, args.seed)
@@ -55,8 +53,7 @@ def run(args: argparse.Namespace) -> None:
 def _chooser(setup: Setup, greedy: bool, seed: int | None) -> Choose:
     import numpy as np
 
-    from axzoo.runtime.post_config import GREEDY, read_post_config
-    from axzoo.runtime.sampling import sample
+    from axzoo.runtime.sampling import GREEDY, read_post_config, sample
 
     config = GREEDY if greedy or setup.first_choice else read_post_config(setup.post_config)
     rng = np.random.default_rng(seed)
@@ -65,8 +62,8 @@ def _chooser(setup: Setup, greedy: bool, seed: int | None) -> Choose:
 
 def _load(setup: Setup, mode: Mode) -> tuple[Prompting, Model]:
     """Loads everything behind a bar on the terminal: tokenizer, embedding, layers, post layer."""
-    from axzoo.errors import AxzooError
-    from axzoo.progress import open_console, stage_bars
+    from axzoo.core.console import open_console, stage_bars
+    from axzoo.core.errors import AxzooError
     from axzoo.runtime.model import load_files
     from axzoo.runtime.prompting import open_tokenizer
 

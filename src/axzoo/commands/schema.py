@@ -7,7 +7,7 @@ import difflib
 import sys
 from pathlib import Path
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.zoo.schema import schema_text
+    from axzoo.matrix.entries import schema_text
 
     if args.check is None:
         sys.stdout.write(schema_text())

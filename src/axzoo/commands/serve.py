@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from axzoo.commands._mode import add_mode
-from axzoo.commands._numbers import count, port
+from axzoo.commands._arguments import add_mode, count, port
 
 OUT_OF_MEMORY = "free some, keep the weights once (--mode fast), or serve a smaller model"
 
@@ -27,15 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
-    from axzoo.progress import open_console, stage_bars
-    from axzoo.runtime.bundle import open_bundle
+    from axzoo.core.console import open_console, stage_bars
+    from axzoo.runtime.bundle_folder import open_bundle
     from axzoo.runtime.model import load_files
-    from axzoo.runtime.post_config import read_post_config
-    from axzoo.runtime.prompting import open_tokenizer
-    from axzoo.runtime.setup import TokenizerChoice
+    from axzoo.runtime.prompting import TokenizerChoice, open_tokenizer
+    from axzoo.runtime.sampling import read_post_config
     from axzoo.serving.answers import Answers
-    from axzoo.serving.app import CROWDED, Served, make_app
-    from axzoo.web.server import serve
+    from axzoo.serving.chat_app import CROWDED, Served, make_app
+    from axzoo.serving.http import serve
 
     bundle = open_bundle(args.bundle)
     choice = TokenizerChoice(None, str(bundle.tokenizer), bundle.bos, bundle.eos, bundle.eos_token_ids)

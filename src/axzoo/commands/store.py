@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _size(args: argparse.Namespace) -> None:
     from axzoo.store import Store
-    from axzoo.store.contents import contents
+    from axzoo.store.upkeep import contents
 
     entries = list(contents(Store(args.store)))
     shared = sum(entry.size for entry in entries if entry.links)
@@ -49,8 +49,7 @@ def _list(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from axzoo.store import Store
-    from axzoo.store.contents import contents
-    from axzoo.store.usage import used_by
+    from axzoo.store.upkeep import contents, used_by
 
     users = used_by(_receipts(args))
     entries = list(contents(Store(args.store)))
@@ -65,10 +64,9 @@ def _list(args: argparse.Namespace) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from axzoo.errors import AxzooError
+    from axzoo.core.errors import AxzooError
     from axzoo.store import Store
-    from axzoo.store.contents import contents
-    from axzoo.store.upkeep import find_damage
+    from axzoo.store.upkeep import contents, find_damage
 
     store = Store(args.store)
     done = "removed" if args.repair else "left"
@@ -83,10 +81,9 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _gc(args: argparse.Namespace) -> None:
-    from axzoo.errors import AxzooError
+    from axzoo.core.errors import AxzooError
     from axzoo.store import Store
-    from axzoo.store.upkeep import collect
-    from axzoo.store.usage import used_by
+    from axzoo.store.upkeep import collect, used_by
 
     if not 0 <= args.days < float("inf"):
         raise AxzooError(f"--days {args.days} is no age: give 0 or more")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from axzoo.commands._numbers import port
+from axzoo.commands._arguments import port
 
 OUT_OF_MEMORY = "free some and run again"
 
@@ -32,10 +32,9 @@ def run(args: argparse.Namespace) -> None:
         signal.signal(number, _leave)
     from dataclasses import replace
 
-    from axzoo.tokenizer.app import CROWDED, make_app
-    from axzoo.tokenizer.served import open_served
-    from axzoo.tokenizer.service import make_service
-    from axzoo.web.server import serve
+    from axzoo.serving.http import serve
+    from axzoo.serving.tokenizer_app import CROWDED, make_app
+    from axzoo.serving.tokenizer_service import make_service, open_served
 
     served = open_served(args.model)
     if args.system is not None:

@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from axzoo.log import SUCCESS
+from axzoo.core.console import SUCCESS
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
 
-    from axzoo.archive import unpack
+    from axzoo.bundle.archive import unpack
 
     manifest = unpack(args.file, args.folder)
     logger.log(SUCCESS, f"unpacked {manifest.name} into {args.folder}: {len(manifest.files)} files")

@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.errors import AxzooError
-    from axzoo.manifest import read_manifest
-    from axzoo.verification import deviations
+    from axzoo.bundle.manifest import read_manifest
+    from axzoo.bundle.verification import deviations
+    from axzoo.core.errors import AxzooError
 
     count = 0
     for words in deviations(args.bundle):
@@ -59,12 +59,12 @@ def _checkpoint(args: argparse.Namespace) -> tuple[Path, Path]:
 
     Raises AxzooError when there are none, or they are another checkpoint's.
     """
-    from axzoo.errors import AxzooError
-    from axzoo.fetch.receipt import RECEIPT
-    from axzoo.files import read_json
-    from axzoo.lock_files import INDEX
-    from axzoo.manifest import read_manifest
-    from axzoo.spec import DecoderSpec
+    from axzoo.bundle.manifest import read_manifest
+    from axzoo.core.errors import AxzooError
+    from axzoo.core.files import read_json
+    from axzoo.fetch.sources import RECEIPT
+    from axzoo.model.spec import DecoderSpec
+    from axzoo.parts.lock import INDEX
 
     manifest = read_manifest(args.bundle)
     model = manifest.name.removesuffix(f"-{manifest.recipe.tag}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from axzoo.why import PlannedJob
+    from axzoo.report.why import PlannedJob
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.why import dry_run, in_words, planned_jobs
+    from axzoo.report.why import dry_run, in_words, planned_jobs
 
     jobs = planned_jobs(dry_run(args.targets, args.configfile))
     if not jobs:
@@ -36,10 +36,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _tell_tensors(jobs: list[PlannedJob], matrix: Path | None) -> None:
-    from axzoo.checkpoint.lock import make_lock
-    from axzoo.why import changed_tensors
-    from axzoo.zoo.plan import make_plan
-    from axzoo.zoo.sources import FolderSource
+    from axzoo.fetch.sources import FolderSource
+    from axzoo.matrix.plan import make_plan
+    from axzoo.parts.lock import make_lock
+    from axzoo.report.why import changed_tensors
 
     plan = make_plan([matrix or Path("config/zoo.yaml")], demo="config/demo.yaml")
     models = {Path(job.file).parent.name for job in jobs if job.rule in ("fetch", "lock")}

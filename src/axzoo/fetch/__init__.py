@@ -8,9 +8,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from axzoo.fetch.receipt import is_complete
-from axzoo.log import SUCCESS
-from axzoo.zoo.sources import FolderSource, HubSource, Source
+from axzoo.core.console import SUCCESS
+from axzoo.fetch.sources import FolderSource, HubSource, Source, is_complete
 
 logger = logging.getLogger(__name__)
 

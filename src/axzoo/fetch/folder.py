@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from axzoo.errors import AxzooError
-from axzoo.fetch.receipt import dated, digested, write_receipt
-from axzoo.fetch.selection import checkpoint_files, is_weights, refuse_strangers
-from axzoo.zoo.sources import FolderSource
+from axzoo.checkpoint.selection import checkpoint_files, is_weights, refuse_strangers
+from axzoo.core.errors import AxzooError
+from axzoo.fetch.sources import FolderSource, dated, digested, write_receipt
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,7 @@ def _file_names(root: Path) -> list[str]:
 
 
 def _fetch_gguf(gguf: Path, source: FolderSource, output: Path) -> None:
-    from axzoo.fetch.gguf_checkpoint import FILES, convert
+    from axzoo.checkpoint.gguf.conversion import FILES, convert
 
     output.mkdir(parents=True, exist_ok=True)
     refuse_strangers(output, FILES)

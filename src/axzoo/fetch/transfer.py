@@ -16,10 +16,11 @@ from pathlib import Path
 import httpx2
 from huggingface_hub.file_download import http_get
 
-from axzoo.errors import AxzooError
-from axzoo.fetch.disk import megabytes
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import megabytes
 
 logger = logging.getLogger(__name__)
+
 
 _PLAIN = {"Accept-Encoding": "identity"}  # a range of a compressed body could not be continued
 

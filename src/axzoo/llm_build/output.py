@@ -6,16 +6,72 @@ import filecmp
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from axzoo.errors import AxzooError
-from axzoo.fetch.selection import is_weights
-from axzoo.files import atomic_path, read_json, write_text
-from axzoo.manifest import MANIFEST
+from axzoo.bundle.manifest import MANIFEST
+from axzoo.check.verdict import worst_cosine
+from axzoo.checkpoint.selection import is_weights
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import atomic_path, read_json, write_text
 from axzoo.store import Entry, link
 
 logger = logging.getLogger(__name__)
+
+
+class Follower:
+    """Shows the log at `path`, whole lines at a time, from when a job begins it: what is there already is an earlier
+    job's. `wording` is applied to what is shown.
+    """
+
+    def __init__(self, path: Path, wording: Callable[[str], str]) -> None:
+        self._path = path
+        self._wording = wording
+        self._earlier = self._state()
+        self._shown = 0
+
+    def show_new(self) -> None:
+        """Shows the lines that have been written since the last time."""
+        if self._state() != self._earlier and self._path.exists():
+            self._show(whole_lines=True)
+
+    def show_rest(self) -> None:
+        """Shows what has not been shown yet: all of it, where no job had to run."""
+        if self._path.exists():
+            self._show(whole_lines=False)
+
+    def _show(self, whole_lines: bool) -> None:
+        with self._path.open("rb") as file:
+            file.seek(self._shown)
+            new = file.read()
+        if whole_lines:
+            new = new[: new.rfind(b"\n") + 1]
+        self._shown += len(new)
+        print(self._wording(new.decode(errors="replace")), end="", flush=True)
+
+    def _state(self) -> tuple[int, int, int] | None:
+        if not self._path.exists():
+            return None
+        stat = self._path.stat()
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+REPORTS = {1: "layers", 2: "generation"}
+"""The check's files, by level: <name>.json and <name>.log."""
+
+
+def tell_worst_layer(report: Any) -> None:
+    """Level 1, after its log, which tells of every layer: the worst of all."""
+    worst, layer = worst_cosine(report)
+    told = f"cos_sim is at least {worst}" if worst is not None else f"cos_sim of layer {layer} is no number"
+    logger.info(f"all {len(report['layers'])} layers: {told}")
+
+
+def in_users_words(text: str, bundle: Path, output: Path) -> str:
+    """A check's log, its files called by the names they have in `output`."""
+    return text.replace(str(bundle), str(output))
+
 
 CHECKS = "checks"
 CHECK_NAMES = ("layers.json", "layers.log", "generation.json", "generation.log")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import re
 import signal
@@ -22,14 +23,47 @@ from typing import Any
 import yaml
 
 import axzoo
-from axzoo.errors import AxzooError
-from axzoo.files import write_json, write_text
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import canonical_json, read_json, sha256_of, write_json, write_text
+from axzoo.core.fingerprint import fingerprint
 from axzoo.llm_build.output import place_copy
-from axzoo.zoo.build import Build
-from axzoo.zoo.chips import ChipTable, load_chips
-from axzoo.zoo.load import load_zoo
+from axzoo.matrix.batches import layers_per_job
+from axzoo.matrix.build import Build
+from axzoo.matrix.chips import ChipTable, load_chips
+from axzoo.matrix.entries import load_zoo
+from axzoo.matrix.lock_state import MADE_FROM
 
 logger = logging.getLogger(__name__)
+
+
+KEPT = Path("config/layers_per_job")
+"""One file per bundle, in the project's folder."""
+
+
+def choose_layers_per_job(project: Path, build: Build, parallel: int) -> int:
+    """The number for `parallel` jobs at once, or what these layers were built with. The model's lock must be there."""
+    decides = canonical_json(
+        {
+            "recipe": build.recipe.for_layers(),
+            "lock": sha256_of(project / build.locks / MADE_FROM),
+            "code": fingerprint("axzoo.backends.host.compiler"),
+        }
+    )
+    file = project / KEPT / f"{build.chip}-{build.name}.json"
+    kept = _read(file)
+    if kept.get("of") == decides and all((project / receipt).exists() for receipt in build.receipt_files):
+        return int(kept["layers_per_job"])
+    number = min(layers_per_job(build.sizes[0]), math.ceil(build.num_hidden_layers / parallel))
+    write_json(file, {"layers_per_job": number, "of": decides})
+    return number
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(read_json(file))
+    except (AxzooError, TypeError, ValueError):
+        return {}
+
 
 WORKFLOW = Path(axzoo.__file__).parent / "project"
 """The Snakefile, its rules and config/chips.yaml: links in a clone, files in an installed wheel."""

@@ -2,21 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from axzoo.engine import InferenceSession
-from axzoo.engine import Mode as FileMode
-from axzoo.errors import AxzooError
-from axzoo.runtime.bundle import ModelFiles, open_bundle
-from axzoo.runtime.decoder import Decoder, HiddenHook, Session, require_same_state
-from axzoo.runtime.embedding import Embedding
-from axzoo.runtime.network import Layered, Network, Outputs
-from axzoo.runtime.on_demand import SessionOnDemand
+from axzoo.core.errors import AxzooError
+from axzoo.runtime.buffers import Embedding
+from axzoo.runtime.bundle_folder import ModelFiles, open_bundle
+from axzoo.runtime.decoder import Decoder, HiddenHook, Session
+from axzoo.runtime.engine import FileMode, InferenceSession, NodeArg
+from axzoo.runtime.geometry import Geometry, require_same_state
+
+
+class SessionOnDemand:
+    """A session of the file `path`, loaded anew for every run. Raises AxzooError as InferenceSession does."""
+
+    def __init__(self, path: Path, mode: FileMode = "exact") -> None:
+        self._path = path
+        self._mode = mode
+        session = InferenceSession(path, mode=mode)
+        groups = range(session.num_shape_groups)
+        self._inputs = [session.get_inputs(group) for group in groups]
+        self._outputs = [session.get_outputs(group) for group in groups]
+
+    @property
+    def num_shape_groups(self) -> int:
+        return len(self._inputs)
+
+    def get_inputs(self, shape_group: int = 0) -> list[NodeArg]:
+        return self._inputs[shape_group]
+
+    def get_outputs(self, shape_group: int = 0) -> list[NodeArg]:
+        return self._outputs[shape_group]
+
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, NDArray[Any]],
+        run_options: object = None,
+        shape_group: int = 0,
+    ) -> list[NDArray[Any]]:
+        return InferenceSession(self._path, mode=self._mode).run(output_names, input_feed, run_options, shape_group)
+
+
+Outputs = Mapping[str, NDArray[Any]]
+"""What the post layer gives of a call's last token: "output" [1, 1, V], or "indices" and "prob" [1, 1, k]."""
+
+
+class Network(Protocol):
+    """Decoder layers with their caches, and the post layer. Its methods are Decoder's, but for what they give."""
+
+    @property
+    def geometry(self) -> Geometry: ...
+    @property
+    def used(self) -> int: ...
+    @property
+    def gives_topk(self) -> bool: ...
+    def rewind(self, length: int) -> None: ...
+    def prefill(self, rows: NDArray[Any], on_hidden: HiddenHook | None = None) -> Outputs: ...
+    def decode(self, row: NDArray[Any], on_hidden: HiddenHook | None = None) -> Outputs: ...
+    def post(self, hidden: NDArray[Any]) -> Outputs: ...
+
+
+class Layered:
+    """A call for each layer, and one for the post layer."""
+
+    def __init__(self, decoder: Decoder, post: Session) -> None:
+        self._decoder = decoder
+        self._post = post
+        names = {tensor.name for tensor in post.get_outputs()}
+        self.gives_topk = "indices" in names
+        self._wanted = ["indices", "prob"] if self.gives_topk else ["output"]
+
+    @property
+    def geometry(self) -> Geometry:
+        return self._decoder.geometry
+
+    @property
+    def used(self) -> int:
+        return self._decoder.used
+
+    def rewind(self, length: int) -> None:
+        self._decoder.rewind(length)
+
+    def prefill(self, rows: NDArray[Any], on_hidden: HiddenHook | None = None) -> Outputs:
+        return self.post(self._decoder.prefill(rows, on_hidden))
+
+    def decode(self, row: NDArray[Any], on_hidden: HiddenHook | None = None) -> Outputs:
+        return self.post(self._decoder.decode(row, on_hidden))
+
+    def post(self, hidden: NDArray[Any]) -> Outputs:
+        """The post layer alone: one token's hidden state [1, 1, H]."""
+        return dict(zip(self._wanted, self._post.run(self._wanted, {"input": hidden}), strict=True))
+
 
 Mode = Literal["exact", "fast", "fast-prompts"]
 """The engine's modes, and fast mode with the weights in memory a second time, to read prompts with."""
@@ -127,7 +208,7 @@ def load_files(
 def _load_network(files: ModelFiles, mode: Mode, on_step: Callable[[], None], layers_on_demand: bool) -> Network:
     file_mode: FileMode = "exact" if mode == "exact" else "fast"
     if file_mode == "fast" and not layers_on_demand:
-        from axzoo.runtime.fused_network import FusedNetwork  # imports onnx, which exact mode does without
+        from axzoo.runtime.fast.network import FusedNetwork  # imports onnx, which exact mode does without
 
         return FusedNetwork(files.layers, files.post, on_step, prompts_apart=mode == "fast-prompts")
     layers: list[Session] = []

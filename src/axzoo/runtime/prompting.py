@@ -3,19 +3,69 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from axzoo.errors import AxzooError
-from axzoo.runtime.chat import Encode
-from axzoo.runtime.prompt_forms import HTTP, PROMPT_FORMS
-from axzoo.runtime.setup import TokenizerChoice
+from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import Message
 
 if TYPE_CHECKING:
     from axzoo.tokenizer.local import LocalTokenizer
+
+
+LLAMA, QWEN, HTTP, PHI3, MINICPM = range(5)
+"""Values of --tokenizer_type."""
+
+
+@dataclass(frozen=True)
+class PromptForm:
+    """The text before and after each role's message; roles left out are not written."""
+
+    around: Mapping[str, tuple[str, str]]
+    answer: str
+    opening: str = ""
+    """Stands for a system message where there is none."""
+
+    def write(self, messages: Sequence[Message]) -> str:
+        """A conversation as text, up to where the answer begins."""
+        opening = "" if any(message["role"] == "system" for message in messages) else self.opening
+        said = (self._write_one(message) for message in messages)
+        return opening + "".join(said) + self.answer
+
+    def _write_one(self, message: Message) -> str:
+        before, after = self.around[message["role"]]
+        return before + message["content"] + after
+
+
+def _chatml(role: str) -> tuple[str, str]:
+    return f"<|im_start|>{role}\n", "<|im_end|>\n"
+
+
+PROMPT_FORMS: dict[int, PromptForm] = {
+    LLAMA: PromptForm(
+        {"system": ("<|system|>\n", "</s>"), "user": ("<|user|>\n", "</s>"), "assistant": ("<|assistant|>\n", "</s>")},
+        "<|assistant|>\n",
+    ),
+    QWEN: PromptForm(
+        {role: _chatml(role) for role in ("system", "user", "assistant")},
+        "<|im_start|>assistant\n",
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
+    ),
+    PHI3: PromptForm(
+        {
+            "system": ("<|system|>", " <|end|>"),
+            "user": ("<|user|>", " <|end|>"),
+            "assistant": ("<|assistant|>", "<|end|>"),
+        },
+        "<|assistant|>",
+    ),
+    MINICPM: PromptForm(
+        {"system": ("", ""), "user": ("<用户>", ""), "assistant": ("<AI>", "")},
+        "<AI>",
+    ),
+}
 
 
 class Stream(Protocol):
@@ -88,3 +138,19 @@ def _between(first: list[int], encode: Encode, last: list[int]) -> Encode:
         return [*(first if ids[: len(first)] != first else []), *ids, *(last if ids[-1:] != last else [])]
 
     return framed
+
+
+@dataclass(frozen=True)
+class TokenizerChoice:
+    """`source` is a folder or a file in it, for `kind` HTTP a URL. `kind` None is a bundle's own tokenizer, with no
+    prompt form but its chat template. `eos_token_ids` overrule those the tokenizer names."""
+
+    kind: int | None
+    source: str
+    bos: bool
+    eos: bool
+    eos_token_ids: frozenset[int] | None
+
+
+Encode = Callable[[Sequence[Message]], list[int]]
+"""Token ids of a conversation, up to where the answer begins."""

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from axzoo.errors import AxzooError
-from axzoo.files import atomic_path, canonical_json, publish, read_json, sha256_of, temporary_path, write_json
-from axzoo.store.lock import locked
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import atomic_path, canonical_json, publish, read_json, sha256_of, temporary_path, write_json
+from axzoo.core.locks import locked
 
 logger = logging.getLogger(__name__)
+
 
 _LINK_REFUSED = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}

@@ -1,17 +1,131 @@
-"""Keeping a store in order: damaged entries, entries that no bundle uses, what killed processes left.
+"""What is in a store, which bundles use it, and keeping it in order: damaged and unused entries, leftovers.
 
 Safe beside builds: what a build has found or added is young, and only what is old is collected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import os
+import re
+import time
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import TEMPORARY_SUFFIX, read_json
+from axzoo.core.locks import locked
 from axzoo.store import Store
-from axzoo.store.contents import Stored, contents, leftovers, look
-from axzoo.store.lock import locked
+
+_FOLDER = re.compile(r"[0-9a-f]{2}")
+_KEY = re.compile(r"[0-9a-f]{64}")
+_WORDS = ("weight_type", "hidden_state_type", "scale_rule", "rounding")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An entry as it lies there.
+
+    `size` is of its data in bytes, `links` counts the other names its data has (in bundles), `age_s` is since it was
+    last found, added or linked. `about` is what the receipt knows of it, None where there is no receipt to be read.
+    """
+
+    key: str
+    size: int
+    links: int
+    age_s: float
+    about: Mapping[str, Any] | None
+
+    @property
+    def kind(self) -> str:
+        """layer, post or embed: told by the weights it holds."""
+        if self.about is None:
+            return "unknown"
+        weights = self.about.get("weight_errors")
+        if not weights:
+            return "embed"
+        return "post" if "lm_head" in weights else "layer"
+
+    @property
+    def words(self) -> str:
+        """The choices it was made by: "s8 bf16", "s4 bf16 mse gptq g32"."""
+        about = self.about or {}
+        words = [str(about[key]) for key in _WORDS if key in about]
+        return " ".join([*words, *([f"g{about['weight_group_size']}"] if "weight_group_size" in about else [])])
+
+
+def contents(store: Store) -> Iterator[Stored]:
+    """The entries, in the order of their keys; half an entry, data or receipt alone, is one too."""
+    for folder in _folders(store.root):
+        names = {path.name.removesuffix(".json") for path in folder.iterdir()}
+        for key in sorted(filter(_KEY.fullmatch, names)):
+            stored = look(store, key) if key.startswith(folder.name) else None
+            if stored is not None:
+                yield stored
+
+
+def look(store: Store, key: str) -> Stored | None:
+    """One entry; None when nothing of it is there."""
+    data, receipt = store.paths(key)
+    of_data, of_receipt = _stat(data), _stat(receipt)
+    if of_data is None and of_receipt is None:
+        return None
+    try:
+        about = read_json(receipt)["about"]
+    except (AxzooError, KeyError, TypeError):
+        about = None
+    size, links = (of_data.st_size, of_data.st_nlink - 1) if of_data else (0, 0)
+    age_s = time.time() - max(stat.st_mtime for stat in (of_data, of_receipt) if stat)
+    return Stored(key, size, links, age_s, about if isinstance(about, dict) else None)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def leftovers(store: Store, min_age_s: float) -> list[Path]:
+    """Temporary files of that age or older: those of killed processes, where no process writes for so long."""
+    found = [path for folder in _folders(store.root) for path in folder.glob(f".*{TEMPORARY_SUFFIX}")]
+    latest = time.time() - min_age_s
+    return sorted(path for path in found if (stat := _stat(path)) is not None and stat.st_mtime <= latest)
+
+
+def _folders(root: Path) -> list[Path]:
+    """Raises AxzooError when `root` is not there."""
+    if not root.is_dir():
+        raise AxzooError(f"{root} is not a folder: name the store of a project with --store")
+    return sorted(path for path in root.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir())
+
+
+def used_by(receipts: Path) -> dict[str, list[str]]:
+    """The bundles ("AX650/NAME"), sorted, by the keys of the entries they use.
+
+    `receipts` holds CHIP/NAME/*.json, and the bundles lie beside it, CHIP/NAME: one whose folder is gone uses nothing.
+
+    Raises AxzooError when `receipts` is not there, or one of them is damaged: who uses what would be unknown.
+    """
+    if not receipts.is_dir():
+        raise AxzooError(f"{receipts} is not a folder: name the receipts of the store's project with --receipts")
+    users: dict[str, list[str]] = {}
+    for folder in sorted(receipts.glob("*/*/")):
+        bundle = folder.relative_to(receipts)
+        if not (receipts.parent / bundle).is_dir():
+            continue
+        for key in {_key(path) for path in folder.glob("*.json")}:
+            users.setdefault(key, []).append(bundle.as_posix())
+    return users
+
+
+def _key(receipt: Path) -> str:
+    content = read_json(receipt)
+    key = content.get("key") if isinstance(content, dict) else None
+    if not isinstance(key, str):
+        raise AxzooError(f"{receipt} is damaged: remove it and build its bundle again")
+    return key
 
 
 @dataclass(frozen=True)

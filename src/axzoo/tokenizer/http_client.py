@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import httpx2
 
-from axzoo.errors import AxzooError
+from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import Message
 from axzoo.tokenizer.folder import is_token_id
 from axzoo.tokenizer.stream import StreamDecoder

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from axzoo.errors import AxzooError
-from axzoo.tokenizer.backend import Backend, ChatForm, LoadedBackend
+from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import ChatRenderer, Message
-from axzoo.tokenizer.folder import TokenizerFolder, read_tokenizer_folder
+from axzoo.tokenizer.folder import Backend, ChatForm, LoadedBackend, TokenizerFolder, read_tokenizer_folder
 from axzoo.tokenizer.stream import StreamDecoder
 
 
@@ -93,7 +92,7 @@ def _load_backend(files: TokenizerFolder, model_type: str | None) -> LoadedBacke
 
         return LoadedBackend(load_tokenizer_json(files.path / "tokenizer.json"), files.special_tokens)
     if (files.path / "tokenizer.model").is_file():
-        from axzoo.tokenizer.tokenizer_model import load_tokenizer_model
+        from axzoo.tokenizer.piece_models import load_tokenizer_model
 
         return load_tokenizer_model(files, model_type)
     raise AxzooError(f"{files.path} has no tokenizer.json or tokenizer.model: fetch a checkpoint that brings one")

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from axzoo.errors import AxzooError
-from axzoo.files import require_size
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import require_size
 
 _MOST_BYTES = 128 << 20
 """Gemma's, of 262,144 tokens, has 33 MB."""

@@ -1,0 +1,1 @@
+"""A finished bundle: completing, describing, verifying, packing and inspecting it."""

@@ -1,0 +1,103 @@
+"""A bundle's manifest.json, read: what the bundle is, and every file it is made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import read_json
+from axzoo.model.spec import DecoderSpec
+from axzoo.weights.recipe import Recipe
+
+MANIFEST = "manifest.json"
+MANIFEST_LIMIT = 8 << 20
+"""Bytes; the largest known, of 80 layers, has 64 KB."""
+
+_FILE_NAME = re.compile(r"(tokenizer/)?(?!tokenizer$|manifest\.json$)[A-Za-z0-9_][A-Za-z0-9_.+-]*")
+_BUNDLE_NAME = re.compile(r"[^\x00-\x1f/]{1,150}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file's size in bytes and its sha256."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle is and how it was built; `files` by their names in the bundle, the manifest's own left out.
+
+    `parts` has the key and what else is known of each compiled file.
+    """
+
+    name: str
+    spec: DecoderSpec
+    recipe: Recipe
+    source: Mapping[str, Any]
+    files: Mapping[str, FileRecord]
+    parts: Mapping[str, Mapping[str, Any]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(record.size for record in self.files.values())
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads a bundle's manifest. Raises AxzooError when it is missing or not one that axzoo wrote."""
+    if folder.is_file():
+        raise AxzooError(f"{folder} is a file: name a bundle's folder; `axzoo unpack` makes one of an archive")
+    path = folder / MANIFEST
+    return parse_manifest(read_json(path, MANIFEST_LIMIT), path)
+
+
+def parse_manifest(data: Any, path: Path) -> Manifest:
+    """The manifest that `path` holds as `data`, parsed JSON. Every file's name is one inside the bundle.
+
+    Raises AxzooError when it is not one that axzoo wrote.
+    """
+    try:
+        recipe = {**data["recipe"], "last_kv_cache_len": tuple(data["recipe"]["last_kv_cache_len"])}
+        spec = DecoderSpec.from_dict(data["spec"])
+        _check_numbers(spec)
+        return Manifest(
+            name=_matching(_BUNDLE_NAME, data["name"]),
+            spec=spec,
+            recipe=Recipe(**recipe),
+            source=dict(data["source"]),
+            files={_matching(_FILE_NAME, name): _record(record) for name, record in data["files"].items()},
+            parts={name: dict(part) for name, part in data["parts"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise AxzooError(f"{path} is damaged ({error!r:.200}): build the bundle again") from None
+
+
+def _record(data: Any) -> FileRecord:
+    size = data["size"]
+    if type(size) is not int or size < 0:
+        raise ValueError(f"size {size!r}")
+    return FileRecord(size, _matching(_SHA256, data["sha256"]))
+
+
+def _matching(pattern: re.Pattern[str], text: Any) -> str:
+    if not isinstance(text, str) or not pattern.fullmatch(text) or text in (".", ".."):
+        raise ValueError(text)
+    return text
+
+
+def _check_numbers(spec: Any) -> None:
+    """Lengths are multiplied with each other: a text among them would be repeated."""
+    types = get_type_hints(type(spec))
+    for member in fields(spec):
+        value = getattr(spec, member.name)
+        if is_dataclass(value):
+            _check_numbers(value)
+        elif types[member.name] is int and type(value) is not int:
+            raise TypeError(f"{member.name} {value!r:.80}")

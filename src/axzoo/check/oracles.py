@@ -1,0 +1,61 @@
+"""The oracle over real weights: those of a locked checkpoint, or those of built files, dequantized."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from axzoo.bundle.manifest import read_manifest
+from axzoo.checkpoint.tensors import Array
+from axzoo.model.oracle import Oracle, Weights
+from axzoo.runtime.buffers import Embedding
+from axzoo.runtime.bundle_folder import open_bundle
+
+
+def bundle_oracle(folder: Path) -> Oracle:
+    """The weights of a built bundle, dequantized to fp32: what remains of its error is rounding between layers."""
+    import onnx
+
+    bundle = open_bundle(folder)
+    manifest = read_manifest(folder)
+    embedding = Embedding(bundle.embedding, bundle.vocab_size, bundle.hidden_size)
+
+    def weights(path: Path) -> Weights:
+        arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+        return {
+            name: _dequantized(array, arrays.get(name.removesuffix(".weight") + ".scale"))
+            for name, array in arrays.items()
+        }
+
+    return Oracle(
+        spec=manifest.spec,
+        layer_weights=lambda index: weights(bundle.layers[index]),
+        post_weights=lambda: weights(bundle.post),
+        embed=lambda ids: torch.from_numpy(embedding.rows(ids).astype(np.float32)),
+        longest=manifest.recipe.positions,
+    )
+
+
+def _dequantized(values: Array, scale: Array | None) -> torch.Tensor:
+    """A matrix as stored, [in_features, out_features], becomes [out_features, in_features]; vectors stay.
+
+    scale [out_features] or, for equal groups of rows as stored, [groups, out_features].
+    """
+    numbers = values.astype(np.float32)
+    if scale is not None:
+        groups = np.atleast_2d(scale)
+        numbers = numbers * np.repeat(groups, len(numbers) // len(groups), axis=0)
+    return torch.from_numpy(np.ascontiguousarray(numbers.T))
+
+
+def in_memory(oracle: Oracle) -> Oracle:
+    """The same oracle, keeping every weight it has read: for models that fit, asked again and again."""
+    return replace(
+        oracle,
+        layer_weights=functools.cache(oracle.layer_weights),
+        post_weights=functools.cache(oracle.post_weights),
+    )

@@ -1,0 +1,151 @@
+"""A llama GGUF file, written as the Hugging Face checkpoint it was made from: config.json, tokenizer, fp32 values."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from axzoo.checkpoint.gguf.reader import GgufCheckpoint
+from axzoo.checkpoint.gguf.vocabulary import build_tokenizer, special_tokens_map, tokenizer_config
+from axzoo.checkpoint.tensors import DTYPES, Checkpoint, row_blocks
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import atomic_path, megabytes, need_space, write_json, write_text
+
+logger = logging.getLogger(__name__)
+
+
+_KNOWN = frozenset({
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.layer_norm_rms_epsilon",
+    "attention.value_length", "block_count", "context_length", "embedding_length", "feed_forward_length",
+    "rope.dimension_count", "rope.freq_base", "vocab_size",
+})  # fmt: skip
+_REQUIRED: Any = object()
+
+
+def model_config(gguf: GgufCheckpoint) -> dict[str, Any]:
+    """The checkpoint's config.json.
+
+    Raises AxzooError for a key of `llama.` that is missing, of the wrong type, or unknown: it may change the numbers.
+    """
+    unknown = sorted(key for key in gguf.metadata if key.startswith("llama.") and key[6:] not in _KNOWN)
+    if unknown:
+        raise AxzooError(f"{gguf.path} sets {', '.join(unknown)}, which axzoo does not know: it cannot be converted")
+    hidden, heads = _integer(gguf, "embedding_length"), _integer(gguf, "attention.head_count")
+    head_dim = _integer(gguf, "attention.key_length", hidden // heads)
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if _integer(gguf, key, head_dim) != head_dim:
+            raise AxzooError(f"{gguf.path}: llama.{key} must be the head's {head_dim} values to be converted")
+    embedding = gguf.tensors.get("model.embed_tokens.weight")
+    if embedding is None or _integer(gguf, "vocab_size", embedding.shape[0]) != embedding.shape[0]:
+        raise AxzooError(f"{gguf.path} has no token embedding of llama.vocab_size rows: fetch it again")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "attention_bias": False,
+        "head_dim": head_dim,
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": _integer(gguf, "feed_forward_length"),
+        "max_position_embeddings": _integer(gguf, "context_length"),
+        "mlp_bias": False,
+        "model_type": "llama",
+        "num_attention_heads": heads,
+        "num_hidden_layers": _integer(gguf, "block_count"),
+        "num_key_value_heads": _integer(gguf, "attention.head_count_kv", heads),
+        "rms_norm_eps": _decimal(gguf, "attention.layer_norm_rms_epsilon"),
+        "rope_scaling": None,
+        "rope_theta": _decimal(gguf, "rope.freq_base", 10000.0),
+        "tie_word_embeddings": "lm_head.weight" not in gguf.tensors,
+        "torch_dtype": "float32",
+        "vocab_size": embedding.shape[0],
+        **token_ids(gguf),
+    }
+
+
+def token_ids(gguf: GgufCheckpoint) -> dict[str, int]:
+    """bos_token_id, eos_token_id and pad_token_id as far as the file gives them: generation_config.json."""
+    keys = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
+    stored = {ours: gguf.metadata.get(f"tokenizer.ggml.{theirs}") for ours, theirs in keys.items()}
+    return {key: value for key, value in stored.items() if isinstance(value, int)}
+
+
+def _integer(gguf: GgufCheckpoint, key: str, default: Any = _REQUIRED) -> int:
+    value = gguf.metadata.get(f"llama.{key}", default)
+    if type(value) is not int or not 0 < value < 1 << 31:
+        raise AxzooError(f"{gguf.path}: llama.{key} is {_shown(value)}, but must be a positive integer")
+    return value
+
+
+def _decimal(gguf: GgufCheckpoint, key: str, default: Any = _REQUIRED) -> float:
+    """A float32 as the shortest decimal that means it: 1e-05, which is stored as 9.999999747e-06."""
+    value = gguf.metadata.get(f"llama.{key}", default)
+    if type(value) is not float or not 0 < value < float("inf"):
+        raise AxzooError(f"{gguf.path}: llama.{key} is {_shown(value)}, but must be a positive number")
+    return float(str(np.float32(value)))
+
+
+def _shown(value: Any) -> str:
+    return "missing" if value is _REQUIRED else repr(value)[:80]
+
+
+def tensor_bytes(checkpoint: Checkpoint, name: str) -> int:
+    info = checkpoint.tensors[name]
+    return int(np.prod(info.shape)) * DTYPES[info.dtype].itemsize
+
+
+def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
+    """Writes every tensor of `checkpoint`, all of one dtype, sorted by name: the bytes the library itself would write.
+
+    Raises OSError when the disk refuses; `path` appears whole or not at all.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name in sorted(checkpoint.tensors):
+        info, size = checkpoint.tensors[name], tensor_bytes(checkpoint, name)
+        header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in sorted(checkpoint.tensors):
+            for block in row_blocks(checkpoint, name, 0, checkpoint.tensors[name].shape[0]):
+                file.write(np.ascontiguousarray(block).view(np.uint8).data)
+
+
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""What `convert` writes."""
+
+
+def convert(path: Path, output: Path) -> None:
+    """Converts the GGUF file at `path` into the existing folder `output`; equal files give equal bytes.
+
+    Raises AxzooError when the file is damaged, or holds an architecture or tokenizer axzoo does not convert.
+    """
+    gguf = GgufCheckpoint(path)
+    config, tokenizer = model_config(gguf), build_tokenizer(gguf)
+    if tokenizer.get_vocab_size() > config["vocab_size"]:
+        raise AxzooError(f"{path} has more tokens than its embedding's {config['vocab_size']} rows: fetch it again")
+    small = {
+        "config.json": config,
+        "generation_config.json": token_ids(gguf),
+        "special_tokens_map.json": special_tokens_map(gguf),
+        "tokenizer_config.json": tokenizer_config(gguf, config["max_position_embeddings"]),
+    }
+    size = sum(tensor_bytes(gguf, name) for name in gguf.tensors)
+    need_space(output, size)
+    logger.info(f"converting {len(gguf.tensors)} tensors to {megabytes(size)} of fp32")
+    write_safetensors(output / "model.safetensors", gguf)
+    write_text(output / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    for name, value in small.items():
+        write_json(output / name, value)

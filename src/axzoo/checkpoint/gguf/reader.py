@@ -1,0 +1,139 @@
+"""Checkpoints in a GGUF file of llama.cpp: the quantized blocks, dequantized to fp32 a few rows at a time."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from axzoo.checkpoint.gguf.header import GgufHead, RawTensor, read_head
+from axzoo.checkpoint.tensors import TensorInfo
+from axzoo.core.errors import AxzooError
+
+_TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.([a-z_]+)\.weight")
+
+
+def hugging_face_name(name: str) -> str | None:
+    """Hugging Face's name of a GGUF tensor, or None for a tensor a plain llama does not have."""
+    if name in _TOP:
+        return _TOP[name]
+    match = _LAYER_NAME.fullmatch(name)
+    if match is None or match[2] not in _LAYER:
+        return None
+    return f"model.layers.{match[1]}.{_LAYER[match[2]]}.weight"
+
+
+def is_permuted(name: str) -> bool:
+    """Whether llama.cpp reordered the rows of this tensor (Hugging Face's name)."""
+    return name.endswith((".q_proj.weight", ".k_proj.weight"))
+
+
+def row_order(rows: NDArray[np.int64], head_dim: int) -> NDArray[np.int64]:
+    """Where rows of Hugging Face's q or k stand in the GGUF file; indices, int64 [n] -> [n]."""
+    head, row = np.divmod(rows, head_dim)
+    half, pair = np.divmod(row, head_dim // 2)
+    order: NDArray[np.int64] = head * head_dim + 2 * pair + half
+    return order
+
+
+class GgufCheckpoint:
+    """A llama in a GGUF file, seen as a Hugging Face checkpoint: its names, its row order, fp32 values.
+
+    `metadata` holds the file's keys and values as stored. Raises AxzooError for another architecture, a tensor llama
+    does not have, and a file that is damaged or contradicts itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        head = read_head(path)
+        self.path = path
+        self.metadata = head.metadata
+        architecture = head.metadata.get("general.architecture")
+        if architecture != "llama":
+            raise AxzooError(f"{path} has architecture {architecture!r}; axzoo converts llama from GGUF, nothing else")
+        self._data = np.memmap(path, np.uint8, mode="r")
+        self._raw: dict[str, RawTensor] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        for raw in head.tensors:
+            name = hugging_face_name(raw.name)
+            if name is None:
+                raise AxzooError(f"{path} holds tensor {raw.name}, which a plain llama does not have: axzoo refuses it")
+            _check_extent(path, head, raw, self._data.size)
+            self._raw[name] = raw
+            self.tensors[name] = TensorInfo(name, path.name, "F32", raw.shape)
+        self._data_start = head.data_start
+        self._head_dim = self._checked_head_dim()
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` to `stop`, at least one, in Hugging Face's order: fp32, the values the blocks stand for."""
+        raw = self._raw[name]
+        kind = GGMLQuantizationType(raw.type_code)
+        row_count = raw.shape[0] if len(raw.shape) > 1 else 1
+        first = self._data_start + raw.offset
+        stored = self._data[first : first + _stored_bytes(raw)].reshape(row_count, -1)
+        if len(raw.shape) == 1:
+            return self._dequantize(stored, kind, name).reshape(-1)[start:stop]
+        rows = np.arange(start, stop)
+        chosen = stored[row_order(rows, self._head_dim)] if is_permuted(name) else stored[start:stop]
+        return self._dequantize(chosen, kind, name).reshape(stop - start, *raw.shape[1:])
+
+    def _dequantize(self, blocks: NDArray[np.uint8], kind: Any, name: str) -> NDArray[np.float32]:
+        try:
+            with np.errstate(all="ignore"):  # what is not finite is the lock's to find
+                values: NDArray[np.float32] = dequantize(blocks, kind)
+        except NotImplementedError:
+            raise AxzooError(
+                f"{self.path}: tensor {name} has type {kind.name}, which axzoo cannot dequantize"
+            ) from None
+        return values
+
+    def _checked_head_dim(self) -> int:
+        heads, hidden = self.metadata.get("llama.attention.head_count"), self.metadata.get("llama.embedding_length")
+        if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1 or hidden < heads:
+            raise AxzooError(f"{self.path}: head_count {heads!r} and embedding_length {hidden!r} make no heads")
+        head_dim = self.metadata.get("llama.attention.key_length", hidden // heads)
+        if not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:
+            raise AxzooError(f"{self.path}: heads of {head_dim!r} values cannot be rotated in pairs")
+        for name, info in self.tensors.items():
+            if is_permuted(name) and (len(info.shape) != 2 or info.shape[0] % head_dim):
+                raise AxzooError(f"{self.path}: {name} has shape {list(info.shape)}, not heads of {head_dim} rows")
+        return head_dim
+
+
+def _stored_bytes(raw: RawTensor) -> int:
+    block, size = GGML_QUANT_SIZES[GGMLQuantizationType(raw.type_code)]
+    count = 1
+    for length in raw.shape:  # Python integers: a forged shape must not wrap around
+        count *= length
+    return count // block * size
+
+
+def _check_extent(path: Path, head: GgufHead, raw: RawTensor, file_size: int) -> None:
+    """Raises AxzooError unless the tensor's type is known, its rows are whole blocks and its bytes are in the file."""
+    if raw.type_code not in GGMLQuantizationType._value2member_map_:
+        raise AxzooError(f"{path}: tensor {raw.name} has unknown type {raw.type_code}")
+    block, _ = GGML_QUANT_SIZES[GGMLQuantizationType(raw.type_code)]
+    if raw.shape[-1] % block or raw.offset % head.alignment:
+        raise AxzooError(f"{path}: tensor {raw.name} is not made of whole, aligned blocks: fetch the file again")
+    if head.data_start + raw.offset + _stored_bytes(raw) > file_size:
+        raise AxzooError(f"{path} ends before tensor {raw.name} does: fetch it again")

@@ -1,1 +1,0 @@
-"""Spec + tensors -> the bytes of a file. No policy about where they go."""

@@ -1,0 +1,124 @@
+"""The checkpoint `llm_build` is pointed at: what a matrix entry must state of it, read from its own files."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from axzoo.checkpoint.gguf.conversion import model_config
+from axzoo.checkpoint.gguf.reader import GgufCheckpoint
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import read_json
+from axzoo.fetch.folder import find_gguf
+from axzoo.model.families import load_family
+from axzoo.model.reading import changed_by, merge_model_config, spec_of
+from axzoo.model.spec import DecoderSpec, TensorRef
+from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint folder or GGUF file, by its absolute path, and what it says of itself.
+
+    `name` is in the letters of a matrix; `shown_name` is what --model_config calls the model, or the same.
+    """
+
+    path: Path
+    name: str
+    shown_name: str
+    spec: DecoderSpec
+    tokenizer: LocalTokenizer | None  # None: a GGUF's becomes one when it is fetched
+    has_chat_form: bool
+    has_vision_tower: bool
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """A matrix entry's `sizes`: parameters of a layer and of the post layer, width of the KV cache."""
+        family = load_family(self.spec.model_type)
+        return {
+            "layer": _parameters(family.layer_tensors(self.spec, 0)),
+            "post": _parameters(family.post_tensors(self.spec)),
+            "kv_width": self.spec.layer.kv_size,
+        }
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole model; a tied head counts once."""
+        sizes, family = self.sizes, load_family(self.spec.model_type)
+        embedding = 0 if self.spec.tie_word_embeddings else math.prod(family.embed_tensor(self.spec).shape)
+        return self.spec.num_hidden_layers * sizes["layer"] + sizes["post"] + embedding
+
+
+def read_override(model_config: Path | None, model_type: str | None) -> dict[str, Any]:
+    """What --model_config and --model_type say instead of config.json; the option wins over the file.
+
+    Raises AxzooError when the file is missing or no mapping.
+    """
+    override = {} if model_config is None else read_json(model_config)
+    if not isinstance(override, dict):
+        raise AxzooError(f"{model_config} is not a mapping: write the keys to override as a JSON object")
+    return override | ({} if model_type is None else {"model_type": model_type})
+
+
+def read_model(
+    path: Path, override: Mapping[str, Any], overridden_by: Path, ignore_config_keys: Collection[str]
+) -> Model:
+    """Reads config and tokenizer. `overridden_by` is what messages call the override.
+
+    Raises AxzooError when there is no checkpoint at `path`, or it is one axzoo does not build.
+    """
+    root = path.resolve()
+    file = find_gguf(root)
+    gguf = GgufCheckpoint(file) if file else None
+    config_path = file or root / "config.json"
+    config: Mapping[str, Any] = model_config(gguf) if gguf else _config_json(config_path, bool(override))
+    source = config_path
+    if override:
+        config = merge_model_config(config, override, overridden_by)
+        source = changed_by(config_path, overridden_by)
+    for key in ignore_config_keys:
+        if key not in config:
+            raise AxzooError(f"--ignore_config_keys {key}: {config_path} has no such key: leave it away")
+    spec = spec_of(config, source, ignore_config_keys)
+    tokenizer = None if gguf else load_tokenizer(root)
+    template = gguf.metadata.get("tokenizer.chat_template") if gguf else None
+    vision_keys = getattr(load_family(spec.model_type), "VISION_KEYS", ())
+    return Model(
+        path=root,
+        name=_entry_name(root),
+        shown_name=_shown_name(override, overridden_by) or _entry_name(root),
+        spec=spec,
+        tokenizer=tokenizer,
+        has_chat_form=isinstance(template, str) if tokenizer is None else tokenizer.chat is not None,
+        has_vision_tower=any(key in config for key in vision_keys),
+    )
+
+
+def _config_json(path: Path, may_be_missing: bool) -> dict[str, Any]:
+    config = {} if may_be_missing and not path.exists() else read_json(path)
+    if not isinstance(config, dict):
+        raise AxzooError(f"{path} is not a mapping: it is no config.json of a Hugging Face checkpoint")
+    return config
+
+
+def _parameters(tensors: Mapping[str, TensorRef]) -> int:
+    shapes = {tensor.name: tensor.shape for tensor in tensors.values()}  # by name: several roles name a fused tensor
+    return sum(map(math.prod, shapes.values()))
+
+
+def _shown_name(override: Mapping[str, Any], overridden_by: Path) -> str:
+    """What ax-llm-build's config file calls the model; "" where it does not."""
+    name = override.get("model_name", "")
+    if not isinstance(name, str):
+        raise AxzooError(f"{overridden_by}: model_name is {name!r:.80}, but must be text")
+    return name
+
+
+def _entry_name(root: Path) -> str:
+    """The folder's own name in the letters of a matrix; a GGUF file's without its ending."""
+    name = root.name.removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".-")[:128] or "model"

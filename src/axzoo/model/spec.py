@@ -1,0 +1,140 @@
+"""What a decoder-only language model is, in numbers: the one description all consumers share.
+
+A family file (`axzoo.families`) makes a `DecoderSpec` from config.json. The graph builder, the fp32 oracle, the lock
+and the size estimates read the spec; none of them knows a family's name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+from dataclasses import asdict, fields, replace
+from typing import Self, get_type_hints
+
+
+class _FromDict:
+    """Reads a frozen dataclass back from the plain dict `dataclasses.asdict` made of it."""
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        types = get_type_hints(cls)
+        values = {}
+        for member in fields(cls):  # type: ignore[arg-type]
+            value, wanted = data[member.name], types[member.name]
+            if isinstance(wanted, type) and issubclass(wanted, _FromDict):
+                value = wanted.from_dict(value)
+            elif isinstance(value, list):
+                value = tuple(value)
+            values[member.name] = value
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class RopeSpec(_FromDict):
+    """Rotary position embedding of the first `rotary_dim` dimensions of each head.
+
+    Pairs are (i, i + rotary_dim / 2), or (2i, 2i + 1) where `interleaved`. `scaling` holds `rope_type` and its
+    parameters, checked by `axzoo.model.rope.make_rope`; `axzoo.model.rope.frequencies` makes numbers of it.
+    """
+
+    theta: float
+    rotary_dim: int
+    interleaved: bool = False
+    scaling: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default"})
+
+
+@dataclass(frozen=True)
+class NormSpec(_FromDict):
+    """rms_norm (weight) or layer_norm (weight and bias)."""
+
+    kind: str
+    eps: float
+
+
+@dataclass(frozen=True)
+class LayerSpec(_FromDict):
+    """One decoder layer.
+
+    Sequential: x += attention(input_norm(x)); x += mlp(mlp_norm(x)). Parallel: x += attention(n) + mlp(n) with
+    n = input_norm(x). Both branches are multiplied with `residual_scale`, the layer's input with `input_scale`.
+    The MLP is down(act(gate(x)) * up(x)), or down(act(up(x))) where not `gated`. With a `sliding_window` w, a token
+    sees the w tokens that end with itself. `qk_norm` is an RMS norm of every query and key head.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    norm: NormSpec
+    rope: RopeSpec
+    max_position_embeddings: int
+    hidden_act: str = "silu"
+    gated: bool = True
+    parallel: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    input_scale: float = 1.0
+    residual_scale: float = 1.0
+    sliding_window: int | None = None
+
+    @property
+    def q_size(self) -> int:
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def kv_size(self) -> int:
+        """Width of one K or V cache row: the board's `kv_cache_size`."""
+        return self.num_key_value_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class PostSpec(_FromDict):
+    """The post layer: final norm and lm_head; logits are multiplied with `logit_scale`."""
+
+    hidden_size: int
+    vocab_size: int
+    norm: NormSpec
+    lm_head_bias: bool = False
+    logit_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class DecoderSpec(_FromDict):
+    """A whole model. `layer` is what its layers have in common; `layer_spec(i)` is layer i.
+
+    `embedding_scale` multiplies the embedding's rows and is part of layer 0. `sliding_windows` has one entry per layer,
+    or none where no layer has a window.
+    """
+
+    model_type: str
+    num_hidden_layers: int
+    vocab_size: int
+    tie_word_embeddings: bool
+    layer: LayerSpec
+    post: PostSpec
+    embedding_scale: float = 1.0
+    sliding_windows: tuple[int | None, ...] = ()
+
+    def layer_spec(self, index: int) -> LayerSpec:
+        window = self.sliding_windows[index] if self.sliding_windows else None
+        scale = self.embedding_scale if index == 0 else 1.0
+        return replace(self.layer, sliding_window=window, input_scale=scale)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A checkpoint tensor by name, with the shape the spec demands of it; `rows` (first, end) of it, or all."""
+
+    name: str
+    shape: tuple[int, ...]
+    rows: tuple[int, int] | None = None

@@ -1,0 +1,125 @@
+"""The embedding's files as ax-llm-build's tools leave them: .npy and .float32.bin on the way, .bfloat16.bin at the end.
+
+Everything is done a block of rows at a time. The checkpoint is opened anew for each of them: the files are mapped into
+memory, and closing them is what gives the pages read so far back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.tensors import Checkpoint, row_blocks
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import atomic_path, need_space, read_json
+from axzoo.model.config_view import ConfigView
+from axzoo.model.families import load_family
+from axzoo.model.spec import TensorRef
+from axzoo.weights.bf16 import Rounding, nearest_even, write_embedding
+
+NAME = "model.embed_tokens.weight"
+NPY, FLOAT32, BFLOAT16 = f"{NAME}.npy", f"{NAME}.float32.bin", f"{NAME}.bfloat16.bin"
+_NPY_MAGIC = b"\x93NUMPY"
+BLOCK_BYTES = 32 << 20
+"""Of fp32, in a block."""
+
+
+def extract_embedding(source: Path, output: Path, rounding: Rounding = nearest_even) -> tuple[Path, ...]:
+    """Writes NPY (fp32 [vocab_size, hidden_size]), FLOAT32 and BFLOAT16 (raw, little-endian) into the folder `output`.
+
+    `source` is a checkpoint folder, or a GGUF file. The fp32 values are exactly the checkpoint's; `rounding` is how
+    bf16 is made of them. All files appear, or none. Returns their paths. Raises AxzooError when the checkpoint has no
+    embedding of the shape its config demands, is damaged or of a model_type axzoo does not know, or the disk is full.
+    """
+    table = _embed_tensor(source)
+    output.mkdir(parents=True, exist_ok=True)
+    need_space(output, table.shape[0] * table.shape[1] * (4 + 4 + 2))
+    files = tuple(output / name for name in (NPY, FLOAT32, BFLOAT16))
+    with ExitStack() as stack:
+        paths = [stack.enter_context(atomic_path(file)) for file in files]
+        npy, fp32, bf16 = (stack.enter_context(path.open("wb")) for path in paths)
+        np.lib.format.write_array_header_1_0(npy, {"descr": "<f4", "fortran_order": False, "shape": table.shape})
+        for block in _blocks(source, table):
+            exact = np.ascontiguousarray(block, np.float32)
+            npy.write(exact.data)
+            fp32.write(exact.data)
+            write_embedding([block], bf16, rounding)
+    return files
+
+
+def fp32_to_bf16(source: Path, output: Path, rounding: Rounding = nearest_even) -> None:
+    """Converts a file of raw little-endian fp32 to one of bf16.
+
+    Raises AxzooError when its numbers are not whole, it is an .npy file, or `output` is the same file or a folder.
+    """
+    if output.is_dir():
+        raise AxzooError(f"{output} is a folder: name the file to write, like {output / BFLOAT16}")
+    if source.exists() and output.exists() and output.samefile(source):
+        raise AxzooError(f"{output} is the file to read, {source}, itself: write to another")
+
+    def blocks() -> Iterator[NDArray[Any]]:
+        while data := file.read(BLOCK_BYTES):
+            if len(data) % 4:
+                raise AxzooError(f"{source} is no file of fp32 numbers: it ends within one, so write it again")
+            yield np.frombuffer(data, "<f4")
+
+    with source.open("rb") as file:
+        if file.read(len(_NPY_MAGIC)) == _NPY_MAGIC:
+            raise AxzooError(f"{source} is an .npy file, whose header is no number: give the .float32.bin beside it")
+        file.seek(0)
+        with atomic_path(output) as path, path.open("wb") as target:
+            write_embedding(blocks(), target, rounding)
+
+
+def _embed_tensor(source: Path) -> TensorRef:
+    """The tensor the checkpoint's family names, found with the shape its config demands."""
+    config, where = _config(source)
+    family = load_family(str(config.get("model_type")))
+    try:
+        spec = family.decoder_spec(ConfigView(config, where))
+    except AxzooError as error:
+        raise error if str(where) in str(error) else AxzooError(f"{where}: {error}") from None
+    table = family.embed_tensor(spec)
+    found = _open(source).tensors.get(table.name)
+    if found is None:
+        raise AxzooError(f"{source} lacks tensor {table.name}, the embedding of a {spec.model_type}")
+    if found.shape != table.shape:
+        raise AxzooError(
+            f"{source}: tensor {table.name} has shape {list(found.shape)}, but {where} demands {list(table.shape)}"
+        )
+    return table
+
+
+def _config(source: Path) -> tuple[dict[str, Any], Path]:
+    """What config.json says, or what stands for it in a GGUF file, and the file to name in messages."""
+    if source.is_file():
+        from axzoo.checkpoint.gguf.conversion import model_config
+        from axzoo.checkpoint.gguf.reader import GgufCheckpoint
+
+        return model_config(GgufCheckpoint(source)), source
+    path = source / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise AxzooError(f"{path} is not a mapping: fetch it again")
+    return config, path
+
+
+def _open(source: Path) -> Checkpoint:
+    if source.is_file():
+        from axzoo.checkpoint.gguf.reader import GgufCheckpoint
+
+        return GgufCheckpoint(source)
+    return open_checkpoint(source)
+
+
+def _blocks(source: Path, table: TensorRef) -> Iterator[NDArray[Any]]:
+    rows, columns = table.shape
+    step = max(1, BLOCK_BYTES // (4 * columns))
+    for start in range(0, rows, step):
+        yield from row_blocks(_open(source), table.name, start, min(start + step, rows))

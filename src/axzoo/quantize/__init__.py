@@ -1,1 +1,0 @@
-"""Weights to codes and scales and back: pure functions over numpy arrays."""

@@ -1,0 +1,131 @@
+"""What lies in a bundle folder, as its config.json says (the keys of ax-llm's `axllm run DIR`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import read_json
+
+_T = TypeVar("_T")
+
+_MAX_LAYERS = 1000
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The compiled files of a model, and the embedding's shape, which its file does not tell."""
+
+    layers: tuple[Path, ...]
+    post: Path
+    embedding: Path
+    vocab_size: int
+    hidden_size: int
+
+
+@dataclass(frozen=True)
+class Bundle(ModelFiles):
+    """The files of a bundle, all of them present, and what the host program must know beside their contents."""
+
+    folder: Path
+    post_config: Path
+    tokenizer: Path
+    eos_token_ids: frozenset[int]
+    chat: bool
+    system_prompt: str
+    bos: bool
+    eos: bool
+    mapped_embedding: bool
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Reads a bundle's config.json and looks whether its files are there (post_config.json may be missing).
+
+    Raises AxzooError when the folder is no bundle, its config.json is broken or points outside, or files are missing.
+    """
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise AxzooError(
+            f"{folder} is not a bundle: it has no config.json. Build it, or name a folder like results/AX650/NAME"
+        )
+    config = _Config(config_path)
+    count = config.get("axmodel_num", int)
+    if not 1 <= count <= _MAX_LAYERS:
+        raise AxzooError(f"{config_path}: axmodel_num is {count}, but a model has 1 to {_MAX_LAYERS} layers")
+    eos_token_ids = config.get("eos_token_ids", list)
+    if not all(type(i) is int for i in eos_token_ids):
+        raise AxzooError(f"{config_path}: eos_token_ids must be a list of token ids, not {eos_token_ids!r}")
+    bundle = Bundle(
+        folder=folder,
+        layers=tuple(config.layer(i) for i in range(count)),
+        post=config.file("filename_post_axmodel"),
+        embedding=config.file("filename_tokens_embed"),
+        vocab_size=config.get("tokens_embed_num", int),
+        hidden_size=config.get("tokens_embed_size", int),
+        post_config=config.file("post_config_path", "post_config.json"),
+        tokenizer=folder / "tokenizer",
+        eos_token_ids=frozenset(eos_token_ids),
+        chat=config.get("chat", bool),
+        system_prompt=config.get("system_prompt", str, ""),
+        bos=config.flag("bos", 0),
+        eos=config.flag("eos", 0),
+        mapped_embedding=config.flag("use_mmap_load_embed", 1),
+    )
+    _require_files(bundle)
+    return bundle
+
+
+class _Config:
+    """config.json, read key by key with the type each must have."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        data = read_json(path)
+        if not isinstance(data, dict):
+            raise AxzooError(f"{path} must hold a JSON object")
+        self._data: dict[str, Any] = data
+
+    def get(self, key: str, kind: type[_T], default: _T | None = None) -> _T:
+        value = self._data.get(key, default)
+        if value is None:
+            raise AxzooError(f"{self._path} has no {key}: build the bundle again")
+        if type(value) is not kind:
+            raise AxzooError(f"{self._path}: {key} must be of type {kind.__name__}, not {value!r}")
+        return value
+
+    def flag(self, key: str, default: int) -> bool:
+        """0 and 1 or false and true: ax-llm's configs have both."""
+        value = self._data.get(key, default)
+        if value not in (0, 1) or not isinstance(value, int):
+            raise AxzooError(f"{self._path}: {key} must be 0 or 1, not {value!r}")
+        return bool(value)
+
+    def file(self, key: str, default: str | None = None) -> Path:
+        return self._inside(key, self.get(key, str, default))
+
+    def layer(self, index: int) -> Path:
+        key = "template_filename_axmodel"
+        template = self.get(key, str)
+        if template.count("%d") != 1:
+            raise AxzooError(f"{self._path}: {key} must hold one %d for the layer's number, not {template!r}")
+        return self._inside(key, template.replace("%d", str(index)))
+
+    def _inside(self, key: str, name: str) -> Path:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise AxzooError(f"{self._path}: {key} must name a file inside the bundle, not {name!r}")
+        return self._path.parent / path
+
+
+def _require_files(bundle: Bundle) -> None:
+    tokenizer = bundle.tokenizer / "tokenizer.json"
+    if not tokenizer.is_file() and (bundle.tokenizer / "tokenizer.model").is_file():
+        tokenizer = bundle.tokenizer / "tokenizer.model"
+    wanted = (*bundle.layers, bundle.post, bundle.embedding, tokenizer)
+    missing = [path for path in wanted if not path.is_file()]
+    if missing:
+        names = ", ".join(str(path.relative_to(bundle.folder)) for path in missing[:3])
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise AxzooError(f"{bundle.folder} is not complete, it lacks {names}{more}: build the bundle again")

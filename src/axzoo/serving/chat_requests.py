@@ -1,0 +1,120 @@
+"""The body of POST /v1/chat/completions, and what it asks of the sampling.
+
+Keys that would change the answer and are not implemented are refused; those that change nothing are passed over.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from axzoo.runtime.sampling import GREEDY, PostConfig
+from axzoo.tokenizer.chat_template import Message
+
+_ROLES = {"developer": "system"}
+"""Newer clients' name for it."""
+
+
+def _text(content: object) -> object:
+    """The text of a list of text parts."""
+    if not isinstance(content, list):
+        return content
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        raise ValueError("this model reads text alone")
+    return "".join(str(part.get("text", "")) for part in content)
+
+
+def _as_list(stop: object) -> object:
+    return [stop] if isinstance(stop, str) else stop
+
+
+def _only(*allowed: object) -> AfterValidator:
+    """Accepts what means nothing here."""
+
+    def check(value: object) -> object:
+        if value not in allowed:
+            raise ValueError(f"not supported: leave it away, or say {allowed[-1]!r}")
+        return value
+
+    return AfterValidator(check)
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+_Nothing = Annotated[object, _only(None)]
+
+
+class ChatMessage(_Body):
+    """A turn. What an answer of OpenAI's has beside its text may be sent back empty, as clients do."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[str, BeforeValidator(_text)]
+    name: str | None = None
+    refusal: _Nothing = None
+    tool_calls: Annotated[list[Any] | None, _only(None, [])] = None
+    function_call: _Nothing = None
+    audio: _Nothing = None
+    annotations: Annotated[list[Any] | None, _only(None, [])] = None
+
+    @property
+    def plain(self) -> Message:
+        return {"role": _ROLES.get(self.role, self.role), "content": self.content}
+
+
+class StreamOptions(_Body):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ChatRequest(_Body):
+    """What a client asks for."""
+
+    model: str
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
+    stop: Annotated[
+        list[Annotated[str, Field(min_length=1, max_length=1024)]] | None,
+        BeforeValidator(_as_list),
+        Field(max_length=4),
+    ] = None
+    n: Annotated[int | None, _only(None, 1)] = None
+    frequency_penalty: Annotated[float | None, _only(None, 0)] = None
+    presence_penalty: Annotated[float | None, _only(None, 0)] = None
+    logprobs: Annotated[bool | None, _only(None, False)] = None
+    logit_bias: Annotated[dict[str, Any] | None, _only(None, {})] = None
+    tools: Annotated[list[Any] | None, _only(None, [])] = None
+    response_format: Annotated[dict[str, Any] | None, _only(None, {"type": "text"})] = None
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    safety_identifier: str | None = None
+    service_tier: str | None = None
+
+    @property
+    def conversation(self) -> list[Message]:
+        return [message.plain for message in self.messages]
+
+    @property
+    def most_tokens(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    def sampling(self, shipped: PostConfig) -> PostConfig:
+        """The bundle's own sampling, with what the client says otherwise."""
+        if self.temperature == 0:
+            return GREEDY
+        config = shipped
+        if self.temperature is not None:
+            config = replace(config, enable_temperature=True, temperature=self.temperature)
+        if self.top_p is not None:
+            config = replace(config, enable_top_p_sampling=True, top_p=self.top_p)
+        return config

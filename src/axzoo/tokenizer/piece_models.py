@@ -1,0 +1,233 @@
+"""tokenizer.model, read by the `sentencepiece` library, with the tokens around its pieces that it does not know.
+
+transformers 5 turns these files into tokenizers of its own, which give other ids (Llama-2, MiniCPM); the models were
+trained on the ids that sentencepiece gives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import SentencePieceProcessor
+
+from axzoo.core.errors import AxzooError
+from axzoo.tokenizer.chat_template import Message
+from axzoo.tokenizer.folder import LoadedBackend, TokenizerFolder, is_token_id
+
+_MAX_BYTES = 64 << 20
+
+
+class Pieces:
+    """SentencePiece's pieces, and `added` tokens (text -> id) that stand for themselves."""
+
+    def __init__(self, processor: SentencePieceProcessor, added: Mapping[str, int]) -> None:
+        self._processor = processor
+        self._added = dict(added)
+        self._added_text = {index: text for text, index in added.items()}
+        self._size: int = processor.get_piece_size()
+        self.vocab_size = max([self._size, *(index + 1 for index in self._added_text)])
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; added tokens written in it are nothing special here."""
+        return list(self._processor.encode(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of each run of pieces by itself, as it was encoded, and of the added tokens between them."""
+        known = (index for index in ids if index < self._size or index in self._added_text)
+        runs = groupby(known, self._added_text.get)
+        return "".join(
+            self._processor.decode(list(run)) if text is None else text * len(list(run)) for text, run in runs
+        )
+
+    def token_to_id(self, token: str) -> int | None:
+        if token in self._added:
+            return self._added[token]
+        index: int = self._processor.piece_to_id(token)
+        return index if self._processor.id_to_piece(index) == token else None
+
+
+def load_processor(path: Path) -> SentencePieceProcessor:
+    """Reads a tokenizer.model. Raises AxzooError when it is none, or larger than 64 MiB."""
+    if path.stat().st_size > _MAX_BYTES:
+        raise AxzooError(f"{path} has {path.stat().st_size} bytes; no tokenizer.model has more than {_MAX_BYTES}")
+    try:
+        processor = SentencePieceProcessor(model_proto=path.read_bytes())
+        for index in range(processor.get_piece_size()):
+            processor.id_to_piece(index)  # a piece that is not UTF-8 would show in some later text only
+    except (RuntimeError, UnicodeDecodeError):
+        raise AxzooError(f"{path} is not a SentencePiece model: fetch it again") from None
+    if processor.get_piece_size() == 0:
+        raise AxzooError(f"{path} holds no pieces: fetch it again")
+    return processor
+
+
+class LlamaPieces:
+    """A backend. `added`: text -> id of the tokens found in a text, of which those with an id in `special` are the ones
+    that decoding can skip; `begin` and `end` surround every text that is encoded with special tokens."""
+
+    def __init__(
+        self,
+        processor: SentencePieceProcessor,
+        added: Mapping[str, int],
+        special: frozenset[int],
+        begin: list[int],
+        end: list[int],
+    ) -> None:
+        self._pieces = Pieces(processor, added)
+        self._added = dict(added)
+        longest_first = sorted(added, key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if added else re.compile(r"(?!)")
+        self._special = special
+        self._begin, self._end = begin, end
+
+    @property
+    def vocab_size(self) -> int:
+        return self._pieces.vocab_size
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        ids = [index for part in self._split.split(text) if part for index in self._encode_part(part)]
+        return [*self._begin, *ids, *self._end] if add_special_tokens else ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return self._pieces.decode([i for i in ids if i not in self._special] if skip_special_tokens else ids)
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._pieces.token_to_id(token)
+
+    def _encode_part(self, part: str) -> list[int]:
+        return [self._added[part]] if part in self._added else self._pieces.encode(part)
+
+
+def llama_pieces(
+    processor: SentencePieceProcessor, files: TokenizerFolder, special_tokens: Mapping[str, str]
+) -> LlamaPieces:
+    """`special_tokens` are those `files` names, or the tokenizer.model itself.
+
+    Raises AxzooError when tokenizer_config.json is broken or asks for what `legacy: true` has not.
+    """
+    config = files.config
+    if config.get("legacy") is False:
+        raise AxzooError(
+            f"{files.path}: tokenizer_config.json says legacy: false, for which axzoo needs tokenizer.json"
+        )
+    listed = _listed_tokens(files)
+    added = {**files.added_tokens, **{text: index for text, (index, _) in listed.items()}}
+    named = {*special_tokens.values(), *_additional_tokens(config)}
+    pieces = Pieces(processor, added)
+    added |= {text: index for text in named if (index := pieces.token_to_id(text)) is not None}
+    special = {index for index, is_special in listed.values() if is_special} | {added[t] for t in named if t in added}
+    bos, eos = (added.get(special_tokens.get(name, "")) for name in ("bos_token", "eos_token"))
+    return LlamaPieces(
+        processor,
+        {text: index for text, index in added.items() if text},
+        frozenset(special),
+        [] if bos is None or config.get("add_bos_token") is False else [bos],
+        [eos] if eos is not None and config.get("add_eos_token") is True else [],
+    )
+
+
+def _additional_tokens(config: Mapping[str, Any]) -> list[str]:
+    tokens = config.get("additional_special_tokens")
+    return [token for token in tokens if isinstance(token, str)] if isinstance(tokens, list) else []
+
+
+def _listed_tokens(files: TokenizerFolder) -> dict[str, tuple[int, bool]]:
+    """`added_tokens_decoder`: text -> id and whether it is special."""
+    path = files.path / "tokenizer_config.json"
+    try:
+        listed = dict(files.config.get("added_tokens_decoder") or {})
+        if any(token.get(flag) for token in listed.values() for flag in ("lstrip", "rstrip", "single_word")):
+            raise AxzooError(f"{path}: an added token takes the spaces beside it, for which axzoo needs tokenizer.json")
+        found = {str(token["content"]): (int(index), bool(token.get("special"))) for index, token in listed.items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise AxzooError(f"{path}: added_tokens_decoder is broken: fetch it again") from None
+    if not all(is_token_id(index) for index, _ in found.values()):
+        raise AxzooError(f"{path}: added_tokens_decoder has impossible token ids: fetch it again")
+    return found
+
+
+ADDED = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+"""Numbered upward from the number of pieces."""
+
+ROLES = ("system", "user", "assistant", "observation")
+
+
+class ChatGlmPieces:
+    """A backend that can also write conversations."""
+
+    def __init__(self, processor: SentencePieceProcessor) -> None:
+        size: int = processor.get_piece_size()
+        self._added = {token: size + number for number, token in enumerate(ADDED)}
+        self._pieces = Pieces(processor, self._added)
+        self._special = {*self._added.values(), processor.bos_id(), processor.eos_id(), processor.unk_id()}
+        self._begin = [self._added["[gMASK]"], self._added["sop"]]
+        self.eos_token_ids = (processor.eos_id(), self._added["<|user|>"], self._added["<|observation|>"])
+
+    @property
+    def vocab_size(self) -> int:
+        return self._pieces.vocab_size
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [*(self._begin if add_special_tokens else []), *self._pieces.encode(text)]
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        """Ids of a conversation. Raises AxzooError for a role ChatGLM3 does not have."""
+        ids = list(self._begin)
+        for message in messages:
+            if message["role"] not in ROLES:
+                raise AxzooError(f"ChatGLM3 has the roles {', '.join(ROLES)}, not {message['role']!r}")
+            ids += [self._added[f"<|{message['role']}|>"], *self._pieces.encode("\n")]
+            ids += self._pieces.encode(message["content"])
+        return [*ids, self._added["<|assistant|>"]] if add_generation_prompt else ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        return self._pieces.decode([i for i in ids if i not in self._special] if skip_special_tokens else ids)
+
+    def token_to_id(self, token: str) -> int | None:
+        return self._pieces.token_to_id(token)
+
+
+_LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast", "LlamaTokenizerWrapper", "CodeLlamaTokenizer")
+_CHATGLM = "ChatGLMTokenizer"
+_BY_MODEL_TYPE = {"llama": _LLAMA[0], "chatglm": _CHATGLM}
+"""Where no tokenizer_class is named."""
+
+
+def load_tokenizer_model(files: TokenizerFolder, model_type: str | None = None) -> LoadedBackend:
+    """Reads tokenizer.model by the rules of its tokenizer_class, or of the checkpoint's model_type if there is none, or
+    of `model_type` where that is not known either.
+
+    Raises AxzooError when the file is broken, follows rules that axzoo does not know, or nothing names its rules.
+    """
+    path = files.path / "tokenizer.model"
+    named = (_BY_MODEL_TYPE.get(str(name)) for name in (files.model_config.get("model_type"), model_type))
+    kind = files.config.get("tokenizer_class") or next(filter(None, named), None)
+    if kind is None:
+        raise AxzooError(
+            f"{path} does not say by which rules it is read: add the checkpoint's tokenizer_config.json (its "
+            "tokenizer_class tells), or its config.json (model_type llama or chatglm)"
+        )
+    if kind not in (*_LLAMA, _CHATGLM):
+        raise AxzooError(f"{path} belongs to a {kind!r:.80}, whose rules axzoo does not know: add its tokenizer.json")
+    processor = load_processor(path)
+    special_tokens = {**_named_tokens(processor), **files.special_tokens}
+    if kind == _CHATGLM:
+        return _chatglm(ChatGlmPieces(processor), special_tokens, files)
+    return LoadedBackend(llama_pieces(processor, files, special_tokens), special_tokens)
+
+
+def _chatglm(backend: ChatGlmPieces, special_tokens: Mapping[str, str], files: TokenizerFolder) -> LoadedBackend:
+    """ChatGLM2 has the same class and pieces, but was taught to converse in another way."""
+    is_second = "chatglm2" in str(files.model_config.get("_name_or_path", ""))
+    return LoadedBackend(
+        backend, special_tokens, chat=None if is_second else backend.encode_chat, eos_token_ids=backend.eos_token_ids
+    )
+
+
+def _named_tokens(processor: SentencePieceProcessor) -> dict[str, str]:
+    ids = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
+    return {name: processor.id_to_piece(index) for name, index in ids.items() if index >= 0}

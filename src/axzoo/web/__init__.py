@@ -1,1 +1,0 @@
-"""What axzoo's HTTP servers share."""

@@ -1,0 +1,176 @@
+"""What a stranger's .axmodel may ask for: it is looked into before ONNX Runtime or a cache takes any memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from axzoo.backends.host.contract import loadable_header
+from axzoo.core.errors import AxzooError
+from axzoo.runtime.engine import InferenceSession
+from axzoo.weights.recipe import Recipe
+from tiny_model import Built
+
+Header = dict[str, Any]
+Model = onnx.ModelProto
+
+
+def _changed(path: Path, change: Callable[[Header, Model], object]) -> bytes:
+    """The file with its header, its graph or both changed."""
+    model = onnx.load(path)
+    (entry,) = model.metadata_props
+    header = json.loads(entry.value)
+    change(header, model)
+    entry.value = json.dumps(header)
+    return model.SerializeToString()
+
+
+def _tensor(header: Header, group: int, name: str) -> Header:
+    sides = header["groups"][group]["inputs"] + header["groups"][group]["outputs"]
+    found: Header = next(tensor for tensor in sides if tensor["name"] == name)
+    return found
+
+
+def _reach(header: Header, tokens: int) -> None:
+    """A cache of `tokens` tokens: consistent, and no longer what the graph knows positions for."""
+    _tensor(header, 0, "mask")["shape"][-1] = tokens + 1
+    for name in ("K_cache", "V_cache"):
+        _tensor(header, 0, name)["shape"][1] = tokens
+
+
+def _widen(header: Header, model: Model) -> None:
+    """As wide in the graph's own words."""
+    for group in header["groups"]:
+        for tensor in group["inputs"] + group["outputs"]:
+            if tensor["name"][:2] in ("K_", "V_") and tensor["name"] not in group["unused"]:
+                tensor["shape"][-1] = 1 << 40
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name[:2] in ("K_", "V_"):
+            value.type.tensor_type.shape.dim[2].dim_value = 1 << 40
+
+
+def _grow_weight(_: Header, model: Model) -> None:
+    model.graph.initializer[-1].dims[0] = 1 << 40
+
+
+def _point_outside(_: Header, model: Model) -> None:
+    weight = next(tensor for tensor in model.graph.initializer if len(tensor.dims) == 2)
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../secret")
+
+
+def _loop(_: Header, model: Model) -> None:
+    model.graph.node.add(op_type="Loop", input=["", ""], output=["x"])
+
+
+def _function(_: Header, model: Model) -> None:
+    node = helper.make_node("Loop", [], ["y"])
+    model.functions.append(helper.make_function("", "MatMul", ["x"], ["y"], [node], [helper.make_opsetid("", 23)]))
+
+
+LIES: dict[str, tuple[Callable[[Header, Model], object], str]] = {
+    "input renamed": (lambda h, _: _tensor(h, 0, "input").update(name="x"), "not a decoder layer's"),
+    "input wider": (lambda h, _: _tensor(h, 0, "input")["shape"].__setitem__(2, 33), "not a decoder layer's"),
+    "states wider": (
+        lambda h, _: [t["shape"].__setitem__(2, 33) for g in h["groups"] for t in (g["inputs"][3], g["outputs"][2])],
+        "not a decoder layer's",
+    ),
+    "graph's input renamed": (lambda _, m: setattr(m.graph.input[3], "name", "x"), "declares other inputs or outputs"),
+    "graph's output typed": (
+        lambda _, m: setattr(m.graph.output[2].type.tensor_type, "elem_type", TensorProto.DOUBLE),
+        "declares other inputs or outputs",
+    ),
+    "groups swapped": (lambda h, _: h["groups"].reverse(), "not a decoder layer's"),
+    "unused forgotten": (lambda h, _: h["groups"][1].update(unused=[]), "not a decoder layer's"),
+    "longer than the rope": (lambda h, _: _reach(h, 32), "reach 32 tokens, its graph knows 31 positions"),
+    "half a billion tokens": (lambda h, _: _reach(h, 500_000_000), "ask for tensors of .* far more than a file"),
+    "wide as a disk": (_widen, "ask for tensors of .* far more than a file"),
+    "negative": (lambda h, _: _reach(h, -1), "a tensor without values"),
+    "no positions": (lambda _, m: setattr(m.graph.initializer[0], "name", "x"), "no table of positions"),
+    "a weight longer than its bytes": (_grow_weight, "its shape asks for others"),
+    "a weight elsewhere": (_point_outside, "weights outside itself"),
+    "a loop": (_loop, "computes with 'Loop', which axzoo never writes"),
+    "a function": (_function, "computes with 'functions', which axzoo never writes"),
+    "another kind": (lambda h, _: h.update(kind="x" * 9000), "neither a decoder layer nor a post layer"),
+    "a post layer": (lambda h, _: h.update(kind="post"), "not a post layer's"),
+}
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+@pytest.mark.parametrize("lie", LIES)
+def test_a_file_that_asks_for_more_than_it_holds(s8: Built, lie: str, mode: Any) -> None:
+    change, said = LIES[lie]
+    with pytest.raises(AxzooError, match=said) as error:
+        InferenceSession(_changed(s8.layers[0], change), mode=mode)
+    assert len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_a_post_layer_of_another_shape(s8: Built, mode: Any) -> None:
+    for change in (
+        lambda h, _: _tensor(h, 0, "input").update(shape=[1, 2, 32]),
+        lambda h, _: h["groups"].append(h["groups"][0]),
+        lambda h, _: h["groups"][0].update(unused=["input"]),
+        lambda h, _: _tensor(h, 0, "output").update(name="logits"),
+    ):
+        with pytest.raises(AxzooError, match="its shape group is not a post layer's"):
+            InferenceSession(_changed(s8.post, change), mode=mode)
+
+
+@pytest.mark.parametrize("mode", ["exact", "fast"])
+def test_metadata_that_is_not_utf_8_or_long(s8: Built, mode: Any) -> None:
+    whole = s8.layers[0].read_bytes()
+    with pytest.raises(AxzooError, match="build it again"):
+        InferenceSession(whole.replace(b'"format"', b'"\xff\xfe\xfdmat"'), mode=mode)
+    for change in (
+        lambda h, _: h.update(format="x" * 9000),
+        lambda h, _: _tensor(h, 0, "mask").update(dtype="y" * 9000),
+    ):
+        with pytest.raises(AxzooError) as error:
+            InferenceSession(_changed(s8.layers[0], change), mode=mode)
+        assert len(str(error.value)) < 500
+
+
+def test_a_graph_that_cannot_be_computed(s8: Built) -> None:
+    """What only shows when it runs, here a position that the tables lack, is one AxzooError, too."""
+    session = InferenceSession(s8.layers[0])
+    feed = {node.name: np.zeros(node.shape, node.dtype) for node in session.get_inputs()}
+    feed["indices"][:] = 4_000_000_000
+    with pytest.raises(AxzooError, match=r"l0_together.axmodel cannot be run on what it was given \(.*\)$"):
+        session.run(None, feed)
+
+
+def test_half_a_billion_tokens_take_no_memory(s8: Built, tmp_path: Path) -> None:
+    """The same file in a process of its own, whose peak is what loading an honest one takes."""
+    (tmp_path / "lie.axmodel").write_bytes(_changed(s8.layers[0], lambda h, _: _reach(h, 500_000_000)))
+    script = (
+        "import sys, resource; from axzoo.core.errors import AxzooError\n"
+        "from axzoo.runtime.engine import InferenceSession\n"
+        "from axzoo.runtime.decoder import Decoder\n"
+        "try: Decoder([InferenceSession(path) for path in sys.argv[1:]])\n"
+        "except AxzooError: pass\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = [
+        int(subprocess.run([sys.executable, "-c", script, path], check=True, capture_output=True, text=True).stdout)
+        for path in (s8.layers[0], tmp_path / "lie.axmodel")
+    ]
+    assert peaks[1] < peaks[0] + 32 * 1024
+
+
+def test_every_file_that_axzoo_writes_may_be_loaded(
+    build_tiny: Callable[[Recipe], Built], exact: Built, s8: Built
+) -> None:
+    topk = build_tiny(Recipe(prefill_len=0, kv_cache_len=127, post_topk=5, ret_postnorm=True, weight_type="s4"))
+    for built in (exact, s8, topk):
+        for path in (*built.layers, built.post):
+            assert loadable_header(path, path).kind in ("decoder_layer", "post")

@@ -1,0 +1,74 @@
+"""Messages in pieces, against protobuf's own serialization."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from google.protobuf.unknown_fields import UnknownFieldSet
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from axzoo.backends.host.builder import GraphBuilder
+from axzoo.backends.host.container import field, size
+from axzoo.core.dtypes import NUMPY_DTYPES
+
+BORDERS = [0, 1, 127, 128, 129, 16383, 16384, 16385, 2097151, 2097152]
+"""Lengths around those that take another byte to say."""
+
+
+@pytest.mark.parametrize("length", BORDERS)
+def test_a_field_is_what_protobuf_writes(length: int) -> None:
+    content = bytes(length)
+    wanted = onnx.TensorProto(raw_data=content).SerializeToString()
+    split = (content[: length // 2], memoryview(content)[length // 2 :])
+    for pieces in ((content,), split):
+        found = field(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, pieces)
+        assert b"".join(found) == wanted
+        assert size(found) == len(wanted)
+
+
+@pytest.mark.parametrize("number", [3, 15, 16, 2047, 2048, 536870911])
+def test_a_field_of_any_number(number: int) -> None:
+    """Of a message without such a field: protobuf tells what it did not know."""
+    message = onnx.OperatorSetIdProto.FromString(b"".join(field(number, [b"inside"])))
+    (found,) = UnknownFieldSet(message)
+    assert (found.field_number, found.wire_type, found.data) == (number, 2, b"inside")
+
+
+@given(
+    st.sampled_from(sorted(NUMPY_DTYPES)),
+    st.lists(st.integers(0, 5), max_size=4),
+    st.text(min_size=1, max_size=200),
+    st.booleans(),
+)
+def test_an_initializer_is_what_protobuf_writes(dtype: str, shape: list[int], name: str, transposed: bool) -> None:
+    array = np.arange(int(np.prod(shape))).astype(NUMPY_DTYPES[dtype]).reshape(shape)
+    array = array.T if transposed else array
+    g = GraphBuilder()
+    g.op("Neg", ["x"], "first")
+    g.constant(name, array)
+    g.op("Neg", ["first"], "second")
+    g.constant("other", np.ones(3, np.float32))
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n"])
+    data = b"".join(g.graph("g", [value], [value]))
+    graph = onnx.GraphProto.FromString(data)
+    assert graph.SerializeToString(deterministic=True) == data
+    assert [node.name for node in graph.node] == ["first", "second"]
+    assert graph.initializer[0].name == name
+    assert _equal(numpy_helper.to_array(graph.initializer[0]), array)
+
+
+def _equal(found: NDArray[np.generic], wanted: NDArray[np.generic]) -> bool:
+    return (found.shape, found.dtype, found.tobytes()) == (wanted.shape, wanted.dtype, wanted.tobytes())
+
+
+def test_large_weights_are_not_copied() -> None:
+    weight = np.zeros((64, 64), ml_dtypes.bfloat16)
+    g = GraphBuilder()
+    g.constant("w", weight)
+    views = [piece for piece in g.graph("g", [], []) if isinstance(piece, memoryview)]
+    assert [np.shares_memory(np.asarray(view), weight) for view in views] == [True]

@@ -1,0 +1,234 @@
+"""A completed bundle: everything there, everything as the manifest says, the same bytes every time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from axzoo.bundle.completion import complete_bundle
+from axzoo.core.errors import AxzooError
+from axzoo.runtime.model import load_model
+from tiny_model import Built, Checkpoint
+
+FILES = [
+    "config.json",
+    "llama_p8_l0_together.axmodel",
+    "llama_p8_l1_together.axmodel",
+    "llama_post.axmodel",
+    "manifest.json",
+    "model.embed_tokens.weight.bfloat16.bin",
+    "post_config.json",
+    "run.sh",
+    "tokenizer/chat_template.jinja",
+    "tokenizer/config.json",
+    "tokenizer/generation_config.json",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+]
+
+
+@pytest.fixture
+def built(s8: Built, tmp_path: Path) -> Built:
+    """Compiled files, to be completed."""
+    return s8.moved(tmp_path / "results" / "tiny-w8a16")
+
+
+@pytest.fixture
+def bundle(built: Built) -> Path:
+    complete_bundle(built.plan)
+    return built.folder
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_the_manifest_is_complete_and_true(bundle: Path, built: Built) -> None:
+    assert _files(bundle) == FILES
+    manifest = _json(bundle / "manifest.json")
+    assert sorted([*manifest["files"], "manifest.json"]) == FILES
+    for name, record in manifest["files"].items():
+        data = (bundle / name).read_bytes()
+        assert record == {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data)}
+    assert {key: manifest[key] for key in ("name", "chip", "source")} == {
+        "name": "tiny-w8a16",
+        "chip": "AX650",
+        "source": {"path": "tiny"},
+    }
+    assert manifest["recipe"] == {
+        "weight_type": "s8",
+        "post_weight_type": "s8",
+        "hidden_state_type": "bf16",
+        "prefill_len": 8,
+        "kv_cache_len": 31,
+        "last_kv_cache_len": [8, 16],
+        "weight_group_size": 0,
+        "scale_rule": "vendor",
+        "rounding": "nearest",
+        "post_topk": 0,
+        "ret_postnorm": False,
+    }
+    assert manifest["spec"]["num_hidden_layers"] == 2
+    parts = manifest["parts"]
+    assert sorted(parts) == [name for name in FILES if name.endswith((".axmodel", ".bin"))]
+    assert parts["llama_p8_l0_together.axmodel"]["weight_errors"]["q_proj"] > 0
+    of_a_layer = {"weight_group_size": 0, "scale_rule": "vendor", "rounding": "nearest"}
+    of_the_head = {"weight_group_size": 0, "scale_rule": "max_abs", "rounding": "nearest"}
+    assert parts["llama_p8_l0_together.axmodel"].items() >= of_a_layer.items()
+    assert parts["llama_post.axmodel"].items() >= of_the_head.items()
+    assert parts["model.embed_tokens.weight.bfloat16.bin"].items() >= {"weight_type": "bf16"}.items()
+    assert len({part["key"] for part in parts.values()}) == 4
+    assert manifest["sbom"]["components"][-1]["name"] == "tiny"
+
+
+def test_the_runtimes_config(bundle: Path) -> None:
+    config = _json(bundle / "config.json")
+    assert config == {
+        "model_name": "tiny-w8a16",
+        "tokenizer_type": 2,
+        "url_tokenizer_model": "http://127.0.0.1:12345",
+        "template_filename_axmodel": "llama_p8_l%d_together.axmodel",
+        "axmodel_num": 2,
+        "filename_post_axmodel": "llama_post.axmodel",
+        "filename_tokens_embed": "model.embed_tokens.weight.bfloat16.bin",
+        "tokens_embed_num": 262,
+        "tokens_embed_size": 32,
+        "system_prompt": "",
+        "post_config_path": "post_config.json",
+        "bos": 0,
+        "eos": 0,
+        "use_mmap_load_embed": 1,
+        "eos_token_ids": [2],
+        "chat": True,
+    }
+    assert _json(bundle / "post_config.json") == {
+        "enable_temperature": True,
+        "temperature": 0.9,
+        "enable_repetition_penalty": False,
+        "repetition_penalty": 1.2,
+        "penalty_window": 20,
+        "enable_top_p_sampling": False,
+        "top_p": 0.8,
+        "enable_top_k_sampling": True,
+        "top_k": 10,
+    }
+
+
+def test_it_runs(bundle: Path, checkpoint: Checkpoint) -> None:
+    ids = list(range(40, 60))
+    logits = load_model(bundle).prefill(ids)
+    assert np.corrcoef(logits, checkpoint.logits(ids)[-1])[0, 1] > 0.99
+
+
+def test_completing_twice_or_elsewhere_gives_equal_bytes(bundle: Path, built: Built, tmp_path: Path) -> None:
+    first = {name: (bundle / name).read_bytes() for name in FILES}
+    complete_bundle(built.plan)
+    assert {name: (bundle / name).read_bytes() for name in FILES} == first
+    other = built.moved(tmp_path / "elsewhere" / "tiny-w8a16")
+    complete_bundle(other.plan)
+    assert {name: (other.folder / name).read_bytes() for name in FILES} == first
+
+
+def test_files_of_an_earlier_build_are_removed(bundle: Path, built: Built) -> None:
+    strangers = ["llama_p8_l2_together.axmodel", "llama_p128_l0_together.axmodel", "tokenizer/special_tokens_map.json"]
+    for name in strangers:
+        (bundle / name).write_text("{}")
+    (bundle / "notes.txt").write_text("the user's own")
+    complete_bundle(built.plan)
+    assert _files(bundle) == sorted([*FILES, "notes.txt"])
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.endswith((".axmodel", ".bin"))])
+def test_a_file_changed_after_it_was_built_is_refused(built: Built, name: str) -> None:
+    with (built.folder / name).open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(AxzooError, match=f"{name} changed after it was built: remove it and run again"):
+        complete_bundle(built.plan)
+    assert not (built.folder / "manifest.json").exists()
+
+
+def test_a_tokenizer_changed_after_locking_is_refused(built: Built, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built.source.parent, tmp_path / "checkpoint"))
+    with (folder / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(AxzooError, match=r"tokenizer\.json changed after it was locked: lock the checkpoint again"):
+        complete_bundle(replace(built.plan, source=folder / "source.json"))
+    assert "tokenizer/tokenizer.json" not in _files(built.folder)
+    assert "manifest.json" not in _files(built.folder)
+
+
+def _relocked(built: Built, tmp_path: Path, *dropped: str, **tokens: Any) -> Any:
+    """The plan over a lock without some tokenizer files."""
+    locks = Path(shutil.copytree(built.locks, tmp_path / "locks"))
+    index = _json(locks / "index.json")
+    index["tokenizer_files"] = {k: v for k, v in index["tokenizer_files"].items() if k not in dropped} | tokens
+    (locks / "index.json").write_text(json.dumps(index))
+    return replace(built.plan, lock=locks)
+
+
+def test_a_tokenizer_that_does_not_serve_is_refused(built: Built, tmp_path: Path) -> None:
+    plan = _relocked(built, tmp_path, "chat_template.jinja")
+    with pytest.raises(AxzooError, match="has no chat template"):
+        complete_bundle(plan)
+    complete_bundle(replace(plan, chat=False))
+    assert _json(built.folder / "config.json")["chat"] is False
+
+
+def test_a_model_without_an_end_is_refused(built: Built, tmp_path: Path) -> None:
+    plan = _relocked(built, tmp_path, "generation_config.json", "tokenizer_config.json")
+    with pytest.raises(AxzooError, match=r"neither generation_config\.json nor the tokenizer names an end token"):
+        complete_bundle(plan)
+    assert not (built.folder / "manifest.json").exists()
+
+
+def test_a_lock_cannot_lead_outside(built: Built, tmp_path: Path) -> None:
+    for name in ("../../x", "/etc/passwd", "model.safetensors"):
+        with pytest.raises(AxzooError, match="is no tokenizer file: lock again"):
+            complete_bundle(_relocked(built, tmp_path / name.strip("./"), **{name: "00"}))
+
+
+def test_run_sh_starts_the_boards_program_with_the_documented_flags(bundle: Path, tmp_path: Path) -> None:
+    script = bundle / "run.sh"
+    subprocess.run(["sh", "-n", script], check=True)
+    assert os.access(script, os.X_OK)
+    program = tmp_path / "main_prefill"
+    program.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    prompt = 'What\'s "1 + 1"? $HOME `id` \\ *'
+    environment = {**os.environ, "MAIN_PREFILL": f"{program} run"}
+    done = subprocess.run([script, prompt], cwd="/", env=environment, capture_output=True, text=True, check=True)
+    where, verb, *words = done.stdout.splitlines()
+    assert verb == "run"  # MAIN_PREFILL may be two words: axzoo run
+    assert Path(where) == bundle
+    assert words.pop() == f"--prompt={prompt}"  # with = : it may begin with a dash
+    assert dict(zip(words[::2], words[1::2], strict=True)) == {
+        "--template_filename_axmodel": "llama_p8_l%d_together.axmodel",
+        "--axmodel_num": "2",
+        "--tokenizer_type": "2",
+        "--filename_tokenizer_model": "http://127.0.0.1:12345",
+        "--bos": "0",
+        "--eos": "0",
+        "--filename_post_axmodel": "llama_post.axmodel",
+        "--filename_tokens_embed": "model.embed_tokens.weight.bfloat16.bin",
+        "--tokens_embed_num": "262",
+        "--tokens_embed_size": "32",
+        "--use_mmap_load_embed": "1",
+        "--post_config_path": "post_config.json",
+        "--live_print": "1",
+        "--continue": "1",
+    }
+    done = subprocess.run([script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("--prompt=\n")  # straight to the interactive prompt

@@ -1,0 +1,121 @@
+"""manifest.json, written by us or by a stranger."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from axzoo.bundle.completion import complete_bundle
+from axzoo.bundle.manifest import MANIFEST, MANIFEST_LIMIT, Manifest, parse_manifest, read_manifest
+from axzoo.core.errors import AxzooError
+from tiny_model import Built
+
+
+@pytest.fixture(scope="module")
+def bundle(s8: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    built = s8.moved(tmp_path_factory.mktemp("manifest") / "tiny-w8a16")
+    complete_bundle(built.plan)
+    return built.folder
+
+
+@pytest.fixture
+def data(bundle: Path) -> Any:
+    return json.loads((bundle / MANIFEST).read_text())
+
+
+def test_what_is_read(bundle: Path, s8: Built) -> None:
+    manifest = read_manifest(bundle)
+    assert (manifest.name, manifest.recipe, manifest.spec.num_hidden_layers) == ("tiny-w8a16", s8.recipe, 2)
+    assert manifest.size == sum((bundle / name).stat().st_size for name in manifest.files)
+    assert set(manifest.parts) < set(manifest.files)
+    assert manifest.source == {"path": "tiny"}
+
+
+def test_none_or_too_large(tmp_path: Path) -> None:
+    with pytest.raises(AxzooError, match=r"manifest\.json is missing"):
+        read_manifest(tmp_path)
+    (tmp_path / MANIFEST).write_text(" " * (MANIFEST_LIMIT + 1))
+    with pytest.raises(AxzooError, match="is not plausible for this file"):
+        read_manifest(tmp_path)
+
+
+BAD_NAMES = [
+    "../x", "/etc/passwd", "a/b", "tokenizer/../x", "tokenizer/a/b", "tokenizer", "tokenizer/", ".", "..", "",
+    ".hidden", "a\nb", "a\0b", "-rf", "a\\b", "ü", "manifest.json", "tokenizer//x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_no_file_outside_the_bundle(data: Any, name: str) -> None:
+    data["files"][name] = {"size": 1, "sha256": "0" * 64}
+    _refused(data)
+
+
+def _set(*keys: str, to: Any) -> Callable[[Any], None]:
+    def change(data: Any) -> None:
+        for key in keys[:-1]:
+            data = data[key]
+        data[keys[-1]] = to
+
+    return change
+
+
+LIES = {
+    "negative size": _set("files", "config.json", "size", to=-1),
+    "size a text": _set("files", "config.json", "size", to="1"),
+    "size true": _set("files", "config.json", "size", to=True),
+    "no digest": _set("files", "config.json", "sha256", to="0" * 63),
+    "digest a number": _set("files", "config.json", "sha256", to=0),
+    "files a list": _set("files", to=[]),
+    "name with a slash": _set("name", to="../x"),
+    "name of dots": _set("name", to=".."),
+    "name empty": _set("name", to=""),
+    "name a number": _set("name", to=3),
+    "name too long": _set("name", to="x" * 151),
+    "recipe unknown key": _set("recipe", "taste", to="sweet"),
+    "recipe contradicts itself": _set("recipe", "kv_cache_len", to=0),
+    "spec without layer": _set("spec", "layer", to=None),
+    "width a text": _set("spec", "layer", "head_dim", to="x" * 10),
+    "layers a float": _set("spec", "num_hidden_layers", to=2.0),
+    "source a text": _set("source", to="x"),
+    "parts a list": _set("parts", to=[1]),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_what_is_no_manifest(data: Any, lie: str) -> None:
+    LIES[lie](data)
+    _refused(data)
+
+
+def _refused(data: Any) -> None:
+    with pytest.raises(AxzooError) as error:
+        parse_manifest(data, Path("x/manifest.json"))
+    assert "\n" not in str(error.value)
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=3), lambda v: st.lists(v, max_size=2))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@given(st.data())
+def test_anything_anywhere_is_read_or_refused(data: Any, choose: st.DataObject) -> None:
+    changed = copy.deepcopy(data)
+    place: Any = changed
+    while isinstance(place, dict) and place:
+        key = choose.draw(st.sampled_from(sorted(place)))
+        parent, place = place, place[key]
+        if choose.draw(st.booleans()):
+            break
+    parent[key] = choose.draw(JSON | st.dictionaries(st.text(max_size=3), JSON, max_size=2))
+    try:
+        assert isinstance(parse_manifest(changed, Path("manifest.json")), Manifest)
+    except AxzooError as error:
+        assert "manifest.json" in str(error) or "kv_cache_len" in str(error) or parent is changed["recipe"]

@@ -1,0 +1,130 @@
+"""What rebuilds what: the closure of imports, and what a build job loads."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import axzoo
+from axzoo.core.fingerprint import _closure, _imports, fingerprint
+
+PACKAGE = Path(axzoo.__file__).parent
+COMPILER = "axzoo.backends.host.compiler"
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    """A copy of the package, to be edited."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(PACKAGE, tmp_path / "axzoo", ignore=ignored))
+
+
+def _fingerprints(package: Path, *modules: str) -> list[str]:
+    """Of a copy, in a process of its own."""
+    script = "import sys; from axzoo.core.fingerprint import fingerprint; print(*map(fingerprint, sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *modules], cwd=package.parent, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+def test_the_compiler_is_what_determines_the_bytes() -> None:
+    core = {"axzoo", "axzoo.core.dtypes", "axzoo.core.errors", "axzoo.core.files", "axzoo.parts.groups"}
+    model = {"axzoo.model.rope", "axzoo.model.spec"}
+    weights = {f"axzoo.weights.{name}" for name in ("encoding", "recipe", "scales", "stored")}
+    host = {f"axzoo.backends.host.{name}" for name in ("attention", "builder", "compiler", "container", "operators")}
+    assert set(_closure((COMPILER,))) == core | model | weights | host
+
+
+def test_every_import_of_every_module_is_seen() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        names = set()
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path} has a relative import"
+                names |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        assert set(_imports(path)) == {name for name in names if name.split(".")[0] == "axzoo"}, path
+
+
+@pytest.mark.parametrize(
+    "name", ["runtime", "matrix", "check", "fetch", "commands", "tokenizer", "bundle", "report", "serving"]
+)
+def test_no_compiler_module_owes_anything_to(name: str) -> None:
+    for module in (COMPILER, "axzoo.weights.bf16"):
+        assert not [found for found in _closure((module,)) if found.startswith(f"axzoo.{name}")]
+
+
+def test_a_change_is_seen_where_it_matters_and_nowhere_else(package: Path) -> None:
+    modules = [COMPILER, "axzoo.weights.bf16", "axzoo.parts.lock", "axzoo.bundle.completion"]
+    before = _fingerprints(package, *modules)
+    assert before == [fingerprint(module) for module in modules]
+    assert len(set(before)) == 4
+
+    def changed(path: str) -> list[bool]:
+        file = package / path
+        source = file.read_text()
+        file.write_text(source + "\n# another word\n")
+        after = _fingerprints(package, *modules)
+        file.write_text(source)
+        return [a != b for a, b in zip(after, before, strict=True)]
+
+    assert changed("weights/scales.py") == [True, False, False, False]
+    assert changed("weights/bf16.py") == [False, True, False, False]
+    assert changed("checkpoint/safetensors.py")[:2] == [False, False]
+    assert changed("runtime/sampling.py") == [False, False, False, True]
+    assert changed("runtime/chat.py") == [False, False, False, False]
+    assert changed("commands/layer.py") == [False] * 4
+    assert changed("check/metrics.py") == [False] * 4
+    assert _fingerprints(package, *modules) == before
+
+
+def test_a_module_that_is_moved_is_another(package: Path) -> None:
+    before = _fingerprints(package, COMPILER)
+    host = package / "backends" / "host"
+    (host / "operators.py").rename(host / "nodes.py")
+    for file in host.glob("*.py"):
+        file.write_text(file.read_text().replace("axzoo.backends.host.operators", "axzoo.backends.host.nodes"))
+    assert _fingerprints(package, COMPILER) != before
+
+
+def test_a_fingerprint_is_sixteen_hex_digits_and_needs_no_order() -> None:
+    assert len(fingerprint(COMPILER)) == 16
+    assert int(fingerprint(COMPILER), 16) >= 0
+    assert fingerprint(COMPILER, "axzoo.bundle.completion") == fingerprint("axzoo.bundle.completion", COMPILER)
+    assert fingerprint(COMPILER, "axzoo.bundle.completion") != fingerprint(COMPILER)
+
+
+@pytest.mark.parametrize(
+    "modules, unwanted",
+    [
+        (
+            "axzoo.commands.layer, axzoo.commands.post, axzoo.build, axzoo.backends.host",
+            {
+                "torch",
+                "transformers",
+                "onnxruntime",
+                "pydantic",
+                "huggingface_hub",
+                "gguf",
+                "rich",
+                "yaml",
+                "tokenizers",
+            },
+        ),
+        ("axzoo.cli, axzoo.commands.run, axzoo.commands.check_layers", {"numpy", "torch", "onnx", "transformers"}),
+        ("axzoo.matrix.plan, axzoo.core.fingerprint", {"numpy", "onnx", "torch", "transformers", "onnxruntime"}),
+        ("axzoo.runtime.engine, axzoo.runtime.model", {"onnx", "torch", "transformers", "pydantic", "safetensors"}),
+        ("axzoo.parts.lock, axzoo.checkpoint.safetensors", {"torch", "onnx", "onnxruntime", "transformers"}),
+    ],
+)
+def test_a_job_loads_only_what_it_uses(modules: str, unwanted: set[str]) -> None:
+    script = f"import sys, {modules}; print(*{unwanted!r} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

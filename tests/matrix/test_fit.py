@@ -1,0 +1,74 @@
+"""Which builds fit their chip, and what is said of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from axzoo.matrix.chips import Chip, ChipTable
+from axzoo.matrix.entries import Zoo
+from axzoo.matrix.resources import BYTES_PER_CACHED_VALUE, BYTES_PER_WEIGHT, Memory, device_memory
+from axzoo.weights.recipe import HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES, WEIGHT_TYPES, Recipe
+
+Load = Callable[[str], Zoo]
+
+LLAMA_2_7B = "sizes: {layer: 202383360, post: 131076096, kv_width: 4096}"
+
+
+def test_every_type_has_its_bytes() -> None:
+    assert set(BYTES_PER_WEIGHT) == {*WEIGHT_TYPES, *POST_WEIGHT_TYPES}
+    assert set(BYTES_PER_CACHED_VALUE) == set(HIDDEN_STATE_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "memory"),
+    [
+        (
+            Recipe(),
+            Memory(1164 * 11 // 10, 164),
+        ),  # 10 layers and the post layer at 1.164 bytes; 2 * 10 * 1023 * 4000 * 2
+        (Recipe(post_weight_type="bf16"), Memory(1164 + 400, 164)),
+        (Recipe(weight_type="bf16"), Memory(4000 + 116, 164)),
+        (Recipe(weight_type="fp32", post_weight_type="fp32", hidden_state_type="fp32"), Memory(4400, 327)),
+        (Recipe(kv_cache_len=127), Memory(1280, 20)),
+    ],
+)
+def test_device_memory_by_hand(recipe: Recipe, memory: Memory) -> None:
+    assert device_memory(recipe, 10, layer=100_000_000, post=100_000_000, kv_width=4000) == memory
+
+
+def test_a_build_too_large_is_left_out_with_the_numbers(load: Load) -> None:
+    zoo = load(f"models:\n  L: {{path: x, model_type: llama, num_hidden_layers: 32, {LLAMA_2_7B}}}\n")
+    (fits,), (left_out,) = zoo.builds(), zoo.left_out()
+    assert (fits.chip, fits.misfit) == ("AX650", None)
+    assert left_out.chip == "AX620E"
+    assert left_out.misfit == "AX620E has 3072 MB, L-w8a16 needs 8227 MB: 7691 of weights, 536 of KV cache"
+
+
+def test_the_recipe_decides_too(load: Load) -> None:
+    entry = f"path: x, model_type: llama, num_hidden_layers: 32, chips: AX650, weight_type: [s8, bf16], {LLAMA_2_7B}"
+    zoo = load(f"models: {{L: {{{entry}}}}}")
+    assert [build.tag for build in zoo.builds()] == ["w8a16"]
+    assert [build.tag for build in zoo.left_out()] == ["w16a16"]
+
+
+def test_without_sizes_nothing_is_left_out(load: Load) -> None:
+    zoo = load("models: {L: {path: x, model_type: llama, num_hidden_layers: 1024, weight_type: fp32}}")
+    assert [build.chip for build in zoo.builds()] == ["AX650", "AX620E"]
+    assert zoo.left_out() == ()
+
+
+@given(
+    layer=st.integers(1, 10**9), post=st.integers(1, 10**9), kv_width=st.integers(1, 10**5), spare=st.integers(-2, 2)
+)
+def test_a_build_fits_exactly_when_the_chip_has_what_it_needs(layer: int, post: int, kv_width: int, spare: int) -> None:
+    needed = device_memory(Recipe(), 2, layer, post, kv_width).total_mb
+    table = ChipTable(chips={"A1": Chip(other_names=(), tops_int8=1, npu_memory_mb=max(1, needed + spare))})
+    sizes = {"layer": layer, "post": post, "kv_width": kv_width}
+    entry = {"path": "x", "model_type": "llama", "num_hidden_layers": 2, "chips": ["A1"], "sizes": sizes}
+    zoo = Zoo.model_validate({"models": {"M": entry}}, context=table)
+    fits = spare >= 0 or needed <= 1
+    assert (len(zoo.builds()), len(zoo.left_out())) == ((1, 0) if fits else (0, 1))

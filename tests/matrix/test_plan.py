@@ -1,0 +1,100 @@
+"""What the Snakefile is told of builds that do not fit their chip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from axzoo.core.errors import AxzooError
+from axzoo.matrix.plan import Plan, make_plan
+
+ROOT = Path(__file__).parents[2]
+ENTRY = "path: x, model_type: llama, num_hidden_layers: 32, sizes: {layer: 202383360, post: 131076096, kv_width: 4096}"
+REASON = "AX620E has 3072 MB, L-w8a16 needs 8227 MB: 7691 of weights, 536 of KV cache"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project's folder, current, with the repository's chips."""
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/chips.yaml").write_text((ROOT / "config/chips.yaml").read_text())
+    (tmp_path / "demo.yaml").write_text("models: {D: {path: d, model_type: llama, num_hidden_layers: 1, chips: AX650}}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def plan(folder: Path, *matrices: str) -> Plan:
+    for number, text in enumerate(matrices):
+        (folder / f"{number}.yaml").write_text(text)
+    return make_plan([f"{number}.yaml" for number in range(len(matrices))], "demo.yaml")
+
+
+def wildcards(chip: str, model: str, tag: str = "w8a16") -> SimpleNamespace:
+    return SimpleNamespace(chip=chip, model=model, tag=tag)
+
+
+def test_a_left_out_build_is_not_wanted_but_known(folder: Path) -> None:
+    made = plan(folder, f"models: {{L: {{{ENTRY}}}}}")
+    assert [str(build.bundle) for build in made.wanted] == ["results/AX650/L-w8a16"]
+    assert made.build(wildcards("AX650", "L")) == made.wanted[0]
+    with pytest.raises(AxzooError) as error:
+        made.build(wildcards("AX620E", "L"))
+    assert str(error.value) == f"results/AX620E/L-w8a16 is left out: {REASON}"
+
+
+def test_what_is_left_out_is_said_one_by_one_or_counted(folder: Path) -> None:
+    assert plan(folder, f"models: {{L: {{{ENTRY}}}}}").left_out_lines == [f"left out: {REASON}"]
+    many = ", ".join(f"L{number}: {{{ENTRY}}}" for number in range(4))
+    assert plan(folder, f"models: {{{many}}}").left_out_lines == [
+        "left out: 4 of 8 builds, which do not fit their chip's memory: `axzoo report MATRIX` lists them with their "
+        "numbers"
+    ]
+
+
+def test_rules_match_even_what_fits_no_chip(folder: Path) -> None:
+    made = plan(
+        folder,
+        f"models: {{S: {{path: s, model_type: qwen2, num_hidden_layers: 1, chips: AX650}}, "
+        f"L: {{{ENTRY}, chips: AX620E, prefill_len: 64}}}}",
+    )
+    assert made.chips == ["AX620E", "AX650"]
+    assert set(made.models) == {"S", "L", "D"}
+    assert "llama_p64" in made.stems
+
+
+def test_a_matrix_of_which_nothing_fits_is_refused(folder: Path) -> None:
+    with pytest.raises(AxzooError) as error:
+        plan(folder, f"models: {{L: {{{ENTRY}, chips: AX630C}}}}")
+    assert str(error.value).splitlines() == ["nothing to build: no build of the matrix fits its chip", REASON]
+
+
+def test_a_build_is_one_and_the_same_in_two_matrices_or_refused(folder: Path) -> None:
+    text = f"models: {{L: {{{ENTRY}}}}}"
+    assert len(plan(folder, text, text).wanted) == 1
+    with pytest.raises(AxzooError, match="two matrices describe results/AX650/L-w8a16 differently"):
+        plan(folder, text, text.replace("kv_width: 4096", "kv_width: 1024"))
+    with pytest.raises(AxzooError, match="two matrices describe model L differently"):
+        plan(folder, text, f"models: {{L: {{{ENTRY}, weight_type: fp32, model_config: x.json}}}}")
+
+
+def test_a_chip_without_description_is_refused(folder: Path) -> None:
+    chips = folder / "config/chips.yaml"
+    chips.write_text(chips.read_text().partition("  AX620E:")[0])
+    with pytest.raises(AxzooError, match=r"0\.yaml:1: models\.L: chip AX620E is not described: known are AX650"):
+        plan(folder, f"models: {{L: {{{ENTRY}}}}}")
+
+
+def test_config_says_what_belongs_to_the_machine(folder: Path) -> None:
+    (folder / "zoo.yaml").write_text(f"models: {{L: {{{ENTRY}, chips: AX650}}}}")
+    by_size = make_plan(["zoo.yaml"], "demo.yaml")
+    assert [batch.rule for batch in by_size.batches] == ["layer"]
+    said = make_plan(["zoo.yaml"], "demo.yaml", {"layers_per_job": 16})
+    assert [batch.rule for batch in said.batches] == ["layers_0_15", "layers_16_31", "layers_0_0"]
+    assert by_size.store == said.store == "results/store"
+    assert make_plan(["zoo.yaml"], "demo.yaml", {"store": "/shared/store"}).store == "/shared/store"
+    numbers = ({"layers_per_job": 0}, {"layers_per_job": "8"}, {"layers_per_job": True})
+    for config in (*numbers, {"store": ""}, {"store": 1}, {"n": 1}):
+        with pytest.raises(AxzooError, match=r"--config .* takes layers_per_job=N, .* and store=DIR alone"):
+            make_plan(["zoo.yaml"], "demo.yaml", config)

@@ -1,0 +1,238 @@
+"""Reading config.json so that nothing in it is passed over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from axzoo.core.errors import AxzooError
+from axzoo.model.config_view import ConfigView
+from axzoo.model.families import load_family, supported_model_types
+from axzoo.model.spec import RopeSpec
+
+PATH = Path("there/config.json")
+TRAINED = {"original_max_position_embeddings": 32}
+HALF = {"partial_rotary_factor": 0.5}
+
+
+def _view(**values: Any) -> ConfigView:
+    return ConfigView(values, PATH)
+
+
+def test_null_is_absent() -> None:
+    view = _view(head_dim=None)
+    assert view.size("head_dim", 7) == 7
+    assert view.flag("bias", False) is False
+    with pytest.raises(AxzooError, match=r"there/config\.json has no head_dim, which this model_type needs"):
+        view.size("head_dim")
+
+
+def test_every_key_must_be_read_harmless_or_vouched_for() -> None:
+    view = _view(hidden_size=8, dtype="float32", architectures=["X"], scale=2, other=None)
+    assert view.size("hidden_size") == 8
+    with pytest.raises(AxzooError, match=r"keys axzoo does not know: other, scale\. They may change"):
+        view.finish()
+    with pytest.raises(AxzooError, match="does not know: scale"):
+        view.finish(["other"])
+    view.finish(["other", "scale"])
+
+
+LINEAR: dict[str, Any] = {"rope_type": "linear", "factor": 2}
+YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 2.0}
+
+
+def _rope(theta: float = 10000.0, rotary_dim: int = 8, **scaling: Any) -> RopeSpec:
+    return RopeSpec(theta, rotary_dim, False, {"rope_type": "default"} | scaling)
+
+
+@pytest.mark.parametrize(
+    "values, wanted",
+    [
+        ({}, _rope()),
+        ({"rope_theta": 500000}, _rope(500000.0)),
+        ({"rope_theta": 5.0, "rope_scaling": None}, _rope(5.0)),
+        ({"rope_theta": None}, _rope()),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, _rope(**LINEAR)),
+        ({"rope_scaling": {"type": "linear", **LINEAR}}, _rope(**LINEAR)),
+        ({"rope_parameters": {"rope_theta": 7.0}}, _rope(7.0)),
+        ({"rope_parameters": {}, "rope_theta": 7.0}, _rope(7.0)),
+        ({"rope_parameters": {"rope_theta": 7.0, **LINEAR}}, _rope(7.0, **LINEAR)),
+        ({"rope_parameters": {"rope_type": "default"}, "rope_theta": 9.0}, _rope(9.0)),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 9}, "rope_theta": 9.0}, _rope(9.0)),
+        ({"partial_rotary_factor": 1.0, "rope_parameters": {"partial_rotary_factor": 1.0}}, _rope()),
+        # the trained length: max_position_embeddings, among the parameters, beside them, or both
+        ({"rope_scaling": YARN}, _rope(**YARN, original_max_position_embeddings=64)),
+        ({"rope_scaling": YARN | TRAINED}, _rope(**YARN, **TRAINED)),
+        ({"rope_scaling": YARN, **TRAINED}, _rope(**YARN, **TRAINED)),
+        ({"rope_parameters": YARN | {"rope_theta": 3.0}, **TRAINED}, _rope(3.0, **YARN, **TRAINED)),
+        ({"rope_scaling": YARN | {"original_max_position_embeddings": 9}, **TRAINED}, _rope(**YARN, **TRAINED)),
+        ({**TRAINED}, _rope()),
+    ],
+)
+def test_both_generations_of_rope_keys(values: dict[str, Any], wanted: RopeSpec) -> None:
+    view = _view(**values)
+    assert view.rope(8, 64) == wanted
+    view.finish()
+
+
+@pytest.mark.parametrize(
+    "values, rotary_dim",
+    [
+        ({}, 10),
+        ({"partial_rotary_factor": None}, 10),
+        ({"partial_rotary_factor": 0.4}, 8),
+        ({"partial_rotary_factor": 1}, 20),
+        ({"rope_parameters": {"partial_rotary_factor": 0.7}}, 14),
+        ({"rope_parameters": {"partial_rotary_factor": 0.7, "rope_theta": 2.0}, "partial_rotary_factor": 0.7}, 14),
+        ({"partial_rotary_factor": 0.65}, 13),
+    ],
+)
+def test_the_share_of_a_head_that_turns(values: dict[str, Any], rotary_dim: int) -> None:
+    view = _view(**values)
+    if rotary_dim % 2:
+        with pytest.raises(AxzooError, match="takes an even number of 2 to 65536 dimensions, not 13"):
+            view.rope(20, 64, partial_rotary_factor=0.5)
+    else:
+        assert view.rope(20, 64, partial_rotary_factor=0.5).rotary_dim == rotary_dim
+        view.finish()
+
+
+def test_reading_rope_leaves_the_config_as_it_was() -> None:
+    values = {"rope_parameters": {"rope_theta": 7.0, "rope_type": "yarn", "factor": 2.0}, **TRAINED}
+    for _ in range(2):
+        assert ConfigView(values, PATH).rope(8, 64) == _rope(7.0, **YARN, **TRAINED)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"rope_scaling": []}, r"rope_scaling is \[\], but must be a mapping or null"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'"),
+        ({"rope_parameters": 3}, "rope_parameters is 3, but must be a mapping or null"),
+        ({"rope_theta": "1e4"}, "rope_theta is '1e4', but must be a positive number"),
+        ({"rope_parameters": {"rope_theta": -1}}, "rope_theta is -1, but must be a positive number"),
+        ({"rope_parameters": {"rope_theta": [7]}}, r"rope_theta is \[7\], but must be a positive number"),
+        ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta is nan, but must be a positive number"),
+        (
+            {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}, "rope_theta": 8.0},
+            "rope_theta is 8.0, but must be 7.0, as its rope parameters say",
+        ),
+        (
+            {"rope_parameters": {"partial_rotary_factor": 0.5}, "partial_rotary_factor": 0.25},
+            "partial_rotary_factor is 0.25, but must be 0.5, as its rope parameters say",
+        ),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, but must be above 0 and at most 1"),
+        ({"partial_rotary_factor": 0}, "partial_rotary_factor is 0, but must be a positive number"),
+        ({"rope_parameters": {"partial_rotary_factor": "half"}}, "partial_rotary_factor is 'half', but must be"),
+        ({"rope_scaling": {"factor": 2.0}}, r"rope_type 'default' takes the parameters \[\]"),
+        ({"rope_scaling": {"type": ["linear"]}}, r"rope_type \['linear'\] is not supported"),
+        ({"rope_scaling": YARN, "original_max_position_embeddings": "64"}, "original_max_position_embeddings is '64'"),
+        ({"rope_scaling": YARN, "original_max_position_embeddings": -4}, "original_max_position_embeddings is -4"),
+    ],
+)
+def test_rope_keys_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(AxzooError, match=message):
+        _view(**values).rope(8, 64, partial_rotary_factor=1.0)
+
+
+def test_both_generations_at_once_are_refused() -> None:
+    view = _view(rope_parameters={"rope_theta": 7.0}, rope_scaling=LINEAR)
+    view.rope(8, 64)
+    with pytest.raises(AxzooError, match="does not know: rope_scaling"):
+        view.finish()
+
+
+@pytest.mark.parametrize("values", [HALF, {"rope_parameters": HALF}])
+def test_a_family_that_turns_whole_heads_takes_no_share(values: dict[str, Any]) -> None:
+    with pytest.raises(AxzooError, match=r"partial_rotary_factor is 0\.5, but must be 1, since this model_type turns"):
+        _view(**values).rope(8, 64)
+
+
+@pytest.mark.parametrize(
+    "values, window, wanted",
+    [
+        ({}, None, ()),
+        ({}, 7, (7, 7, 7)),
+        ({"layer_types": None}, 7, (7, 7, 7)),
+        ({"layer_types": []}, 7, (7, 7, 7)),
+        ({"layer_types": ["full_attention"] * 3}, 7, ()),
+        ({"layer_types": ["full_attention"] * 3}, None, ()),
+        ({"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}, 7, (7, None, 7)),
+    ],
+)
+def test_sliding_windows(values: dict[str, Any], window: int | None, wanted: tuple[int | None, ...]) -> None:
+    view = _view(**values)
+    assert view.sliding_windows(3, window) == wanted
+    view.finish()
+
+
+@pytest.mark.parametrize(
+    "kinds", [["full_attention"] * 2, ["full_attention"] * 4, ["linear_attention"] * 3, [None] * 3, "full_attention", 3,
+              {"full_attention": 3}, [["full_attention"]] * 3, [{}] * 3]
+)  # fmt: skip
+def test_layer_types_that_are_none(kinds: Any) -> None:
+    message = r"layer_types is .*, but must be a list of 3 times full_attention or sliding_attention"
+    with pytest.raises(AxzooError, match=message):
+        _view(layer_types=kinds).sliding_windows(3, 7)
+
+
+def test_sliding_attention_without_a_window() -> None:
+    with pytest.raises(AxzooError, match="sliding_window is None, but must be a length, since layer_types has sliding"):
+        _view(layer_types=["full_attention", "sliding_attention"]).sliding_windows(2, None)
+
+
+def test_lengths_and_whole_numbers() -> None:
+    view = _view(window=7, null=None, none=0)
+    assert [view.length(key) for key in ("window", "null", "absent")] == [7, None, None]
+    assert [view.whole(key, 3) for key in ("window", "null", "none", "absent")] == [7, 3, 0, 3]
+    assert view.length("none") is None
+    with pytest.raises(AxzooError, match="has no absent, which this model_type needs"):
+        view.whole("absent")
+    view.finish()
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 31, 1.5, 2.0, 0.0, True, False, "7", [], float("nan"), 10**400])
+def test_lengths_and_whole_numbers_of_the_wrong_kind(value: Any) -> None:
+    for read in (_view(window=value).length, _view(window=value).whole):
+        with pytest.raises(AxzooError, match=r"window is .*, but must be an integer of 0 or more"):
+            read("window")
+
+
+def test_ignored_keys_are_known_and_presence_is_no_reading() -> None:
+    view = _view(seen=1, quiet=2, null=None)
+    assert ("seen" in view, "null" in view, "absent" in view) == (True, False, False)
+    with pytest.raises(AxzooError, match="does not know: null, quiet, seen"):
+        view.finish()
+    view.ignore("quiet", "null", "absent")
+    with pytest.raises(AxzooError, match="does not know: seen"):
+        view.finish()
+
+
+@pytest.mark.parametrize("value", [2, "1", None, [1], {}])
+def test_choices(value: Any) -> None:
+    assert _view(tp=1).choice("tp", [1]) == 1
+    if value is None:
+        assert _view(tp=None).choice("tp", [1], 1) == 1
+    else:
+        with pytest.raises(AxzooError, match=r"tp is .*, but must be 1$"):
+            _view(tp=value).choice("tp", [1], 1)
+
+
+@pytest.mark.parametrize("heads, kv_heads, wanted", [(8, 2, (8, 2)), (8, None, (8, 8)), (7, 1, (7, 1)), (6, 6, (6, 6))])
+def test_heads(heads: int, kv_heads: int | None, wanted: tuple[int, int]) -> None:
+    assert _view(num_attention_heads=heads, num_key_value_heads=kv_heads).heads() == wanted
+
+
+def test_a_family_is_a_file() -> None:
+    types = supported_model_types()
+    assert "llama" in types
+    assert "config_view" not in types
+    for model_type in types:
+        family = load_family(model_type)
+        for name in ("decoder_spec", "layer_tensors", "post_tensors", "embed_tensor", "IGNORED_TENSORS"):
+            assert hasattr(family, name)
+    for other in ("Llama", "config_view", "__init__", "../llama", ""):
+        with pytest.raises(AxzooError, match=f"model_type '{other}' is not supported; supported are: .*llama"):
+            load_family(other)

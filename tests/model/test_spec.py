@@ -1,0 +1,95 @@
+"""The spec goes to JSON and back without loss."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from axzoo.model.rope import make_rope
+from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
+
+SIZES = st.integers(1, 2**31 - 1)
+NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+FLAGS = st.booleans()
+PARAMETERS: Any = st.dictionaries(st.text(), NUMBERS | st.booleans() | st.lists(NUMBERS, max_size=4), max_size=4)
+ROPES = st.builds(RopeSpec, NUMBERS, SIZES, FLAGS, PARAMETERS)
+NORMS = st.builds(NormSpec, st.sampled_from(["rms_norm", "layer_norm"]), NUMBERS)
+LAYERS = st.builds(
+    LayerSpec,
+    **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"), SIZES),
+    **dict.fromkeys(("gated", "parallel", "qk_norm", "qkv_bias", "o_bias", "mlp_bias"), FLAGS),
+    **dict.fromkeys(("input_scale", "residual_scale"), NUMBERS),
+    head_dim=SIZES,
+    norm=NORMS,
+    rope=ROPES,
+    max_position_embeddings=SIZES,
+    hidden_act=st.text(),
+    sliding_window=st.none() | SIZES,
+)
+SPECS = st.builds(
+    DecoderSpec,
+    model_type=st.text(),
+    num_hidden_layers=SIZES,
+    vocab_size=SIZES,
+    tie_word_embeddings=FLAGS,
+    layer=LAYERS,
+    post=st.builds(PostSpec, SIZES, SIZES, NORMS, FLAGS, NUMBERS),
+    embedding_scale=NUMBERS,
+    sliding_windows=st.lists(st.none() | SIZES, max_size=4).map(tuple),
+)
+RMS = NormSpec("rms_norm", 1e-6)
+QWEN = LayerSpec(896, 4864, 14, 2, 64, RMS, RopeSpec(1e6, 64), 32768, qkv_bias=True)
+WHOLE = DecoderSpec("qwen2", 3, 151936, True, QWEN, PostSpec(896, 151936, RMS))
+
+
+@given(spec=SPECS)
+def test_through_json_and_back(spec: DecoderSpec) -> None:
+    assert DecoderSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_a_searched_rope_through_json_and_back() -> None:
+    scaling = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2, 3.5]}
+    rope = make_rope(4, 1e4, scaling | {"original_max_position_embeddings": 8}, 32)
+    spec = replace(WHOLE, layer=replace(QWEN, rope=rope))
+    assert DecoderSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_widths() -> None:
+    assert (QWEN.q_size, QWEN.kv_size) == (896, 128)
+    assert replace(QWEN, head_dim=128).q_size == 1792
+
+
+def test_layers_are_alike_unless_the_spec_says_otherwise() -> None:
+    assert [WHOLE.layer_spec(index) for index in range(3)] == [QWEN] * 3
+    assert PostSpec(896, 151936, RMS) == PostSpec(896, 151936, RMS, lm_head_bias=False, logit_scale=1.0)
+
+
+def test_the_embeddings_scale_is_the_first_layers_and_windows_are_each_layers_own() -> None:
+    spec = replace(WHOLE, embedding_scale=12.0, sliding_windows=(None, 7, None))
+    assert [spec.layer_spec(index) for index in range(3)] == [
+        replace(QWEN, input_scale=12.0),
+        replace(QWEN, sliding_window=7),
+        QWEN,
+    ]
+
+
+def test_specs_do_not_change() -> None:
+    with pytest.raises(FrozenInstanceError):
+        QWEN.hidden_size = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("kind, data, lacking", [
+    (RopeSpec, {"theta": 1.0}, "rotary_dim"),
+    (RopeSpec, {"theta": 1.0, "rotary_dim": 8, "interleaved": False}, "scaling"),
+    (NormSpec, {"kind": "rms_norm"}, "eps"),
+    (PostSpec, {"hidden_size": 1, "vocab_size": 2, "norm": {"kind": "rms_norm"}}, "eps"),
+])  # fmt: skip
+def test_a_dict_that_lacks_a_field(kind: Any, data: dict[str, Any], lacking: str) -> None:
+    """Defaults are for those who write a spec; a file that lacks a field was written by another axzoo."""
+    with pytest.raises(KeyError, match=lacking):
+        kind.from_dict(data)

@@ -1,0 +1,124 @@
+"""Recipes that contradict themselves are refused with the number that would do."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from axzoo.core.errors import AxzooError
+from axzoo.weights.recipe import (
+    HIDDEN_STATE_TYPES,
+    INTEGER_WEIGHT_TYPES,
+    ROUNDINGS,
+    SCALE_RULES,
+    TAG_PATTERN,
+    WEIGHT_GROUP_SIZES,
+    WEIGHT_TYPES,
+    Recipe,
+)
+
+
+def test_the_documented_defaults() -> None:
+    recipe = Recipe()
+    assert (recipe.weight_type, recipe.post_weight_type, recipe.hidden_state_type) == ("s8", "s8", "bf16")
+    assert (recipe.prefill_len, recipe.kv_cache_len, recipe.last_kv_cache_len) == (128, 1023, ())
+    assert (recipe.tag, recipe.max_prompt_len) == ("w8a16", 128)
+
+
+@pytest.mark.parametrize(
+    "weight, state, tag", [("fp32", "fp32", "w32a32"), ("bf16", "bf16", "w16a16"), ("fp16", "bf16", "w16fa16")]
+)
+def test_tags(weight: Any, state: Any, tag: str) -> None:
+    assert Recipe(weight_type=weight, hidden_state_type=state).tag == tag
+
+
+@pytest.mark.parametrize(
+    "values, tag",
+    [
+        ({"weight_type": "s4"}, "w4a16"),
+        ({"weight_type": "s4", "weight_group_size": 32}, "w4a16-g32"),
+        ({"scale_rule": "mse"}, "w8a16-mse"),
+        ({"weight_type": "s4", "rounding": "gptq", "weight_group_size": 128}, "w4a16-g128-gptq"),
+        ({"weight_type": "s4", "scale_rule": "mse", "rounding": "gptq"}, "w4a16-mse-gptq"),
+    ],
+)
+def test_tags_tell_how_integers_were_found(values: dict[str, Any], tag: str) -> None:
+    assert Recipe(**values).tag == tag
+
+
+def test_every_tag_matches_the_pattern() -> None:
+    for weight, state in product(WEIGHT_TYPES, HIDDEN_STATE_TYPES):
+        extras = [("vendor", "nearest", 0)]
+        if weight in INTEGER_WEIGHT_TYPES:
+            extras = list(product(SCALE_RULES, ROUNDINGS, WEIGHT_GROUP_SIZES))
+        for rule, rounding, group in extras:
+            recipe = Recipe(
+                weight_type=weight, hidden_state_type=state, scale_rule=rule, rounding=rounding, weight_group_size=group
+            )
+            assert re.fullmatch(TAG_PATTERN, recipe.tag)
+    assert not re.fullmatch(TAG_PATTERN, "w8a16-x")
+
+
+def test_prompts_reach_as_far_as_the_groups() -> None:
+    assert Recipe(last_kv_cache_len=tuple(range(128, 1024, 128))).max_prompt_len == 1024
+    assert Recipe(prefill_len=0).max_prompt_len == 0
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"kv_cache_len": 0, "prefill_len": 0}, "kv_cache_len 0 leaves no room for a token: it must be at least 1"),
+        ({"kv_cache_len": -5}, "kv_cache_len -5 leaves no room"),
+        ({"prefill_len": -1}, "prefill_len -1 is negative: use 0"),
+        (
+            {"prefill_len": 129, "kv_cache_len": 127},
+            "kv_cache_len 127 does not hold .* raise kv_cache_len to at least 128",
+        ),
+        ({"last_kv_cache_len": (256,)}, r"last_kv_cache_len \[256\] must be \[128\]"),
+        ({"last_kv_cache_len": (128, 128)}, r"must be \[128, 256\]"),
+        ({"last_kv_cache_len": (256, 128)}, r"must be \[128, 256\]"),
+        ({"last_kv_cache_len": (0,)}, r"must be \[128\]"),
+        ({"prefill_len": 0, "last_kv_cache_len": (0,)}, "last_kv_cache_len asks for more .* prefill_len 0 means none"),
+        ({"prefill_len": 0, "last_kv_cache_len": (128,)}, "prefill_len 0 means none"),
+        (
+            {"weight_type": "bf16", "weight_group_size": 32},
+            "weight_group_size 32 is for integer .* is bf16: use s8 or s4",
+        ),
+        ({"weight_type": "fp32", "scale_rule": "mse"}, "scale_rule mse is for integer weights"),
+        ({"weight_type": "fp16", "rounding": "gptq"}, "rounding gptq is for integer weights"),
+        ({"post_topk": -1}, "post_topk -1 is negative: use 0"),
+        ({"kv_cache_len": 254, "last_kv_cache_len": (128,)}, "end at token 256: raise kv_cache_len to at least 255"),
+    ],
+)
+def test_contradictions(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(AxzooError, match=message):
+        Recipe(**values)
+
+
+@given(prefill=st.integers(-2, 9), cache=st.integers(-2, 40), last=st.lists(st.integers(0, 30), max_size=3))
+def test_what_is_accepted_fits(prefill: int, cache: int, last: list[int]) -> None:
+    try:
+        recipe = Recipe(prefill_len=prefill, kv_cache_len=cache, last_kv_cache_len=tuple(last))
+    except AxzooError:
+        return
+    assert 0 <= recipe.max_prompt_len <= recipe.kv_cache_len + 1
+    assert len(set(recipe.last_kv_cache_len)) == len(last)
+
+
+def test_parts_depend_on_what_concerns_them() -> None:
+    recipe = Recipe()
+    post_only, layer_only = replace(recipe, post_weight_type="bf16"), replace(recipe, kv_cache_len=255)
+    assert post_only.for_layers() == recipe.for_layers()
+    assert post_only.for_post() != recipe.for_post()
+    assert layer_only.for_layers() != recipe.for_layers()
+    assert layer_only.for_post() == recipe.for_post()
+    both = replace(recipe, hidden_state_type="fp32")
+    assert both.for_layers() != recipe.for_layers()
+    assert both.for_post() != recipe.for_post()
+    assert set(recipe.for_layers()) | set(recipe.for_post()) == set(Recipe.__dataclass_fields__)
