@@ -9,7 +9,6 @@ from snakemake.logging import logger
 from snakemake.utils import min_version
 
 from axzoo.core.errors import AxzooError
-from axzoo.weights.recipe import TAG_PATTERN
 from axzoo.core.locks import guard
 from axzoo.matrix.plan import make_plan
 
@@ -41,10 +40,9 @@ except AxzooError as error:
 wildcard_constraints:
     chip="|".join(map(re.escape, PLAN.chips)),
     model="|".join(map(re.escape, PLAN.models)),
-    tag=TAG_PATTERN,
-    layer=r"\d+",
+    tag="|".join(map(re.escape, PLAN.tags)),
+    index=r"\d+",
     stem="|".join(map(re.escape, PLAN.stems)),
-    together="(_together)?",
 
 
 # Not the checks alone: Snakemake makes a lost file again only where it is asked for. Compiled files that are there need
@@ -98,8 +96,6 @@ include: "workflow/rules/storage.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/lock.smk"
 include: "workflow/rules/calibrate.smk"
-include: "workflow/rules/layers.smk"
-include: "workflow/rules/post.smk"
-include: "workflow/rules/embed.smk"
+include: "workflow/rules/parts.smk"
 include: "workflow/rules/bundle.smk"
 include: "workflow/rules/check.smk"

@@ -133,8 +133,10 @@ def bench_build(folder: Path) -> None:
     built = run(*snakemake, cwd=place)
     again = run(*snakemake, cwd=place)
     stages = stage_seconds(place)
-    start_up = min(run("axzoo", "layer", "--help").cpu for _ in range(5))
-    imports = min(run(sys.executable, "-c", "import axzoo.build, axzoo.backends.host, onnx").cpu for _ in range(5))
+    start_up = min(run("axzoo", "compile", "--help").cpu for _ in range(5))
+    imports = min(
+        run(sys.executable, "-c", "import axzoo.backends.part_job, axzoo.backends.host.compiler").cpu for _ in range(5)
+    )
     print(f"## Full build after installation and fetch, {cores} cores\n")
     table(("stage", "jobs", "wall s, summed", "CPU s, summed"), [(name, *row) for name, row in stages.items()])
     jobs = sum(count for count, _, _ in stages.values())

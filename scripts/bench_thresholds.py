@@ -27,10 +27,11 @@ from axzoo.checkpoint import open_checkpoint
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.spec import LayerSpec
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
-from axzoo.parts.lock import layer_lock
+from axzoo.parts.kind import PartId
 from axzoo.parts.part import Part, read_part, verified_blocks
 from axzoo.tokenizer.local import load_tokenizer
 from axzoo.weights.encoding import layer_format
+from axzoo.weights.formats import is_calibrated
 from axzoo.weights.recipe import HIDDEN_STATE_TYPES, Recipe
 from axzoo.weights.stored import StoredWeight, store_weight
 
@@ -69,8 +70,8 @@ class Locked:
 
     def stored(self, layer: int, recipe: Recipe, tensors: Mapping[str, np.ndarray]) -> dict[str, StoredWeight]:
         """The layer's matrices as the recipe stores them."""
-        if recipe.rounding == "gptq":
-            spec = LayerSpec.from_dict(dict(self.part(layer_lock(layer))[0].spec))
+        if is_calibrated(recipe):
+            spec = LayerSpec.from_dict(dict(self.part(PartId("layer", layer).lock_file)[0].spec))
             states = find_states(self._calibration / f"layer_{layer}.safetensors").read(spec.hidden_size)
             return gptq_weights(spec, recipe, tensors, states)
         matrices = {role: values for role, values in tensors.items() if values.ndim == 2}
@@ -82,7 +83,7 @@ def layer_files(locked: Locked, recipe: Recipe, folder: Path) -> dict[str, list[
     """Every layer's file, by hidden state type."""
     files: dict[str, list[Path]] = {state: [] for state in HIDDEN_STATE_TYPES}
     for layer in range(locked.layers):
-        part, tensors = locked.part(layer_lock(layer))
+        part, tensors = locked.part(PartId("layer", layer).lock_file)
         spec, stored = LayerSpec.from_dict(dict(part.spec)), locked.stored(layer, recipe, tensors)
         for state in HIDDEN_STATE_TYPES:
             one = replace(recipe, hidden_state_type=state)

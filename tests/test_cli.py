@@ -27,9 +27,7 @@ def _axzoo(*words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_verbs_of_the_house() -> None:
-    assert {"fetch", "lock", "layer", "post", "embed", "bundle", "check-layers", "check-generation", "run"} <= set(
-        VERBS
-    )
+    assert {"fetch", "lock", "compile", "bundle", "check-layers", "check-generation", "run"} <= set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -66,7 +64,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"axzoo {axzoo.__version__}\n"
 
 
-@pytest.mark.parametrize("verb", ["compile", "_build", "", "../cli"])
+@pytest.mark.parametrize("verb", ["compiler", "_arguments", "", "../cli"])
 def test_an_unknown_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([verb])

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from axzoo.bundle.inspection import inspect_file
+from axzoo.backends.host.inspection import inspect_file
 from axzoo.bundle.manifest import read_manifest
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.gguf.header import read_head
@@ -24,7 +24,7 @@ from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.reading import read_spec
 from axzoo.parts.part import read_part
 from axzoo.runtime.bundle_folder import open_bundle
-from axzoo.runtime.sampling import read_post_config
+from axzoo.runtime.post_config import read_post_config
 from axzoo.tokenizer.local import load_tokenizer
 
 IMPLAUSIBLE = r"/{} has \d+ bytes; more than \d+ is not plausible for this file"

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from axzoo.build import Job, build_embed, build_layer, build_post
+from axzoo.backends.part_job import PartFile, PartJob, build_parts
 from axzoo.bundle.completion import BundlePlan
 from axzoo.core.files import write_json
-from axzoo.parts.lock import EMBED, POST, layer_lock, make_lock, write_lock
+from axzoo.parts.kinds import kind_of, part_ids
+from axzoo.parts.lock import make_lock, write_lock
 from axzoo.runtime.buffers import Embedding
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.engine import InferenceSession
@@ -141,18 +142,21 @@ class Built:
     recipe: Recipe
     receipts: tuple[Path, ...]
 
+    def _paths(self, kind: str) -> list[Path]:
+        parts = [part for part in part_ids(self.num_hidden_layers) if part.kind == kind]
+        return [self.folder / kind_of(kind).file_name(self.model_type, self.recipe, part.index) for part in parts]
+
     @property
     def layers(self) -> list[Path]:
-        stem = f"{self.model_type}_p{self.recipe.prefill_len}"
-        return [self.folder / f"{stem}_l{i}_together.axmodel" for i in range(self.num_hidden_layers)]
+        return self._paths("layer")
 
     @property
     def post(self) -> Path:
-        return self.folder / f"{self.model_type}_post.axmodel"
+        return self._paths("post")[0]
 
     @property
     def embedding(self) -> Path:
-        return self.folder / "model.embed_tokens.weight.bfloat16.bin"
+        return self._paths("embed")[0]
 
     @property
     def plan(self) -> BundlePlan:
@@ -160,7 +164,9 @@ class Built:
         return BundlePlan(
             folder=self.folder,
             name="tiny-w8a16",
+            model="tiny",
             chip="AX650",
+            backend="host",
             recipe=self.recipe,
             chat=True,
             lock=self.locks,
@@ -187,14 +193,8 @@ def build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Built:
     lock = make_lock(checkpoint.folder, checkpoint.model_type, checkpoint.layers)
     write_lock(lock, locks, checkpoint.folder, {"path": "tiny"})
     built = Built(root / "bundle", locks, checkpoint.source, checkpoint.model_type, checkpoint.layers, recipe, ())
-    receipts = []
-
-    def job(lock: str, output: Path) -> Job:
-        receipts.append(root / "receipts" / f"{output.stem}.json")
-        return Job(locks / lock, checkpoint.source, root / "store", output, receipts[-1])
-
-    for index, path in enumerate(built.layers):
-        build_layer(job(layer_lock(index), path), recipe, "host")
-    build_post(job(POST, built.post), recipe, "host")
-    build_embed(job(EMBED, built.embedding))
-    return replace(built, receipts=tuple(receipts))
+    files = []
+    for part, path in zip(part_ids(checkpoint.layers), (*built.layers, built.post, built.embedding), strict=True):
+        files.append(PartFile(locks / part.lock_file, path, root / "receipts" / f"{path.stem}.json"))
+    build_parts(PartJob(files, checkpoint.source, root / "store", recipe, "host", "AX650"))
+    return replace(built, receipts=tuple(file.receipt for file in files))

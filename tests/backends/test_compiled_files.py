@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -168,16 +169,24 @@ def test_two_processes_on_any_kind_of_cpu_give_equal_bytes(
 ) -> None:
     """OpenBLAS is told of another CPU and one thread, hashes are seeded otherwise, nothing is cached."""
     environment = {"OPENBLAS_CORETYPE": "Prescott", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
-    lengths = ["--prefill_len=8", "--kv_cache_len=31", "--last_kv_cache_len", "8", "16"]
     searched = build_tiny(replace(s8.recipe, weight_type="s4", scale_rule="mse"))
-    for name, wanted, verb, lock, options in [
-        ("s8", s8.layers[0], "layer", "layer_0.json", lengths),
-        ("s4-mse", searched.layers[0], "layer", "layer_0.json", [*lengths, "-w=s4", "--scale_rule=mse"]),
-        ("post", s8.post, "post", "post.json", []),
+    for name, wanted, lock, recipe in [
+        ("s8", s8.layers[0], "layer_0.json", s8.recipe),
+        ("s4-mse", searched.layers[0], "layer_0.json", searched.recipe),
+        ("post", s8.post, "post.json", s8.recipe),
     ]:
         target = tmp_path / name
         files = [f"--lock={s8.locks / lock}", f"--source={checkpoint.source}", f"--store={tmp_path / 'store'}"]
-        command = [sys.executable, "-m", "axzoo.cli", verb, *files, f"--output={target}", f"--receipt={target}.json"]
+        command = [
+            sys.executable,
+            "-m",
+            "axzoo.cli",
+            "compile",
+            *files,
+            f"--output={target}",
+            f"--receipt={target}.json",
+        ]
+        options = ["--chip=AX650", f"--recipe={json.dumps(recipe.to_dict())}"]
         subprocess.run([*command, *options], check=True, capture_output=True, env={**os.environ, **environment})
         assert target.read_bytes() == wanted.read_bytes()
 

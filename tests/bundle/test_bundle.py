@@ -196,7 +196,7 @@ def test_a_model_without_an_end_is_refused(built: Built, tmp_path: Path) -> None
 
 def test_a_lock_cannot_lead_outside(built: Built, tmp_path: Path) -> None:
     for name in ("../../x", "/etc/passwd", "model.safetensors"):
-        with pytest.raises(AxzooError, match="is no tokenizer file: lock again"):
+        with pytest.raises(AxzooError, match="is not a tokenizer file: lock again"):
             complete_bundle(_relocked(built, tmp_path / name.strip("./"), **{name: "00"}))
 
 

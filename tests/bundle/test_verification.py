@@ -165,7 +165,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "another weight type": (
         lambda b: _rewritten(b, lambda m: m["parts"][LAYER].update(weight_type="bf16")),
-        f"{LAYER} says otherwise than the manifest how it was made",
+        f"{LAYER} records other choices than its manifest entry",
     ),
     "too few windows": (lambda b: _rewritten(b, lambda m: m["spec"].update(sliding_windows=[8])), "sliding_windows"),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from axzoo.build import Job, build_layer
+from axzoo.backends.part_job import PartFile, PartJob, build_parts
 from axzoo.calibrate import states as module
 from axzoo.calibrate.states import calibrate
 from axzoo.core.errors import AxzooError
@@ -36,9 +36,13 @@ def states(calibrated: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(calibrated, tmp_path / "states"))
 
 
-def _job(built: Built, root: Path, name: str = "layer.axmodel", layer: int = 0) -> Job:
-    lock = built.locks / f"layer_{layer}.json"
-    return Job(lock, built.source, root / "store", root / name, root / f"{name}.json")
+def _file(built: Built, root: Path, name: str = "layer.axmodel") -> PartFile:
+    return PartFile(built.locks / "layer_0.json", root / name, root / f"{name}.json")
+
+
+def _build(built: Built, file: PartFile, recipe: Recipe, calibration: Path | None = None) -> None:
+    store = file.output.parent / "store"
+    build_parts(PartJob([file], built.source, store, recipe, "host", "AX650", calibration))
 
 
 def test_whole_sequences_are_read(calibrated: Path) -> None:
@@ -50,10 +54,10 @@ def test_whole_sequences_are_read(calibrated: Path) -> None:
 
 
 def test_the_file_is_an_s4_file_and_says_how_it_was_made(exact: Built, states: Path, tmp_path: Path) -> None:
-    job = _job(exact, tmp_path)
-    build_layer(job, RECIPE, "host", states)
-    plain = _job(exact, tmp_path, "plain.axmodel")
-    build_layer(plain, replace(RECIPE, rounding="nearest"), "host")
+    job = _file(exact, tmp_path)
+    _build(exact, job, RECIPE, states)
+    plain = _file(exact, tmp_path, "plain.axmodel")
+    _build(exact, plain, replace(RECIPE, rounding="nearest"))
     assert abs(job.output.stat().st_size - plain.output.stat().st_size) < 200
     assert read_json(job.receipt)["key"] != read_json(plain.receipt)["key"]
     assert read_json(job.receipt)["about"]["calibration"]["tokens"] == 1024
@@ -63,10 +67,10 @@ def test_the_file_is_an_s4_file_and_says_how_it_was_made(exact: Built, states: P
 
 def test_equal_calibration_is_built_once(exact: Built, states: Path, tmp_path: Path) -> None:
     """What is in the store needs the layer's hidden states no more."""
-    first, second = _job(exact, tmp_path), _job(exact, tmp_path, "second.axmodel")
-    build_layer(first, RECIPE, "host", states)
+    first, second = _file(exact, tmp_path), _file(exact, tmp_path, "second.axmodel")
+    _build(exact, first, RECIPE, states)
     (states / "layer_0.safetensors").unlink()
-    build_layer(second, RECIPE, "host", states)
+    _build(exact, second, RECIPE, states)
     assert first.output.samefile(second.output)
 
 
@@ -74,27 +78,27 @@ def test_other_calibration_is_another_layer(exact: Built, states: Path, tmp_path
     text = tmp_path / "other.txt"
     text.write_text(TEXT[::-1])
     calibrate(exact.locks, exact.source, tmp_path / "other", text, 256)
-    jobs = [_job(exact, tmp_path, name) for name in ("a", "b")]
+    jobs = [_file(exact, tmp_path, name) for name in ("a", "b")]
     for job, folder in zip(jobs, (states, tmp_path / "other"), strict=True):
-        build_layer(job, RECIPE, "host", folder)
+        _build(exact, job, RECIPE, folder)
     assert jobs[0].output.read_bytes() != jobs[1].output.read_bytes()
 
 
 def test_what_is_wrong_is_said_and_leaves_nothing(exact: Built, states: Path, tmp_path: Path) -> None:
-    job, path = _job(exact, tmp_path), states / "layer_0.safetensors"
+    job, path = _file(exact, tmp_path), states / "layer_0.safetensors"
     with pytest.raises(AxzooError, match="rounding gptq needs --calibration"):
-        build_layer(job, RECIPE, "host")
+        _build(exact, job, RECIPE)
     with pytest.raises(AxzooError, match="rounding nearest takes no --calibration"):
-        build_layer(job, replace(RECIPE, rounding="nearest"), "host", states)
+        _build(exact, job, replace(RECIPE, rounding="nearest"), states)
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(AxzooError, match=r"layer_0.safetensors changed after it was written: remove .*index.json"):
-        build_layer(job, RECIPE, "host", states)
+        _build(exact, job, RECIPE, states)
     path.unlink()
     with pytest.raises(AxzooError, match=r"layer_0.safetensors is missing"):
-        build_layer(job, RECIPE, "host", states)
+        _build(exact, job, RECIPE, states)
     (states / "index.json").unlink()
     with pytest.raises(AxzooError, match=r"index.json is missing"):
-        build_layer(job, RECIPE, "host", states)
+        _build(exact, job, RECIPE, states)
     assert not job.output.exists()
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
@@ -102,7 +106,7 @@ def test_what_is_wrong_is_said_and_leaves_nothing(exact: Built, states: Path, tm
 def test_a_model_that_memory_does_not_hold_needs_a_text(
     exact: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.os, "sysconf", lambda name: 100)
+    monkeypatch.setattr(module, "physical_memory", lambda: 100)
     with pytest.raises(AxzooError, match="name a calibration_text"):
         calibrate(exact.locks, exact.source, tmp_path / "states", None, 256)
     with pytest.raises(AxzooError, match="less than one sequence"):

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axzoo.calibrate.states import INDEX, find_states, layer_inputs, layer_states, write_states
+from axzoo.calibrate.states import INDEX, find_states, layer_inputs, states_file, write_states
 from axzoo.core.errors import AxzooError
 from axzoo.model.oracle import Oracle
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
+from axzoo.parts.kind import PartId
 from tiny_model import LAYERS, Built, Checkpoint
 
 TOKENS = torch.arange(1, 201).view(10, 20)
@@ -49,7 +50,7 @@ def test_they_are_what_transformers_gives_its_layers(checkpoint: Checkpoint, ora
 
 def test_what_is_written_is_read(oracle: Oracle, written: Path) -> None:
     for index, want in enumerate(layer_inputs(oracle, TOKENS)):
-        states = find_states(written / layer_states(index))
+        states = find_states(written / states_file(PartId("layer", index)))
         assert torch.equal(states.read(want.shape[2]), want.bfloat16().float())
         assert states.origin == ORIGIN
 
@@ -67,7 +68,7 @@ def test_the_files_are_the_same_on_any_number_of_cores(oracle: Oracle, written: 
 
 
 def test_damage_is_named(folder: Path) -> None:
-    path = folder / layer_states(1)
+    path = folder / states_file(PartId("layer", 1))
     states = find_states(path)
     with pytest.raises(AxzooError, match=r"layer_1.*\[10, 20, 32\].*64 wide.*index.json and calibrate again"):
         states.read(64)
@@ -82,7 +83,7 @@ def test_damage_is_named(folder: Path) -> None:
 def test_a_file_of_other_content_is_refused(folder: Path) -> None:
     import hashlib
 
-    path, index = folder / layer_states(0), folder / INDEX
+    path, index = folder / states_file(PartId("layer", 0)), folder / INDEX
     content = json.loads(index.read_text())
     save_file({"other": torch.zeros(2)}, path)
     content["layers"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -95,9 +96,9 @@ def test_a_file_of_other_content_is_refused(folder: Path) -> None:
 def test_a_damaged_index_is_named(folder: Path, text: str) -> None:
     (folder / INDEX).write_text(text)
     with pytest.raises(AxzooError, match=r"index\.json"):
-        find_states(folder / layer_states(0))
+        find_states(folder / states_file(PartId("layer", 0)))
 
 
 def test_a_missing_index_is_named(tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match=r"index\.json is missing"):
-        find_states(tmp_path / layer_states(0))
+        find_states(tmp_path / states_file(PartId("layer", 0)))

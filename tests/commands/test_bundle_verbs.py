@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def test_another_checkpoints_lock(bundle: Path, capsys: pytest.CaptureFixture[st
     assert "tiny is of another checkpoint: name the right one with --lock" in capsys.readouterr().err
     index.write_text("{}")
     assert main(["verify", str(bundle), "--checks"]) == 1
-    assert "index.json is damaged" in capsys.readouterr().err
+    assert re.search(r"index\.json (is damaged|has format 1)", capsys.readouterr().err)
 
 
 def test_pack_and_unpack(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

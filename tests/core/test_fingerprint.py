@@ -44,7 +44,10 @@ def test_the_compiler_is_what_determines_the_bytes() -> None:
 def test_every_import_of_every_module_is_seen() -> None:
     for path in PACKAGE.rglob("*.py"):
         names = set()
+        lines = path.read_text().splitlines()
         for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and "# unfollowed" in lines[node.lineno - 1]:
+                continue
             if isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -78,9 +81,10 @@ def test_a_change_is_seen_where_it_matters_and_nowhere_else(package: Path) -> No
     assert changed("weights/scales.py") == [True, False, False, False]
     assert changed("weights/bf16.py") == [False, True, False, False]
     assert changed("checkpoint/safetensors.py")[:2] == [False, False]
-    assert changed("runtime/sampling.py") == [False, False, False, True]
+    assert changed("runtime/post_config.py") == [False, False, False, True]
+    assert changed("weights/formats.py") == [False, False, False, True]
     assert changed("runtime/chat.py") == [False, False, False, False]
-    assert changed("commands/layer.py") == [False] * 4
+    assert changed("commands/compile.py") == [False] * 4
     assert changed("check/metrics.py") == [False] * 4
     assert _fingerprints(package, *modules) == before
 
@@ -105,7 +109,7 @@ def test_a_fingerprint_is_sixteen_hex_digits_and_needs_no_order() -> None:
     "modules, unwanted",
     [
         (
-            "axzoo.commands.layer, axzoo.commands.post, axzoo.build, axzoo.backends.host",
+            "axzoo.commands.compile, axzoo.backends.part_job, axzoo.backends.host.compiler",
             {
                 "torch",
                 "transformers",

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mutations import changed_bytes, changed_json
 
-from axzoo.bundle.inspection import inspect_file
+from axzoo.backends.host.inspection import inspect_file
 from axzoo.bundle.manifest import read_manifest
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.gguf.reader import GgufCheckpoint
@@ -25,7 +25,7 @@ from axzoo.model.families import supported_model_types
 from axzoo.model.reading import merge_model_config, spec_of
 from axzoo.parts.part import read_part
 from axzoo.runtime.bundle_folder import open_bundle
-from axzoo.runtime.sampling import read_post_config
+from axzoo.runtime.post_config import read_post_config
 from axzoo.tokenizer.local import load_tokenizer
 from tiny_model import Built, Checkpoint
 

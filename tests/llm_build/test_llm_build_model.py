@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from axzoo.core.errors import AxzooError
-from axzoo.llm_build.input_model import Model, read_model, read_override
-from axzoo.matrix.preflight import elements
+from axzoo.llm_build.input_model import InputModel, read_model, read_override
 from axzoo.parts.lock import make_lock
 from tiny_model import Checkpoint, make_checkpoint
 
@@ -18,7 +17,7 @@ OPTION = Path("--model_type")
 MINICPMV = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 8, "vision_encoder": "vit", "query_num": 64}
 
 
-def read(folder: Path, **override: object) -> Model:
+def read(folder: Path, **override: object) -> InputModel:
     return read_model(folder, override, Path("mine.json"), ())
 
 
@@ -133,8 +132,8 @@ def test_the_sizes_are_those_the_lock_finds(family: str, tmp_path: Path) -> None
     checkpoint = make_checkpoint(tmp_path / family, model_type=family)
     lock = make_lock(checkpoint.folder, family, checkpoint.layers)
     sizes = read(checkpoint.folder).sizes
-    assert sizes["layer"] == elements(lock.layers[0])
-    assert (sizes["post"], sizes["kv_width"]) == (elements(lock.post), lock.spec.layer.kv_size)
+    assert sizes["layer"] == lock.of_kind("layer")[0].parameters
+    assert (sizes["post"], sizes["kv_width"]) == (lock.of_kind("post")[0].parameters, lock.spec.layer.kv_size)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from axzoo.matrix.chips import Chip, ChipTable
 from axzoo.matrix.entries import Zoo
-from axzoo.matrix.resources import BYTES_PER_CACHED_VALUE, BYTES_PER_WEIGHT, Memory, device_memory
+from axzoo.matrix.resources import DeviceMemory, device_memory
+from axzoo.weights.formats import FORMATS
 from axzoo.weights.recipe import HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES, WEIGHT_TYPES, Recipe
 
 Load = Callable[[str], Zoo]
@@ -19,8 +20,7 @@ LLAMA_2_7B = "sizes: {layer: 202383360, post: 131076096, kv_width: 4096}"
 
 
 def test_every_type_has_its_bytes() -> None:
-    assert set(BYTES_PER_WEIGHT) == {*WEIGHT_TYPES, *POST_WEIGHT_TYPES}
-    assert set(BYTES_PER_CACHED_VALUE) == set(HIDDEN_STATE_TYPES)
+    assert set(FORMATS) == {*WEIGHT_TYPES, *POST_WEIGHT_TYPES, *HIDDEN_STATE_TYPES}
 
 
 @pytest.mark.parametrize(
@@ -28,16 +28,16 @@ def test_every_type_has_its_bytes() -> None:
     [
         (
             Recipe(),
-            Memory(1164 * 11 // 10, 164),
+            DeviceMemory(1164 * 11 // 10, 164),
         ),  # 10 layers and the post layer at 1.164 bytes; 2 * 10 * 1023 * 4000 * 2
-        (Recipe(post_weight_type="bf16"), Memory(1164 + 400, 164)),
-        (Recipe(weight_type="bf16"), Memory(4000 + 116, 164)),
-        (Recipe(weight_type="fp32", post_weight_type="fp32", hidden_state_type="fp32"), Memory(4400, 327)),
-        (Recipe(kv_cache_len=127), Memory(1280, 20)),
+        (Recipe(post_weight_type="bf16"), DeviceMemory(1164 + 400, 164)),
+        (Recipe(weight_type="bf16"), DeviceMemory(4000 + 116, 164)),
+        (Recipe(weight_type="fp32", post_weight_type="fp32", hidden_state_type="fp32"), DeviceMemory(4400, 327)),
+        (Recipe(kv_cache_len=127), DeviceMemory(1280, 20)),
     ],
 )
-def test_device_memory_by_hand(recipe: Recipe, memory: Memory) -> None:
-    assert device_memory(recipe, 10, layer=100_000_000, post=100_000_000, kv_width=4000) == memory
+def test_device_memory_by_hand(recipe: Recipe, memory: DeviceMemory) -> None:
+    assert device_memory(recipe, 10, {"layer": 100_000_000, "post": 100_000_000, "kv_width": 4000}) == memory
 
 
 def test_a_build_too_large_is_left_out_with_the_numbers(load: Load) -> None:
@@ -65,7 +65,7 @@ def test_without_sizes_nothing_is_left_out(load: Load) -> None:
     layer=st.integers(1, 10**9), post=st.integers(1, 10**9), kv_width=st.integers(1, 10**5), spare=st.integers(-2, 2)
 )
 def test_a_build_fits_exactly_when_the_chip_has_what_it_needs(layer: int, post: int, kv_width: int, spare: int) -> None:
-    needed = device_memory(Recipe(), 2, layer, post, kv_width).total_mb
+    needed = device_memory(Recipe(), 2, {"layer": layer, "post": post, "kv_width": kv_width}).total_mb
     table = ChipTable(chips={"A1": Chip(other_names=(), tops_int8=1, npu_memory_mb=max(1, needed + spare))})
     sizes = {"layer": layer, "post": post, "kv_width": kv_width}
     entry = {"path": "x", "model_type": "llama", "num_hidden_layers": 2, "chips": ["A1"], "sizes": sizes}

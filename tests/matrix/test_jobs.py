@@ -1,16 +1,31 @@
-"""How compiling is cut into jobs, and what they are said to need."""
+"""How parts are cut into jobs, and the rules those become."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axzoo.matrix.batches import ANY_ENDING, ANY_LAYER, DECODE_ONLY, WITH_PREFILL, Batch, batches, layers_per_job, split
-from axzoo.matrix.resources import check_mem_mb, layer_mem_mb, post_mem_mb
+from axzoo.matrix.batches import PartRule, part_rules, parts_per_job, split, stage_of
 from axzoo.weights.recipe import Recipe
 
-LLAMA_3_LAYER, LLAMA_3_POST = 218_112_000, 525_340_672
+LLAMA_3_LAYER = 218_112_000
+PREFILL, DECODE = Recipe(), Recipe(prefill_len=0)
+
+
+@dataclass(frozen=True)
+class Model:
+    model: str
+    num_hidden_layers: int
+    recipe: Recipe = PREFILL
+    model_type: str = "llama"
+    size_table: dict[str, int] | None = None
+
+
+def _layer_rules(*models: Model, most: int | None = None) -> list[PartRule]:
+    return [rule for rule in part_rules(models, most) if rule.kind.name == "layer"]
 
 
 @given(st.integers(1, 200), st.integers(1, 40))
@@ -24,66 +39,69 @@ def test_batches_hold_every_layer_once_and_are_as_few_and_equal_as_can_be(layers
 
 
 def test_small_layers_share_a_job_and_large_ones_do_not() -> None:
-    assert layers_per_job(1000) == 16
-    assert layers_per_job(14_900_000) == 8
-    assert layers_per_job(30_000_000) == 4
-    assert layers_per_job(30_000_001) == 1
-    assert layers_per_job(LLAMA_3_LAYER) == 1
+    assert parts_per_job(1000) == 16
+    assert parts_per_job(14_900_000) == 8
+    assert parts_per_job(30_000_000) == 4
+    assert parts_per_job(30_000_001) == 1
+    assert parts_per_job(LLAMA_3_LAYER) == 1
+
+
+def test_sizes_decide_unless_the_user_does() -> None:
+    small = Model("a", 4, size_table={"layer": 1000, "post": 1, "kv_width": 1})
+    assert [rule.name for rule in part_rules([small])] == ["layers_0_3", "post", "embed"]
+    assert [rule.name for rule in part_rules([small], 2)] == ["layers_0_1", "layers_2_3", "post", "embed"]
+    assert [rule.name for rule in part_rules([small], 1)] == ["layer", "post", "embed"]
+    assert [rule.name for rule in part_rules([replace(small, size_table=None)])] == ["layer", "post", "embed"]
 
 
 def test_models_with_equal_batches_share_a_rule() -> None:
-    models = [
-        ("a", 4, 2, WITH_PREFILL),
-        ("b", 2, 2, WITH_PREFILL),
-        ("c", 80, 1, WITH_PREFILL),
-        ("d", 3, 1, DECODE_ONLY),
+    rules = _layer_rules(Model("a", 4), Model("b", 2), Model("d", 3, DECODE), most=2)
+    assert [(rule.name, rule.models) for rule in rules] == [
+        ("layers_0_1", ("a", "b")),
+        ("layers_2_3", ("a",)),
+        ("layers_0_0_decode", ("d",)),
+        ("layers_1_2_decode", ("d",)),
     ]
-    assert batches(models) == [
-        Batch(("0", "1"), WITH_PREFILL, ("a", "b")),
-        Batch(("2", "3"), WITH_PREFILL, ("a",)),
-        Batch((ANY_LAYER,), ANY_ENDING, ("c", "d")),
-    ]
+    (any_layer,) = _layer_rules(Model("a", 4), Model("c", 80), most=1)
+    assert (any_layer.name, any_layer.models) == ("layer", ("a", "c"))
 
 
 def test_a_model_with_and_without_prefill_groups_has_batches_of_both() -> None:
-    assert batches([("a", 2, 2, WITH_PREFILL), ("a", 2, 2, DECODE_ONLY), ("a", 2, 2, WITH_PREFILL)]) == [
-        Batch(("0", "1"), WITH_PREFILL, ("a",)),
-        Batch(("0", "1"), DECODE_ONLY, ("a",)),
-    ]
+    rules = _layer_rules(Model("a", 2), Model("a", 2, DECODE), Model("a", 2), most=2)
+    assert [(rule.name, rule.models) for rule in rules] == [("layers_0_1", ("a",)), ("layers_0_1_decode", ("a",))]
 
 
 @pytest.mark.parametrize(
-    ("batch", "rule", "log", "names"),
+    ("recipe", "most", "rule", "log", "files"),
     [
-        (Batch(("0", "1"), WITH_PREFILL, ()), "layers_0_1", "{stem}_l0-1_together", ["0_together", "1_together"]),
-        (Batch(("0", "1"), DECODE_ONLY, ()), "layers_0_1_decode", "{stem}_l0-1", ["0", "1"]),
-        (Batch(("7",), WITH_PREFILL, ()), "layers_7_7", "{stem}_l7_together", ["7_together"]),
-        (Batch((ANY_LAYER,), ANY_ENDING, ()), "layer", "{stem}_l{layer}{together}", ["{layer}{together}"]),
+        (Recipe(), 2, "layers_0_1", "{stem}_l0-1_together", ["{stem}_l0_together", "{stem}_l1_together"]),
+        (DECODE, 2, "layers_0_1_decode", "{stem}_l0-1", ["{stem}_l0", "{stem}_l1"]),
+        (Recipe(), 1, "layer", "{stem}_l{index}_together", ["{stem}_l{index}_together"]),
+        (DECODE, 1, "layer_decode", "{stem}_l{index}", ["{stem}_l{index}"]),
     ],
 )
-def test_rules_logs_and_files_are_called_by_the_layers(batch: Batch, rule: str, log: str, names: list[str]) -> None:
-    assert (batch.rule, batch.log_name) == (rule, log)
-    assert batch.names == [f"{{stem}}_l{name}" for name in names]
+def test_rules_logs_and_files_are_named_after_the_layers(
+    recipe: Recipe, most: int, rule: str, log: str, files: list[str]
+) -> None:
+    (made,) = _layer_rules(Model("a", 2, recipe), most=most)
+    assert (made.name, made.log_name) == (rule, log)
+    assert made.files == [f"{file}.axmodel" for file in files]
+    assert made.receipts == [f"{file}.json" for file in files]
+    numbers = ["0", "1"] if most == 2 else ["{index}"]
+    assert made.locks == [f"layer_{number}.json" for number in numbers]
+    assert made.parts == len(numbers)
 
 
-def test_memory_asked_for_is_above_what_was_measured_and_not_far() -> None:
-    """With blocks of 64 MB, which took more than today's of 4: 418 and 749 MB for Llama 3, 61 and 230 for
-    SmolLM2-135M."""
-    assert 418 < layer_mem_mb(Recipe(), LLAMA_3_LAYER) < 2 * 418
-    assert 749 < post_mem_mb(Recipe(), LLAMA_3_POST) < 2 * 749
-    assert 61 < layer_mem_mb(Recipe(), 3_540_096) < 400
-    assert 230 < post_mem_mb(Recipe(), 28_312_128) < 460
-    assert 1272 < check_mem_mb(30 * 3_540_096 + 28_312_128) < 2 * 1272
+def test_parts_without_an_index() -> None:
+    post, embed = part_rules([Model("a", 2)])[1:]
+    assert (post.files, post.locks, post.log_name) == (["{stem}_post.axmodel"], ["post.json"], "{stem}_post")
+    assert embed.files == ["model.embed_tokens.weight.bfloat16.bin"]
+    assert embed.receipts == ["model.embed_tokens.weight.bfloat16.json"]
 
 
-@pytest.mark.parametrize(("stored", "times"), [("s4", 0.5), ("bf16", 2), ("fp32", 4)])
-def test_wider_weights_need_more(stored: str, times: float) -> None:
-    base = layer_mem_mb(Recipe(), 1)
-    s8 = layer_mem_mb(Recipe(), LLAMA_3_LAYER) - base
-    assert layer_mem_mb(Recipe(weight_type=stored), LLAMA_3_LAYER) - base == pytest.approx(times * s8, rel=0.01)
-
-
-def test_without_sizes_there_is_room_for_the_largest() -> None:
-    assert layer_mem_mb(Recipe(), None) > layer_mem_mb(Recipe(), LLAMA_3_LAYER)
-    assert post_mem_mb(Recipe(), None) > post_mem_mb(Recipe(), LLAMA_3_POST)
-    assert layer_mem_mb(Recipe(weight_type="s4", rounding="gptq"), 1000) == 8000
+@given(st.integers(1, 100), st.integers(1, 20), st.booleans())
+def test_the_stage_of_a_rule_is_decoded(layers: int, most: int, decode: bool) -> None:
+    for rule in part_rules([Model("a", layers, DECODE if decode else Recipe())], most):
+        assert stage_of(rule.name) == (rule.kind.name, rule.parts)
+    assert stage_of("check_layers") == ("check_layers", 1)
+    assert stage_of("lock") == ("lock", 1)

@@ -19,7 +19,7 @@ from axzoo.matrix.entries import load_zoo
 from axzoo.matrix.lock_state import MADE_FROM, facts, is_locked, write_made_from
 
 CHIPS = Path(__file__).parents[2] / "config/chips.yaml"
-SIZES = (1000, 2000, 64)
+SIZES = {"layer": 1000, "post": 2000, "kv_width": 64}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     entry = {"path": "checkpoint", "model_type": "llama", "num_hidden_layers": 2, "model_config": "override.json"}
     Path("zoo.yaml").write_text(json.dumps({"defaults": {"chips": ["AX650"]}, "models": {"tiny": entry}}))
     (build,) = load_zoo(Path("zoo.yaml"), CHIPS).builds()
-    build = replace(build, sizes=SIZES)
+    build = replace(build, sizes=tuple(SIZES.items()))
     past = time.time_ns() - 10**9
     for path in (*checkpoint.iterdir(), checkpoint):
         os.utime(path, ns=(past, past))
@@ -80,7 +80,7 @@ def test_a_changed_file_makes_it_doubtful(build: Build, change: Callable[[Build]
         {"num_hidden_layers": 1},
         {"ignore_config_keys": ("novel",)},
         {"model_config": None},
-        {"sizes": (1000, 2000, 32)},
+        {"sizes": tuple((SIZES | {"kv_width": 32}).items())},
         {"source": FolderSource("another")},
     ],
 )

@@ -1,36 +1,81 @@
-"""How long jobs may take on a cluster."""
+"""How long jobs may take on a cluster, and the memory they ask for."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
+from axzoo.backends import load_backend
 from axzoo.matrix.entries import load_zoo
-from axzoo.matrix.resources import Stage, minutes
+from axzoo.matrix.resources import _STAGES, parameters, part_needs, stage_needs
+from axzoo.parts.kinds import KINDS, kind_of
+from axzoo.weights.recipe import Recipe
 
 CONFIG = Path(__file__).parents[2] / "config"
 SMOLLM2, LLAMA_3 = 134_515_008, 8_030_261_248
+LLAMA_3_SIZES = {"layer": 218_112_000, "post": 525_340_672, "kv_width": 1024}
+SMOLLM2_SIZES = {"layer": 3_540_096, "post": 28_312_128, "kv_width": 192}
+HOST = load_backend("host")
+GPTQ = Recipe(weight_type="s4", rounding="gptq")
 
 
-@pytest.mark.parametrize("stage", get_args(Stage))
-def test_a_larger_model_may_take_longer_and_an_unknown_one_longest(stage: Stage) -> None:
-    assert minutes(stage, SMOLLM2) < minutes(stage, LLAMA_3) < minutes(stage, None)
+@pytest.mark.parametrize("stage", _STAGES)
+def test_a_larger_model_may_take_longer_and_an_unknown_one_longest(stage: str) -> None:
+    small, large, unknown = (stage_needs(stage, weights) for weights in (SMOLLM2, LLAMA_3, None))
+    assert small.minutes < large.minutes < unknown.minutes
+    assert small.mem_mb <= large.mem_mb
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_larger_part_takes_longer_and_an_unknown_one_longest(kind: object) -> None:
+    known = [part_needs(kind, Recipe(), HOST, sizes) for sizes in (SMOLLM2_SIZES, LLAMA_3_SIZES, None)]  # type: ignore[arg-type]
+    assert known[0].minutes <= known[1].minutes < known[2].minutes
+    assert known[0].mem_mb <= known[1].mem_mb <= known[2].mem_mb
 
 
 def test_it_is_in_minutes() -> None:
-    assert minutes("lock", SMOLLM2) == 10 + 1  # 13 s
-    assert minutes("check_generation", LLAMA_3) == 10 + 134  # 8,030 s
+    assert stage_needs("lock", SMOLLM2).minutes == 10 + 1  # 13 s
+    assert stage_needs("check_generation", LLAMA_3).minutes == 10 + 134  # 8,030 s
 
 
 def test_a_job_may_take_as_long_as_what_it_makes() -> None:
     build = next(build for build in load_zoo(CONFIG / "zoo.yaml").builds() if build.name == "Llama-2-7b-hf-w8a16")
-    layer, post, _ = build.sizes
-    assert build.minutes("layer", 16) == minutes("layer", 16 * layer)
-    assert build.minutes("post") == minutes("post", post)
-    assert build.minutes("lock") == minutes("lock", 32 * layer + post)
-    by_gptq = replace(build, recipe=replace(build.recipe, rounding="gptq"))
-    assert by_gptq.minutes("layer") == minutes("gptq_layer", layer)
-    assert replace(build, sizes=()).minutes("layer") == minutes("layer", None)
+    sizes = dict(build.sizes)
+    assert build.needs("layer", 16) == HOST.needs(kind_of("layer"), Recipe(), sizes["layer"], 16)
+    assert build.needs("layer", 16).minutes > build.needs("layer").minutes
+    assert build.needs("post") == HOST.needs(kind_of("post"), Recipe(), sizes["post"])
+    assert parameters(32, sizes) == 32 * sizes["layer"] + sizes["post"]
+    assert build.needs("lock") == stage_needs("lock", parameters(32, sizes))
+    calibrated = replace(build, recipe=replace(build.recipe, rounding="gptq"))
+    assert calibrated.needs("layer").minutes > build.needs("layer").minutes
+    assert replace(build, sizes=()).needs("layer") == HOST.needs(kind_of("layer"), Recipe(), None)
+
+
+def _mem_mb(kind: str, recipe: Recipe, sizes: dict[str, int] | None) -> int:
+    return part_needs(kind_of(kind), recipe, HOST, sizes).mem_mb
+
+
+def test_memory_asked_for_is_above_what_was_measured_and_not_far() -> None:
+    """With blocks of 64 MB, which took more than today's of 4: 418 and 749 MB for Llama 3, 61 and 230 for
+    SmolLM2-135M."""
+    assert 418 < _mem_mb("layer", Recipe(), LLAMA_3_SIZES) < 2 * 418
+    assert 749 < _mem_mb("post", Recipe(), LLAMA_3_SIZES) < 2 * 749
+    assert 61 < _mem_mb("layer", Recipe(), SMOLLM2_SIZES) < 400
+    assert 230 < _mem_mb("post", Recipe(), SMOLLM2_SIZES) < 460
+    assert 1272 < stage_needs("check_generation", parameters(30, SMOLLM2_SIZES)).mem_mb < 2 * 1272
+
+
+@pytest.mark.parametrize(("stored", "times"), [("s4", 0.5), ("bf16", 2), ("fp32", 4)])
+def test_wider_weights_need_more(stored: str, times: float) -> None:
+    base = _mem_mb("layer", Recipe(), {**LLAMA_3_SIZES, "layer": 1})
+    s8 = _mem_mb("layer", Recipe(), LLAMA_3_SIZES) - base
+    wider = _mem_mb("layer", Recipe(weight_type=stored), LLAMA_3_SIZES) - base  # type: ignore[arg-type]
+    assert wider == pytest.approx(times * s8, rel=0.01)
+
+
+def test_without_sizes_there_is_room_for_the_largest() -> None:
+    assert _mem_mb("layer", Recipe(), None) > _mem_mb("layer", Recipe(), LLAMA_3_SIZES)
+    assert _mem_mb("post", Recipe(), None) > _mem_mb("post", Recipe(), LLAMA_3_SIZES)
+    assert _mem_mb("layer", GPTQ, SMOLLM2_SIZES) == 8000

@@ -89,9 +89,9 @@ def test_a_chip_without_description_is_refused(folder: Path) -> None:
 def test_config_says_what_belongs_to_the_machine(folder: Path) -> None:
     (folder / "zoo.yaml").write_text(f"models: {{L: {{{ENTRY}, chips: AX650}}}}")
     by_size = make_plan(["zoo.yaml"], "demo.yaml")
-    assert [batch.rule for batch in by_size.batches] == ["layer"]
+    assert [rule.name for rule in by_size.part_rules] == ["layer", "post", "embed"]
     said = make_plan(["zoo.yaml"], "demo.yaml", {"layers_per_job": 16})
-    assert [batch.rule for batch in said.batches] == ["layers_0_15", "layers_16_31", "layers_0_0"]
+    assert [rule.name for rule in said.part_rules] == ["layers_0_15", "layers_16_31", "post", "embed", "layers_0_0"]
     assert by_size.store == said.store == "results/store"
     assert make_plan(["zoo.yaml"], "demo.yaml", {"store": "/shared/store"}).store == "/shared/store"
     numbers = ({"layers_per_job": 0}, {"layers_per_job": "8"}, {"layers_per_job": True})

@@ -11,6 +11,7 @@ from axzoo.core.errors import AxzooError
 from axzoo.fetch.sources import FolderSource, HubSource, PypiSource
 from axzoo.matrix.chips import load_chips
 from axzoo.matrix.entries import Defaults, ModelEntry, Zoo
+from axzoo.parts.kind import PartId
 from axzoo.weights.recipe import WEIGHT_TYPES, Recipe
 
 Load = Callable[[str], Zoo]
@@ -31,10 +32,10 @@ def test_a_build_knows_its_paths_and_files(load: Load) -> None:
     assert build.locks == Path("results/locks/Qwen2-0.5B-Instruct")
     assert build.receipts == Path("results/receipts/AX650/Qwen2-0.5B-Instruct-w8a16")
     assert build.checks == Path("results/checks/AX650/Qwen2-0.5B-Instruct-w8a16")
-    assert build.layer_files == tuple(f"qwen2_p128_l{i}_together.axmodel" for i in range(24))
-    assert build.layer_template == "qwen2_p128_l%d_together.axmodel"
-    assert build.post_file == "qwen2_post.axmodel"
-    assert build.embed_file == "model.embed_tokens.weight.bfloat16.bin"
+    layers = [f"qwen2_p128_l{i}_together.axmodel" for i in range(24)]
+    assert list(build.parts) == [*layers, "qwen2_post.axmodel", "model.embed_tokens.weight.bfloat16.bin"]
+    assert [build.parts[name] for name in layers] == [PartId("layer", i) for i in range(24)]
+    assert build.part_files == [f"{build.bundle}/{name}" for name in build.parts]
     assert build.recipe == Recipe()
 
 
@@ -42,7 +43,7 @@ def test_decode_only_builds_have_short_layer_names(load: Load) -> None:
     (build,) = load(
         "models: {A: {path: x, model_type: llama, num_hidden_layers: 2, chips: AX650, prefill_len: 0}}"
     ).builds()
-    assert build.layer_files == ("llama_l0.axmodel", "llama_l1.axmodel")
+    assert list(build.parts)[:2] == ["llama_l0.axmodel", "llama_l1.axmodel"]
 
 
 def test_sources_and_their_fetch_arguments(load: Load) -> None:
@@ -74,7 +75,7 @@ def test_sizes_reach_the_lock(load: Load) -> None:
     shared = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
     sizes = "sizes: {kv_width: 3, layer: 1, post: 2}"
     a, b = load(f"models: {{A: {{{shared}, {sizes}}}, B: {{{shared}}}}}").builds()
-    assert (a.size_arguments, b.size_arguments) == (["--sizes", "1", "2", "3"], [])
+    assert (a.size_arguments, b.size_arguments) == (["--sizes", '{"kv_width":3,"layer":1,"post":2}'], [])
     assert a.model_facts != b.model_facts
 
 
@@ -169,13 +170,12 @@ def test_a_calibrated_build_says_by_what(load: Load) -> None:
         f"models: {{A: {{{entry}}}, B: {{{entry}, rounding: gptq}}, "
         f"C: {{{entry}, rounding: gptq, calibration_text: my/text.txt, calibration_tokens: 512}}}}"
     ).builds()
-    assert (plain.calibration_files, plain.calibration_folder) == ([], [])
+    assert plain.calibration_files == []
     assert own.calibration_files == ["results/calibration/B/index.json"]
-    assert own.calibration_folder == ["--calibration", "results/calibration/B"]
     assert (own.calibration_texts, own.calibration_arguments) == ([], ["--tokens", "8192"])
     assert text.calibration_texts == ["my/text.txt"]
     assert text.calibration_arguments == ["--text", "my/text.txt", "--tokens", "512"]
-    assert own.lock_files == [f"results/locks/B/{name}.json" for name in ("index", "embed", "layer_0", "post")]
+    assert own.lock_files == [f"results/locks/B/{name}.json" for name in ("index", "layer_0", "post", "embed")]
     assert plain.model_facts != text.model_facts
 
 

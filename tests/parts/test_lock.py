@@ -17,10 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from axzoo.checkpoint import open_checkpoint
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json
-from axzoo.model.spec import DecoderSpec
 from axzoo.parts.lock import Lock, make_lock, write_lock
-from axzoo.parts.part import read_part, verified_blocks
+from axzoo.parts.lock_index import read_index
+from axzoo.parts.part import read_part, read_parts, verified_blocks
 from tiny_model import LAYERS, Checkpoint, make_checkpoint
 
 Tensors = dict[str, torch.Tensor]
@@ -64,13 +63,15 @@ def _change_config(folder: Path, **values: Any) -> None:
 
 def test_the_parts_of_a_model(checkpoint: Checkpoint) -> None:
     lock = _lock(checkpoint.folder)
-    assert (lock.spec.model_type, lock.spec.num_hidden_layers, len(lock.layers)) == ("llama", LAYERS, LAYERS)
-    names = [tensor.name for part in (*lock.layers, lock.post) for tensor in part.tensors.values()]
+    assert (lock.spec.model_type, lock.spec.num_hidden_layers) == ("llama", LAYERS)
+    assert [part.id.name for part in lock.parts] == ["layer_0", "layer_1", "post", "embed"]
+    names = [tensor.name for part in lock.parts for tensor in part.tensors.values()]
     stored = load_file(checkpoint.folder / "model.safetensors")
-    assert sorted([*names, lock.embed.tensors["embed.weight"].name]) == sorted(stored)
-    for tensor in lock.layers[1].tensors.values():
+    assert sorted(names) == sorted(stored)
+    first, second = lock.of_kind("layer")
+    for tensor in second.tensors.values():
         assert tensor.shape == tuple(stored[tensor.name].shape)
-    assert lock.layers[0].tensors["q_proj.weight"].blake3 != lock.layers[1].tensors["q_proj.weight"].blake3
+    assert first.tensors["q_proj.weight"].blake3 != second.tensors["q_proj.weight"].blake3
 
 
 def test_what_is_written_is_read_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -79,13 +80,11 @@ def test_what_is_written_is_read_back(checkpoint: Checkpoint, tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "embed.json", "index.json", "layer_0.json", "layer_1.json", "post.json",
     ]  # fmt: skip
-    part = read_part(tmp_path / "layer_1.json")
-    assert part.tensors == lock.layers[1].tensors
-    assert part.shapes == lock.layers[1].shapes
-    index = read_json(tmp_path / "index.json")
-    assert index["source"] == {"path": "there"}
-    assert DecoderSpec.from_dict(index["spec"]) == lock.spec
-    assert sorted(index["tokenizer_files"]) == [
+    assert read_parts(tmp_path, LAYERS) == list(lock.parts)
+    index = read_index(tmp_path)
+    assert index.source == {"path": "there"}
+    assert index.spec == lock.spec
+    assert sorted(index.tokenizer_files) == [
         "chat_template.jinja", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     ]  # fmt: skip
 
@@ -187,7 +186,7 @@ def test_a_truncated_checkpoint(folder: Path) -> None:
 def test_a_tied_head_stored_twice(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "tied", {"tie_word_embeddings": True}).folder
     alone = _lock(folder)
-    assert alone.post.tensors["lm_head.weight"].name == EMBED
+    assert alone.of_kind("post")[0].tensors["lm_head.weight"].name == EMBED
     _change_tensors(folder, lambda tensors: tensors.update({HEAD: tensors[EMBED].clone()}))
     assert _lock(folder) == alone
     _change_tensors(folder, lambda tensors: tensors[HEAD][0, 0].add_(1))
@@ -342,13 +341,13 @@ def test_a_needed_key_that_is_absent(folder: Path) -> None:
 
 
 def test_verified_blocks_are_the_locked_ones(folder: Path) -> None:
-    tensor = _lock(folder).layers[1].tensors["up_proj.weight"]
+    tensor = _lock(folder).of_kind("layer")[1].tensors["up_proj.weight"]
     blocks = list(verified_blocks(open_checkpoint(folder), tensor))
     np.testing.assert_array_equal(np.concatenate(blocks), load_file(folder / "model.safetensors")[UP].numpy())
 
 
 def test_a_checkpoint_changed_after_locking_is_noticed(folder: Path) -> None:
-    tensor = _lock(folder).layers[1].tensors["up_proj.weight"]
+    tensor = _lock(folder).of_kind("layer")[1].tensors["up_proj.weight"]
     _change_tensors(folder, lambda tensors: tensors[UP][47, 31].add_(1e-3))
     with pytest.raises(AxzooError, match=f"tensor {UP} changed after it was locked: lock the checkpoint again"):
         list(verified_blocks(open_checkpoint(folder), tensor))
@@ -366,7 +365,7 @@ def test_a_checkpoint_changed_after_locking_is_noticed(folder: Path) -> None:
 def test_bytes_of_the_same_tensor_under_another_name_are_no_change(folder: Path) -> None:
     """Parts are keyed by digests, so names do not enter; a lock entry that names another tensor is still refused."""
     lock = _lock(folder)
-    q, k = (lock.layers[0].tensors[role] for role in ("gate_proj.weight", "up_proj.weight"))
+    q, k = (lock.of_kind("layer")[0].tensors[role] for role in ("gate_proj.weight", "up_proj.weight"))
     with pytest.raises(AxzooError, match="changed after it was locked"):
         list(verified_blocks(open_checkpoint(folder), replace(q, name=k.name)))
 
@@ -379,8 +378,36 @@ def test_bytes_of_the_same_tensor_under_another_name_are_no_change(folder: Path)
 def test_a_damaged_lock_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "layer_0.json"
     path.write_text(text)
-    with pytest.raises(AxzooError, match=r"layer_0\.json is damaged, or of another version of axzoo: remove "):
+    with pytest.raises(
+        AxzooError, match=r"layer_0\.json (is damaged|has format 1, which an older axzoo wrote): remove"
+    ):
         read_part(path)
+    content = json.loads(text)
+    if isinstance(content, dict):
+        path.write_text(json.dumps({"format": 2, "kind": "layer", "index": 0, **content}))
+        with pytest.raises(AxzooError, match=r"layer_0\.json is damaged: remove .* and build again"):
+            read_part(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (1, "has format 1, which an older axzoo wrote: remove"),
+        (3, "has format 3, and this axzoo reads formats up to 2: it was written by a newer version"),
+        (0, "is damaged"),
+        (True, "is damaged"),
+        ("2", "is damaged"),
+    ],
+)
+def test_a_lock_of_another_version(folder: Path, tmp_path: Path, number: Any, message: str) -> None:
+    write_lock(_lock(folder), tmp_path / "locks", folder, {})
+    for name in ("layer_0.json", "index.json"):
+        path = tmp_path / "locks" / name
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format": number}))
+    with pytest.raises(AxzooError, match=rf"layer_0\.json {message}"):
+        read_part(tmp_path / "locks/layer_0.json")
+    with pytest.raises(AxzooError, match=rf"index\.json {message}"):
+        read_index(tmp_path / "locks")
 
 
 ROPE: dict[str, Any] = {"rope_theta": 10000.0}
@@ -411,7 +438,7 @@ def fused(tmp_path: Path) -> Path:
 
 
 def _digests(folder: Path, layer: int = 0) -> dict[str, str]:
-    parts = _lock(folder, model_type="phi3").layers[layer]
+    parts = _lock(folder, model_type="phi3").of_kind("layer")[layer]
     return {role: tensor.blake3 for role, tensor in parts.tensors.items()}
 
 
@@ -449,7 +476,7 @@ def test_the_rows_of_a_fused_tensor_are_what_separate_tensors_would_be(
             separate |= {other: part.clone() for other, part in zip(names, rows, strict=True)}
     save_file(separate, folder / "model.safetensors")
     plain = _lock(folder)
-    for ours, theirs in zip(_lock(fused, model_type="phi3").layers, plain.layers, strict=True):
+    for ours, theirs in zip(_lock(fused, model_type="phi3").of_kind("layer"), plain.of_kind("layer"), strict=True):
         for role in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
             found, wanted = ours.tensors[f"{role}.weight"], theirs.tensors[f"{role}.weight"]
             assert (found.shape, found.blake3) == (wanted.shape, wanted.blake3)
@@ -461,7 +488,7 @@ def test_the_rows_of_a_fused_tensor_are_what_separate_tensors_would_be(
 
 
 def test_a_fused_tensor_that_lost_rows_after_locking(fused: Path) -> None:
-    tensor = _lock(fused, model_type="phi3").layers[0].tensors["v_proj.weight"]
+    tensor = _lock(fused, model_type="phi3").of_kind("layer")[0].tensors["v_proj.weight"]
     _put(fused, tensor.name, torch.zeros(63, 32))
     with pytest.raises(AxzooError, match=f"tensor {tensor.name} is not what was locked: lock the checkpoint again"):
         list(verified_blocks(open_checkpoint(fused), tensor))
@@ -499,8 +526,8 @@ def test_a_model_config_overrides_config_json(folder: Path, tmp_path: Path) -> N
     layer = wanted.spec.layer
     changed = replace(layer, max_position_embeddings=64, rope=replace(layer.rope, theta=5e5))
     assert found.spec == replace(wanted.spec, layer=changed)
-    assert found.post == wanted.post
-    assert [part.tensors for part in found.layers] == [part.tensors for part in wanted.layers]
+    assert found.of_kind("post") == wanted.of_kind("post")
+    assert [part.tensors for part in found.parts] == [part.tensors for part in wanted.parts]
     assert _lock(folder, model_config=_model_config(tmp_path)) == wanted
 
 
@@ -509,7 +536,7 @@ def test_a_model_config_stands_for_a_config_json_that_is_not_there(folder: Path,
     (folder / "config.json").unlink()
     assert _lock(folder, model_config=_model_config(tmp_path, **VENDOR)) == wanted
     write_lock(wanted, tmp_path / "locks", folder, {})
-    assert "config.json" not in read_json(tmp_path / "locks" / "index.json")["tokenizer_files"]
+    assert "config.json" not in read_index(tmp_path / "locks").tokenizer_files
 
 
 def test_a_model_config_alone_must_say_enough(folder: Path, tmp_path: Path) -> None:

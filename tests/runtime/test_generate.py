@@ -10,7 +10,8 @@ from tiny_bundle import CONTEXT, Oracle
 from axzoo.core.errors import AxzooError
 from axzoo.runtime.generate import Generation
 from axzoo.runtime.model import load_model
-from axzoo.runtime.sampling import GREEDY, sample
+from axzoo.runtime.post_config import GREEDY
+from axzoo.runtime.sampling import sample
 
 PROMPT = [3, 1, 4, 1, 5]
 

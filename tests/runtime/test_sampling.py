@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from axzoo.core.errors import AxzooError
-from axzoo.runtime.sampling import GREEDY, PostConfig, penalize, read_post_config, sample, top_k, top_p
+from axzoo.runtime.post_config import GREEDY, PostConfig, read_post_config
+from axzoo.runtime.sampling import penalize, sample, top_k, top_p
 
 LOGITS = arrays(np.float32, st.integers(1, 40), elements=st.floats(-50, 50, width=32))
 

@@ -25,13 +25,13 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "results/store")
 
 
-def _add(store: Store, name: str, about: Mapping[str, Any] | None = None) -> str:
+def _add(store: Store, name: str, about: Mapping[str, Any] | None = None, kind: str | None = None) -> str:
     def write(file: Any) -> Mapping[str, Any]:
         file.write(name.encode())
         return about or {}
 
     key = content_key({"name": name})
-    store.add(key, write)
+    store.add(key, write, None if kind is None else {"kind": kind, "index": None})
     return key
 
 
@@ -59,7 +59,8 @@ def _keys(store: Store) -> set[str]:
 
 
 def test_entries_as_they_lie_there(store: Store) -> None:
-    layer, post, embed = _add(store, "layer", LAYER), _add(store, "post", POST), _add(store, "embedding")
+    layer, post = _add(store, "layer", LAYER, "layer"), _add(store, "post", POST, "post")
+    embed, old = _add(store, "embedding", kind="embed"), _add(store, "old entry", LAYER)
     _use(store, layer, "AX650/a-w4a16")
     _use(store, layer, "AX620E/a-w4a16")
     _aged(store, post, days=3)
@@ -67,18 +68,19 @@ def test_entries_as_they_lie_there(store: Store) -> None:
     (store.root / layer[:2] / "notes.txt").write_text("no entry")
     (store.root / "zz").mkdir()
     found = {stored.key: stored for stored in contents(store)}
-    assert [stored.key for stored in contents(store)] == sorted([layer, post, embed])
+    assert [stored.key for stored in contents(store)] == sorted([layer, post, embed, old])
     assert {key: (s.kind, s.words, s.size, s.links) for key, s in found.items()} == {
         layer: ("layer", "s4 bf16 g32", 5, 2),
         post: ("post", "s8 bf16", 4, 0),
         embed: ("embed", "", 9, 0),
+        old: ("unknown", "s4 bf16 g32", 9, 0),
     }
     assert found[post].age_s == pytest.approx(3 * DAY_S, abs=60)
     assert found[layer].age_s == pytest.approx(0, abs=60)
 
 
 def test_half_an_entry(store: Store) -> None:
-    lone, headless, torn = (_add(store, name, LAYER) for name in "abc")
+    lone, headless, torn = (_add(store, name, LAYER, "layer") for name in "abc")
     store.paths(lone)[1].unlink()
     store.paths(headless)[0].unlink()
     store.paths(torn)[1].write_text("{")

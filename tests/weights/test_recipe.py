@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from axzoo.core.errors import AxzooError
+from axzoo.weights.formats import tag
 from axzoo.weights.recipe import (
     HIDDEN_STATE_TYPES,
     INTEGER_WEIGHT_TYPES,
     ROUNDINGS,
     SCALE_RULES,
-    TAG_PATTERN,
     WEIGHT_GROUP_SIZES,
     WEIGHT_TYPES,
     Recipe,
@@ -28,18 +28,18 @@ def test_the_documented_defaults() -> None:
     recipe = Recipe()
     assert (recipe.weight_type, recipe.post_weight_type, recipe.hidden_state_type) == ("s8", "s8", "bf16")
     assert (recipe.prefill_len, recipe.kv_cache_len, recipe.last_kv_cache_len) == (128, 1023, ())
-    assert (recipe.tag, recipe.max_prompt_len) == ("w8a16", 128)
+    assert (tag(recipe), recipe.max_prompt_len) == ("w8a16", 128)
 
 
 @pytest.mark.parametrize(
-    "weight, state, tag", [("fp32", "fp32", "w32a32"), ("bf16", "bf16", "w16a16"), ("fp16", "bf16", "w16fa16")]
+    "weight, state, wanted", [("fp32", "fp32", "w32a32"), ("bf16", "bf16", "w16a16"), ("fp16", "bf16", "w16fa16")]
 )
-def test_tags(weight: Any, state: Any, tag: str) -> None:
-    assert Recipe(weight_type=weight, hidden_state_type=state).tag == tag
+def test_tags(weight: Any, state: Any, wanted: str) -> None:
+    assert tag(Recipe(weight_type=weight, hidden_state_type=state)) == wanted
 
 
 @pytest.mark.parametrize(
-    "values, tag",
+    "values, wanted",
     [
         ({"weight_type": "s4"}, "w4a16"),
         ({"weight_type": "s4", "weight_group_size": 32}, "w4a16-g32"),
@@ -48,11 +48,12 @@ def test_tags(weight: Any, state: Any, tag: str) -> None:
         ({"weight_type": "s4", "scale_rule": "mse", "rounding": "gptq"}, "w4a16-mse-gptq"),
     ],
 )
-def test_tags_tell_how_integers_were_found(values: dict[str, Any], tag: str) -> None:
-    assert Recipe(**values).tag == tag
+def test_tags_tell_how_integers_were_found(values: dict[str, Any], wanted: str) -> None:
+    assert tag(Recipe(**values)) == wanted
 
 
-def test_every_tag_matches_the_pattern() -> None:
+def test_different_choices_have_different_tags() -> None:
+    tags = []
     for weight, state in product(WEIGHT_TYPES, HIDDEN_STATE_TYPES):
         extras = [("vendor", "nearest", 0)]
         if weight in INTEGER_WEIGHT_TYPES:
@@ -61,8 +62,50 @@ def test_every_tag_matches_the_pattern() -> None:
             recipe = Recipe(
                 weight_type=weight, hidden_state_type=state, scale_rule=rule, rounding=rounding, weight_group_size=group
             )
-            assert re.fullmatch(TAG_PATTERN, recipe.tag)
-    assert not re.fullmatch(TAG_PATTERN, "w8a16-x")
+            tags.append(tag(recipe))
+    assert len(set(tags)) == len(tags)
+
+
+@given(st.data())
+def test_a_recipe_travels_as_json(data: st.DataObject) -> None:
+    chunks, prefill = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 64))
+    recipe = Recipe(
+        weight_type=data.draw(st.sampled_from(INTEGER_WEIGHT_TYPES)),
+        scale_rule=data.draw(st.sampled_from(SCALE_RULES)),
+        rounding=data.draw(st.sampled_from(ROUNDINGS)),
+        weight_group_size=data.draw(st.sampled_from(WEIGHT_GROUP_SIZES)),
+        prefill_len=prefill,
+        kv_cache_len=1023,
+        last_kv_cache_len=tuple(prefill * (chunk + 1) for chunk in range(chunks)),
+        post_topk=data.draw(st.integers(0, 9)),
+        ret_postnorm=data.draw(st.booleans()),
+    )
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+def test_what_a_recipe_leaves_out_has_its_default() -> None:
+    assert Recipe.from_dict({}) == Recipe()
+    without = {key: value for key, value in Recipe(kv_cache_len=511).to_dict().items() if key != "post_topk"}
+    assert Recipe.from_dict(without) == Recipe(kv_cache_len=511)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "a recipe is a JSON object"),
+        ({"weight": "s8"}, "a recipe has no 'weight': its keys are weight_type"),
+        ({"weight_type": "s3"}, "weight_type is 's3', but must be 'fp32' or"),
+        ({"weight_group_size": False}, "weight_group_size is False"),
+        ({"kv_cache_len": "1023"}, "kv_cache_len is '1023', but must be a whole number"),
+        ({"prefill_len": True}, "prefill_len is True, but must be a whole number"),
+        ({"last_kv_cache_len": 128}, "last_kv_cache_len is 128, but must be a list"),
+        ({"last_kv_cache_len": ["128"]}, "but must be a list of whole numbers"),
+        ({"ret_postnorm": 1}, "ret_postnorm is 1, but must be true or false"),
+    ],
+)
+def test_json_that_is_not_a_recipe(data: Any, message: str) -> None:
+    with pytest.raises(AxzooError, match=message):
+        Recipe.from_dict(data)
 
 
 def test_prompts_reach_as_far_as_the_groups() -> None:

@@ -19,7 +19,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from workflow_project import LAYERS, REPOSITORY, train_tokenizer
 
-from axzoo.bundle.inspection import inspect_file
+from axzoo.backends.host.inspection import inspect_file
 
 pytestmark = pytest.mark.workflow
 

@@ -3,7 +3,7 @@
 rule bundle:
     input:
         receipts=lambda w: PLAN.build(w).receipt_files,
-        files=ancient(lambda w: PLAN.build(w).compiled_files),
+        files=ancient(lambda w: PLAN.build(w).part_files),
         lock=locked("index.json"),
         source=ancient(read(CHECKPOINT)),
     output:
@@ -18,8 +18,8 @@ rule bundle:
         "results/benchmarks/bundle/{chip}/{model}-{tag}.tsv"
     threads: 2
     resources:
-        mem_mb=lambda w, attempt: 500 * attempt,
-        runtime=lambda w, attempt: PLAN.build(w).minutes("bundle") * attempt,
+        mem_mb=lambda w, attempt: PLAN.build(w).needs("bundle").mem_mb * attempt,
+        runtime=lambda w, attempt: PLAN.build(w).needs("bundle").minutes * attempt,
     params:
         recipe=lambda w: PLAN.build(w).bundle_arguments,
         lock=lambda w, input: folder_of(input.lock[0]),

@@ -12,8 +12,8 @@ rule calibrate:
         "results/benchmarks/calibrate/{model}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: PLAN.model(w).whole_model_mem_mb * attempt,
-        runtime=lambda w, attempt: PLAN.model(w).minutes("calibrate") * attempt,
+        mem_mb=lambda w, attempt: PLAN.model(w).needs("calibrate").mem_mb * attempt,
+        runtime=lambda w, attempt: PLAN.model(w).needs("calibrate").minutes * attempt,
     params:
         arguments=lambda w: PLAN.model(w).calibration_arguments,
         lock=lambda w, input: folder_of(input[0]),

@@ -5,7 +5,7 @@ def beside_the_manifest(w):
     build = PLAN.build(w)
     return {
         "lock": read(LOCK.format(model=w.model)),
-        "compiled": build.compiled_files,
+        "compiled": build.part_files,
         "completed": completed_files(build),
         "tokenizer": read(f"{build.bundle}/tokenizer"),
     }
@@ -24,8 +24,8 @@ rule check_layers:
         "results/benchmarks/check_layers/{chip}/{model}-{tag}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: PLAN.build(w).check_layers_mem_mb * attempt,
-        runtime=lambda w, attempt: PLAN.build(w).minutes("check_layers") * attempt,
+        mem_mb=lambda w, attempt: PLAN.build(w).needs("check_layers").mem_mb * attempt,
+        runtime=lambda w, attempt: PLAN.build(w).needs("check_layers").minutes * attempt,
     params:
         prompt=lambda w: PLAN.build(w).prompt_arguments,
         lock=lambda w, input: input.get("lock", f"results/locks/{w.model}"),
@@ -49,8 +49,10 @@ rule check_generation:
         "results/benchmarks/check_generation/{chip}/{model}-{tag}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: PLAN.build(w).whole_model_mem_mb * attempt,
-        runtime=lambda w, attempt: PLAN.build(w).minutes("check_generation") * attempt,
+        mem_mb=lambda w, attempt: PLAN.build(w).needs("check_generation").mem_mb
+        * attempt,
+        runtime=lambda w, attempt: PLAN.build(w).needs("check_generation").minutes
+        * attempt,
     params:
         prompt=lambda w: PLAN.build(w).prompt_arguments,
         expect=lambda w: PLAN.build(w).expect_arguments,

@@ -10,8 +10,8 @@ rule fetch:
     benchmark:
         "results/benchmarks/fetch/{model}.tsv"
     resources:
-        mem_mb=lambda w, attempt: 1000 * attempt,
-        runtime=lambda w, attempt: PLAN.model(w).minutes("fetch") * attempt,
+        mem_mb=lambda w, attempt: PLAN.model(w).needs("fetch").mem_mb * attempt,
+        runtime=lambda w, attempt: PLAN.model(w).needs("fetch").minutes * attempt,
     params:
         source=lambda w: PLAN.model(w).source.arguments,
         folder=lambda w, output: folder_of(output[0]),

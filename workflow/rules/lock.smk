@@ -12,8 +12,8 @@ checkpoint lock:
         "results/benchmarks/lock/{model}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: 1000 * attempt,
-        runtime=lambda w, attempt: PLAN.model(w).minutes("lock") * attempt,
+        mem_mb=lambda w, attempt: PLAN.model(w).needs("lock").mem_mb * attempt,
+        runtime=lambda w, attempt: PLAN.model(w).needs("lock").minutes * attempt,
     params:
         model_type=lambda w: PLAN.model(w).model_type,
         num_hidden_layers=lambda w: PLAN.model(w).num_hidden_layers,

@@ -19,6 +19,7 @@ import yaml
 from axzoo import __version__
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
+from axzoo.weights.formats import is_calibrated
 from axzoo.weights.recipe import Recipe
 
 _LIBRARIES = ("gguf", "ml_dtypes", "numpy", "onnx", "safetensors", "tokenizers")
@@ -42,7 +43,7 @@ def bill_of_materials(receipt: Mapping[str, Any], checkpoint: Path, recipe: Reci
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise AxzooError(f"source.json of {checkpoint} is damaged ({error!r}): fetch the checkpoint again") from None
     python = platform.python_version()
-    torch = recipe.rounding == "gptq" or any(name.endswith(".bin") for name in files)
+    torch = is_calibrated(recipe) or any(name.endswith(".bin") for name in files)
     libraries = sorted([*_LIBRARIES, "torch"] if torch else _LIBRARIES)
     return {
         "bomFormat": "CycloneDX",

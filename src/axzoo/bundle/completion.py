@@ -12,16 +12,17 @@ from typing import Any
 
 from axzoo import __version__
 from axzoo.bundle.bill_of_materials import bill_of_materials
-from axzoo.bundle.manifest import MANIFEST
+from axzoo.bundle.manifest import MANIFEST, MANIFEST_FORMAT
 from axzoo.core.console import SUCCESS
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import TEMPORARY_SUFFIX, atomic_path, read_json, sha256_of, write_json, write_text
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.spec import DecoderSpec
-from axzoo.parts.lock import INDEX, TOKENIZER_FILES
-from axzoo.runtime.sampling import PostConfig
+from axzoo.parts.kinds import KINDS, kind_of, part_ids
+from axzoo.parts.lock_index import INDEX, TOKENIZER_FILES, LockIndex, read_index
+from axzoo.parts.receipt import Receipt, read_receipt
+from axzoo.runtime.post_config import PostConfig
 from axzoo.tokenizer.local import load_tokenizer
-from axzoo.weights.formats import embedding_storage, layer_storage, post_storage
 from axzoo.weights.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -29,11 +30,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BundlePlan:
-    """One bundle to complete: `folder` already holds the compiled files that `receipts` tell of."""
+    """One bundle to complete: `folder` already holds the parts that `receipts` describe."""
 
     folder: Path
     name: str
+    model: str
     chip: str
+    backend: str
     recipe: Recipe
     chat: bool
     lock: Path
@@ -44,72 +47,73 @@ class BundlePlan:
 def complete_bundle(plan: BundlePlan) -> None:
     """Adds tokenizer, configs and run script, and last the manifest.
 
-    Raises AxzooError when a compiled file is not what its receipt says, or the tokenizer does not serve `plan.chat`.
+    Raises AxzooError when a part is missing or not what its receipt says, or the tokenizer does not serve `plan.chat`.
     """
-    index = read_json(plan.lock / INDEX)
-    spec = DecoderSpec.from_dict(index["spec"])
-    parts = {part["file"]: part for part in map(read_json, plan.receipts)}
-    layers, post, embed = _sorted_out(parts)
-    with ThreadPoolExecutor(2) as pool:
-        records = pool.map(lambda name: _record(plan.folder / name, parts[name]), parts)  # while the rest is written
-        others = _write_others(plan, index, spec, (layers[0], post, embed))
-        files = dict(zip(parts, records, strict=True))
-    _remove_strangers(plan.folder, set(parts), "*.axmodel")
-    _remove_strangers(plan.folder, set(), f".*{TEMPORARY_SUFFIX}")
+    index = read_index(plan.lock)
+    receipts = _all_parts(plan, index.spec)
+    with ThreadPoolExecutor(2) as pool:  # parts are digested while the rest is written
+        digested = pool.map(lambda receipt: _record(plan.folder / receipt.file, receipt), receipts)
+        others = _write_others(plan, index)
+        files = {receipt.file: record for receipt, record in zip(receipts, digested, strict=True)}
+    for suffix in {kind.suffix for kind in KINDS}:
+        _remove_old_files(plan.folder, set(files), f"*{suffix}")
+    _remove_old_files(plan.folder, set(), f".*{TEMPORARY_SUFFIX}")
     files |= {name: _record(plan.folder / name) for name in others}
     manifest = {
+        "format": MANIFEST_FORMAT,
         "axzoo": __version__,
         "name": plan.name,
+        "model": plan.model,
         "chip": plan.chip,
-        "recipe": asdict(plan.recipe),
-        "source": index["source"],
-        "spec": index["spec"],
+        "backend": plan.backend,
+        "recipe": plan.recipe.to_dict(),
+        "source": index.source,
+        "spec": index.spec.to_dict(),
         "files": files,
-        "parts": {
-            name: {"key": part["key"], **_storage(name, post, embed, plan.recipe), **part["about"]}
-            for name, part in parts.items()
-        },
+        "parts": {receipt.file: _describe(receipt, plan.recipe) for receipt in receipts},
         "sbom": bill_of_materials(read_json(plan.source), checkpoint_folder(plan.source), plan.recipe),
     }
     write_json(plan.folder / MANIFEST, manifest)
-    logger.log(SUCCESS, f"completed {plan.folder}: {len(manifest['files'])} files")
+    logger.log(SUCCESS, f"completed {plan.folder}: {len(files)} files")
 
 
-def _write_others(
-    plan: BundlePlan, index: Mapping[str, Any], spec: DecoderSpec, compiled: tuple[str, str, str]
-) -> list[str]:
-    """Writes everything but the compiled files, of which `compiled` names first layer, post layer and embedding, and
-    the manifest; returns the names."""
-    tokenizer = _copy_tokenizer(plan, index["tokenizer_files"])
-    config = _runtime_config(plan, spec, *compiled, tokenizer.eos_token_ids)
+def _all_parts(plan: BundlePlan, spec: DecoderSpec) -> list[Receipt]:
+    """The parts' receipts, kind by kind; each part of the model must have one."""
+    receipts = {receipt.part: receipt for receipt in map(read_receipt, plan.receipts)}
+    wanted = part_ids(spec.num_hidden_layers)
+    if set(receipts) != set(wanted) or len(receipts) != len(plan.receipts):
+        missing = [part.name for part in wanted if part not in receipts]
+        raise AxzooError(
+            f"{plan.folder}: the receipts given are not those of the model's {len(wanted)} parts"
+            + (f": {', '.join(missing[:3])} is missing" if missing else "")
+        )
+    return [receipts[part] for part in wanted]
+
+
+def _describe(receipt: Receipt, recipe: Recipe) -> dict[str, Any]:
+    """A part's entry in the manifest."""
+    storage = kind_of(receipt.part.kind).storage(recipe)
+    return {**receipt.part.to_dict(), "key": receipt.key, **storage, **receipt.about}
+
+
+def _write_others(plan: BundlePlan, index: LockIndex) -> list[str]:
+    """Writes everything but the parts and the manifest; returns the names."""
+    tokenizer = _copy_tokenizer(plan, index.tokenizer_files)
+    config = _runtime_config(plan, index.spec, tokenizer.eos_token_ids)
     write_json(plan.folder / "config.json", config)
     write_json(plan.folder / "post_config.json", asdict(PostConfig()))
     write_text(plan.folder / "run.sh", _run_script(config))
     (plan.folder / "run.sh").chmod(0o755)
-    return ["config.json", "post_config.json", "run.sh", *(f"tokenizer/{name}" for name in index["tokenizer_files"])]
-
-
-def _sorted_out(parts: Mapping[str, Any]) -> tuple[list[str], str, str]:
-    """The compiled files by what they are: layers in order, post layer, embedding."""
-    (post,) = (name for name in parts if name.endswith("_post.axmodel"))
-    (embed,) = (name for name in parts if name.endswith(".bin"))
-    return [name for name in parts if name not in (post, embed)], post, embed
-
-
-def _storage(name: str, post: str, embed: str, recipe: Recipe) -> dict[str, Any]:
-    """How the weights of the compiled file `name` were stored."""
-    if name == embed:
-        return embedding_storage()
-    return post_storage(recipe) if name == post else layer_storage(recipe)
+    return ["config.json", "post_config.json", "run.sh", *(f"tokenizer/{name}" for name in index.tokenizer_files)]
 
 
 def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> Any:
     """Copies the tokenizer's files, checks them against the lock and loads the result."""
     source, target = checkpoint_folder(plan.source), plan.folder / "tokenizer"
-    _remove_strangers(target, set(files), "*")
+    _remove_old_files(target, set(files), "*")
     for name, sha256 in files.items():
         if name not in TOKENIZER_FILES:
-            raise AxzooError(f"{plan.lock / INDEX} lists {name!r}, which is no tokenizer file: lock again")
+            raise AxzooError(f"{plan.lock / INDEX} lists {name!r}, which is not a tokenizer file: lock again")
         with atomic_path(target / name) as temporary:
             shutil.copyfile(source / name, temporary)
             if sha256_of(temporary) != sha256:
@@ -120,22 +124,16 @@ def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> Any:
     return tokenizer
 
 
-def _runtime_config(
-    plan: BundlePlan, spec: DecoderSpec, first_layer: str, post: str, embed: str, eos_token_ids: tuple[int, ...]
-) -> dict[str, Any]:
-    """The runtime's config: ax-llm's keys, and what axzoo's own host program needs besides."""
+def _runtime_config(plan: BundlePlan, spec: DecoderSpec, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
+    """The runtime's config: ax-llm's keys, and those of axzoo's own host program."""
     if not eos_token_ids:
         raise AxzooError(f"{plan.source.parent}: neither generation_config.json nor the tokenizer names an end token")
+    parts = {key: value for kind in KINDS for key, value in kind.config(spec, plan.recipe).items()}
     return {
         "model_name": plan.name,
         "tokenizer_type": 2,
         "url_tokenizer_model": "http://127.0.0.1:12345",
-        "template_filename_axmodel": first_layer.replace("_l0", "_l%d"),
-        "axmodel_num": spec.num_hidden_layers,
-        "filename_post_axmodel": post,
-        "filename_tokens_embed": embed,
-        "tokens_embed_num": spec.vocab_size,
-        "tokens_embed_size": spec.layer.hidden_size,
+        **parts,
         "system_prompt": "",
         "post_config_path": "post_config.json",
         "bos": 0,
@@ -174,7 +172,7 @@ def _run_script(config: Mapping[str, Any]) -> str:
     )
 
 
-def _remove_strangers(folder: Path, expected: set[str], pattern: str) -> None:
+def _remove_old_files(folder: Path, expected: set[str], pattern: str) -> None:
     """Removes files of an earlier build, which a host program's file template or the tokenizer might pick up."""
     for path in folder.glob(pattern):
         if path.name not in expected:
@@ -182,9 +180,9 @@ def _remove_strangers(folder: Path, expected: set[str], pattern: str) -> None:
             path.unlink()
 
 
-def _record(path: Path, receipt: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """sha256 and size of a file, which are the receipt's where there is one."""
+def _record(path: Path, receipt: Receipt | None = None) -> dict[str, Any]:
+    """sha256 and size of a file. Raises AxzooError when the sha256 is not the receipt's."""
     sha256 = sha256_of(path)
-    if receipt is not None and receipt["sha256"] != sha256:
+    if receipt is not None and receipt.sha256 != sha256:
         raise AxzooError(f"{path} changed after it was built: remove it and run again")
     return {"sha256": sha256, "size": path.stat().st_size}

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json
+from axzoo.core.files import read_json, require_format
 from axzoo.model.spec import DecoderSpec
+from axzoo.parts.kind import PartId
 from axzoo.weights.recipe import Recipe
 
 MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 2
+"""Raised when a reader of today's manifests could not use tomorrow's; a new field with a default does not need it."""
 MANIFEST_LIMIT = 8 << 20
 """Bytes; the largest known, of 80 layers, has 64 KB."""
 
@@ -32,17 +35,23 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a bundle is and how it was built; `files` by their names in the bundle, the manifest's own left out.
+    """What a bundle is and how it was built.
 
-    `parts` has the key and what else is known of each compiled file.
+    `files` has every file by its name in the bundle but the manifest itself, `parts` the key of each part and what else
+    is known about it. Manifests of format 1 state no model, backend, kinds and indices: `model` is None then, and
+    `part_ids` is empty.
     """
 
     name: str
+    model: str | None
+    chip: str
+    backend: str
     spec: DecoderSpec
     recipe: Recipe
     source: Mapping[str, Any]
     files: Mapping[str, FileRecord]
     parts: Mapping[str, Mapping[str, Any]]
+    part_ids: Mapping[str, PartId]
 
     @property
     def size(self) -> int:
@@ -51,7 +60,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads a bundle's manifest. Raises AxzooError when it is missing or not one that axzoo wrote."""
+    """Reads a bundle's manifest. Raises AxzooError when it is missing, damaged or of a newer version."""
     if folder.is_file():
         raise AxzooError(f"{folder} is a file: name a bundle's folder; `axzoo unpack` makes one of an archive")
     path = folder / MANIFEST
@@ -61,21 +70,27 @@ def read_manifest(folder: Path) -> Manifest:
 def parse_manifest(data: Any, path: Path) -> Manifest:
     """The manifest that `path` holds as `data`, parsed JSON. Every file's name is one inside the bundle.
 
-    Raises AxzooError when it is not one that axzoo wrote.
+    A field that older versions did not write has its default. Raises AxzooError when the manifest is damaged, or of a
+    newer format than this axzoo reads.
     """
+    number = require_format(data, MANIFEST_FORMAT, path, "build the bundle again")
     try:
-        recipe = {**data["recipe"], "last_kv_cache_len": tuple(data["recipe"]["last_kv_cache_len"])}
         spec = DecoderSpec.from_dict(data["spec"])
         _check_numbers(spec)
+        parts = {name: dict(part) for name, part in data["parts"].items()}
         return Manifest(
             name=_matching(_BUNDLE_NAME, data["name"]),
+            model=None if number == 1 else _matching(_BUNDLE_NAME, data["model"]),
+            chip=_matching(_BUNDLE_NAME, data["chip"]),
+            backend="host" if number == 1 else _matching(_BUNDLE_NAME, data["backend"]),
             spec=spec,
-            recipe=Recipe(**recipe),
+            recipe=Recipe.from_dict(data["recipe"]),
             source=dict(data["source"]),
             files={_matching(_FILE_NAME, name): _record(record) for name, record in data["files"].items()},
-            parts={name: dict(part) for name, part in data["parts"].items()},
+            parts=parts,
+            part_ids={} if number == 1 else {name: PartId.from_dict(part) for name, part in parts.items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (AxzooError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise AxzooError(f"{path} is damaged ({error!r:.200}): build the bundle again") from None
 
 

@@ -9,13 +9,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from axzoo.backends.host.contract import declares
-from axzoo.bundle.inspection import inspect_file
+from axzoo.backends import load_backend
 from axzoo.bundle.manifest import MANIFEST, FileRecord, Manifest, read_manifest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import sha256_of
 from axzoo.llm_build.output import CHECK_NAMES, CHECKS
-from axzoo.parts.groups import ShapeGroup, layer_groups, post_groups
+from axzoo.parts.kind import PartId, PartKind
+from axzoo.parts.kinds import KINDS
 from axzoo.runtime.bundle_folder import Bundle, open_bundle
 
 _BF16_BYTES = 2
@@ -70,14 +70,14 @@ def _changes(path: Path, record: FileRecord) -> Iterator[str]:
 
 
 def _contradictions(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Between the manifest's spec and recipe, config.json and what the files declare."""
+    """Contradictions between the manifest's spec and recipe, config.json and what the parts declare."""
     try:
         bundle = open_bundle(folder)
         yield from _of_config(bundle, manifest)
-        for index, path in enumerate(bundle.layers):
-            groups = layer_groups(manifest.spec.layer_spec(index), manifest.recipe)
-            yield from _of_axmodel(path, "decoder_layer", groups, manifest)
-        yield from _of_axmodel(bundle.post, "post", post_groups(manifest.spec.post, manifest.recipe), manifest)
+        for kind in KINDS:
+            ids = kind.ids(manifest.spec.num_hidden_layers)
+            for part, path in zip(ids, kind.paths(bundle), strict=False):  # their numbers were compared above
+                yield from _of_part(kind, part, path, manifest)
     except AxzooError as error:
         yield str(error)
     except IndexError:
@@ -99,17 +99,12 @@ def _of_config(bundle: Bundle, manifest: Manifest) -> Iterator[str]:
         yield f"{bundle.embedding.name} has {size} bytes, the manifest's spec asks for {expected}"
 
 
-def _of_axmodel(path: Path, kind: str, groups: tuple[ShapeGroup, ...], manifest: Manifest) -> Iterator[str]:
-    found = inspect_file(path)
-    if found.header is None:
-        yield f"{path.name} was not built by axzoo"
-        return
-    if found.header.kind != kind:
-        yield f"{path.name} is a {found.header.kind!r}, not a {kind!r}"
-    if found.header.groups != groups:
-        yield f"{path.name} has other shape groups than the manifest's spec and recipe ask for"
-    part = manifest.parts.get(path.name, {})
-    if any(part.get(key, value) != value for key, value in found.header.about.items()):
-        yield f"{path.name} says otherwise than the manifest how it was made"
-    if not all(declares(found.outline, group) for group in groups):
-        yield f"{path.name} declares other inputs or outputs than its shape groups have"
+def _of_part(kind: PartKind, part: PartId, path: Path, manifest: Manifest) -> Iterator[str]:
+    """`path` is the file that config.json gives the part."""
+    stated = manifest.part_ids.get(path.name, part)
+    if stated != part:
+        yield f"config.json uses {path.name} as {part.name}, the manifest says it is {stated.name}"
+    if kind.code is None:
+        groups = kind.groups(kind.spec(manifest.spec, part.index), manifest.recipe)
+        backend = load_backend(manifest.backend)
+        yield from backend.contradictions(path, kind, groups, manifest.parts.get(path.name, {}))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,12 +19,13 @@ from axzoo.calibrate.tokens import LENGTH, SEED, generated_tokens, text_tokens
 from axzoo.core.console import SUCCESS
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import atomic_path, read_json, sha256_of, write_json
+from axzoo.core.machine import physical_memory
 from axzoo.fetch.sources import checkpoint_folder
-from axzoo.matrix.preflight import elements
 from axzoo.model.oracle import Oracle, layer
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
-from axzoo.parts.lock import POST, layer_lock
-from axzoo.parts.part import read_part
+from axzoo.parts.kind import PartId
+from axzoo.parts.kinds import KINDS
+from axzoo.parts.part import read_parts
 from axzoo.tokenizer.local import load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -38,9 +38,9 @@ GROUP = 8
 _TENSOR = "hidden_states"
 
 
-def layer_states(index: int) -> str:
-    """The name of a layer's file."""
-    return f"layer_{index}.safetensors"
+def states_file(part: PartId) -> str:
+    """The name of the file that calibrates a part."""
+    return f"{part.name}.safetensors"
 
 
 def layer_inputs(oracle: Oracle, tokens: Tensor) -> Iterator[Tensor]:
@@ -60,7 +60,7 @@ def write_states(folder: Path, oracle: Oracle, tokens: Tensor, origin: Mapping[s
     """Writes the layers' files, rounded to bf16, and the index; `origin`, plain JSON, says whence the tokens are."""
     digests = {}
     for index, states in enumerate(layer_inputs(oracle, tokens)):
-        path = folder / layer_states(index)
+        path = folder / states_file(PartId("layer", index))
         with atomic_path(path) as temporary:
             save_file({_TENSOR: states.bfloat16()}, temporary)
         digests[path.name] = sha256_of(path)
@@ -74,6 +74,11 @@ class States:
     path: Path
     sha256: str
     origin: Mapping[str, Any]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a file calibrated by these states records of them, as plain JSON values."""
+        return {"sha256": self.sha256, **self.origin}
 
     def read(self, hidden_size: int) -> Tensor:
         """[sequences, length, hidden_size] fp32. Raises AxzooError when the file is missing, not what was written, or
@@ -127,11 +132,10 @@ def _tokens(oracle: Oracle, locks: Path, checkpoint: Path, text: Path | None, se
 
 
 def _check_memory(oracle: Oracle, locks: Path) -> None:
-    names = [*map(layer_lock, range(oracle.spec.num_hidden_layers)), POST]
-    needed = 4 * sum(elements(read_part(locks / name)) for name in names)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    parts = read_parts(locks, oracle.spec.num_hidden_layers, [kind for kind in KINDS if kind.code is None])
+    needed, memory = 4 * sum(part.parameters for part in parts), physical_memory()
     if needed > memory:
         raise AxzooError(
-            f"the model takes {needed >> 20} MB of memory to speak for itself, and this machine has {memory >> 20} MB: "
-            f"name a calibration_text, which is read with one layer in memory"
+            f"self-generated calibration text takes {needed >> 20} MB of memory, and this machine has {memory >> 20} "
+            f"MB: name a calibration_text, which is read with one layer in memory"
         )

@@ -18,7 +18,6 @@ from axzoo.weights.recipe import (
 )
 
 if TYPE_CHECKING:
-    from axzoo.build import Job
     from axzoo.weights.bf16 import Rounding
 
 
@@ -35,43 +34,29 @@ def _receipt(said: str) -> Path:
     return path / RECEIPT if path.is_dir() else path
 
 
-def add_job_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of a verb that builds one part."""
-    _add_arguments(parser, {})
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """The recipe as one value, as a rule hands it on; `recipe_of_json` reads it."""
+    parser.add_argument(
+        "--recipe",
+        default="{}",
+        metavar="JSON",
+        help="the recipe, as a JSON object or a file that holds one; what it leaves out has llm_build's defaults",
+    )
 
 
-def add_jobs_arguments(parser: argparse.ArgumentParser) -> None:
-    """Of a verb that builds several: the first of --lock with the first of --output and of --receipt, and so on."""
-    _add_arguments(parser, {"nargs": "+"})
+def recipe_of_json(said: str) -> Recipe:
+    """The recipe of `--recipe`. Raises AxzooError when it is not valid JSON, or not a recipe."""
+    import json
 
-
-def _add_arguments(parser: argparse.ArgumentParser, count: dict[str, str]) -> None:
-    def add(name: str, metavar: str, text: str, **more: str) -> None:
-        parser.add_argument(name, type=Path, required=True, metavar=metavar, help=text, **more)
-
-    add("--lock", "FILE", "the part's lock file", **count)
-    add_source(parser)
-    add("--store", "DIR", "the content-addressed store")
-    add("--output", "FILE", "the file to build", **count)
-    add("--receipt", "FILE", "written last: what was built", **count)
-
-
-def job_of(args: argparse.Namespace) -> Job:
-    from axzoo.build import Job
-
-    return Job(lock=args.lock, source=args.source, store=args.store, output=args.output, receipt=args.receipt)
-
-
-def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """Raises AxzooError when the lists differ in length."""
-    from axzoo.build import Job
     from axzoo.core.errors import AxzooError
+    from axzoo.core.files import read_json
 
-    counts = {len(args.lock), len(args.output), len(args.receipt)}
-    if len(counts) > 1:
-        raise AxzooError("--lock, --output and --receipt go together: give as many files of each")
-    parts = zip(args.lock, args.output, args.receipt, strict=True)
-    return [Job(lock, args.source, args.store, output, receipt) for lock, output, receipt in parts]
+    if not said.lstrip().startswith("{"):
+        return Recipe.from_dict(read_json(Path(said)))
+    try:
+        return Recipe.from_dict(json.loads(said))
+    except (ValueError, RecursionError) as error:
+        raise AxzooError(f"--recipe {said:.80} is not valid JSON: {error}") from None
 
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
-    from axzoo.bundle.inspection import inspect_file, read_provenance, tables
+    from axzoo.backends.host.inspection import inspect_file
+    from axzoo.bundle.description import read_provenance, tables
     from axzoo.core.console import open_console
 
     found, provenance = inspect_file(args.file), read_provenance(args.file)

@@ -14,7 +14,7 @@ from axzoo.core.console import SUCCESS
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
-    from axzoo.llm_build.input_model import Model
+    from axzoo.llm_build.input_model import InputModel
     from axzoo.llm_build.project import Project
     from axzoo.matrix.build import Build
     from axzoo.weights.recipe import Recipe
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="check level 0:run 1:layer_check 2: cal 1+1; results go to OUTPUT_PATH/checks, too (0)",
     )
     parser.add_argument("--chip", default="AX650", metavar="{AX620E,AX650}", help="chip; AX630C is AX620E (AX650)")
+    parser.add_argument("--backend", default="host", metavar="NAME", help="who compiles; only host is built in (host)")
     parser.add_argument("--prompt", default="1+1=", help=r"prompt for the checks, as it stands; \n is a newline (1+1=)")
     parser.add_argument("--image_size", type=int, metavar="N", help="refused: vision towers are not built yet")
     parser.add_argument(
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.model.reading import format_config
 
     recipe = recipe_of(args)
-    _refuse_idle_options(args)
+    _refuse_idle_options(args, recipe)
     refuse_output(args.output_path)
     override = read_override(args.model_config, args.model_type)
     model = read_model(args.input_path, override, args.model_config or Path("--model_type"), args.ignore_config_keys)
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         logger.log(SUCCESS, "prepare llm model done!")
         layers_per_job = choose_layers_per_job(project.folder, build, args.parallel)
         make = partial(project.make, jobs=args.parallel, layers_per_job=layers_per_job)
-        make([*build.compiled_files, *(build.bundle / name for name in BUNDLE_FILES)])
+        make([*build.part_files, *(build.bundle / name for name in BUNDLE_FILES)])
         place_bundle(project.folder / build.bundle, args.output_path)
         logger.log(SUCCESS, "build llm model done!")
         if args.check_level:
@@ -105,16 +106,18 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _refuse_idle_options(args: argparse.Namespace) -> None:
+def _refuse_idle_options(args: argparse.Namespace, recipe: Recipe) -> None:
     """Raises AxzooError for what would be accepted and ignored."""
     from axzoo.core.errors import AxzooError
+    from axzoo.weights.formats import CALIBRATED_ROUNDINGS, is_calibrated
 
     for name in ("calibration_text", "calibration_tokens"):
-        if getattr(args, name) is not None and args.rounding != "gptq":
-            raise AxzooError(f"--{name} is for --rounding gptq: add that, or leave --{name} away")
+        if getattr(args, name) is not None and not is_calibrated(recipe):
+            calibrated = " or ".join(sorted(CALIBRATED_ROUNDINGS))
+            raise AxzooError(f"--{name} is for --rounding {calibrated}: add that, or omit --{name}")
 
 
-def _refuse_image_size(image_size: int | None, model: Model) -> None:
+def _refuse_image_size(image_size: int | None, model: InputModel) -> None:
     from axzoo.core.errors import AxzooError
 
     if image_size is None:
@@ -130,18 +133,16 @@ def _refuse_image_size(image_size: int | None, model: Model) -> None:
     )
 
 
-def _entry(args: argparse.Namespace, model: Model, recipe: Recipe) -> dict[str, Any]:
+def _entry(args: argparse.Namespace, model: InputModel, recipe: Recipe) -> dict[str, Any]:
     """The matrix entry that says what the options say."""
-    from dataclasses import asdict
-
     return {
         "path": str(model.path),
         "model_type": model.spec.model_type,
         "num_hidden_layers": model.spec.num_hidden_layers,
         "sizes": model.sizes,
         "chips": [args.chip],
-        **asdict(recipe),
-        "last_kv_cache_len": list(recipe.last_kv_cache_len),
+        "backend": [args.backend],
+        **recipe.to_dict(),
         "prompt": args.prompt.replace("\\n", "\n"),
         "raw_prompt": True,
         "chat": model.has_chat_form,

@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model_config", type=Path, metavar="FILE", help="JSON whose keys override config.json's")
     parser.add_argument(
-        "--sizes", type=int, nargs=3, metavar=("LAYER", "POST", "KV_WIDTH"), help="what the checkpoint's sizes must be"
+        "--sizes",
+        metavar="JSON",
+        help='what the checkpoint\'s sizes must be: {"layer": ..., "post": ..., "kv_width": ...}',
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="tensors digested at once (1)")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the lock files go")
@@ -32,16 +34,16 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.core.files import read_json
     from axzoo.fetch.sources import checkpoint_folder
     from axzoo.matrix.lock_state import facts, write_made_from
-    from axzoo.matrix.preflight import check_room, check_sizes
+    from axzoo.matrix.preflight import check_room, check_sizes, sizes_of_json
     from axzoo.model.reading import format_config
     from axzoo.parts.lock import make_lock, write_lock
 
     model = (args.model_type, args.num_hidden_layers, args.ignore_config_keys, args.model_config)
     folder = checkpoint_folder(args.source)
-    made_from = facts(args.source, *model, args.sizes or ())
+    sizes = sizes_of_json(args.sizes)
+    made_from = facts(args.source, *model, sizes)
     lock = make_lock(folder, *model, args.threads)
-    if args.sizes:
-        check_sizes(lock, *args.sizes)
+    check_sizes(lock, sizes)
     check_room(lock, args.output)
     print(format_config(args.output.name, lock.spec))
     write_lock(lock, args.output, folder, read_json(args.source)["source"])

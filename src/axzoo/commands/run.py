@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
 def _chooser(setup: Setup, greedy: bool, seed: int | None) -> Choose:
     import numpy as np
 
-    from axzoo.runtime.sampling import GREEDY, read_post_config, sample
+    from axzoo.runtime.post_config import GREEDY, read_post_config
+    from axzoo.runtime.sampling import sample
 
     config = GREEDY if greedy or setup.first_choice else read_post_config(setup.post_config)
     rng = np.random.default_rng(seed)

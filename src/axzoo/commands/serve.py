@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.core.console import open_console, stage_bars
     from axzoo.runtime.bundle_folder import open_bundle
     from axzoo.runtime.model import load_files
+    from axzoo.runtime.post_config import read_post_config
     from axzoo.runtime.prompting import TokenizerChoice, open_tokenizer
-    from axzoo.runtime.sampling import read_post_config
     from axzoo.serving.answers import Answers
     from axzoo.serving.chat_app import CROWDED, Served, make_app
     from axzoo.serving.http import serve

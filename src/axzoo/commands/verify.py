@@ -61,24 +61,19 @@ def _checkpoint(args: argparse.Namespace) -> tuple[Path, Path]:
     """
     from axzoo.bundle.manifest import read_manifest
     from axzoo.core.errors import AxzooError
-    from axzoo.core.files import read_json
     from axzoo.fetch.sources import RECEIPT
-    from axzoo.model.spec import DecoderSpec
-    from axzoo.parts.lock import INDEX
+    from axzoo.parts.lock_index import INDEX, read_index
 
     manifest = read_manifest(args.bundle)
-    model = manifest.name.removesuffix(f"-{manifest.recipe.tag}")
     results = args.bundle.resolve().parent.parent
+    model = manifest.model or "MODEL"  # manifests of format 1 do not name it
     lock = args.lock or results / "locks" / model
     source = args.source or results / "checkpoints" / model / RECEIPT
     for path, option in ((lock / INDEX, "--lock"), (source, "--source")):
         if not path.is_file():
             raise AxzooError(f"level 1 cannot be run: there is no {path}: name the right one with {option}")
-    index = read_json(lock / INDEX)
-    try:
-        same = DecoderSpec.from_dict(index["spec"]) == manifest.spec and index["source"] == manifest.source
-    except (KeyError, TypeError):
-        raise AxzooError(f"{lock / INDEX} is damaged: lock the checkpoint again") from None
+    index = read_index(lock)
+    same = index.spec == manifest.spec and index.source == manifest.source
     if not same:
         raise AxzooError(f"level 1 cannot be run: {lock} is of another checkpoint: name the right one with --lock")
     return lock, source

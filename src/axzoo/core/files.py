@@ -109,3 +109,21 @@ def need_space(folder: Path, size: int) -> None:
         raise AxzooError(
             f"no space for {megabytes(size)} in {folder}: its disk has {megabytes(free)} left; free some and run again"
         )
+
+
+def require_format(data: Any, newest: int, path: Path, advice: str, oldest: int = 1) -> int:
+    """The format number of `data`, read from `path`; data without a number has format 1.
+
+    Raises AxzooError when the number is not between `oldest` and `newest`. `advice` says what to do then.
+    """
+    found = data.get("format", 1) if isinstance(data, dict) else None
+    if type(found) is not int or found < 1:
+        raise AxzooError(f"{path} is damaged: {advice}")
+    if found > newest:
+        raise AxzooError(
+            f"{path} has format {found}, and this axzoo reads formats up to {newest}: it was written by a newer "
+            f"version; use that one, or {advice}"
+        )
+    if found < oldest:
+        raise AxzooError(f"{path} has format {found}, which an older axzoo wrote: {advice}")
+    return found

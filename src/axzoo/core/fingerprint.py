@@ -14,7 +14,10 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
 _IMPORT = re.compile(r"^[ \t]*(?:import (axzoo[\w.]*)|from (axzoo[\w.]*) import (\([^)]*\)|.*))", re.MULTILINE)
-"""Imports as this package writes them; a test holds it against Python's own parser, which takes twenty times longer."""
+"""Imports as this package writes them. A test holds it against Python's own parser, which takes twenty times longer."""
+
+_UNFOLLOWED = "# unfollowed"
+"""Marks an import of what determines no result, such as a description for a manifest."""
 
 
 @functools.cache
@@ -49,6 +52,8 @@ def _imports(path: Path) -> list[str]:
     """What a module imports from axzoo; of `from a import b`, both a and a.b."""
     names = []
     for module, package, imported in _IMPORT.findall(path.read_text(encoding="utf-8")):
+        if _UNFOLLOWED in imported:
+            continue
         said = re.sub(r"#.*", "", imported).strip("()")
         inner = [alias.split()[0] for alias in said.split(",") if alias.strip()]
         names += [module] if module else [package, *(f"{package}.{name}" for name in inner)]

@@ -16,12 +16,14 @@ from axzoo.core.files import read_json
 from axzoo.fetch.folder import find_gguf
 from axzoo.model.families import load_family
 from axzoo.model.reading import changed_by, merge_model_config, spec_of
-from axzoo.model.spec import DecoderSpec, TensorRef
+from axzoo.model.spec import DecoderSpec
+from axzoo.parts.kind import PartKind
+from axzoo.parts.kinds import KINDS
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
-class Model:
+class InputModel:
     """A checkpoint folder or GGUF file, by its absolute path, and what it says of itself.
 
     `name` is in the letters of a matrix; `shown_name` is what --model_config calls the model, or the same.
@@ -38,19 +40,22 @@ class Model:
     @property
     def sizes(self) -> dict[str, int]:
         """A matrix entry's `sizes`: parameters of a layer and of the post layer, width of the KV cache."""
-        family = load_family(self.spec.model_type)
-        return {
-            "layer": _parameters(family.layer_tensors(self.spec, 0)),
-            "post": _parameters(family.post_tensors(self.spec)),
-            "kv_width": self.spec.layer.kv_size,
-        }
+        sized = {kind.name: self._parameters(kind) for kind in KINDS if kind.on_device}
+        return {**sized, "kv_width": self.spec.layer.kv_size}
 
     @property
     def parameters(self) -> int:
         """Of the whole model; a tied head counts once."""
-        sizes, family = self.sizes, load_family(self.spec.model_type)
-        embedding = 0 if self.spec.tie_word_embeddings else math.prod(family.embed_tensor(self.spec).shape)
-        return self.spec.num_hidden_layers * sizes["layer"] + sizes["post"] + embedding
+        tied = self.spec.tie_word_embeddings
+        counted = [kind for kind in KINDS if kind.on_device or not tied]
+        return sum(self._parameters(kind) * len(kind.ids(self.spec.num_hidden_layers)) for kind in counted)
+
+    def _parameters(self, kind: PartKind) -> int:
+        """Of one part of a kind. Several roles may name rows of one tensor."""
+        first = kind.ids(self.spec.num_hidden_layers)[0]
+        tensors = kind.tensors(load_family(self.spec.model_type), self.spec, first.index)
+        shapes = {tensor.name: tensor.shape for tensor in tensors.values()}
+        return sum(map(math.prod, shapes.values()))
 
 
 def read_override(model_config: Path | None, model_type: str | None) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def read_override(model_config: Path | None, model_type: str | None) -> dict[str
 
 def read_model(
     path: Path, override: Mapping[str, Any], overridden_by: Path, ignore_config_keys: Collection[str]
-) -> Model:
+) -> InputModel:
     """Reads config and tokenizer. `overridden_by` is what messages call the override.
 
     Raises AxzooError when there is no checkpoint at `path`, or it is one axzoo does not build.
@@ -87,7 +92,7 @@ def read_model(
     tokenizer = None if gguf else load_tokenizer(root)
     template = gguf.metadata.get("tokenizer.chat_template") if gguf else None
     vision_keys = getattr(load_family(spec.model_type), "VISION_KEYS", ())
-    return Model(
+    return InputModel(
         path=root,
         name=_entry_name(root),
         shown_name=_shown_name(override, overridden_by) or _entry_name(root),
@@ -103,11 +108,6 @@ def _config_json(path: Path, may_be_missing: bool) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise AxzooError(f"{path} is not a mapping: it is no config.json of a Hugging Face checkpoint")
     return config
-
-
-def _parameters(tensors: Mapping[str, TensorRef]) -> int:
-    shapes = {tensor.name: tensor.shape for tensor in tensors.values()}  # by name: several roles name a fused tensor
-    return sum(map(math.prod, shapes.values()))
 
 
 def _shown_name(override: Mapping[str, Any], overridden_by: Path) -> str:

@@ -25,13 +25,13 @@ import yaml
 import axzoo
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import canonical_json, read_json, sha256_of, write_json, write_text
-from axzoo.core.fingerprint import fingerprint
 from axzoo.llm_build.output import place_copy
-from axzoo.matrix.batches import layers_per_job
+from axzoo.matrix.batches import parts_per_job
 from axzoo.matrix.build import Build
 from axzoo.matrix.chips import ChipTable, load_chips
 from axzoo.matrix.entries import load_zoo
 from axzoo.matrix.lock_state import MADE_FROM
+from axzoo.parts.kinds import kind_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,18 +42,19 @@ KEPT = Path("config/layers_per_job")
 
 def choose_layers_per_job(project: Path, build: Build, parallel: int) -> int:
     """The number for `parallel` jobs at once, or what these layers were built with. The model's lock must be there."""
+    layer = kind_of("layer")
     decides = canonical_json(
         {
-            "recipe": build.recipe.for_layers(),
+            "recipe": build.choices(layer),
             "lock": sha256_of(project / build.locks / MADE_FROM),
-            "code": fingerprint("axzoo.backends.host.compiler"),
+            "compiler": build.compiler(layer),
         }
     )
     file = project / KEPT / f"{build.chip}-{build.name}.json"
     kept = _read(file)
     if kept.get("of") == decides and all((project / receipt).exists() for receipt in build.receipt_files):
         return int(kept["layers_per_job"])
-    number = min(layers_per_job(build.sizes[0]), math.ceil(build.num_hidden_layers / parallel))
+    number = min(parts_per_job(layer.parameters(dict(build.sizes))), math.ceil(build.num_hidden_layers / parallel))
     write_json(file, {"layers_per_job": number, "of": decides})
     return number
 

@@ -1,17 +1,20 @@
-"""One build of the matrix - a model, a chip, a recipe - with the paths and file names it has."""
+"""One build of the matrix - a model, a chip, a recipe, a backend - with the paths and file names it has."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from axzoo.backends import DEFAULT, Backend, Needs, compiler_identity, load_backend
 from axzoo.checkpoint.selection import belongs
+from axzoo.core.files import canonical_json
 from axzoo.fetch.sources import FolderSource, Source
-from axzoo.matrix import batches, resources
-from axzoo.matrix.resources import Memory, Stage, minutes
+from axzoo.matrix.resources import DeviceMemory, parameters, part_needs, stage_needs
+from axzoo.parts.kind import PartId, PartKind
+from axzoo.parts.kinds import KINDS, kind_of, part_ids
+from axzoo.parts.lock_index import INDEX
+from axzoo.weights.formats import is_calibrated, tag
 from axzoo.weights.recipe import Recipe
 
 RESULTS = Path("results")
@@ -19,18 +22,22 @@ RESULTS = Path("results")
 
 @dataclass(frozen=True)
 class Build:
-    """One bundle to make. Folders are relative to the project's root; file names are relative to `bundle`."""
+    """One bundle to make. Folders are relative to the project's root; file names are relative to `bundle`.
+
+    `memory` is None and `sizes` are empty where the entry does not state its sizes.
+    """
 
     chip: str
     npu_memory_mb: int
-    memory: Memory | None  # None: the entry does not state its sizes
+    memory: DeviceMemory | None
     model: str
     model_type: str
     num_hidden_layers: int
-    sizes: tuple[int, ...]  # layer, post and kv_width, where the entry states them
+    sizes: tuple[tuple[str, int], ...]
     source: Source
     model_config: str | None
     recipe: Recipe
+    backend_name: str
     prompt: str
     chat: bool
     raw_prompt: bool
@@ -40,8 +47,14 @@ class Build:
     calibration_tokens: int
 
     @property
+    def backend(self) -> Backend:
+        return load_backend(self.backend_name)
+
+    @cached_property
     def tag(self) -> str:
-        return self.recipe.tag
+        """The recipe's tag, and the backend where it is not the default one."""
+        words = [tag(self.recipe), *([] if self.backend_name == DEFAULT else [self.backend_name])]
+        return "-".join(words)
 
     @property
     def name(self) -> str:
@@ -64,6 +77,8 @@ class Build:
         of_config = self.model_type, self.num_hidden_layers, self.sizes, self.model_config, self.ignore_config_keys
         return self.source, *of_config, self.calibration_text, self.calibration_tokens
 
+    # Folders
+
     @property
     def checkpoint(self) -> Path:
         """The fetched checkpoint; all builds of a model share it."""
@@ -79,7 +94,7 @@ class Build:
         """What `axzoo calibrate` writes; all builds of a model share it."""
         return RESULTS / "calibration" / self.model
 
-    @property
+    @cached_property
     def bundle(self) -> Path:
         return RESULTS / self.chip / self.name
 
@@ -91,52 +106,56 @@ class Build:
     def checks(self) -> Path:
         return RESULTS / "checks" / self.chip / self.name
 
-    @property
-    def layer_template(self) -> str:
-        """The layers' file name with %d for the layer, as ax-llm's `template_filename_axmodel` wants it."""
-        groups = f"_p{self.recipe.prefill_len}" if self.recipe.prefill_len else ""
-        return f"{self.model_type}{groups}_l%d{self.layer_ending}.axmodel"
-
-    @property
-    def layer_ending(self) -> str:
-        return batches.WITH_PREFILL if self.recipe.prefill_len else batches.DECODE_ONLY
-
-    @property
-    def layer_files(self) -> tuple[str, ...]:
-        return tuple(self.layer_template % layer for layer in range(self.num_hidden_layers))
-
-    @property
-    def post_file(self) -> str:
-        return f"{self.model_type}_post.axmodel"
-
-    @property
-    def embed_file(self) -> str:
-        return "model.embed_tokens.weight.bfloat16.bin"
+    # Parts
 
     @cached_property
-    def compiled_names(self) -> frozenset[str]:
-        """The names of layers and post layer, to look one up."""
-        return frozenset((*self.layer_files, self.post_file))
+    def parts(self) -> dict[str, PartId]:
+        """The model's parts by the names of their files in the bundle, kind by kind."""
+        return {self.file_name(part): part for part in part_ids(self.num_hidden_layers)}
+
+    def file_name(self, part: PartId) -> str:
+        return kind_of(part.kind).file_name(self.model_type, self.recipe, part.index)
 
     @cached_property
-    def compiled_files(self) -> list[str]:
-        """Layers in order, post layer, embedding, with the bundle's folder."""
-        return [str(self.bundle / name) for name in (*self.layer_files, self.post_file, self.embed_file)]
+    def part_files(self) -> list[str]:
+        """The parts' files with the bundle's folder."""
+        return [f"{self.bundle}/{name}" for name in self.parts]
 
     @property
     def lost_files(self) -> list[str]:
-        """Those of the compiled files that are not there, or not yet."""
+        """Those of the parts' files that are not there, or not yet."""
         there = {path.name for path in self.bundle.iterdir()} if self.bundle.is_dir() else set[str]()
-        return [path for path in self.compiled_files if Path(path).name not in there]
+        return [f"{self.bundle}/{name}" for name in self.parts if name not in there]
 
     @property
     def receipt_files(self) -> list[str]:
-        """One receipt for each compiled file, in the same order."""
-        return [str(self.receipts / Path(name).with_suffix(".json").name) for name in self.compiled_files]
+        """One receipt for each part, in the same order."""
+        return [str(self.receipts / Path(name).with_suffix(".json").name) for name in self.parts]
+
+    @property
+    def lock_files(self) -> list[str]:
+        """The whole lock: the spec, and the parts' files."""
+        names = [INDEX, *(part.lock_file for part in self.parts.values())]
+        return [f"{self.locks}/{name}" for name in names]
+
+    def compiler(self, kind: PartKind) -> str:
+        """Everything beside lock and recipe that determines the kind's files, as JSON: a param of their jobs."""
+        return canonical_json(compiler_identity(kind, self.recipe, self.backend, self.chip))
+
+    def choices(self, kind: PartKind) -> str:
+        """The recipe's choices that determine the kind's files, as JSON: `--recipe` of `axzoo compile`."""
+        return canonical_json(kind.choices(self.recipe))
+
+    # Checks
 
     @property
     def check_files(self) -> list[str]:
-        return [str(self.checks / "layers.json"), str(self.checks / "generation.json")]
+        """What the checks write; nothing where the backend's files do not run in axzoo's engine."""
+        if not self.backend.runs_here:
+            return []
+        return [f"{self.checks}/layers.json", f"{self.checks}/generation.json"]
+
+    # Inputs
 
     @property
     def source_files(self) -> list[str]:
@@ -154,101 +173,64 @@ class Build:
         return [] if self.model_config is None else [self.model_config]
 
     @property
-    def model_config_arguments(self) -> list[str]:
-        return [] if self.model_config is None else ["--model_config", self.model_config]
-
-    @property
-    def layer_mem_mb(self) -> int:
-        """What a job compiling layers needs. `sizes` are those of a layer and of the post layer first."""
-        return resources.layer_mem_mb(self.recipe, self.sizes[0] if self.sizes else None)
-
-    @property
-    def post_mem_mb(self) -> int:
-        return resources.post_mem_mb(self.recipe, self.sizes[1] if self.sizes else None)
-
-    @property
-    def check_layers_mem_mb(self) -> int:
-        """Level 1 holds a layer at a time, and the embedding, which is as large as the post layer."""
-        return resources.check_mem_mb(sum(self.sizes[:2]) if self.sizes else None)
-
-    @property
-    def whole_model_mem_mb(self) -> int:
-        """Of level 2 and of calibration."""
-        return resources.check_mem_mb(self.num_hidden_layers * self.sizes[0] + self.sizes[1] if self.sizes else None)
-
-    def minutes(self, stage: Stage, layers: int = 1) -> int:
-        """What a job of the stage may take; one that compiles takes so many `layers`."""
-        if stage == "layer" and self.recipe.rounding == "gptq":
-            stage = "gptq_layer"
-        if not self.sizes:
-            return minutes(stage, None)
-        layer, post, _ = self.sizes
-        of_part = {"layer": layers * layer, "gptq_layer": layers * layer, "post": post, "embed": post}
-        return minutes(stage, of_part.get(stage, self.num_hidden_layers * layer + post))
-
-    @property
-    def size_arguments(self) -> list[str]:
-        return ["--sizes", *map(str, self.sizes)] if self.sizes else []
-
-    @cached_property
-    def layer_arguments(self) -> list[str]:
-        """The recipe of a layer as arguments of `axzoo layer`."""
-        return _as_arguments(self.recipe.for_layers())
-
-    @property
     def calibration_files(self) -> list[str]:
-        """What a layer that is rounded by calibration depends on; nothing for others."""
-        return [str(self.calibration / "index.json")] if self.recipe.rounding == "gptq" else []
-
-    @property
-    def calibration_folder(self) -> list[str]:
-        """Where the layers' calibration is, as arguments of `axzoo layer`."""
-        return ["--calibration", str(self.calibration)] if self.calibration_files else []
+        """What layers with a calibrated rounding depend on; nothing for others."""
+        return [str(self.calibration / INDEX)] if is_calibrated(self.recipe) else []
 
     @property
     def calibration_texts(self) -> list[str]:
         return [] if self.calibration_text is None else [self.calibration_text]
 
+    # Resources
+
+    @property
+    def size_table(self) -> dict[str, int] | None:
+        """The entry's `sizes`; None where it states none."""
+        return dict(self.sizes) or None
+
+    def needs(self, stage: str, parts: int = 1) -> Needs:
+        """What a job of a stage takes; `parts` is how many parts a job builds, where the stage is a part kind."""
+        sizes = self.size_table
+        for kind in KINDS:
+            if kind.name == stage:
+                return part_needs(kind, self.recipe, self.backend, sizes, parts)
+        weights = None if sizes is None else parameters(self.num_hidden_layers, sizes)
+        if stage == "check_layers" and sizes is not None:  # a layer at a time, and the embedding
+            return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"])
+        return stage_needs(stage, weights)
+
+    # Arguments of commands
+
+    @property
+    def model_config_arguments(self) -> list[str]:
+        return [] if self.model_config is None else ["--model_config", self.model_config]
+
+    @property
+    def size_arguments(self) -> list[str]:
+        """`--sizes` of `axzoo lock`."""
+        return ["--sizes", canonical_json(dict(self.sizes))] if self.sizes else []
+
     @property
     def calibration_arguments(self) -> list[str]:
         """What to calibrate with, as arguments of `axzoo calibrate`."""
-        return [
-            *(["--text", *self.calibration_texts] if self.calibration_texts else []),
-            "--tokens",
-            str(self.calibration_tokens),
-        ]
-
-    @property
-    def lock_files(self) -> list[str]:
-        """The whole lock: the spec, and the files that tell of the model's tensors."""
-        names = ["index", "embed", *(f"layer_{layer}" for layer in range(self.num_hidden_layers)), "post"]
-        return [str(self.locks / f"{name}.json") for name in names]
-
-    @property
-    def post_arguments(self) -> list[str]:
-        """The recipe of the post layer as arguments of `axzoo post`."""
-        return _as_arguments(self.recipe.for_post())
+        text = ["--text", *self.calibration_texts] if self.calibration_texts else []
+        return [*text, "--tokens", str(self.calibration_tokens)]
 
     @property
     def bundle_arguments(self) -> list[str]:
-        """The recipe as arguments of `axzoo bundle`."""
-        return [*([] if self.chat else ["--raw"]), *_as_arguments(asdict(self.recipe))]
+        """Model, backend and the whole recipe as arguments of `axzoo bundle`."""
+        recipe = canonical_json(self.recipe.to_dict())
+        return ["--model", self.model, "--backend", self.backend_name, "--recipe", recipe, *self._raw(not self.chat)]
 
     @property
     def prompt_arguments(self) -> list[str]:
         """The prompt as arguments of both checks."""
-        return [f"--prompt={self.prompt}", *(["--raw"] if self.raw_prompt else [])]  # = : it may begin with a dash
+        return [f"--prompt={self.prompt}", *self._raw(self.raw_prompt)]  # = : it may begin with a dash
 
     @property
     def expect_arguments(self) -> list[str]:
         return [] if self.expect is None else [f"--expect={self.expect}"]
 
-
-def _as_arguments(values: Mapping[str, Any]) -> list[str]:
-    """Options with their values; what is false, 0 or empty is what an option says when it is not given."""
-    words: list[str] = []
-    for name, value in values.items():
-        if value:
-            words.append(f"--{name}")
-            words += [] if value is True else map(str, value if isinstance(value, tuple) else [value])
-    return words
+    @staticmethod
+    def _raw(raw: bool) -> list[str]:
+        return ["--raw"] if raw else []

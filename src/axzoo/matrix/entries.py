@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic.json_schema import GenerateJsonSchema
 
+from axzoo.backends import DEFAULT, load_backend
 from axzoo.core.errors import AxzooError
 from axzoo.fetch.sources import FolderSource, HubSource, PypiSource, Source
 from axzoo.matrix import validation as forms
@@ -55,7 +56,15 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
+def _known_backend(name: str) -> str:
+    try:
+        return load_backend(name).name
+    except AxzooError as error:
+        raise ValueError(str(error)) from None
+
+
 _Chip = Annotated[str, AfterValidator(_canonical_chip)]
+_Backend = Annotated[str, AfterValidator(_known_backend)]
 _Text = Annotated[str, forms.TEXT]
 _Count = Annotated[int, Field(strict=True, ge=1, le=1 << 40)]
 _Length = Annotated[int, Field(strict=True, ge=0, le=1 << 20)]
@@ -66,6 +75,10 @@ _Chips = Annotated[
 _WeightTypes = Annotated[
     tuple[WeightType, ...],
     BeforeValidator(_as_list, json_schema_input_type=WeightType | Annotated[list[WeightType], Field(min_length=1)]),
+]
+_Backends = Annotated[
+    tuple[_Backend, ...],
+    BeforeValidator(_as_list, json_schema_input_type=_Backend | Annotated[list[_Backend], Field(min_length=1)]),
 ]
 
 
@@ -79,6 +92,9 @@ class Defaults(BaseModel):
     )
     weight_type: _WeightTypes = Field(
         default=(Recipe.weight_type,), description="Storage of the layers' weights; a list is an axis of the matrix."
+    )
+    backend: _Backends = Field(
+        default=(DEFAULT,), description="Who compiles; a list is an axis of the matrix. Only host is built in."
     )
     weight_group_size: WeightGroupSize = Field(
         default=Recipe.weight_group_size, description="Input features that share a scale of s8 or s4; 0: the whole row."
@@ -196,7 +212,7 @@ class Zoo(BaseModel):
         self._chips = context
 
     def builds(self) -> tuple[Build, ...]:
-        """Every build that fits its chip, in the file's order: models, then chips, then weight types."""
+        """Every build that fits its chip, in the file's order: models, then chips, weight types, backends."""
         return tuple(build for name in self.models for build in self.builds_of(name) if build.misfit is None)
 
     def left_out(self) -> tuple[Build, ...]:
@@ -210,7 +226,9 @@ class Zoo(BaseModel):
         bundles = [build.bundle for build in builds]
         for bundle in bundles:
             if bundles.count(bundle) > 1:
-                raise AxzooError(f"two builds would both write {bundle}: chips and weight_type must differ in name")
+                raise AxzooError(
+                    f"two builds would both write {bundle}: chips, weight_type and backend must differ in name"
+                )
         return builds
 
     def _expand(self, name: str) -> Iterator[Build]:
@@ -218,20 +236,24 @@ class Zoo(BaseModel):
         own = entry.model_copy(
             update={key: getattr(self.defaults, key) for key in Defaults.model_fields.keys() - entry.model_fields_set}
         )
-        for chip, weight_type in product(own.chips, own.weight_type):
+        for chip, weight_type, backend in product(own.chips, own.weight_type, own.backend):
             shared = {key: getattr(own, key) for key in Recipe.__dataclass_fields__ if key != "weight_type"}
             recipe = Recipe(weight_type=weight_type, **shared)
+            refusal = load_backend(backend).refusal(own.model_type, chip, recipe)
+            if refusal:
+                raise AxzooError(f"backend {backend} cannot build it for {chip}: {refusal}")
             yield Build(
                 chip=chip,
                 npu_memory_mb=self._chips.memory_mb(chip),
-                memory=device_memory(recipe, own.num_hidden_layers, **dict(own.sizes)) if own.sizes else None,
+                memory=device_memory(recipe, own.num_hidden_layers, dict(own.sizes)) if own.sizes else None,
                 model=name,
                 model_type=own.model_type,
                 num_hidden_layers=own.num_hidden_layers,
-                sizes=tuple(dict(own.sizes).values()) if own.sizes else (),
+                sizes=tuple(own.sizes) if own.sizes else (),
                 source=own.source,
                 model_config=own.config_file,
                 recipe=recipe,
+                backend_name=backend,
                 prompt=own.prompt,
                 chat=own.chat,
                 raw_prompt=own.raw_prompt,

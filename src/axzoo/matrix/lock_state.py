@@ -10,7 +10,7 @@ those that changed are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ def facts(
     num_hidden_layers: int,
     ignore_config_keys: Collection[str],
     model_config: Path | None,
-    sizes: Sequence[int],
+    sizes: Mapping[str, int],
 ) -> dict[str, Any]:
     """Everything that decides a lock's content or whether there is one: the receipt `source`, which stands for the
     checkpoint, what the matrix says of the model, and the code. Raises OSError when a file is missing."""
@@ -47,7 +47,7 @@ def facts(
         "num_hidden_layers": num_hidden_layers,
         "ignore_config_keys": sorted(ignore_config_keys),
         "model_config": None if model_config is None else sha256_of(model_config),
-        "sizes": list(sizes),
+        "sizes": dict(sizes),
         "code": lock_code(model_type),
     }
 
@@ -69,7 +69,7 @@ def is_locked(build: Build) -> bool:
             build.num_hidden_layers,
             build.ignore_config_keys,
             None if build.model_config is None else Path(build.model_config),
-            build.sizes,
+            dict(build.sizes),
         )
         return (
             read_json(build.locks / MADE_FROM) == now

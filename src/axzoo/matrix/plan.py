@@ -13,10 +13,11 @@ from typing import Any
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.fingerprint import fingerprint
-from axzoo.matrix.batches import Batch, batches, layers_per_job
+from axzoo.matrix.batches import PartRule, part_rules
 from axzoo.matrix.build import Build
 from axzoo.matrix.entries import load_zoo
 from axzoo.matrix.lock_state import is_locked, lock_code
+from axzoo.parts.kinds import KINDS
 
 MOST_REASONS = 3
 """Builds left out whose reasons are given one by one."""
@@ -67,20 +68,20 @@ class Plan:
         return list(self._models)
 
     @property
-    def batches(self) -> list[Batch]:
-        """Which layers share a job, in which models."""
-        builds = self._builds.values()
-        return batches((b.model, b.num_hidden_layers, self._most(b), b.layer_ending) for b in builds)
+    def tags(self) -> list[str]:
+        return sorted({build.tag for build in self._builds.values()})
 
-    def _most(self, build: Build) -> int:
-        """How many of a model's layers share a job."""
-        return self.layers_per_job or (layers_per_job(build.sizes[0]) if build.sizes else 1)
+    @property
+    def part_rules(self) -> list[PartRule]:
+        """The rules that build parts: which parts share a job, in which models."""
+        return part_rules(self._builds.values(), self.layers_per_job)
 
     @property
     def stems(self) -> list[str]:
-        """What layer and post files are called before their number."""
-        files = {build.layer_template.partition("_l%d")[0] for build in self._builds.values()}
-        return sorted(files | {build.model_type for build in self._builds.values()})
+        """How the names of the parts' files begin."""
+        builds = self._builds.values()
+        found = {kind.stem(build.model_type, build.recipe) for build in builds for kind in KINDS}
+        return sorted(found - {""})
 
     def model(self, wildcards: Any) -> Build:
         """Any build of the model: builds of one model share source, type and layer count."""
@@ -100,11 +101,9 @@ class Plan:
     def build_with(self, wildcards: Any, file: str) -> Build:
         """Like `build`, for one of its files. Raises AxzooError when the build has no file of that name."""
         build = self.build(wildcards)
-        if file not in build.compiled_names:
-            raise AxzooError(
-                f"{build.bundle} has no {file}: its files are {build.layer_files[0]} to {build.layer_files[-1]} "
-                f"and {build.post_file}"
-            )
+        if file not in build.parts:
+            names = list(build.parts)
+            raise AxzooError(f"{build.bundle} has no {file}: its files are {names[0]} to {names[-1]}")
         return build
 
     def is_locked(self, model: str) -> bool:
@@ -115,21 +114,8 @@ class Plan:
         return lock_code(self.model(wildcards).model_type)
 
     @property
-    def compile_code(self) -> str:
-        return fingerprint("axzoo.backends.host.compiler")
-
-    def layer_code(self, wildcards: Any) -> str:
-        """Of the compiler, and where the build calibrates, of what rounds by that."""
-        rounder = ["axzoo.calibrate.rounding"] if self.build(wildcards).calibration_files else []
-        return fingerprint("axzoo.backends.host.compiler", *rounder)
-
-    @property
     def calibrate_code(self) -> str:
         return fingerprint("axzoo.calibrate.states", "axzoo.calibrate.tokens")
-
-    @property
-    def embed_code(self) -> str:
-        return fingerprint("axzoo.weights.bf16")
 
     @property
     def bundle_code(self) -> str:

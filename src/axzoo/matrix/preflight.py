@@ -3,69 +3,66 @@ that do not fit the model, builds that do not fit the chip."""
 
 from __future__ import annotations
 
-import math
-import os
+import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 from axzoo.core.errors import AxzooError
+from axzoo.core.machine import physical_memory
 from axzoo.matrix.build import Build
 from axzoo.matrix.chips import ChipTable
-from axzoo.matrix.resources import BYTES_PER_WEIGHT, device_memory
+from axzoo.matrix.resources import device_memory
 from axzoo.model.families import load_family
 from axzoo.model.rope import reach
 from axzoo.model.spec import DecoderSpec
+from axzoo.parts.kinds import kind_of
 from axzoo.parts.lock import Lock
-from axzoo.parts.part import Part
+from axzoo.weights.formats import FORMATS
 from axzoo.weights.recipe import INTEGER_WEIGHT_TYPES, POST_WEIGHT_TYPES, WEIGHT_GROUP_SIZES, Recipe
 
-BASE_MEMORY = 120 << 20
-"""A compile job before it reads a tensor: Python, numpy, onnx."""
-
-BLOCK_MEMORY = 200 << 20
-"""A block of rows as read and the pieces of it being quantized (at most; small tensors take less)."""
-
-
-def elements(part: Part) -> int:
-    return sum(math.prod(shape) for shape in part.shapes.values())
-
-
-def job_memory(part: Part, bytes_per_weight: float = 1.0) -> int:
-    """Bytes a job compiling `part` peaks at: its stored weights and one block."""
-    largest = max(math.prod(shape) for shape in part.shapes.values())
-    return int(BASE_MEMORY + elements(part) * bytes_per_weight + min(BLOCK_MEMORY, 20 * largest))
+BLOCK_MEMORY = 320 << 20
+"""A compile job with Python, numpy and onnx, and a block of rows while it is encoded."""
 
 
 def bundle_bytes(lock: Lock) -> int:
-    """The least a bundle takes: weights at one byte each, the embedding at two."""
-    return sum(elements(part) for part in (*lock.layers, lock.post)) + 2 * elements(lock.embed)
+    """The least a bundle takes: what the board computes with at one byte a weight, the embedding at two."""
+    return sum(part.parameters * (1 if kind_of(part.id.kind).on_device else 2) for part in lock.parts)
 
 
-def check_sizes(lock: Lock, layer: int, post: int, kv_width: int) -> None:
+def sizes_of_json(said: str | None) -> dict[str, int]:
+    """`sizes` of a matrix entry as `axzoo lock` is given them; empty where it is not. Raises AxzooError when it is not
+    a JSON object of whole numbers."""
+    try:
+        sizes = {} if said is None else json.loads(said)
+    except (ValueError, RecursionError):
+        sizes = None
+    if not isinstance(sizes, dict) or not all(type(size) is int and size > 0 for size in sizes.values()):
+        raise AxzooError(f"--sizes {said!r:.80} is not a JSON object of whole numbers")
+    return sizes
+
+
+def check_sizes(lock: Lock, sizes: Mapping[str, int]) -> None:
     """Raises AxzooError when a matrix entry's `sizes`, which decide where a model fits, are not this model's.
 
-    `kv_width` must be exact, the parameters of a layer and of the post layer may be 1 % off.
+    `kv_width` must be exact; the parameters of a part may be 1 % off.
     """
-    found = {
-        "layer": (layer, max(map(elements, lock.layers)), 0.01),
-        "post": (post, elements(lock.post), 0.01),
-        "kv_width": (kv_width, lock.spec.layer.kv_size, 0.0),
-    }
-    for key, (said, true, tolerance) in found.items():
-        if abs(said - true) > tolerance * true:
+    for key, stated in sizes.items():
+        found = [part.parameters for part in lock.of_kind(key)]
+        actual, tolerance = (max(found), 0.01) if found else (lock.spec.layer.kv_size, 0.0)
+        if abs(stated - actual) > tolerance * actual:
             raise AxzooError(
-                f"the matrix says sizes.{key}: {said}, but the checkpoint has {true}: correct it, since it decides "
+                f"the matrix says sizes.{key}: {stated}, but the checkpoint has {actual}: correct it, since it decides "
                 f"which chips the model fits"
             )
 
 
 def check_room(lock: Lock, folder: Path) -> None:
     """Raises AxzooError when this machine cannot hold the largest job, or the disk of `folder` an s8 bundle."""
-    needed = max(job_memory(part) for part in (*lock.layers, lock.post))
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed = BLOCK_MEMORY + max(part.parameters for part in lock.parts if kind_of(part.id.kind).on_device)
+    memory = physical_memory()
     if needed > memory:
         raise AxzooError(
             f"compiling {folder.name} needs about {needed >> 20} MB in one job, and this machine has {memory >> 20} MB"
@@ -150,7 +147,7 @@ def _smaller_weights(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
 
 
 def _is_smaller(kind: str, than: str) -> bool:
-    return BYTES_PER_WEIGHT[kind] < BYTES_PER_WEIGHT[than]
+    return FORMATS[kind].bytes_on_device < FORMATS[than].bytes_on_device
 
 
 def _longest_cache(build: Build, fits: int, memory_mb: int) -> int:
@@ -166,7 +163,7 @@ def _longest_cache(build: Build, fits: int, memory_mb: int) -> int:
 
 
 def _fits(build: Build, recipe: Recipe, memory_mb: int) -> bool:
-    return device_memory(recipe, build.num_hidden_layers, *build.sizes).total_mb <= memory_mb
+    return device_memory(recipe, build.num_hidden_layers, dict(build.sizes)).total_mb <= memory_mb
 
 
 def _input_features(spec: DecoderSpec) -> list[int]:

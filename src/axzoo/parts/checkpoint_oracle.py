@@ -10,27 +10,27 @@ import torch
 
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.tensors import Array, Checkpoint, row_blocks
-from axzoo.core.files import read_json
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.oracle import Oracle, Weights
-from axzoo.model.spec import DecoderSpec
-from axzoo.parts.lock import EMBED, INDEX, POST, layer_lock
+from axzoo.parts.kind import PartId
+from axzoo.parts.kinds.embed import WEIGHT
+from axzoo.parts.lock_index import read_index
 from axzoo.parts.part import LockedTensor, Part, read_part
 
 
 def checkpoint_oracle(locks: Path, source: Path, longest: int) -> Oracle:
     """The checkpoint in fp32, each layer read when it is asked for; for files that hold `longest` positions."""
     checkpoint = open_checkpoint(checkpoint_folder(source))
-    embedding = read_part(locks / EMBED).tensors["embed.weight"].name
+    embedding = read_part(locks / PartId("embed").lock_file).tensors[WEIGHT].name
 
     def embed(ids: Sequence[int]) -> torch.Tensor:
         rows = [checkpoint.read_rows(embedding, token, token + 1) for token in ids]
         return torch.from_numpy(np.concatenate(rows).astype(np.float32))
 
     return Oracle(
-        spec=DecoderSpec.from_dict(read_json(locks / INDEX)["spec"]),
-        layer_weights=lambda index: _tensors(checkpoint, read_part(locks / layer_lock(index))),
-        post_weights=lambda: _tensors(checkpoint, read_part(locks / POST)),
+        spec=read_index(locks).spec,
+        layer_weights=lambda index: _tensors(checkpoint, read_part(locks / PartId("layer", index).lock_file)),
+        post_weights=lambda: _tensors(checkpoint, read_part(locks / PartId("post").lock_file)),
         embed=embed,
         longest=longest,
     )

@@ -1,11 +1,10 @@
 """The lock: what a build depends on, as small files instead of multi-gigabyte shards.
 
-`index.json` describes the model; `layer_<i>.json`, `post.json` and `embed.json` each hold one part's spec and the
-BLAKE3 of its tensors, which is as good as sha256 and four times as fast. A part's file is everything its compile job
-needs to know, and the only thing it is keyed by.
+`index.json` describes the model. Each part has a file, such as `layer_<i>.json`, with its spec and the BLAKE3 of its
+tensors. A part's file is everything its compile job needs to know, and the only thing it is keyed by.
 
-Making the lock is also the pre-flight: every tensor the spec needs exists with the right shape and finite values, and
-none is left over unexplained.
+Making the lock is also the pre-flight check: every tensor the spec needs exists with the right shape and finite values,
+and no tensor is left unexplained.
 """
 
 from __future__ import annotations
@@ -25,43 +24,24 @@ from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import canonical_json, read_json, sha256_of, write_json
-from axzoo.model.families import load_family
+from axzoo.model.families import Family, load_family
 from axzoo.model.reading import read_spec
-from axzoo.model.spec import DecoderSpec, LayerSpec, PostSpec, TensorRef
+from axzoo.model.spec import DecoderSpec, TensorRef
+from axzoo.parts.kind import PartId
+from axzoo.parts.kinds import KINDS, kind_of
+from axzoo.parts.lock_index import INDEX, LOCK_FORMAT, TOKENIZER_FILES
 from axzoo.parts.part import LockedTensor, Part
-
-INDEX = "index.json"
-POST = "post.json"
-EMBED = "embed.json"
-
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
-"""The checkpoint's small files that travel into a bundle's tokenizer folder."""
-
-
-def layer_lock(index: int) -> str:
-    """The file name of a layer's lock."""
-    return f"layer_{index}.json"
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A whole model's lock, in memory."""
+    """A whole model's lock, in memory: its spec and its parts, kind by kind."""
 
     spec: DecoderSpec
-    layers: tuple[Part, ...]
-    post: Part
-    embed: Part
+    parts: tuple[Part, ...]
+
+    def of_kind(self, kind: str) -> list[Part]:
+        return [part for part in self.parts if part.id.kind == kind]
 
 
 def make_lock(
@@ -81,42 +61,42 @@ def make_lock(
     spec = read_spec(folder, model_type, num_hidden_layers, ignore_config_keys, model_config)
     family = load_family(model_type)
     checkpoint = open_checkpoint(folder)
-    layers = [family.layer_tensors(spec, index) for index in range(num_hidden_layers)]
-    post, embed = family.post_tensors(spec), {"embed.weight": family.embed_tensor(spec)}
-    needed = {ref.name: ref for refs in (*layers, post, embed) for ref in refs.values()}
-    head, embedding = post["lm_head.weight"], embed["embed.weight"]
-    copy = embedding.name.replace("model.embed_tokens", "lm_head")  # some checkpoints store a tied head a second time
-    if head == embedding and copy in checkpoint.tensors:
-        needed[copy] = TensorRef(copy, head.shape)
-    _check_tensors(folder, checkpoint, needed, family.IGNORED_TENSORS)
-    if copy in needed and head == embedding:
-        _check_tied_head(folder, checkpoint, copy, embedding.name)
+    refs = {part: kind.tensors(family, spec, part.index) for kind in KINDS for part in kind.ids(spec.num_hidden_layers)}
+    needed = {ref.name: ref for roles in refs.values() for ref in roles.values()}
+    tied = _second_copies(spec, family, checkpoint)
+    _check_tensors(folder, checkpoint, needed | {copy.name: copy for copy in tied}, family.IGNORED_TENSORS)
+    for copy, original in tied.items():
+        _check_tied_head(folder, checkpoint, copy.name, original)
 
-    refs = sorted({ref for refs in (*layers, post, embed) for ref in refs.values()}, key=_size, reverse=True)
+    largest_first = sorted({ref for roles in refs.values() for ref in roles.values()}, key=_size, reverse=True)
     with ThreadPoolExecutor(threads) as pool:
-        locked = dict(zip(refs, pool.map(partial(digest_rows, folder, checkpoint), refs), strict=True))
+        digested = pool.map(partial(digest_rows, folder, checkpoint), largest_first)
+        locked = dict(zip(largest_first, digested, strict=True))
 
-    def part(part_spec: LayerSpec | PostSpec | dict[str, int], refs: Mapping[str, TensorRef]) -> Part:
-        plain = part_spec if isinstance(part_spec, dict) else asdict(part_spec)
-        return Part(plain, {role: locked[ref] for role, ref in refs.items()})
+    def lock_part(part: PartId, roles: Mapping[str, TensorRef]) -> Part:
+        part_spec = asdict(kind_of(part.kind).spec(spec, part.index))
+        return Part(part, part_spec, {role: locked[ref] for role, ref in roles.items()})
 
-    return Lock(
-        spec=spec,
-        layers=tuple(part(spec.layer_spec(index), refs) for index, refs in enumerate(layers)),
-        post=part(spec.post, post),
-        embed=part({"vocab_size": spec.vocab_size, "hidden_size": spec.layer.hidden_size}, embed),
-    )
+    return Lock(spec, tuple(lock_part(part, roles) for part, roles in refs.items()))
+
+
+def _second_copies(spec: DecoderSpec, family: Family, checkpoint: Checkpoint) -> dict[TensorRef, str]:
+    """Some checkpoints store a tied head a second time: that tensor, and the name of the one it must equal."""
+    embedding = family.embed_tensor(spec)
+    copy = embedding.name.replace("model.embed_tokens", "lm_head")
+    if not spec.tie_word_embeddings or copy == embedding.name or copy not in checkpoint.tensors:
+        return {}
+    return {TensorRef(copy, embedding.shape): embedding.name}
 
 
 def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, Any]) -> None:
-    """Writes the lock's files, index.json last. A file that already says the same is left untouched, so that Snakemake
-    sees what changed."""
-    for index, part in enumerate(lock.layers):
-        _write_changed(folder / layer_lock(index), asdict(part))
-    _write_changed(folder / POST, asdict(lock.post))
-    _write_changed(folder / EMBED, asdict(lock.embed))
+    """Writes the lock's files, index.json last. A file that already has the same content is left untouched, so that
+    Snakemake sees what changed."""
+    for part in lock.parts:
+        _write_changed(folder / part.id.lock_file, part.to_dict())
     files = {name: sha256_of(checkpoint / name) for name in TOKENIZER_FILES if (checkpoint / name).is_file()}
-    _write_changed(folder / INDEX, {"spec": lock.spec.to_dict(), "source": source, "tokenizer_files": files})
+    index = {"spec": lock.spec.to_dict(), "source": source, "tokenizer_files": files}
+    _write_changed(folder / INDEX, {"format": LOCK_FORMAT, **index})
 
 
 def _write_changed(path: Path, value: Mapping[str, Any]) -> None:

@@ -1,20 +1,24 @@
-"""One part of a locked model - a layer, the post layer, the embedding - as its lock file tells of it."""
+"""One part of a locked model, as its lock file describes it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from axzoo.checkpoint.tensors import Array, Checkpoint, row_blocks, rows_digest
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json
+from axzoo.core.files import read_json, require_format
+from axzoo.parts.kind import PartId, PartKind
+from axzoo.parts.kinds import KINDS
+from axzoo.parts.lock_index import LOCK_FORMAT
 
 
 @dataclass(frozen=True)
 class LockedTensor:
-    """Rows of a checkpoint's tensor, `shape[0]` of them from `start` on; the digest is of dtype, shape and bytes."""
+    """Rows of a checkpoint's tensor, `shape[0]` of them from `start` on. The digest covers dtype, shape and bytes."""
 
     name: str
     start: int
@@ -28,8 +32,9 @@ class LockedTensor:
 
 @dataclass(frozen=True)
 class Part:
-    """A part's spec as plain data, and its tensors by role."""
+    """Which part it is, its spec as plain data, and its tensors by role."""
 
+    id: PartId
     spec: Mapping[str, Any]
     tensors: Mapping[str, LockedTensor]
 
@@ -37,20 +42,34 @@ class Part:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {role: tensor.shape for role, tensor in self.tensors.items()}
 
+    @property
+    def parameters(self) -> int:
+        """Values of all tensors together."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the part's lock file."""
+        tensors = {role: asdict(tensor) for role, tensor in self.tensors.items()}
+        return {"format": LOCK_FORMAT, **self.id.to_dict(), "spec": self.spec, "tensors": tensors}
+
 
 def read_part(path: Path) -> Part:
-    """Reads one part's lock file. Raises AxzooError when it is missing or damaged."""
+    """Reads one part's lock file. Raises AxzooError when it is missing, damaged or written by another version."""
     data = read_json(path)
+    require_format(data, LOCK_FORMAT, path, f"remove {path.parent} and build again", oldest=LOCK_FORMAT)
     try:
         tensors = {
             role: LockedTensor(entry["name"], entry["start"], tuple(entry["shape"]), entry["blake3"])
             for role, entry in data["tensors"].items()
         }
-        return Part(data["spec"], tensors)
-    except (KeyError, TypeError, AttributeError):
-        raise AxzooError(
-            f"{path} is damaged, or of another version of axzoo: remove {path.parent} and build again"
-        ) from None
+        return Part(PartId.from_dict(data), data["spec"], tensors)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise AxzooError(f"{path} is damaged: remove {path.parent} and build again") from None
+
+
+def read_parts(folder: Path, num_hidden_layers: int, kinds: Iterable[PartKind] = KINDS) -> list[Part]:
+    """The parts of those kinds in a lock's folder, in the kinds' order. Raises AxzooError as `read_part`."""
+    return [read_part(folder / part.lock_file) for kind in kinds for part in kind.ids(num_hidden_layers)]
 
 
 def verified_blocks(checkpoint: Checkpoint, tensor: LockedTensor) -> Iterator[Array]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from axzoo.core.errors import AxzooError
 from axzoo.matrix.document import read_document
-from axzoo.parts.lock import EMBED, POST, Lock, layer_lock
+from axzoo.parts.lock import Lock
 from axzoo.parts.part import read_part
 
 _TARGETS = ("all", "demo")
@@ -88,10 +88,9 @@ def in_words(reason: str) -> str:
 
 def changed_tensors(folder: Path, lock: Lock) -> list[str]:
     """What `lock`, made now, changes of a model's lock in `folder`: a line for each part, with the tensors' names."""
-    parts = {**{layer_lock(i): part for i, part in enumerate(lock.layers)}, POST: lock.post, EMBED: lock.embed}
     lines = []
-    for name, part in parts.items():
-        path = folder / name
+    for part in lock.parts:
+        path = folder / part.id.lock_file
         if not path.exists():
             lines.append(f"{path} is new")
             continue

@@ -13,8 +13,9 @@ import numpy as np
 
 from axzoo.runtime.generate import Generation, Reuse
 from axzoo.runtime.model import Model
+from axzoo.runtime.post_config import PostConfig
 from axzoo.runtime.prompting import Prompting
-from axzoo.runtime.sampling import PostConfig, sample
+from axzoo.runtime.sampling import sample
 from axzoo.tokenizer.chat_template import Message
 
 

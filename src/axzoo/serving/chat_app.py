@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from axzoo.core.errors import AxzooError
-from axzoo.runtime.sampling import PostConfig
+from axzoo.runtime.post_config import PostConfig
 from axzoo.serving.answers import Answers, Busy, Ending, Question
 from axzoo.serving.chat_requests import ChatRequest
 from axzoo.serving.http import read_body, while_present

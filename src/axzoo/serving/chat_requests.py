@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from axzoo.runtime.sampling import GREEDY, PostConfig
+from axzoo.runtime.post_config import GREEDY, PostConfig
 from axzoo.tokenizer.chat_template import Message
 
 _ROLES = {"developer": "system"}

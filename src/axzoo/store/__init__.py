@@ -12,13 +12,24 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import atomic_path, canonical_json, publish, read_json, sha256_of, temporary_path, write_json
+from axzoo.core.files import (
+    TEMPORARY_SUFFIX,
+    atomic_path,
+    canonical_json,
+    publish,
+    read_json,
+    sha256_of,
+    temporary_path,
+    write_json,
+)
 from axzoo.core.locks import locked
 
 logger = logging.getLogger(__name__)
@@ -62,24 +73,41 @@ class Store:
         with locked(self.root, exclusive=False):
             return entry if _claimed(receipt) else None
 
-    def add(self, key: str, write: Callable[[BinaryIO], Mapping[str, Any]]) -> Entry:
-        """Stores what `write` writes; it returns what is to be known about it, as plain JSON values.
-
-        Where another process has meanwhile added the entry, its file stays and ours goes: a second file of equal bytes
-        would leave bundles linked to one or the other.
-        """
-        data, receipt = self.paths(key)
+    def add(
+        self, key: str, write: Callable[[BinaryIO], Mapping[str, Any]], part: Mapping[str, Any] | None = None
+    ) -> Entry:
+        """Stores what `write` writes; it returns what is known about the file, as plain JSON values."""
+        data, _ = self.paths(key)
         with temporary_path(data) as temporary:
             with temporary.open("wb") as file:
                 about = write(file)
-            ours = Entry(data, sha256_of(temporary), temporary.stat().st_size, about)
-            with locked(self.root, exclusive=True):
-                theirs = self.intact(key)
-                if theirs is not None and _claimed(receipt):
-                    return theirs
-                publish(temporary, data)
-                write_json(receipt, {"sha256": ours.sha256, "size": ours.size, "about": about})
+            return self.adopt(key, temporary, about, part)
+
+    def adopt(self, key: str, file: Path, about: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> Entry:
+        """Moves `file`, which is in the store's file system, into the store. `part` says which part of a model it is.
+
+        Where another process has meanwhile added the entry, its file stays and ours is not used: a second file of equal
+        bytes would leave bundles linked to one or the other.
+        """
+        data, receipt = self.paths(key)
+        ours = Entry(data, sha256_of(file), file.stat().st_size, about)
+        data.parent.mkdir(parents=True, exist_ok=True)
+        with locked(self.root, exclusive=True):
+            theirs = self.intact(key)
+            if theirs is not None and _claimed(receipt):
+                return theirs
+            publish(file, data)
+            write_json(receipt, {"sha256": ours.sha256, "size": ours.size, "about": about, "part": part})
         return ours
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """An empty folder in the store's file system, for one job; it is removed when the block ends."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix=".job.", suffix=TEMPORARY_SUFFIX, dir=self.root, ignore_cleanup_errors=True
+        ) as folder:
+            yield Path(folder)
 
     def intact(self, key: str) -> Entry | None:
         """The entry, if its bytes are those its receipt tells of. Leaves its age alone."""

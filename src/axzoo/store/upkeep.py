@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -36,16 +37,12 @@ class Stored:
     links: int
     age_s: float
     about: Mapping[str, Any] | None
+    part: Mapping[str, Any] | None
 
     @property
     def kind(self) -> str:
-        """layer, post or embed: told by the weights it holds."""
-        if self.about is None:
-            return "unknown"
-        weights = self.about.get("weight_errors")
-        if not weights:
-            return "embed"
-        return "post" if "lm_head" in weights else "layer"
+        """The part kind, "unknown" where the receipt does not say."""
+        return str((self.part or {}).get("kind", "unknown"))
 
     @property
     def words(self) -> str:
@@ -72,12 +69,13 @@ def look(store: Store, key: str) -> Stored | None:
     if of_data is None and of_receipt is None:
         return None
     try:
-        about = read_json(receipt)["about"]
-    except (AxzooError, KeyError, TypeError):
-        about = None
+        known = dict(read_json(receipt))
+    except (AxzooError, TypeError, ValueError):
+        known = {}
     size, links = (of_data.st_size, of_data.st_nlink - 1) if of_data else (0, 0)
     age_s = time.time() - max(stat.st_mtime for stat in (of_data, of_receipt) if stat)
-    return Stored(key, size, links, age_s, about if isinstance(about, dict) else None)
+    about, part = (value if isinstance(value := known.get(key), dict) else None for key in ("about", "part"))
+    return Stored(key, size, links, age_s, about, part)
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -89,7 +87,8 @@ def _stat(path: Path) -> os.stat_result | None:
 
 def leftovers(store: Store, min_age_s: float) -> list[Path]:
     """Temporary files of that age or older: those of killed processes, where no process writes for so long."""
-    found = [path for folder in _folders(store.root) for path in folder.glob(f".*{TEMPORARY_SUFFIX}")]
+    folders = [store.root, *_folders(store.root)]
+    found = [path for folder in folders for path in folder.glob(f".*{TEMPORARY_SUFFIX}")]
     latest = time.time() - min_age_s
     return sorted(path for path in found if (stat := _stat(path)) is not None and stat.st_mtime <= latest)
 
@@ -171,7 +170,10 @@ def collect(store: Store, used: Collection[str], min_age_s: float, dry_run: bool
         return entries, temporary
     removed = [stored for stored in entries if _collected(store, stored.key, min_age_s)]
     for path in temporary:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return removed, temporary
 
 

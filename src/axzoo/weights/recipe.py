@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from axzoo.core.errors import AxzooError
 
@@ -22,7 +22,14 @@ SCALE_RULES: tuple[ScaleRule, ...] = get_args(ScaleRule)
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 INTEGER_WEIGHT_TYPES: tuple[WeightType, ...] = ("s8", "s4")
 
-_SHORT = {"fp32": "32", "fp16": "16f", "bf16": "16", "s8": "8", "s4": "4"}
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "weight_type": WEIGHT_TYPES,
+    "post_weight_type": POST_WEIGHT_TYPES,
+    "hidden_state_type": HIDDEN_STATE_TYPES,
+    "weight_group_size": WEIGHT_GROUP_SIZES,
+    "scale_rule": SCALE_RULES,
+    "rounding": ROUNDINGS,
+}
 _POST_FIELDS = ("post_weight_type", "post_topk", "ret_postnorm")
 
 
@@ -53,6 +60,12 @@ class Recipe:
     ret_postnorm: bool = False
 
     def __post_init__(self) -> None:
+        for key in ("prefill_len", "kv_cache_len", "post_topk"):
+            if type(getattr(self, key)) is not int:
+                raise AxzooError(f"recipe: {key} is {getattr(self, key)!r:.80}, but must be a whole number")
+        lengths = self.last_kv_cache_len
+        if not isinstance(lengths, tuple) or any(type(length) is not int for length in lengths):
+            raise AxzooError(f"recipe: last_kv_cache_len is {lengths!r:.80}, but must be a list of whole numbers")
         self._check_numerics()
         self._check_lengths()
 
@@ -62,7 +75,7 @@ class Recipe:
                 if getattr(self, key) != default:
                     raise AxzooError(
                         f"{key} {getattr(self, key)} is for integer weights, and weight_type is {self.weight_type}: "
-                        f"use {' or '.join(INTEGER_WEIGHT_TYPES)}, or leave {key} away"
+                        f"use {' or '.join(INTEGER_WEIGHT_TYPES)}, or omit {key}"
                     )
         if self.post_topk < 0:
             raise AxzooError(f"post_topk {self.post_topk} is negative: use 0 for logits")
@@ -102,23 +115,42 @@ class Recipe:
         """Positions the files compute: as many tokens as the cache holds, or the last prefill group reaches."""
         return max(self.kv_cache_len, self.max_prompt_len)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Every choice as plain JSON values."""
+        return {**asdict(self), "last_kv_cache_len": list(self.last_kv_cache_len)}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Self:
+        """The recipe of plain JSON values; choices left out have their defaults.
+
+        Raises AxzooError when a key or a value is not one of a recipe's.
+        """
+        if not isinstance(data, dict):
+            raise AxzooError(f"a recipe is a JSON object, not {data!r:.80}")
+        unknown = sorted(data.keys() - cls.__dataclass_fields__.keys())
+        if unknown:
+            raise AxzooError(f"a recipe has no {unknown[0]!r}: its keys are {', '.join(cls.__dataclass_fields__)}")
+        values = {**data}
+        if "last_kv_cache_len" in values:
+            lengths = values["last_kv_cache_len"]
+            values["last_kv_cache_len"] = tuple(lengths) if isinstance(lengths, list) else lengths
+        recipe = cls(**values)
+        recipe._check_types()
+        return recipe
+
+    def _check_types(self) -> None:
+        """Raises AxzooError for a value of the wrong type, which a file may hold."""
+        for key, allowed in _CHOICES.items():
+            if getattr(self, key) not in allowed or isinstance(getattr(self, key), bool):
+                wanted = " or ".join(map(repr, allowed))
+                raise AxzooError(f"recipe: {key} is {getattr(self, key)!r:.80}, but must be {wanted}")
+        if type(self.ret_postnorm) is not bool:
+            raise AxzooError(f"recipe: ret_postnorm is {self.ret_postnorm!r:.80}, but must be true or false")
+
     def for_layers(self) -> dict[str, Any]:
         """What decoder layers depend on."""
-        return {key: value for key, value in asdict(self).items() if key not in _POST_FIELDS}
+        return {key: value for key, value in self.to_dict().items() if key not in _POST_FIELDS}
 
     def for_post(self) -> dict[str, Any]:
         """What the post layer depends on."""
         return {key: getattr(self, key) for key in (*_POST_FIELDS, "hidden_state_type")}
-
-    @property
-    def tag(self) -> str:
-        """The build's short name, as on model cards: w8a16, w4a16-g32-mse-gptq. 16 is bf16; fp16 is 16f."""
-        words = [f"w{_SHORT[self.weight_type]}a{_SHORT[self.hidden_state_type]}"]
-        words += [f"g{self.weight_group_size}"] if self.weight_group_size else []
-        words += [self.scale_rule] if self.scale_rule != "vendor" else []
-        words += [self.rounding] if self.rounding != "nearest" else []
-        return "-".join(words)
-
-
-TAG_PATTERN = r"w\d+f?a\d+f?(-g\d+)?(-mse)?(-gptq)?"
-"""Every tag, as a regular expression."""

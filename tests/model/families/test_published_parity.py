@@ -16,12 +16,13 @@ from published import chatglm, minicpm
 from safetensors.torch import save_file
 from torch import Tensor
 
-from axzoo.build import Job, build_embed, build_layer, build_post
+from axzoo.backends.part_job import PartFile, PartJob, build_parts
 from axzoo.check.metrics import cosine
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import write_json
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
-from axzoo.parts.lock import EMBED, POST, layer_lock, make_lock, write_lock
+from axzoo.parts.kinds import part_ids
+from axzoo.parts.lock import make_lock, write_lock
 from axzoo.runtime.buffers import Embedding
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.engine import InferenceSession
@@ -153,18 +154,13 @@ def _build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Model:
     locks = root / "locks"
     write_lock(make_lock(checkpoint.folder, checkpoint.model_type, checkpoint.layers), locks, checkpoint.folder, {})
 
-    def job(lock: str) -> Job:
-        output = root / "bundle" / Path(lock).with_suffix(".axmodel")
-        return Job(locks / lock, checkpoint.source, root / "store", output, output.with_suffix(".receipt"))
-
-    layers = [job(layer_lock(index)) for index in range(checkpoint.layers)]
-    post, embed = job(POST), job(EMBED)
-    for layer in layers:
-        build_layer(layer, recipe, "host")
-    build_post(post, recipe, "host")
-    build_embed(embed)
-    decoder = Decoder([InferenceSession(layer.output) for layer in layers])
-    return Model(Embedding(embed.output, *checkpoint.embedding_shape), Layered(decoder, InferenceSession(post.output)))
+    folder = root / "bundle"
+    parts = part_ids(checkpoint.layers)
+    files = [PartFile(locks / part.lock_file, folder / part.name, root / part.name) for part in parts]
+    build_parts(PartJob(files, checkpoint.source, root / "store", recipe, "host", "AX650"))
+    *layers, post, embed = (file.output for file in files)
+    decoder = Decoder([InferenceSession(layer) for layer in layers])
+    return Model(Embedding(embed, *checkpoint.embedding_shape), Layered(decoder, InferenceSession(post)))
 
 
 def _all_logits(model: Model, layers: int, ids: list[int]) -> NDArray[np.float32]:

@@ -22,7 +22,7 @@ from axzoo.weights.recipe import Recipe
 from axzoo.weights.stored import StoredWeight, store_weight
 
 RowReader = Callable[[str], Iterable[NDArray[Any]]]
-"""Gives a role's tensor as consecutive blocks of rows."""
+"""Gives the tensor of a role as consecutive blocks of rows."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,12 @@ def _layer_graph(
     )
 
 
-def compile_post(spec: PostSpec, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], read: RowReader) -> Compiled:
+def compile_post(
+    spec: PostSpec,
+    recipe: Recipe,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: RowReader,
+) -> Compiled:
     """Builds the post layer from "lm_head.weight" [vocab_size, hidden_size] and the vectors of norm and bias.
 
     Raises AxzooError when the recipe asks for more tokens than there are.

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from axzoo.build import Job, build_embed, build_layer, build_post
+from axzoo.backends.part_job import PartFile, PartJob, build_parts
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 from axzoo.parts.lock import make_lock, write_lock
@@ -34,23 +34,19 @@ class Workshop:
     def lock(self) -> None:
         write_lock(make_lock(self.folder, "llama", LAYERS), self.root / "locks", self.folder, {})
 
-    def job(self, part: str, name: str) -> Job:
-        return Job(
+    def build(self, part: str, name: str, recipe: Recipe = RECIPE, backend: str = "host") -> None:
+        """Builds one part, by the name of its lock, into `name`."""
+        file = PartFile(
             lock=self.root / "locks" / f"{part}.json",
-            source=self.folder / "source.json",
-            store=self.root / "store",
             output=self.root / "out" / name,
             receipt=self.root / "receipts" / f"{name}.json",
         )
+        build_parts(PartJob([file], self.folder / "source.json", self.root / "store", recipe, backend, "AX650"))
 
     def key(self, part: str, recipe: Recipe = RECIPE) -> str:
         """Builds the part and gives its key."""
-        job = self.job(part, part)
-        if part == "embed":
-            build_embed(job)
-        else:
-            (build_post if part == "post" else build_layer)(job, recipe, "host")
-        key: str = read_json(job.receipt)["key"]
+        self.build(part, part, recipe)
+        key: str = read_json(self.root / "receipts" / f"{part}.json")["key"]
         return key
 
     def change(self, name: str) -> None:
@@ -87,12 +83,12 @@ def test_the_receipt_says_what_was_built(workshop: Workshop, part: str) -> None:
 
 def test_a_second_build_takes_the_stores_file(workshop: Workshop) -> None:
     """Even where the checkpoint has gone meanwhile."""
-    build_layer(workshop.job("layer_0", "first"), RECIPE, "host")
+    workshop.build("layer_0", "first")
     (workshop.folder / "model.safetensors").unlink()
-    build_layer(workshop.job("layer_0", "second"), RECIPE, "host")
+    workshop.build("layer_0", "second")
     assert (workshop.root / "out" / "first").samefile(workshop.root / "out" / "second")
     with pytest.raises(AxzooError, match="holds neither"):
-        build_layer(workshop.job("layer_1", "third"), RECIPE, "host")
+        workshop.build("layer_1", "third")
 
 
 def test_a_damaged_store_is_mended(workshop: Workshop) -> None:
@@ -151,8 +147,8 @@ def test_a_checkpoint_changed_after_locking_leaves_nothing(workshop: Workshop, p
 def test_what_does_not_fit_leaves_nothing(workshop: Workshop) -> None:
     with pytest.raises(AxzooError, match="kv_cache_len 1023 does not fit"):
         workshop.key("layer_0", Recipe())
-    with pytest.raises(AxzooError, match="backend 'npu9' does not exist"):
-        build_layer(workshop.job("layer_0", "x"), RECIPE, "npu9")
+    with pytest.raises(AxzooError, match="there is no backend 'npu9'; there is host"):
+        workshop.build("layer_0", "x", backend="npu9")
     assert workshop.files() == []
 
 

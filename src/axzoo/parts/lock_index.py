@@ -1,0 +1,54 @@
+"""index.json of a lock: the whole model in short. Read without numpy, by plans and bundles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import read_json, require_format
+from axzoo.model.spec import DecoderSpec
+
+LOCK_FORMAT = 2
+"""The format of a lock's files. Locks of older formats are made again, since a lock is only a digest."""
+
+
+INDEX = "index.json"
+"""Describes the whole model: its spec, its source, its tokenizer files."""
+
+
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+"""The checkpoint's small files that travel into a bundle's tokenizer folder."""
+
+
+@dataclass(frozen=True)
+class LockIndex:
+    """index.json of a lock: the model's spec, where its checkpoint comes from, and the sha256 of tokenizer files."""
+
+    spec: DecoderSpec
+    source: Mapping[str, Any]
+    tokenizer_files: Mapping[str, str]
+
+
+def read_index(folder: Path) -> LockIndex:
+    """Reads a lock's index.json. Raises AxzooError when it is missing, damaged or written by another version."""
+    path = folder / INDEX
+    data = read_json(path)
+    require_format(data, LOCK_FORMAT, path, f"remove {folder} and build again", oldest=LOCK_FORMAT)
+    try:
+        return LockIndex(DecoderSpec.from_dict(data["spec"]), data["source"], dict(data["tokenizer_files"]))
+    except (KeyError, TypeError, ValueError):
+        raise AxzooError(f"{path} is damaged: remove {folder} and build again") from None
