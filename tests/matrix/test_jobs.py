@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axzoo.matrix.batches import ANY_ENDING, ANY_LAYER, DECODE_ONLY, WITH_PREFILL, Batch, batches, layers_per_job, split
+from axzoo.matrix.batches import (
+    ANY_ENDING,
+    ANY_LAYER,
+    DECODE_ONLY,
+    WITH_PREFILL,
+    Batch,
+    batches,
+    layers_per_job,
+    split,
+    stage_of,
+)
 from axzoo.matrix.resources import check_mem_mb, layer_mem_mb, post_mem_mb
 from axzoo.weights.recipe import Recipe
 
@@ -64,6 +74,12 @@ def test_a_model_with_and_without_prefill_groups_has_batches_of_both() -> None:
 def test_rules_logs_and_files_are_called_by_the_layers(batch: Batch, rule: str, log: str, names: list[str]) -> None:
     assert (batch.rule, batch.log_name) == (rule, log)
     assert batch.names == [f"{{stem}}_l{name}" for name in names]
+    assert stage_of(batch.rule) == ("layer", len(batch.layers))
+
+
+@pytest.mark.parametrize("rule", ["post", "lock", "layers_0", "layers_a_b", "my_layers_0_1"])
+def test_a_rule_that_is_not_a_batch_is_its_own_stage(rule: str) -> None:
+    assert stage_of(rule) == (rule, 1)
 
 
 def test_memory_asked_for_is_above_what_was_measured_and_not_far() -> None:

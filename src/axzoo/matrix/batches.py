@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,6 +53,18 @@ class Batch:
 
     def _name(self, layers: str) -> str:
         return f"{{stem}}_l{layers}{self.ending}"
+
+
+_BATCH_RULE = re.compile(r"layers_(\d+)_(\d+)(?:_decode)?")
+
+
+def stage_of(rule: str) -> tuple[str, int]:
+    """The stage that a rule's jobs belong to, and how many parts each of them makes: ("layer", 15) for layers_0_14.
+
+    The inverse of `Batch.rule`. Any other rule is its own stage and makes one part.
+    """
+    found = _BATCH_RULE.fullmatch(rule)
+    return ("layer", int(found[2]) - int(found[1]) + 1) if found else (rule, 1)
 
 
 def layers_per_job(layer_weights: int) -> int:
