@@ -1,5 +1,5 @@
-"""Snakemake's `--logger axzoo`. Snakemake finds it by this package's name."""
+"""Snakemake's `--logger axzoo`, which Snakemake finds by this package's name. The handler is `axzoo.report.display`."""
 
-from snakemake_logger_plugin_axzoo.handler import LogHandler
+from axzoo.report.display import LogHandler
 
 __all__ = ["LogHandler"]

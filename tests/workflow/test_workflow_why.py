@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from workflow_project import ENTRY, LAYERS, Project
 
-from axzoo.report.why import in_words, planned_jobs
-
 pytestmark = pytest.mark.workflow
 
 BUNDLE = "results/AX650/tiny-w8a16"
@@ -41,7 +39,7 @@ def test_a_changed_layer(made: Project) -> None:
     made.edit_tensors(lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].mul_(1.5))
     said = why(made, MANIFEST, "--hash").splitlines()
     assert said[:2] == ["fetch: results/checkpoints/tiny/source.json", "    changed: checkpoint/model.safetensors"]
-    assert "    only if the lock, made again before it, finds that its tensors changed" in said
+    assert "    only if the lock, which runs first, finds that its tensors changed" in said
     assert said[-1] == "tiny: layer_1: model.layers.1.mlp.up_proj.weight changed"
     assert made.snakemake(MANIFEST).jobs == {"fetch": 1, "lock": 1, "layer": 1, "bundle": 1}
     assert why(made, MANIFEST).startswith("nothing")
@@ -62,14 +60,9 @@ def test_what_cannot_be_planned_is_said(made: Project) -> None:
     axzoo = Path(sys.executable).with_name("axzoo")
     done = subprocess.run([axzoo, "why", "results/AX650/no/x"], cwd=made.folder, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "axzoo: snakemake cannot plan this" in done.stderr
-
-
-def test_reasons_in_words() -> None:
-    params = "Params have changed since last execution: Union of exclusive params before and now across all output: "
-    assert in_words(f"{params}before: '8e2c2dc0e74a8cd0' now: '7bfead4f6cb68323' ") == (
-        "axzoo's own code that decides it changed"
-    )
-    assert in_words("Updated input files: a, b, c, d") == "changed: a, b, c and 1 more"
-    assert in_words("Something new") == "Something new"
-    assert planned_jobs("Building DAG of jobs...\nNothing to be done") == []
+    assert "axzoo: snakemake cannot plan this:\nMissingRuleException" in done.stderr
+    assert "Building DAG" not in done.stderr
+    (made / "config/zoo.yaml").write_text("models: {tiny: {path: nowhere}}\n")
+    done = subprocess.run([axzoo, "why"], cwd=made.folder, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "axzoo: snakemake cannot plan this:\nWorkflowError" in done.stderr

@@ -1,93 +1,100 @@
-"""What a build would do and the reason for each job, from Snakemake's own dry run, in words a user knows."""
+"""What a build would do and why, in words: from Snakemake's plan, and on request from the checkpoints' tensors."""
 
 from __future__ import annotations
 
-import ast
+import json
 import re
-import subprocess
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from axzoo.core.errors import AxzooError
 from axzoo.matrix.document import read_document
-from axzoo.parts.lock import Lock
+from axzoo.parts.lock import Lock, make_lock
 from axzoo.parts.part import read_part
+from axzoo.report.events import PlannedJob, Reason, planned_jobs
 
-_TARGETS = ("all", "demo")
-_FINGERPRINT = re.compile(r"'[0-9a-f]{16}'(, '[0-9a-f]{16}')*")
-_PARAMS = "Params have changed since last execution:"
-_BEFORE_NOW = re.compile(r"before: (.*?) now: (.*?) ?$")
+if TYPE_CHECKING:
+    from axzoo.matrix.build import Build
 
-
-@dataclass(frozen=True)
-class PlannedJob:
-    """A job that would run: its rule, the first file it makes, and Snakemake's reasons."""
-
-    rule: str
-    file: str
-    reasons: tuple[str, ...]
-
-    @property
-    def hangs_on_a_lock(self) -> bool:
-        """Whether it runs only if a lock, which is made anew first, finds its tensors changed."""
-        updated = [reason for reason in self.reasons if reason.startswith("Input files updated by another job")]
-        of_lock = [reason for reason in updated if re.search(r"results/locks/[^/]+/made_from\.json", reason)]
-        return self.rule not in _TARGETS and len(of_lock) == len(self.reasons)
+_FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+_UNSET = "unset"
+_FILES = {
+    "missing_output": "missing",
+    "incomplete_output": "incomplete, its last job was interrupted",
+    "updated_input": "changed",
+    "updated_input_run": "rebuilt first",
+}
+_PLAIN = {
+    "code_changed": "its command changed",
+    "software_stack_changed": "its software environment changed",
+    "noio": "it has neither inputs nor outputs",
+    "nooutput": "it has no outputs",
+}
 
 
-def dry_run(targets: Sequence[str], matrix: Path | None) -> str:
-    """What `snakemake -n` says.
+def explain(targets: Sequence[str], matrix: Path | None, *, hash_checkpoints: bool = False) -> Iterator[str]:
+    """The lines of `axzoo why`: each job a build of `targets` would run, with its reasons.
 
-    Raises AxzooError when the matrix cannot be read, or, with Snakemake's words, when it refuses.
+    `hash_checkpoints` reads local checkpoints that would be fetched or locked again and names the tensors that changed.
+    Raises AxzooError when the matrix or a checkpoint is not valid, or when Snakemake cannot make a plan.
     """
     if matrix is not None:
-        read_document(matrix)  # Snakemake's own reader answers with a traceback
-    command = [sys.executable, "-P", "-m", "snakemake", *targets, "--dry-run", "--cores=1", "--nolock"]
-    command += ["--workflow-profile=none", "--scheduler=greedy", "--rerun-incomplete", "--nocolor"]
-    command += [] if matrix is None else [f"--configfile={matrix}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise AxzooError(f"snakemake cannot plan this:\n{(done.stderr + done.stdout).strip()}")
-    return done.stdout + done.stderr
+        read_document(matrix)  # names the line of a mistake; Snakemake's reader ends with a traceback
+    jobs = planned_jobs(targets, matrix)
+    if not jobs:
+        yield "nothing: all is up to date"
+    for job in jobs:
+        yield f"{job.rule}: {job.file}"
+        yield from (f"    {line}" for line in reasons_in_words(job))
+    if hash_checkpoints:
+        models = {job.wildcards["model"] for job in jobs if job.rule in ("fetch", "lock")}
+        for build in _builds_of(models, matrix):
+            yield from (f"{build.model}: {line}" for line in _tensor_changes(build))
 
 
-def planned_jobs(said: str) -> list[PlannedJob]:
-    """The jobs of a dry run, in its order."""
-    jobs = []
-    for block in re.split(r"^(?:\[.*\]\n)?(?:local)?(?:rule|checkpoint) ", said, flags=re.MULTILINE)[1:]:
-        rule = block.partition(":")[0]
-        facts = dict(re.findall(r"^    (\w+): (.*)$", block, re.MULTILINE))
-        if rule not in _TARGETS and "reason" in facts:
-            files = facts.get("output", "").split(", ")
-            jobs.append(PlannedJob(rule, files[0], tuple(facts["reason"].split("; "))))
-    return jobs
+def reasons_in_words(job: PlannedJob) -> list[str]:
+    """Why a job runs, a line for each reason."""
+    if job.awaits and {reason.kind for reason in job.reasons} == {"updated_input_run"}:
+        return ["only if the lock, which runs first, finds that its tensors changed"]
+    return [line for reason in job.reasons for line in in_words(reason)]
 
 
-def in_words(reason: str) -> str:
-    """One of Snakemake's reasons."""
-    if reason.startswith(_PARAMS):
-        found = _BEFORE_NOW.search(reason)
-        before, now = found.groups() if found else ("", reason.removeprefix(_PARAMS).strip())
-        if _FINGERPRINT.fullmatch(before) and _FINGERPRINT.fullmatch(now):
-            return "axzoo's own code that decides it changed"
-        return "its arguments changed: " + (_difference(_options(before), _options(now)) or f"{before} -> {now}")
-    for said, words in (
-        ("Missing output files", "missing"),
-        ("Updated input files", "changed"),
-        ("Input files updated by another job", "made again before it"),
-        ("Set of input files has changed since last execution", "it depends on other files than last time"),
-        ("Code has changed since last execution", "its command changed"),
-    ):
-        if reason.startswith(said):
-            files = reason.removeprefix(said).lstrip(": ")
-            return f"{words}: {_few(files.split(', '))}" if files else words
-    return reason
+def in_words(reason: Reason) -> list[str]:
+    """One reason, as a line or several."""
+    if reason.kind == "params_changed":
+        return changed_params(reason.before, reason.now)
+    if reason.kind == "input_changed":
+        sides = (("new", reason.now), ("no longer", reason.before))
+        changes = [f"{words} {_few(files)}" for words, files in sides if files]
+        return ["the set of its input files changed" + (f": {'; '.join(changes)}" if changes else "")]
+    if reason.kind in _FILES:
+        return [f"{_FILES[reason.kind]}: {_few(reason.files)}"]
+    return [_PLAIN.get(reason.kind, reason.kind.replace("_", " "))]
+
+
+def changed_params(before: Sequence[Any], now: Sequence[Any]) -> list[str]:
+    """How a job's params changed, given the values that only the last run had, and those that only this run has.
+
+    Option lists and JSON objects are compared name by name. Fingerprints stand for axzoo's code.
+    """
+    old, new = _named(before), _named(now)
+    changed = [(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)]
+    arguments = [
+        f"{name} {_shown(was)} -> {_shown(value)}"
+        for name, was, value in changed
+        if not (_is_fingerprint(was) and _is_fingerprint(value))
+    ]
+    loose = [[value for value in _unnamed(side) if not _is_fingerprint(value)] for side in (before, now)]
+    if any(loose):
+        arguments.append(" -> ".join(", ".join(map(_shown, side)) or _UNSET for side in loose))
+    lines = [f"its arguments changed: {', '.join(arguments)}"] if arguments else []
+    code_changed = any(_is_fingerprint(value) for value in (*_unnamed(before), *_unnamed(now)))
+    code_changed |= any(_is_fingerprint(was) and _is_fingerprint(value) for _, was, value in changed)
+    return lines + (["axzoo's own code that decides it changed"] if code_changed else [])
 
 
 def changed_tensors(folder: Path, lock: Lock) -> list[str]:
-    """What `lock`, made now, changes of a model's lock in `folder`: a line for each part, with the tensors' names."""
+    """What `lock`, made now, changes in a model's lock in `folder`: a line for each part, with the tensors' names."""
     lines = []
     for part in lock.parts:
         path = folder / part.id.lock_file
@@ -103,26 +110,87 @@ def changed_tensors(folder: Path, lock: Lock) -> list[str]:
     return lines
 
 
-def _options(said: str) -> dict[str, str]:
-    """The options in what Snakemake shows of a list of arguments, with their values; empty for anything else."""
-    try:
-        shown = ast.literal_eval(f"[{said}]")
-    except (ValueError, SyntaxError):
-        return {}
-    options: dict[str, str] = {}
-    name = ""
-    for word in (str(word) for words in shown if isinstance(words, list) for word in words):
+def _builds_of(models: set[str], matrix: Path | None) -> list[Build]:
+    """One build of each of the models."""
+    from axzoo.matrix.plan import make_plan
+
+    plan = make_plan([matrix or Path("config/zoo.yaml")], demo="config/demo.yaml")
+    return list({build.model: build for build in (*plan.wanted, *plan.demo) if build.model in models}.values())
+
+
+def _tensor_changes(build: Build) -> list[str]:
+    """What locking the build's checkpoint as it is now would change."""
+    from axzoo.fetch.sources import FolderSource
+
+    folder = Path(build.source.path) if isinstance(build.source, FolderSource) else build.checkpoint
+    if not (folder / "config.json").exists():
+        return ["not fetched yet, nothing to hash"]
+    config = None if build.model_config is None else Path(build.model_config)
+    lock = make_lock(folder, build.model_type, build.num_hidden_layers, build.ignore_config_keys, config)
+    return changed_tensors(build.locks, lock) or ["no tensor changed"]
+
+
+def _named(values: Iterable[Any]) -> dict[str, Any]:
+    """What options and JSON objects among `values` say, by name."""
+    named: dict[str, Any] = {}
+    for value in values:
+        if isinstance(value, list) and _is_options(value):
+            named |= _options(value)
+        elif (found := _object(value)) is not None:
+            named |= _flat(found)
+    return named
+
+
+def _unnamed(values: Iterable[Any]) -> list[Any]:
+    return [v for v in values if v != [] and _object(v) is None and not (isinstance(v, list) and _is_options(v))]
+
+
+def _is_options(words: list[Any]) -> bool:
+    return bool(words) and isinstance(words[0], str) and words[0].startswith("--")
+
+
+def _options(words: list[Any]) -> dict[str, Any]:
+    """Options by name. Several values of one are joined; a JSON object stands for its own names."""
+    given: dict[str, list[str]] = {}
+    for word in map(str, words):
         if word.startswith("--"):
-            name, _, value = word.removeprefix("--").partition("=")
-            options[name] = value
+            name, has_value, value = word.removeprefix("--").partition("=")
+            given[name] = [value] if has_value else []
         else:
-            options[name] = f"{options.get(name, '')} {word}".strip()
+            given[name].append(word)
+    options: dict[str, Any] = {}
+    for name, values in given.items():
+        found = _object(values[0]) if len(values) == 1 else None
+        options |= {name: " ".join(values) if values else True} if found is None else _flat(found)
     return options
 
 
-def _difference(before: dict[str, str], now: dict[str, str]) -> str:
-    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return ", ".join(f"{name} {before.get(name, 'not said')} -> {now.get(name, 'not said')}" for name in changed)
+def _object(value: Any) -> dict[str, Any] | None:
+    """`value` as a JSON object; None when it is not one."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def _flat(data: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested objects as one, with names such as options.level."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return flat
+
+
+def _is_fingerprint(value: Any) -> bool:
+    return isinstance(value, str) and bool(_FINGERPRINT.fullmatch(value))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return _UNSET
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _few(names: Iterable[str], most: int = 3) -> str:

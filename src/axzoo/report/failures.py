@@ -1,0 +1,39 @@
+"""What a job's log holds that a user watching the build needs: the lines before a failure, a model's Config block."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+_TAIL_LINES, _TAIL_BYTES = 10, 16384
+_CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def without_control(text: str) -> str:
+    """`text` without control characters and terminal sequences, but with its line breaks and tabs."""
+    return _CONTROL.sub("", text)
+
+
+def path_from(home: Path, path: Path) -> Path:
+    """A path in the current folder as a path relative to `home`, or as an absolute path where it lies outside."""
+    absolute = path.absolute()
+    return absolute.relative_to(home) if absolute.is_relative_to(home) else absolute
+
+
+def log_tail(path: Path) -> list[str]:
+    """The last lines of a job's log, up to 10 from its last 16 KiB, without blank lines and control characters.
+
+    Raises OSError when the file cannot be read.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - _TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    lines = (without_control(line).rstrip() for line in text.splitlines())
+    return [line for line in lines if line][-_TAIL_LINES:]
+
+
+def config_block(path: Path) -> str:
+    """The Config(...) block of a log, or "" when it holds none. Raises OSError when the file cannot be read."""
+    found = re.search(r"^Config\(\n(    .*\n)*\)$", path.read_text(errors="replace"), re.MULTILINE)
+    return found[0] if found else ""

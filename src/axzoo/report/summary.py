@@ -1,0 +1,68 @@
+"""A build's account for `axzoo report`, from its manifest and the reports of its checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from axzoo.check.verdict import failed_report, worst_cosine
+from axzoo.core.files import read_json
+
+if TYPE_CHECKING:
+    from axzoo.matrix.build import Build
+
+
+def lines_of(build: Build) -> list[tuple[str, str]]:
+    """A build's account as (label, text): its bundle, the verdict of each check, its prompt and answer; or why it is
+    left out or not built."""
+    if build.misfit is not None:
+        return [("left out", build.misfit)]
+    manifest = _read(build.bundle / "manifest.json")
+    if manifest is None:
+        return [("bundle", f"not built: snakemake --cores all {build.bundle / 'manifest.json'}")]
+    size = sum(file["size"] for file in manifest["files"].values())
+    lines = [("bundle", f"{build.bundle} ({len(manifest['files'])} files, {size / 1e6:.1f} MB)")]
+    layers, generation = (_verdict_in(build.checks / name) for name in ("layers.json", "generation.json"))
+    lines.append(("level 1", "not checked" if layers is None else _level_1(layers)))
+    if generation is None:
+        return [*lines, ("level 2", "not checked")]
+    return [
+        *lines,
+        ("level 2", _level_2(generation)),
+        ("prompt", build.prompt),
+        ("answer", generation["answer"].strip()),
+        ("talk", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
+    ]
+
+
+def _read(path: Path) -> Any:
+    return read_json(path) if path.exists() else None
+
+
+def _verdict_in(report: Path) -> Any:
+    """A check's report, passed or failed."""
+    return _read(report) or _read(failed_report(report))
+
+
+def _level_1(check: Any) -> str:
+    worst, layer = worst_cosine(check)
+    return (
+        f"{_verdict(check)}: {len(check['layers'])} layers against fp32, worst token's cosine {_number(worst)} "
+        f"in layer {layer} (at least {check['thresholds']['min_layer_cosine']})"
+    )
+
+
+def _level_2(check: Any) -> str:
+    end = "hit eos" if check["hit_eos"] else "no eos"
+    return (
+        f"{_verdict(check)}: {len(check['steps'])} tokens, {end}, top-1 agreement with fp32 "
+        f"{check['top1_agreement']:.3f}, mean KL {_number(check['mean_kl'])}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.5f}"
+
+
+def _verdict(check: Any) -> str:
+    return "passed" if check["passed"] else "FAILED"

@@ -1,0 +1,69 @@
+"""`axzoo report`: the account of one build."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from axzoo.check.verdict import write_report
+from axzoo.matrix.build import Build
+from axzoo.matrix.entries import load_zoo
+from axzoo.report.summary import lines_of
+
+ROOT = Path(__file__).parents[2]
+LAYERS: dict[str, Any] = {
+    "passed": True,
+    "layers": [
+        {"layer": 0, "decode": {"cosine": 0.99999}, "prefill": None},
+        {"layer": 1, "decode": {"cosine": 0.99995}, "prefill": {"cosine": 0.99991}},
+    ],
+    "thresholds": {"min_layer_cosine": 0.999},
+}
+GENERATION: dict[str, Any] = {
+    "passed": False,
+    "hit_eos": True,
+    "steps": [{}, {}],
+    "top1_agreement": 0.5,
+    "mean_kl": None,
+    "answer": "Paris\n",
+}
+
+
+@pytest.fixture
+def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    monkeypatch.chdir(tmp_path)
+    return load_zoo(Path("config/demo.yaml")).builds()[0]
+
+
+def write(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def test_a_build_step_by_step(build: Build) -> None:
+    assert lines_of(build) == [("bundle", f"not built: snakemake --cores all {build.bundle}/manifest.json")]
+    write(build.bundle / "manifest.json", {"files": {"a": {"size": 1_500_000}, "b": {"size": 500_000}}})
+    bundle = ("bundle", f"{build.bundle} (2 files, 2.0 MB)")
+    assert lines_of(build) == [bundle, ("level 1", "not checked"), ("level 2", "not checked")]
+    for name, report in (("layers.json", LAYERS), ("generation.json", GENERATION)):
+        build.checks.mkdir(parents=True, exist_ok=True)
+        write_report(build.checks / name, report)
+    level_1 = "passed: 2 layers against fp32, worst token's cosine 0.99991 in layer 1 (at least 0.999)"
+    assert lines_of(build) == [
+        bundle,
+        ("level 1", level_1),
+        ("level 2", "FAILED: 2 tokens, hit eos, top-1 agreement with fp32 0.500, mean KL none"),
+        ("prompt", build.prompt),
+        ("answer", "Paris"),
+        ("talk", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
+    ]
+
+
+def test_a_build_that_does_not_fit_its_chip(build: Build) -> None:
+    small = replace(build, npu_memory_mb=1)
+    assert lines_of(small) == [("left out", small.misfit)]

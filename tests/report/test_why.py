@@ -1,0 +1,79 @@
+"""`axzoo why`: reasons in words."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from axzoo.report.events import PlannedJob, Reason
+from axzoo.report.why import changed_params, in_words, reasons_in_words
+
+CODE = "axzoo's own code that decides it changed"
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (Reason("missing_output", ("a",)), "missing: a"),
+        (Reason("incomplete_output", ("a",)), "incomplete, its last job was interrupted: a"),
+        (Reason("updated_input", ("a", "b", "c", "d")), "changed: a, b, c and 1 more"),
+        (Reason("updated_input_run", ("a",)), "rebuilt first: a"),
+        (Reason("input_changed", before=("a",)), "the set of its input files changed: no longer a"),
+        (Reason("input_changed"), "the set of its input files changed"),
+        (Reason("code_changed"), "its command changed"),
+        (Reason("unfinished_queue_input"), "unfinished queue input"),
+    ],
+)
+def test_a_reason_in_words(reason: Reason, words: str) -> None:
+    assert in_words(reason) == [words]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        ([["--kv_cache_len", "63"]], [["--kv_cache_len", "31"]], ["kv_cache_len 63 -> 31"]),
+        ([["--last", "16", "32", "--n=1"]], [["--last", "16", "--n=1"]], ["last 16 32 -> 16"]),
+        ([[]], [["--model_config", "a.json"]], ["model_config unset -> a.json"]),
+        ([["--chat"]], [["--no", "x"]], ["chat true -> unset, no unset -> x"]),
+        (["llama"], ["qwen2"], ["llama -> qwen2"]),
+        ([["a"]], [["a", "b"]], ['["a"] -> ["a", "b"]']),
+        ([], [3], ["unset -> 3"]),
+        (["{a"], ["{b"], ["{a -> {b"]),
+        (
+            [{"level": 1, "deep": {"x": [1], "y": 2}}],
+            [{"level": 1, "deep": {"x": [2]}}],
+            ["deep.x [1] -> [2], deep.y 2 -> unset"],
+        ),
+    ],
+)
+def test_changed_arguments_are_named(before: list[object], now: list[object], words: list[str]) -> None:
+    assert changed_params(before, now) == [f"its arguments changed: {said}" for said in words]
+
+
+def test_json_values_are_compared_name_by_name() -> None:
+    before = {"kv_cache_len": 63, "weight_type": "s8", "last_kv_cache_len": [16, 32]}
+    now = before | {"kv_cache_len": 31, "post_topk": True}
+    words = ["its arguments changed: kv_cache_len 63 -> 31, post_topk unset -> true"]
+    assert changed_params([json.dumps(before)], [json.dumps(now)]) == words
+    options = [["--recipe", json.dumps(recipe)] for recipe in (before, now)]
+    assert changed_params(options[:1], options[1:]) == words
+
+
+def test_fingerprints_stand_for_code() -> None:
+    assert changed_params(["8e2c2dc0e74a8cd0"], ["7bfead4f6cb68323"]) == [CODE]
+    compilers = [json.dumps({"backend": "host", "code": code, "onnx": "1.17"}) for code in ("0" * 16, "f" * 16)]
+    assert changed_params(compilers[:1], compilers[1:]) == [CODE]
+    assert changed_params(["0" * 16, ["--n", "1"]], ["1" * 16, ["--n", "2"]]) == [
+        "its arguments changed: n 1 -> 2",
+        CODE,
+    ]
+
+
+def test_a_job_that_the_lock_may_spare() -> None:
+    waiting = Reason("updated_input_run", ("results/locks/tiny/made_from.json",))
+    job = PlannedJob("layer", {"model": "tiny"}, "l0.axmodel", (waiting,), ("lock",))
+    assert reasons_in_words(job) == ["only if the lock, which runs first, finds that its tensors changed"]
+    missing = Reason("missing_output", ("l0.axmodel",))
+    job = PlannedJob("layer", {"model": "tiny"}, "l0.axmodel", (missing, waiting), ("lock",))
+    assert reasons_in_words(job) == ["missing: l0.axmodel", f"rebuilt first: {waiting.files[0]}"]
