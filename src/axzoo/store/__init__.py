@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import atomic_path, canonical_json, publish, read_json, sha256_of, temporary_path, write_json
-from axzoo.core.locks import locked
+from axzoo.core.locks import locked_store
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Store:
         if entry is None:
             logger.warning(f"store: {data} is damaged, building it again")
             return None
-        with locked(self.root, exclusive=False):
+        with locked_store(self.root, exclusive=False):
             return entry if _claimed(receipt) else None
 
     def add(self, key: str, write: Callable[[BinaryIO], Mapping[str, Any]]) -> Entry:
@@ -73,7 +73,7 @@ class Store:
             with temporary.open("wb") as file:
                 about = write(file)
             ours = Entry(data, sha256_of(temporary), temporary.stat().st_size, about)
-            with locked(self.root, exclusive=True):
+            with locked_store(self.root, exclusive=True):
                 theirs = self.intact(key)
                 if theirs is not None and _claimed(receipt):
                     return theirs
