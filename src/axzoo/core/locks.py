@@ -147,14 +147,14 @@ class BuildLock:
 
     def _lock(self) -> FileLock:
         unprotected = "do not start two builds in this folder at once, they would not wait for each other"
-        try:
-            return lock_file(self._path, unprotected, wait=False)
-        except BlockingIOError:
-            print(f"another build is at work in {Path.cwd()}: waiting for it to end", file=sys.stderr, flush=True)
         # Snakemake's own handler waits for its jobs to end, and there are none yet.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            return lock_file(self._path, unprotected)
+            try:
+                return lock_file(self._path, unprotected, wait=False)
+            except BlockingIOError:
+                print(f"another build is at work in {Path.cwd()}: waiting for it to end", file=sys.stderr, flush=True)
+                return lock_file(self._path, unprotected)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
         finally:
@@ -187,7 +187,8 @@ def _write_number(fd: int, number: int) -> None:
 
 
 def _end(lock: FileLock, number: int) -> None:
-    _write_number(lock.fd, number)
+    with suppress(OSError):  # the number stays odd, as after a kill
+        _write_number(lock.fd, number)
     lock.close()
 
 
