@@ -9,7 +9,7 @@ from snakemake.logging import logger
 from snakemake.utils import min_version
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.locks import guard
+from axzoo.core.locks import BuildLock, start_again
 from axzoo.matrix.plan import make_plan
 
 min_version("9.19")
@@ -19,12 +19,8 @@ min_version("9.19")
 gc.freeze()
 gc.set_threshold(50_000, 100)
 
-# Held as long as this variable lives. A dry run only looks, and a job of a cluster belongs to the build that sent it.
-if workflow.is_main_process and not workflow.dryrun:
-    try:
-        GUARD = guard()
-    except AxzooError as error:
-        raise WorkflowError(str(error)) from None
+# Before anything is planned, so that `onstart` knows whether another build has been at work since.
+BUILD_LOCK = BuildLock()
 
 # Not Snakemake's `configfile:`: axzoo's own reader names the line of whatever is wrong.
 try:
@@ -78,9 +74,26 @@ rule demo:
         lambda w: files_of(PLAN.demo),
 
 
-# Snakemake's own limit of 100 jobs a second has it look through all waiting jobs again a second after each look, once
-# more for every job that has ended; and a build is over a second after its last look.
+def lock_the_project():
+    try:
+        if not BUILD_LOCK.acquire():
+            start_again()
+    except BaseException as error:
+        # A cluster's executor has begun, and there will be no jobs after which Snakemake would end it.
+        workflow.scheduler._executor.shutdown()
+        workflow.cleanup_source_archive()
+        if isinstance(error, AxzooError):
+            raise WorkflowError(str(error)) from None
+        raise
+
+
+# Dry runs, reports, and builds with nothing to do do not get here, so they never wait for another build. A job of a
+# cluster belongs to the build that sent it.
 onstart:
+    if workflow.is_main_process:
+        lock_the_project()
+    # Snakemake's own limit of 100 jobs a second has it look through all waiting jobs again a second after each look, once
+    # more for every job that has ended; and the process lingers for a second after its last look.
     limit = workflow.scheduling_settings.max_jobs_per_timespan
     is_default = limit and (limit.max_jobs, limit.timespan) == (100, 1)
     if is_default:

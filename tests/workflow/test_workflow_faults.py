@@ -24,8 +24,6 @@ pytestmark = pytest.mark.workflow
 
 BUNDLE = "results/AX650/tiny-w8a16"
 MANIFEST = f"{BUNDLE}/manifest.json"
-SECONDS = 4.0
-"""About what a build takes."""
 
 
 @pytest.fixture(scope="module")
@@ -202,15 +200,6 @@ def test_two_builds_at_once_wait_for_each_other(project: Project, undisturbed: d
     assert sum("another build is at work in" in text for text in shown) == 1
     assert sum("Nothing to be done" in text for text in shown) == 1
     finish(project, undisturbed)
-
-
-def test_a_dry_run_beside_a_build_does_not_wait(project: Project, undisturbed: dict[str, str]) -> None:
-    build = start(project)
-    time.sleep(SECONDS * 0.5)
-    assert project.snakemake("-n", MANIFEST).status == 0
-    build.communicate(timeout=120)
-    assert build.returncode == 0
-    assert project.made() == undisturbed
 
 
 def test_results_that_cannot_be_written(project: Project, undisturbed: dict[str, str]) -> None:

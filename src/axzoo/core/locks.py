@@ -1,63 +1,212 @@
-"""Locks between processes: the store's, and the one a build holds on its project."""
+"""Locks between processes: the store's, the one a build holds on its project, and llm_build's on its work folder.
+
+All are flock(2): the system releases a lock when its process ends, however it ends, so a killed process leaves none
+behind. A file system without locks gets one answer: the work goes on, and a warning says what is not protected.
+"""
 
 from __future__ import annotations
 
+import atexit
 import errno
 import fcntl
+import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import NoReturn
 
 from axzoo.core.errors import AxzooError
 
-LOCK = ".lock"
-"""An empty file in the store's folder; the system releases the lock when its process ends, however it ends."""
+logger = logging.getLogger(__name__)
 
-_NO_LOCKS = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}
+STORE_LOCK = ".lock"
+"""An empty file in the store's folder."""
+
+BUILD_LOCK = Path(".snakemake/axzoo.lock")
+"""In the project's folder. Holds the number that `BuildLock` describes."""
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
+_READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+_warned: set[Path] = set()
+
+
+@dataclass(frozen=True)
+class FileLock:
+    """An open lock file. `held` is false where the file system has no locks."""
+
+    fd: int
+    held: bool
+
+    def close(self) -> None:
+        """Close the file, which releases the lock."""
+        os.close(self.fd)
+
+
+def lock_file(
+    path: Path, unprotected: str, *, exclusive: bool = True, wait: bool = True, read_only: bool = False
+) -> FileLock:
+    """Lock `path`, alone or with others. The file is created if it is missing, unless it is opened `read_only`.
+
+    On a file system without locks, log one warning that ends in `unprotected`: what the user must not do there.
+
+    Raises BlockingIOError when another process holds the lock and `wait` is false, and OSError when the file cannot be
+    opened.
+    """
+    fd = os.open(path, os.O_CLOEXEC | (os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT), 0o666)
+    try:
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            # NFS refuses an exclusive lock on a file that was opened for reading with EBADF.
+            if error.errno not in _NO_LOCKS and not (read_only and error.errno == errno.EBADF):
+                raise OSError(error.errno, error.strerror, str(path)) from None
+            _warn_once(path, error, unprotected)
+            return FileLock(fd, held=False)
+    except BaseException:
+        os.close(fd)
+        raise
+    return FileLock(fd, held=True)
+
+
+def _warn_once(path: Path, error: OSError, unprotected: str) -> None:
+    if path not in _warned:
+        _warned.add(path)
+        logger.warning(f"{path} cannot be locked ({error.strerror}): {unprotected}")
 
 
 @contextmanager
-def locked(root: Path, *, exclusive: bool) -> Iterator[None]:
-    """Holds the lock of the store in `root`, alone or with others.
+def locked_store(root: Path, *, exclusive: bool) -> Iterator[None]:
+    """Hold the lock of the store in `root`, alone or with others.
 
-    Where the store is read-only or the file system has no locks it goes on without: bytes stay right, as files are
-    whole or absent, but two processes adding one entry may keep a copy each.
+    A store on a file system without locks, or a read-only one without a lock file, is used unlocked. Its bytes stay
+    right, because files are whole or absent.
     """
-    handle = None
-    try:
-        handle = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+    lock = _lock_store(root / STORE_LOCK, exclusive=exclusive)
     try:
         yield
     finally:
-        if handle is not None:
-            os.close(handle)
+        if lock is not None:
+            lock.close()
 
 
-GUARD = Path(".snakemake/axzoo.lock")
-
-
-def guard(path: Path = GUARD) -> IO[str]:
-    """Waits until no other build is at work in the folder. It is this process's until the file is closed: by the
-    system, however the process ends. Jobs do not inherit it; what one writes after its build's death is whole or
-    nothing, and of equal bytes.
-
-    Snakemake's own lock is a file that outlives kill -9, and would have to be removed by hand.
-    """
+def _lock_store(path: Path, *, exclusive: bool) -> FileLock | None:
+    unprotected = (
+        "do not run `axzoo store gc` or `axzoo store verify --repair` beside a build; "
+        "two builds that add the same entry at once may each keep a copy of it"
+    )
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
+        return lock_file(path, unprotected, exclusive=exclusive)
     except OSError as error:
-        raise AxzooError(f"{path} cannot be written ({error.strerror}): a build keeps its records there") from None
+        if error.errno not in _READ_ONLY:
+            raise
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print(f"another build is at work in {Path.cwd()}: waiting for it to end", file=sys.stderr, flush=True)
-        fcntl.flock(file, fcntl.LOCK_EX)
-    return file
+        return lock_file(path, unprotected, exclusive=exclusive, read_only=True)
+    except OSError as error:
+        if error.errno not in {*_READ_ONLY, errno.ENOENT}:
+            raise
+        _warn_once(path, error, unprotected)
+    return None
+
+
+class BuildLock:
+    """The lock that a build holds on its project while its jobs run, and whether its plan still holds.
+
+    A plan is made without the lock, so that dry runs, reports, and builds with nothing to do never wait for a build. A
+    plan that was made while another build was at work may be out of date. So the lock file holds a number that every
+    build raises by one when it starts and when it ends: it is odd while a build is at work, or after one was killed.
+    """
+
+    def __init__(self, path: Path = BUILD_LOCK) -> None:
+        """Note the number. To be called before anything is planned; neither creates nor locks the file."""
+        self._path = path.absolute()
+        self._planned_at = 0
+        with suppress(OSError):  # there has been no build, or `acquire` says what is wrong
+            self._planned_at = _number(self._path.read_bytes())
+
+    def acquire(self) -> bool:
+        """Wait until no other build is at work in the folder. True: the lock is held until this process ends. False:
+        the plan is out of date, and the lock is not held.
+
+        Jobs do not inherit the lock. On a file system without locks the plan counts as up to date.
+
+        Raises AxzooError when the file cannot be written, SystemExit when the wait is interrupted.
+        """
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lock = self._lock()
+            return not lock.held or self._start(lock)
+        except OSError as error:
+            raise AxzooError(
+                f"{self._path} cannot be written ({error.strerror}): a build keeps its records there"
+            ) from None
+
+    def _lock(self) -> FileLock:
+        unprotected = "do not start two builds in this folder at once, they would not wait for each other"
+        # Snakemake's own handler waits for its jobs to end, and there are none yet.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            try:
+                return lock_file(self._path, unprotected, wait=False)
+            except BlockingIOError:
+                print(f"another build is at work in {Path.cwd()}: waiting for it to end", file=sys.stderr, flush=True)
+                return lock_file(self._path, unprotected)
+        except KeyboardInterrupt:
+            raise SystemExit(130) from None
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _start(self, lock: FileLock) -> bool:
+        number = _number(os.pread(lock.fd, 64, 0))
+        was_killed = number % 2 == 1
+        if not was_killed and number == self._planned_at:
+            _write_number(lock.fd, number + 1)
+            atexit.register(_end, lock, number + 2)
+            return True
+        if was_killed:
+            _write_number(lock.fd, number + 1)
+        lock.close()
+        reason = "an earlier build was killed" if number == self._planned_at else "another build has been at work"
+        print(f"{reason} in {Path.cwd()}: planning again", file=sys.stderr, flush=True)
+        return False
+
+
+def _number(content: bytes) -> int:
+    try:
+        return int(content or b"0")
+    except ValueError:  # after a power cut
+        return -1
+
+
+def _write_number(fd: int, number: int) -> None:
+    os.pwrite(fd, b"%020d\n" % number, 0)
+
+
+def _end(lock: FileLock, number: int) -> None:
+    with suppress(OSError):  # the number stays odd, as after a kill
+        _write_number(lock.fd, number)
+    lock.close()
+
+
+def start_again() -> NoReturn:
+    """End this Snakemake and run the same command in its place, in the same process, so that it plans afresh.
+
+    SystemExit lets Snakemake tidy up on its way out: its log, temporary folder, and current folder.
+
+    Raises AxzooError when the program is not the `snakemake` command, but one that uses Snakemake as a library.
+    """
+    program = Path(sys.argv[0])
+    if program.name != "snakemake" and program.parts[-2:] != ("snakemake", "__main__.py"):
+        raise AxzooError("the plan is out of date, because another build has been at work: start this build again")
+    atexit.register(_execute_again)
+    raise SystemExit(1)  # the status if the command cannot be executed
+
+
+def _execute_again() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606

@@ -5,7 +5,6 @@ config/: the matrix, the chips and what else the run was given. results/: as in 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import math
 import os
@@ -25,6 +24,7 @@ import yaml
 import axzoo
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import canonical_json, read_json, sha256_of, write_json, write_text
+from axzoo.core.locks import lock_file
 from axzoo.llm_build.output import place_copy
 from axzoo.matrix.batches import parts_per_job
 from axzoo.matrix.build import Build
@@ -85,7 +85,7 @@ _KEPT = "what is built is kept"
 
 @dataclass(frozen=True)
 class Project:
-    """The work folder; `lock` is an open file that whoever works in it holds."""
+    """The work folder; `lock` is the file descriptor of its lock, which every process of the build holds."""
 
     folder: Path
     lock: int
@@ -189,11 +189,14 @@ def open_project(folder: Path) -> Iterator[Project]:
     Snakemake inherits the lock: it is held until the last process of the build is gone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AxzooError(
-                f"another llm_build is at work in {folder}: wait for it, or give this one another --work_path"
-            ) from None
-        yield Project(folder.resolve(), file.fileno())
+    unprotected = "do not start two llm_build with one --work_path at once, they would not notice each other"
+    try:
+        lock = lock_file(folder / "lock", unprotected, wait=False)
+    except BlockingIOError:
+        raise AxzooError(
+            f"another llm_build is at work in {folder}: wait for it, or give this one another --work_path"
+        ) from None
+    try:
+        yield Project(folder.resolve(), lock.fd)
+    finally:
+        lock.close()

@@ -30,7 +30,7 @@ from axzoo.core.files import (
     temporary_path,
     write_json,
 )
-from axzoo.core.locks import locked
+from axzoo.core.locks import locked_store
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Store:
         if entry is None:
             logger.warning(f"store: {data} is damaged, building it again")
             return None
-        with locked(self.root, exclusive=False):
+        with locked_store(self.root, exclusive=False):
             return entry if _claimed(receipt) else None
 
     def add(
@@ -92,7 +92,7 @@ class Store:
         data, receipt = self.paths(key)
         ours = Entry(data, sha256_of(file), file.stat().st_size, about)
         data.parent.mkdir(parents=True, exist_ok=True)
-        with locked(self.root, exclusive=True):
+        with locked_store(self.root, exclusive=True):
             theirs = self.intact(key)
             if theirs is not None and _claimed(receipt):
                 return theirs

@@ -16,7 +16,7 @@ from typing import Any
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import TEMPORARY_SUFFIX, read_json
-from axzoo.core.locks import locked
+from axzoo.core.locks import locked_store
 from axzoo.store import Store
 
 _FOLDER = re.compile(r"[0-9a-f]{2}")
@@ -140,7 +140,7 @@ def find_damage(store: Store, repair: bool) -> Iterator[Damage]:
     for stored in contents(store):
         if store.intact(stored.key) is not None:
             continue
-        with locked(store.root, exclusive=True):  # nobody is between data and receipt now
+        with locked_store(store.root, exclusive=True):  # nobody is between data and receipt now
             now = look(store, stored.key)
             if now is None or store.intact(stored.key) is not None:
                 continue
@@ -178,7 +178,7 @@ def collect(store: Store, used: Collection[str], min_age_s: float, dry_run: bool
 
 
 def _collected(store: Store, key: str, min_age_s: float) -> bool:
-    with locked(store.root, exclusive=True):
+    with locked_store(store.root, exclusive=True):
         now = look(store, key)
         if now is None or now.age_s < min_age_s:  # a build has found it meanwhile
             return False

@@ -1,0 +1,222 @@
+"""Commands that only look answer beside a running build; a second build waits for it, and then plans afresh."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from workflow_project import LAYERS, TINY, Project, new_project, untraced
+
+pytestmark = pytest.mark.workflow
+
+MANIFEST = f"{TINY}/manifest.json"
+CHECKS = "results/checks/AX650/tiny-w8a16/layers.json"
+WAITING = "another build is at work in"
+AGAIN = "another build has been at work in"
+
+_AXZOO = """#!/bin/sh
+# A job that compiles layers waits until the gate is opened.
+if [ "$1" = layer ]; then
+    : > {gate}/waiting
+    while [ ! -e {gate}/open ]; do sleep 0.05; done
+fi
+exec {axzoo} "$@"
+"""
+
+
+@dataclass(frozen=True)
+class HeldBuild:
+    """A build of MANIFEST whose jobs that compile layers wait until `finish`."""
+
+    project: Project
+    gate: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def is_at_work(self) -> bool:
+        return self.process.poll() is None and (self.gate / "waiting").exists()
+
+    def finish(self) -> str:
+        """Let the build end; returns what it showed."""
+        (self.gate / "open").touch()
+        shown = self.process.communicate(timeout=120)[0]
+        assert self.process.returncode == 0, shown
+        return shown
+
+
+@contextmanager
+def held_build(project: Project, gate: Path) -> Iterator[HeldBuild]:
+    gate.mkdir()
+    program = gate / "axzoo"
+    program.write_text(_AXZOO.format(gate=gate, axzoo=Path(sys.executable).with_name("axzoo")))
+    program.chmod(0o755)
+    path = f"{gate}{os.pathsep}{untraced()['PATH']}"
+    build = HeldBuild(project, gate, start(project, "snakemake", "--cores", "2", MANIFEST, PATH=path))
+    try:
+        wait_until(lambda: build.is_at_work)
+        yield build
+    finally:
+        (gate / "open").touch()
+        build.process.communicate(timeout=120)
+
+
+def start(project: Project, *command: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        cwd=project.folder,
+        env=untraced() | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        process_group=0,
+    )
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def said_until(process: subprocess.Popen[str], words: str) -> str:
+    """What `process` shows, up to the line that holds `words`."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    raise AssertionError(said)
+
+
+@pytest.fixture(scope="module")
+def build(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeldBuild]:
+    """A build that is at work for as long as the tests of this module look at it."""
+    folder = tmp_path_factory.mktemp("held")
+    with held_build(new_project(folder / "project", small_llama), folder / "gate") as held:
+        yield held
+
+
+@pytest.mark.parametrize(
+    ("command", "answers"),
+    [
+        (["snakemake", "-n", MANIFEST], ["layer                  3      3\n", "This was a dry-run"]),
+        (
+            ["snakemake", "--summary", MANIFEST],
+            ["llama_post.log\tok\tno update", f"{MANIFEST}\t-\tbundle\t-\tmissing\tupdate pending"],
+        ),
+        (["snakemake", "--detailed-summary", MANIFEST], ["shellcmd", f"{MANIFEST}\t-\tbundle\t-\t-\t-\tmissing"]),
+        (["snakemake", MANIFEST, "--dag"], ["digraph snakemake_dag", 'label = "layer']),
+        (["snakemake", MANIFEST, "--rulegraph"], ["digraph snakemake_dag", 'label = "layer']),
+        (["snakemake", MANIFEST, "--filegraph"], ["digraph snakemake_dag", "bundle"]),
+        (["snakemake", "--report", "report.html", MANIFEST], ["Report created"]),
+        (["snakemake", "--list-rules"], ["check_layers\n", "layer\n"]),
+        (["snakemake", "--lint"], ["Lints for "]),
+        (["axzoo", "why", MANIFEST], [f"layer: {TINY}/llama_p16_l0_together.axmodel\n    missing: ", MANIFEST]),
+        (["axzoo", "report", "config/zoo.yaml"], ["tiny-w8a16 for AX650\n  bundle   not built"]),
+        (["snakemake", "--cores", "1", "results/locks/tiny/made_from.json"], ["Nothing to be done"]),
+    ],
+    ids=lambda value: " ".join(word for word in value if "/" not in word) if value[0] in ("snakemake", "axzoo") else "",
+)
+def test_what_only_looks_does_not_wait(build: HeldBuild, command: Sequence[str], answers: Sequence[str]) -> None:
+    looked = start(build.project, *command)
+    said = looked.communicate(timeout=60)[0]
+    assert all(answer in said for answer in answers), said
+    assert WAITING not in said
+    assert build.is_at_work
+
+
+def test_a_build_whose_plan_is_out_of_date_has_nothing_left_to_do(project: Project, tmp_path: Path) -> None:
+    with held_build(project, tmp_path / "gate") as first:
+        second = start(project, "snakemake", "--cores", "2", MANIFEST)
+        said = said_until(second, WAITING)
+        assert first.is_at_work
+        first.finish()
+        said += second.communicate(timeout=120)[0]
+    assert second.returncode == 0, said
+    assert said.count(WAITING) == said.count(AGAIN) == said.count("Nothing to be done") == 1, said
+    assert "done!" not in said
+
+
+def test_a_build_that_waited_makes_what_is_left(project: Project, tmp_path: Path) -> None:
+    with held_build(project, tmp_path / "gate") as first:
+        second = start(project, sys.executable, "-P", "-m", "snakemake", "--cores", "2", "--logger=axzoo", CHECKS)
+        said = said_until(second, WAITING)
+        assert first.is_at_work
+        first.finish()
+        said += second.communicate(timeout=120)[0]
+    assert second.returncode == 0, said
+    after = said.partition(AGAIN)[2]
+    assert "checking layers done! 1/1" in after, said
+    assert "build done! 1/1" in after, said
+    assert (project / CHECKS).exists()
+
+
+def test_a_second_build_beside_a_killed_one_does_not_wait(project: Project, tmp_path: Path) -> None:
+    """The killed build's jobs live on, and do not hold its lock."""
+    with held_build(project, tmp_path / "gate") as first:
+        first.process.kill()
+        first.process.wait()
+        run = project.snakemake(MANIFEST)
+    assert run.status == 0, run.shown
+    assert WAITING not in run.shown
+    assert run.shown.count("an earlier build was killed in") == 1
+    assert run.jobs["layer"] == LAYERS
+
+
+@pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
+def test_a_wait_can_be_ended(build: HeldBuild, signalled: signal.Signals) -> None:
+    second = start(build.project, "snakemake", "--cores", "2", MANIFEST)
+    said = said_until(second, WAITING)
+    second.send_signal(signalled)
+    said += second.communicate(timeout=60)[0]
+    assert second.returncode == 130, said
+    assert "Traceback" not in said
+    assert build.is_at_work
+
+
+def test_an_onstart_lifts_only_the_default_limit_of_jobs_per_second(project: Project) -> None:
+    with (project / "Snakefile").open("a") as snakefile:
+        snakefile.write("\nonsuccess:\n    print('limiter:', workflow.scheduler.job_rate_limiter)\n")
+    lock = "results/locks/tiny/made_from.json"
+    assert "limiter: None" in project.snakemake(lock).shown
+    assert "limiter: <" in project.snakemake("--forceall", "--max-jobs-per-timespan", "50/1s", lock).shown
+
+
+def test_a_build_on_a_file_system_without_locks(small_llama: Path, tmp_path: Path) -> None:
+    """Of the three locks each says what it does not protect: llm_build's, its project's, and the store's."""
+    shim = tmp_path / "shim"
+    shim.mkdir()
+    (shim / "sitecustomize.py").write_text(
+        "import errno, fcntl, os\n"
+        "def flock(fd, operation):\n"
+        "    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))\n"
+        "fcntl.flock = flock\n"
+    )
+    path = f"{shim}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    sizes = ["--prefill_len", "16", "--kv_cache_len", "63", "--last_kv_cache_len", "16", "32"]
+    process = subprocess.run(
+        ["axzoo", "llm_build", "--input_path", str(small_llama), "--output_path", "out", "--work_path", "work", *sizes],
+        cwd=tmp_path,
+        env=untraced() | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    said = process.stdout
+    assert process.returncode == 0, said
+    assert "build llm model done!" in said
+    assert said.count("work/lock cannot be locked (Function not implemented): do not start two llm_build") == 1, said
+    assert "axzoo.lock cannot be locked (Function not implemented): do not start two builds in this folder" in said
+    log = next((tmp_path / "work/results/logs").rglob("llama_post.log")).read_text()
+    assert log.count("store/.lock cannot be locked (Function not implemented): do not run `axzoo store gc`") == 1
