@@ -14,6 +14,9 @@ from axzoo.model.spec import DecoderSpec
 from axzoo.weights.recipe import Recipe
 
 MANIFEST = "manifest.json"
+CHECKS = "checks"
+CHECK_NAMES = ("layers.json", "layers.log", "generation.json", "generation.log")
+"""The folder and the files of the checks that `llm_build` leaves in a bundle; the manifest does not list them."""
 MANIFEST_LIMIT = 8 << 20
 """Bytes; the largest known, of 80 layers, has 64 KB."""
 

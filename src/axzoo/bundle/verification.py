@@ -11,10 +11,9 @@ from pathlib import Path
 
 from axzoo.backends.host.contract import declares
 from axzoo.bundle.inspection import inspect_file
-from axzoo.bundle.manifest import MANIFEST, FileRecord, Manifest, read_manifest
+from axzoo.bundle.manifest import CHECK_NAMES, CHECKS, MANIFEST, FileRecord, Manifest, read_manifest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import sha256_of
-from axzoo.llm_build.output import CHECK_NAMES, CHECKS
 from axzoo.parts.groups import ShapeGroup, layer_groups, post_groups
 from axzoo.runtime.bundle_folder import Bundle, open_bundle
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,6 @@ from axzoo.core.console import SUCCESS
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import atomic_path, read_json, sha256_of, write_json
 from axzoo.fetch.sources import checkpoint_folder
-from axzoo.matrix.preflight import elements
 from axzoo.model.oracle import Oracle, layer
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.parts.lock import POST, layer_lock
@@ -128,7 +128,7 @@ def _tokens(oracle: Oracle, locks: Path, checkpoint: Path, text: Path | None, se
 
 def _check_memory(oracle: Oracle, locks: Path) -> None:
     names = [*map(layer_lock, range(oracle.spec.num_hidden_layers)), POST]
-    needed = 4 * sum(elements(read_part(locks / name)) for name in names)
+    needed = 4 * sum(math.prod(shape) for name in names for shape in read_part(locks / name).shapes.values())
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > memory:
         raise AxzooError(
