@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DELETE_ON_ERROR:
-.PHONY: help demo install test soak lint format bench bench-builders bench-speed bench-zoo clean
+.PHONY: help demo install test soak lint format lock bench bench-builders bench-speed bench-zoo clean
 
 help: ## say what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -20,10 +20,11 @@ test: $(VENV)/installed-test ## run the tests, with coverage
 soak: $(VENV)/installed-test ## run the tests that take long
 	pytest -m soak
 
-lint: $(VENV)/installed-test ## ruff, mypy, snakefmt; snakemake --lint is shown, not obeyed
+lint: $(VENV)/installed-test ## ruff, mypy, import-linter, snakefmt; snakemake --lint is shown, not obeyed
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports --no-logo --no-cache
 	snakefmt --check Snakefile workflow
 	-snakemake --lint
 
@@ -31,6 +32,9 @@ format: $(VENV)/installed-test ## bring the sources into shape
 	ruff check --fix .
 	ruff format .
 	snakefmt Snakefile workflow
+
+lock: $(VENV)/bin/python ## pin what pyproject.toml asks for in envs/constraints.txt (UPGRADE=1: the newest releases)
+	python scripts/lock.py $(if $(UPGRADE),--upgrade)
 
 bench: $(VENV)/installed-test ## measure what docs/performance.md states (TEXT=FILE: the text of the fidelity table)
 	python scripts/bench.py $(if $(TEXT),--text $(TEXT))
@@ -53,18 +57,21 @@ $(VENV)/bin/python:
 	@echo "making $(VENV) with $$($(PYTHON) --version)"
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml envs/requirements.txt
+LOCK := envs/constraints.txt
+INSTALL := -m pip install --quiet --disable-pip-version-check --constraint $(LOCK)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml $(LOCK)
 	@echo "installing axzoo and what it needs into $(VENV) (a minute or two)"
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(VENV)/bin/python $(INSTALL) --editable .
 	@touch $@
 
-$(VENV)/installed-test: $(VENV)/installed envs/requirements-test.txt
+$(VENV)/installed-test: $(VENV)/installed pyproject.toml $(LOCK)
 	@echo "installing what the tests need into $(VENV)"
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(VENV)/bin/python $(INSTALL) --editable '.[test]'
 	@touch $@
 
-$(VENV)-bench/installed: envs/requirements-bench.txt
+$(VENV)-bench/installed: pyproject.toml $(LOCK)
 	@echo "installing the builders to compare with into $(VENV)-bench"
 	$(PYTHON) -m venv $(VENV)-bench
-	$(VENV)-bench/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	$(VENV)-bench/bin/python $(INSTALL) --editable '.[bench]'
 	@touch $@

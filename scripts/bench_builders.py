@@ -2,8 +2,8 @@
 
     python scripts/bench_builders.py PYTHON [--rounds N]
 
-PYTHON is that of an environment with envs/requirements-bench.txt. Needs `make demo` to have run: every builder starts
-from that checkpoint, with nothing built. Rounds alternate between the builders; the table has medians.
+PYTHON is that of an environment with axzoo[bench]. Needs `make demo` to have run: every builder starts from that
+checkpoint, with nothing built. Rounds alternate between the builders; the table has medians.
 """
 
 from __future__ import annotations

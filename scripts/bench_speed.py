@@ -2,11 +2,11 @@
 
     python scripts/bench_speed.py PYTHON [--rounds N] [--tokens N]
 
-PYTHON is that of an environment with envs/requirements-bench.txt. Needs `make demo` to have run, cmake and a C++
-compiler: llama.cpp is built from its sources, on a processor with AMX a second time without. Rounds alternate between
-the programs; the first table has medians, of a 128-token prompt and of the 128 tokens after an empty context, the
-second what loading takes. The last compares the modes over texts of the model's own making: each token after the same
-ones before it, and what follows prompts cut out of them.
+PYTHON is that of an environment with axzoo[bench]. Needs `make demo` to have run, cmake and a C++ compiler: llama.cpp
+is built from its sources, on a processor with AMX a second time without. Rounds alternate between the programs; the
+first table has medians, of a 128-token prompt and of the 128 tokens after an empty context, the second what loading
+takes. The last compares the modes over texts of the model's own making: each token after the same ones before it, and
+what follows prompts cut out of them.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ for part_rule in PLAN.part_rules:
         params:
             recipe=of_kind(part_rule.kind, lambda build, kind: build.choices(kind)),
             backend=lambda w: PLAN.build(w).backend_name,
+            store=PLAN.store,
             # Not an argument: a changed compiler makes the job run again.
             compiler=of_kind(part_rule.kind, lambda build, kind: build.compiler(kind)),
             calibration=lambda w, input: (
@@ -75,6 +76,6 @@ for part_rule in PLAN.part_rules:
             ),
             lock=lock_files(*part_rule.locks),
         shell:
-            "axzoo compile --lock {params.lock:q} --source {input.source:q} --store {PLAN.store:q} "
+            "axzoo compile --lock {params.lock:q} --source {input.source:q} --store {params.store:q} "
             "--output {output.files:q} --receipt {output.receipts:q} --chip {wildcards.chip} "
             "--backend {params.backend:q} --recipe {params.recipe:q} {params.calibration:q} > {log:q} 2>&1"

@@ -17,6 +17,9 @@ from axzoo.weights.recipe import Recipe
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 2
 """Raised when a reader of today's manifests could not use tomorrow's; a new field with a default does not need it."""
+CHECKS = "checks"
+CHECK_NAMES = ("layers.json", "layers.log", "generation.json", "generation.log")
+"""The folder and the files of the checks that `llm_build` leaves in a bundle; the manifest does not list them."""
 MANIFEST_LIMIT = 8 << 20
 """Bytes; the largest known, of 80 layers, has 64 KB."""
 

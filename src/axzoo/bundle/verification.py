@@ -10,10 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from axzoo.backends import load_backend
-from axzoo.bundle.manifest import MANIFEST, FileRecord, Manifest, read_manifest
+from axzoo.bundle.manifest import CHECK_NAMES, CHECKS, MANIFEST, FileRecord, Manifest, read_manifest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import sha256_of
-from axzoo.llm_build.output import CHECK_NAMES, CHECKS
 from axzoo.parts.kind import PartId, PartKind
 from axzoo.parts.kinds import KINDS
 from axzoo.runtime.bundle_folder import Bundle, open_bundle

@@ -166,11 +166,11 @@ def _check(project: Project, build: Build, args: argparse.Namespace, make: Calla
     """Runs the level asked for, shows its log and puts its files beside the bundle, also where it fails."""
     from functools import partial
 
+    from axzoo.bundle.manifest import CHECKS
     from axzoo.check.verdict import failed_report
     from axzoo.core.errors import AxzooError
     from axzoo.core.files import read_json
     from axzoo.llm_build.output import (
-        CHECKS,
         REPORTS,
         Follower,
         in_users_words,

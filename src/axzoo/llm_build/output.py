@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from axzoo.bundle.manifest import MANIFEST
+from axzoo.bundle.manifest import CHECK_NAMES, CHECKS, MANIFEST
 from axzoo.check.verdict import worst_cosine
 from axzoo.checkpoint.selection import is_weights
 from axzoo.core.errors import AxzooError
@@ -71,10 +71,6 @@ def tell_worst_layer(report: Any) -> None:
 def in_users_words(text: str, bundle: Path, output: Path) -> str:
     """A check's log, its files called by the names they have in `output`."""
     return text.replace(str(bundle), str(output))
-
-
-CHECKS = "checks"
-CHECK_NAMES = ("layers.json", "layers.log", "generation.json", "generation.log")
 
 
 def refuse_output(output: Path) -> None:
