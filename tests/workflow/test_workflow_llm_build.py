@@ -273,7 +273,7 @@ def test_a_killed_build_goes_on_where_it_was(desk: Desk, compiled: str) -> None:
     shown = desk.build(line)
     (log,) = (desk.folder / ".axzoo/results/logs/layer/AX650").glob("*-w4a16/*.log")
     assert log.read_text().count("reused") >= 2
-    (log,) = (desk.folder / ".axzoo/results/logs/embed/AX650").glob("*-w4a16.log")
+    (log,) = (desk.folder / ".axzoo/results/logs/embed/AX650").glob("*-w4a16/*.log")
     assert "reused" in log.read_text()
     assert re.search(r"^posibile (\(.*?, [\d.e-]+\),?){4}$", shown, re.MULTILINE)
     assert "(over 4 tokens of the vocabulary)" in shown

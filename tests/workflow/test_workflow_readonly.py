@@ -24,10 +24,10 @@ AGAIN = "another build has been at work in"
 
 _AXZOO = """#!/bin/sh
 # A job that compiles layers waits until the gate is opened.
-if [ "$1" = layer ]; then
+case "$1 $*" in compile*layer_*)
     : > {gate}/waiting
     while [ ! -e {gate}/open ]; do sleep 0.05; done
-fi
+esac
 exec {axzoo} "$@"
 """
 
