@@ -1,5 +1,8 @@
-"""From logits to the next token, in the order of the board's host: temperature, repetition penalty, then top-p, else
-top-k, else arg max. Logits are fp32 [V]."""
+"""Samples the next token from logits, fp32 [V].
+
+The order is that of the board's host program: temperature, repetition penalty, then top-p if enabled, else top-k if
+enabled, else argmax.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PostConfig:
-    """The keys of post_config.json, with the values the board's host ships.
+    """The keys of post_config.json. The defaults are those that the board's host program ships.
 
-    Raises AxzooError when a value has the wrong type or lies out of range.
+    Raises AxzooError when a value has the wrong type or is out of range.
     """
 
     enable_temperature: bool = True
@@ -36,8 +39,8 @@ class PostConfig:
     top_k: int = 10
 
     @property
-    def draws(self) -> bool:
-        """Whether chance has a say in the next token."""
+    def is_random(self) -> bool:
+        """Whether the next token is drawn at random."""
         return self.enable_top_p_sampling or (self.enable_top_k_sampling and self.top_k > 1)
 
     def __post_init__(self) -> None:
@@ -46,7 +49,7 @@ class PostConfig:
             kind = type(field.default)
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise AxzooError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
-        for name, valid, wanted in (
+        for name, valid, requirement in (
             ("temperature", 0 < self.temperature < math.inf, "above 0"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
             ("penalty_window", self.penalty_window >= 0, "0 or more"),
@@ -54,27 +57,27 @@ class PostConfig:
             ("top_k", self.top_k >= 1, "1 or more"),
         ):
             if not valid:
-                raise AxzooError(f"{name} must be {wanted}, not {getattr(self, name)}")
+                raise AxzooError(f"{name} must be {requirement}, not {getattr(self, name)}")
 
 
 GREEDY = PostConfig(enable_temperature=False, enable_top_k_sampling=False)
-"""Always the most probable token."""
+"""Always selects the most probable token."""
 
 
 def read_post_config(path: Path) -> PostConfig:
-    """Reads post_config.json; keys it leaves out keep the shipped values. Without the file: a warning, and greedy.
+    """Read post_config.json. Omitted keys keep their defaults. If the file is missing, log a warning and return GREEDY.
 
-    Raises AxzooError when it is no JSON object, has an unknown key, or a value is wrong.
+    Raises AxzooError when the file is not a JSON object, has an unknown key, or a value is invalid.
     """
     if not path.is_file():
-        logger.warning(f"{path} is missing: the most probable token is taken, always")
+        logger.warning(f"{path} is missing: using greedy decoding")
         return GREEDY
     data = read_json(path)
     if not isinstance(data, dict):
         raise AxzooError(f"{path} must hold a JSON object")
     known = [field.name for field in fields(PostConfig)]
     if unknown := sorted(data.keys() - set(known)):
-        raise AxzooError(f"{path} has the unknown key {unknown[0]!r}: known are {', '.join(known)}")
+        raise AxzooError(f"{path} has the unknown key {unknown[0]!r}: the known keys are {', '.join(known)}")
     try:
         return PostConfig(**data)
     except AxzooError as error:
@@ -85,12 +88,12 @@ Logits = NDArray[np.float32]
 
 
 def sample(logits: Logits, generated: Sequence[int], config: PostConfig, rng: np.random.Generator) -> int:
-    """The next token's id. `generated` are the tokens of the answer so far. The logits are left as they are.
+    """Return the id of the next token. `generated` are the answer tokens so far. The logits are not modified.
 
-    Raises AxzooError when the logits are not numbers.
+    Raises AxzooError when the logits contain NaN.
     """
     if np.isnan(logits).any():
-        raise AxzooError("the post layer returned NaN logits: check the bundle with `axzoo check`")
+        raise AxzooError("the post layer returned NaN logits: check the bundle with `axzoo verify BUNDLE --checks`")
     if config.enable_temperature:
         logits = logits / np.float32(config.temperature)
     if config.enable_repetition_penalty:
@@ -104,8 +107,11 @@ def sample(logits: Logits, generated: Sequence[int], config: PostConfig, rng: np
 
 
 def penalize(logits: Logits, recent: Sequence[int], penalty: float) -> Logits:
-    """Makes recent tokens less probable, each once however often it occurred: positive logits are divided, others
-    multiplied by the penalty's square root, as the board's host does (ax-llm's LLMPostprocess)."""
+    """Make recent tokens less probable, as the board's host program does (ax-llm's LLMPostprocess).
+
+    Positive logits are divided by the square root of the penalty, others are multiplied by it. A token is penalized
+    once, however often it occurs in `recent`.
+    """
     if not recent:
         return logits
     ids = np.unique(np.asarray(recent, np.int64))
@@ -116,7 +122,7 @@ def penalize(logits: Logits, recent: Sequence[int], penalty: float) -> Logits:
 
 
 def top_k(logits: Logits, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The k most probable ids, best first (ties: the smaller id), and their probabilities among themselves."""
+    """Return the k most probable ids, best first (ties: smaller id first), and their renormalized probabilities."""
     k = min(k, logits.size)
     threshold = np.partition(logits, logits.size - k)[logits.size - k]
     candidates = np.flatnonzero(logits >= threshold)
@@ -125,7 +131,8 @@ def top_k(logits: Logits, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64
 
 
 def top_p(logits: Logits, p: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The fewest ids, best first, that together have the probability p, and their probabilities among themselves."""
+    """Return the smallest set of ids, best first, whose total probability reaches p, and their renormalized
+    probabilities."""
     probabilities = _softmax(logits)
     order = np.argsort(-probabilities, kind="stable")
     count = int(np.searchsorted(np.cumsum(probabilities[order]), p)) + 1

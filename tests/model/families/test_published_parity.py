@@ -25,7 +25,7 @@ from axzoo.parts.lock import EMBED, POST, layer_lock, make_lock, write_lock
 from axzoo.runtime.buffers import Embedding
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.engine import InferenceSession
-from axzoo.runtime.model import Layered, Model
+from axzoo.runtime.model import LayerwiseNetwork, Model
 from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT
 
@@ -164,7 +164,9 @@ def _build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Model:
     build_post(post, recipe, "host")
     build_embed(embed)
     decoder = Decoder([InferenceSession(layer.output) for layer in layers])
-    return Model(Embedding(embed.output, *checkpoint.embedding_shape), Layered(decoder, InferenceSession(post.output)))
+    return Model(
+        Embedding(embed.output, *checkpoint.embedding_shape), LayerwiseNetwork(decoder, InferenceSession(post.output))
+    )
 
 
 def _all_logits(model: Model, layers: int, ids: list[int]) -> NDArray[np.float32]:
