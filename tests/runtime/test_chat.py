@@ -108,7 +108,7 @@ def test_a_question_that_does_not_fit_leaves_the_conversation_unchanged(
     chat.remember("hi", "yes")
     with pytest.raises(AxzooError, match=r"has 84 tokens, 3 of them cached, but the context holds only 63: .* reset"):
         list(chat.ask("x" * 76))
-    with pytest.raises(AxzooError, match="not UTF-8"):
+    with pytest.raises(AxzooError, match="not valid UTF-8"):
         chat.ask("\udcff")
     assert list(chat.ask("ok")) == _expected(oracle, tokenizer.encode("<user>hi<assistant>yes<user>ok"), 3)
 

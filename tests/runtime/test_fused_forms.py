@@ -199,8 +199,7 @@ SHORT = replace(RECIPE, weight_type="s8", post_weight_type="s8", hidden_state_ty
 
 
 def test_the_operators_of_the_fused_graph(tmp_path: Path, loaded: list[onnx.ModelProto]) -> None:
-    """Three s8 layers: one product yields q, k and v, another gate and up; no value is cast or copied between the
-    first and the last layer."""
+    """One product yields q, k and v, another gate and up; no value between layers is cast or copied."""
     _networks(tmp_path, PLAIN, SHORT)
     (model,) = loaded
     assert Counter(node.op_type for node in model.graph.node) == {

@@ -181,7 +181,7 @@ def test_use_topk_selects_the_top_token_of_the_post_layer(
     assert "has no top-k outputs: omit --use_topk" in capfd.readouterr().err
 
 
-def test_the_embedding_is_read_or_mmap(copy: Path, answer: Run) -> None:
+def test_the_embedding_is_read_or_mapped(copy: Path, answer: Run) -> None:
     """With a sparse table of 256 MiB, only reading takes that much memory."""
     path = copy / "embed.bin"
     with path.open("r+b") as file:

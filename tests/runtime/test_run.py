@@ -113,7 +113,7 @@ def test_errors_are_one_line(copy: Path, tmp_path: Path, capfd: pytest.CaptureFi
 
     assert "is not a bundle" in error(tmp_path / "nothing", "hi")
     assert "the prompt has 101 tokens, but the context holds only 15" in error(copy, "x" * 100)
-    assert "not UTF-8" in error(copy, "\udcff")
+    assert "not valid UTF-8" in error(copy, "\udcff")
     (copy / "chat_template.jinja").touch()
     (copy / "tokenizer" / "chat_template.jinja").unlink()
     assert "chat: false" in error(copy, "hi")

@@ -92,8 +92,10 @@ def llama_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def minicpm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer.model like that of MiniCPM-V: no space before a text, and tokens listed in tokenizer_config.json, of
-    which one is not a piece."""
+    """A tokenizer.model like that of MiniCPM-V.
+
+    It adds no space before a text, and tokenizer_config.json lists tokens, one of which is not a piece.
+    """
     folder = train(tmp_path_factory.mktemp("minicpm_model"), CORPUS, "unigram", dummy_prefix=False)
     return configure(
         folder,

@@ -1,4 +1,6 @@
-"""Runs many clients of a tokenizer server and checks every answer: python load_client.py PORT CLIENTS SECONDS EXPECTED
+"""Runs many clients of a tokenizer server and checks every response.
+
+    python load_client.py PORT CLIENTS SECONDS EXPECTED
 
 EXPECTED is a JSON file, {question: {"prompt", "text", "answered", "diff"}}: the prompt ids of the question, their text,
 and the prompt ids and the new part of them when the question is asked again after it was answered with its own text.

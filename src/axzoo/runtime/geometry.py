@@ -49,7 +49,7 @@ class Geometry:
 
     @property
     def chunk_len(self) -> int:
-        """Prompt tokens that are read in one call, in modes that read chunks without prefill groups too."""
+        """Prompt tokens per chunk. Files without prefill groups get a default, which fast mode uses."""
         return self.prefill_token_num or _DEFAULT_CHUNK
 
     @property

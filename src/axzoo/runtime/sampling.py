@@ -131,8 +131,7 @@ def top_k(logits: Logits, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64
 
 
 def top_p(logits: Logits, p: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the smallest set of ids, best first, whose total probability reaches p, and their renormalized
-    probabilities."""
+    """Return the fewest ids, best first, whose total probability reaches p, and their renormalized probabilities."""
     probabilities = _softmax(logits)
     order = np.argsort(-probabilities, kind="stable")
     count = int(np.searchsorted(np.cumsum(probabilities[order]), p)) + 1

@@ -53,13 +53,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         shown = int(flag.default) if isinstance(flag.default, bool) else flag.default
         group.add_argument(
             f"--{flag.name}",
-            type=_switch if kind is bool else kind,
+            type=_boolean if kind is bool else kind,
             metavar={bool: "0|1", int: "N", str: "TEXT"}[kind],
             help=f"{flag.help} ({str(shown).replace('%', '%%')})",
         )
 
 
-def _switch(text: str) -> bool:
+def _boolean(text: str) -> bool:
     if text not in ("0", "1", "false", "true"):
         raise argparse.ArgumentTypeError(f"must be 0 or 1, not {text!r}")
     return text in ("1", "true")

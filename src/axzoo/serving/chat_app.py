@@ -97,7 +97,7 @@ def make_app(served: ServedModel, body_seconds: float = 10.0) -> Starlette:
         ],
         exception_handlers={
             AxzooError: _bad_request,
-            QueueFull: _busy,
+            QueueFull: _queue_full,
             HTTPException: _http_error,
             ClientDisconnect: _disconnected,
             Exception: _internal_error,
@@ -218,7 +218,7 @@ def _bad_request(_: Request, error: Exception) -> Response:
     return JSONResponse(_error(str(error), "invalid_request_error"), 400)
 
 
-def _busy(_: Request, __: Exception) -> Response:
+def _queue_full(_: Request, __: Exception) -> Response:
     message = "too many requests are waiting: try again in a moment"
     return JSONResponse(_error(message, "rate_limit_error", "queue_full"), 429, {"Retry-After": "2"})
 

@@ -80,8 +80,10 @@ def _added_tokens(path: Path) -> dict[str, int]:
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """Read chat_template.jinja, else chat_template in tokenizer_config.json: a string, or a list of named templates of
-    which "default" is used."""
+    """Read chat_template.jinja, else the chat_template of tokenizer_config.json.
+
+    The latter is a string, or a list of named templates, of which "default" is used.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
         require_size(path, _MAX_TEMPLATE_BYTES)
@@ -128,8 +130,11 @@ class TokenizerBackend(Protocol):
 
 @dataclass(frozen=True)
 class LoadedBackend:
-    """A tokenizer backend and what its own file defines: the text of bos_token, eos_token, ..., and the ids that end
-    an answer. `chat` encodes conversations, and is None if that needs a chat template."""
+    """A tokenizer backend and the settings that come with it.
+
+    `special_tokens` maps bos_token, eos_token, ... to their text, and `eos_token_ids` end an answer. `chat` encodes
+    conversations, and is None if that needs a chat template.
+    """
 
     backend: TokenizerBackend
     special_tokens: Mapping[str, str]

@@ -205,7 +205,7 @@ class _ServerConnection:
                 "--model DIR`, or pass another URL to --filename_tokenizer_model"
             ) from None
         except UnicodeEncodeError:
-            raise AxzooError("the text cannot be tokenized: it is not valid UTF-8") from None
+            raise AxzooError("the text is not valid UTF-8 and cannot be tokenized") from None
 
 
 def _get_uid(server: _ServerConnection) -> str | None:

@@ -131,4 +131,4 @@ def _reject_surrogates(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise AxzooError(f"the text cannot be tokenized: it is not valid UTF-8: {text[:40]!r}") from error
+        raise AxzooError(f"the text is not valid UTF-8 and cannot be tokenized: {text[:40]!r}") from error

@@ -80,8 +80,7 @@ class FusedGraph:
         self._builder.add_node("Cast", [row], [name], to=attributes(cast)["to"])
 
     def use_in_place_attention(self, length: int) -> bool:
-        """Make attention write into caches of `length` tokens, if possible; return whether it was. See
-        attend_in_place."""
+        """Make attention write into caches of `length` tokens, if possible. Returns as attend_in_place does."""
         return attend_in_place(self._graph, length)
 
     def load(self, options: ort.SessionOptions) -> ort.InferenceSession:

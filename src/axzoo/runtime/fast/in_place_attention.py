@@ -10,15 +10,19 @@ from onnx import helper
 from axzoo.runtime.fast.rewriting import GraphIndex, PatternMismatch, attributes, replace_nodes
 
 LAST_POSITION, TOTAL_LENGTH = "last position", "total length"
-"""Inputs of the rewritten graph: the position of the last token of the call, int32 [1], and the number of tokens in the
-context including those of the call, an int32 scalar."""
+"""Inputs of the rewritten graph.
+
+LAST_POSITION, int32 [1], is the position of the last token of the call. TOTAL_LENGTH, an int32 scalar, is the number of
+tokens in the context, including those of the call.
+"""
 
 _NO_WINDOW = -1
 
 
 def attend_in_place(graph: onnx.GraphProto, length: int) -> bool:
-    """Replace every Attention node with GroupQueryAttention. Return False, with the graph unchanged, if one differs
-    from the form that a layer file has.
+    """Replace every Attention node with GroupQueryAttention, and return whether that was possible.
+
+    If one differs from the form that layer files have, return False and leave the graph unchanged.
 
     The caches become fp32 [1, kv_heads, length, head_dim]. Bind each one as input and output with the same memory. The
     rewritten graph has no input `mask`: a token attends to all tokens before it, within the window of the layer. Where

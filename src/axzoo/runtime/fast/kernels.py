@@ -53,8 +53,10 @@ class Kernel:
 
 
 BLOCK_SIZE = 32
-"""Input features that share a scale, in weights and activations. llama.cpp uses blocks of 32 too. Blocks of 64 were
-measured to be 5 % faster, but changed answers."""
+"""Input features that share a scale, in weights and activations.
+
+llama.cpp uses blocks of 32 too. Blocks of 64 were measured to be 5 % faster, but they changed answers.
+"""
 
 
 def _supports_blocks(in_features: int, groups: int) -> bool:

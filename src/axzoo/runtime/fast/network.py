@@ -165,8 +165,10 @@ def bind_output(binding: ort.IOBinding, name: str, array: NDArray[Any], dtype: s
 
 
 _MIN_PROMPT_TOKENS = 8
-"""Calls of this many tokens or more run in the prefill session. 8 tokens take as long there as in the decode session,
-16 take two thirds of the time, 128 take half."""
+"""Calls of this many tokens or more run in the prefill session.
+
+There, 8 tokens take as long as in the decode session, 16 tokens two thirds of the time, and 128 tokens half.
+"""
 
 _MEMORY_PER_WEIGHT_BYTE = 2.25
 """Bytes in memory per byte of int8 weights in a file: 1.25 for decode, scales included, and 1 for prefill.

@@ -95,8 +95,7 @@ class FusedGraphBuilder:
         return name
 
     def add_weight(self, name: str, array: NDArray[Any], data_type: int) -> str:
-        """Add a weight that is passed to the session outside the graph, which protobuf limits to 2 GiB; return the
-        name."""
+        """Add a weight and return its name. Weights are kept outside the graph, which protobuf limits to 2 GiB."""
         if name not in self._weights:
             self._weights[name] = np.ascontiguousarray(array), data_type
             tensor = self.graph.initializer.add(name=name, data_type=data_type, dims=array.shape)
