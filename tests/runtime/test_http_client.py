@@ -146,9 +146,8 @@ def test_the_multi_user_protocol(serve: Serve, tokenizer: LocalTokenizer) -> Non
     assert [stream.push(token) for token in tokenizer.encode("a法!")] == ["a", "", "", "法", "!"]
     assert stream.flush() == ""
     assert client.encode_chat(_turns("d", system="S")) == tokenizer.encode("<system>S<user>d")
-    assert client.encode_chat(_turns("d", system="S")) == tokenizer.encode(
-        "<system>S<user>d"
-    )  # no second system message
+    # the system message is not sent twice
+    assert client.encode_chat(_turns("d", system="S")) == tokenizer.encode("<system>S<user>d")
     client.encode_chat(_turns("d", "", "e", system="S"))
     assert client.encode_chat(_turns("x", "", "e")) == tokenizer.encode("<user>x<assistant><user>e")
 

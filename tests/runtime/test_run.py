@@ -32,9 +32,7 @@ def _answer(oracle: Oracle, bundle: Path, prompt: list[int], tokens: int) -> str
     ids = list(prompt)
     for _ in range(tokens):
         ids.append(int(oracle.logits(ids).argmax()))
-    return (
-        load_tokenizer(bundle / "tokenizer").decode(ids[len(prompt) :]).rstrip("\ufffd")
-    )  # an incomplete character is dropped
+    return load_tokenizer(bundle / "tokenizer").decode(ids[len(prompt) :]).rstrip("\ufffd")
 
 
 def test_the_answer_goes_to_stdout_and_status_lines_to_stderr(

@@ -1,4 +1,4 @@
-"""A checkpoint that has only a tokenizer.model gives a bundle with that file, which loads."""
+"""A bundle built from a checkpoint that has only a tokenizer.model contains that file and loads."""
 
 from __future__ import annotations
 
