@@ -28,8 +28,8 @@ from onnx import TensorProto, helper
 
 from axzoo.runtime.engine import shared_options
 from axzoo.runtime.fast import network as fused_files
-from axzoo.runtime.fast.kernels import BLOCKS, TWO_BYTES, Product
-from axzoo.runtime.fast.rewriting import Parts
+from axzoo.runtime.fast.kernels import EIGHT_BIT, SIXTEEN_BIT, MatMul
+from axzoo.runtime.fast.rewriting import FusedGraphBuilder
 from axzoo.runtime.model import load_model
 
 LAYERS = 30
@@ -86,7 +86,7 @@ class Products:
 
     def __init__(self, operator: str, tokens: int) -> None:
         self._random = np.random.default_rng(0)
-        self._operator, self._parts = operator, Parts()
+        self._operator, self._parts = operator, FusedGraphBuilder()
         self._parts.add_constant("zero", np.uint8(ZERO))
         integer = operator in ("MatMulInteger", "MatMulIntegerToFloat")
         kind = TensorProto.UINT8 if integer else TensorProto.FLOAT
@@ -117,7 +117,7 @@ class Products:
         codes = self._random.integers(-127, 128, (rows, columns), np.int8)
         scales = np.full((1, columns), 0.01, np.float32)
         if self._operator in KERNELS:
-            KERNELS[self._operator].multiply(parts, Product(given, name, codes, scales))
+            KERNELS[self._operator].add(parts, MatMul(given, name, codes, scales))
         elif self._operator == "MatMul":
             weight = parts.add_weight(f"{name}/w", codes.astype(np.float32), TensorProto.FLOAT)
             parts.add_node("MatMul", [given, weight], [name])
@@ -136,11 +136,11 @@ class Products:
         parts.add_node(self._operator, [given, weight, *steps], [name], "com.microsoft")
 
 
-KERNELS = {"MatMulNBits": BLOCKS, "two bytes": TWO_BYTES}
+KERNELS = {"MatMulNBits": EIGHT_BIT, "16-bit": SIXTEEN_BIT}
 
 OPERATORS: Mapping[str, str] = {
     "MatMulNBits": "fast mode's; activations in int8 by blocks of 32",
-    "two bytes": "the prompts' of fast-prompts; activations by rows",
+    "16-bit": "the prefill kernel of fast-prompts; one activation scale per row",
     "DynamicQuantizeMatMul": "activations in uint8, one scale for all tokens",
     "MatMulIntegerToFloat": "given uint8 activations; scales by columns",
     "MatMulInteger": "given uint8 activations; sums as they are",

@@ -23,7 +23,7 @@ from axzoo.parts.lock import make_lock, write_lock
 from axzoo.runtime.buffers import Embedding
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.engine import InferenceSession
-from axzoo.runtime.model import Layered, Model
+from axzoo.runtime.model import LayerwiseNetwork, Model
 from axzoo.weights.recipe import Recipe
 
 LAYERS = 2
@@ -179,7 +179,7 @@ class Built:
         config = checkpoint.model.config
         embedding = Embedding(self.embedding, config.vocab_size, config.hidden_size)
         decoder = Decoder([InferenceSession(path) for path in self.layers])
-        return Model(embedding, Layered(decoder, InferenceSession(self.post)))
+        return Model(embedding, LayerwiseNetwork(decoder, InferenceSession(self.post)))
 
     def moved(self, folder: Path) -> Built:
         """A copy of the files in another folder, for tests that change them."""

@@ -1,4 +1,4 @@
-"""The small model's bundles, each built once; tests that change one work on a copy."""
+"""Bundles of the tiny model, each built once. Tests that modify a bundle work on a copy."""
 
 from __future__ import annotations
 

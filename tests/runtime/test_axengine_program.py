@@ -1,4 +1,4 @@
-"""A host program written for the board's Python engine, run unchanged, gives axzoo's own answer."""
+"""A host program written for the board's Python engine runs unchanged and gives the same answer as axzoo."""
 
 from __future__ import annotations
 
@@ -17,34 +17,36 @@ from axzoo.weights.recipe import Recipe
 PROGRAM = Path(__file__).parent.parent / "host_program.py"
 
 
-def _run(program: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "axzoo.cli", "axengine", str(program), *words]
+def _run(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "axzoo.cli", "axengine", str(program), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("prompt", ["hi", "a prompt"])
-def test_the_same_text(build_bundle: Callable[[Recipe], Path], capfd: pytest.CaptureFixture[str], prompt: str) -> None:
-    """Of two and of eight tokens: in one chunk and in two."""
+def test_the_answer_is_the_same_as_that_of_axzoo_run(
+    build_bundle: Callable[[Recipe], Path], capfd: pytest.CaptureFixture[str], prompt: str
+) -> None:
+    """Prompts of two and of eight tokens: one chunk and two chunks."""
     bundle = build_bundle(replace(EXACT, hidden_state_type="bf16"))
     done = _run(PROGRAM, str(bundle), prompt, "6")
     assert done.returncode == 0, done.stderr
     assert done.stderr == "provider: AxEngineExecutionProvider\n"
     assert main(["run", str(bundle), "--raw", "--greedy", "--max-tokens", "6", "--prompt", prompt]) == 0
-    # `axzoo run` leaves out a character that the last token cut in half
+    # `axzoo run` drops an incomplete character at the end
     assert done.stdout.rstrip("\ufffd\n") + "\n" == capfd.readouterr().out
 
 
-def test_the_program_finds_its_words_and_neighbours(tmp_path: Path) -> None:
-    (tmp_path / "neighbour.py").write_text("from axengine import NodeArg, SessionOptions, axclrt_provider_name")
+def test_the_program_gets_its_arguments_and_imports_modules_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "sibling.py").write_text("from axengine import NodeArg, SessionOptions, axclrt_provider_name")
     program = tmp_path / "program.py"
-    program.write_text("import sys, neighbour; print(__name__, sys.argv, neighbour.axclrt_provider_name); sys.exit(3)")
+    program.write_text("import sys, sibling; print(__name__, sys.argv, sibling.axclrt_provider_name); sys.exit(3)")
     done = _run(program, "-x", "--help")
     assert done.stdout == f"__main__ {[str(program), '-x', '--help']} AXCLRTExecutionProvider\n"
     assert done.returncode == 3
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "last_line"),
     [
         ("open('none.txt')", "FileNotFoundError: [Errno 2] No such file or directory: 'none.txt'"),
         ("raise MemoryError", "MemoryError"),
@@ -52,17 +54,17 @@ def test_the_program_finds_its_words_and_neighbours(tmp_path: Path) -> None:
         ("1 / 0", "ZeroDivisionError: division by zero"),
     ],
 )
-def test_what_goes_wrong_in_the_program_is_told_as_python_tells_it(tmp_path: Path, line: str, said: str) -> None:
+def test_exceptions_of_the_program_are_shown_as_python_shows_them(tmp_path: Path, line: str, last_line: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(f"import sys\n\n{line}\n")
     done, python = _run(program), subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (1, python.stderr)
-    assert done.stderr.endswith(f"{said}\n")
+    assert done.stderr.endswith(f"{last_line}\n")
 
 
-def test_a_missing_program_is_one_line(tmp_path: Path) -> None:
+def test_a_missing_program_gives_a_one_line_error(tmp_path: Path) -> None:
     done = _run(tmp_path / "nothing.py")
     assert (done.returncode, done.stderr) == (
         1,
-        f"axzoo: {tmp_path / 'nothing.py'} is missing: name the program's file\n",
+        f"axzoo: {tmp_path / 'nothing.py'} is missing: pass the path of a Python file\n",
     )

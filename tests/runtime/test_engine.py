@@ -1,4 +1,4 @@
-"""The engine: pyaxengine's interface, its strictness, and what `exact` promises."""
+"""The engine: pyaxengine's interface, its strict checks, and the results of exact mode."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT, Built
 
 Feed = dict[str, NDArray[Any]]
-CLOSED = -65536.0
+MASKED = -65536.0
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +48,19 @@ def layer(s8: Built) -> InferenceSession:
 
 
 def _feed(session: InferenceSession, group: int, seed: int = 0) -> Feed:
-    """Random states behind a cache whose first half is filled; every token sees what comes before it."""
+    """Random inputs after a cache that is half full. Every token attends to all tokens before it."""
     rng = np.random.default_rng(seed)
     feed = {node.name: rng.standard_normal(node.shape) for node in session.get_inputs(group)}
     tokens, total = feed["mask"].shape[1:]
     used = (total - tokens) // 2
-    mask = np.full((1, tokens, total), CLOSED)
+    mask = np.full((1, tokens, total), MASKED)
     mask[:, :, :used] = 0
-    mask[:, :, total - tokens :] = np.triu(np.full((tokens, tokens), CLOSED), 1)
+    mask[:, :, total - tokens :] = np.triu(np.full((tokens, tokens), MASKED), 1)
     feed |= {"mask": mask, "indices": np.arange(used, used + tokens)[None]}
     return {n.name: feed[n.name].astype(np.dtype(n.dtype)) for n in session.get_inputs(group)}
 
 
-def test_results_come_in_the_order_asked_for(layer: InferenceSession) -> None:
+def test_outputs_come_in_the_requested_order(layer: InferenceSession) -> None:
     feed = _feed(layer, 0)
     everything = layer.run(None, feed)
     names = [node.name for node in layer.get_outputs()]
@@ -69,18 +69,18 @@ def test_results_come_in_the_order_asked_for(layer: InferenceSession) -> None:
     output, keys = layer.run(["output", "K_cache_out"], feed)
     assert_array_equal(output, everything[names.index("output")])
     assert_array_equal(keys, everything[names.index("K_cache_out")])
-    with pytest.raises(ValueError, match="no output named logits; there are K_cache_out, V_cache_out, output"):
+    with pytest.raises(ValueError, match="no output named logits; the outputs are K_cache_out, V_cache_out, output"):
         layer.run(["output", "logits"], feed)
 
 
-def test_results_do_not_share_memory_with_later_ones(layer: InferenceSession) -> None:
+def test_outputs_of_different_runs_do_not_share_memory(layer: InferenceSession) -> None:
     (first,) = layer.run(["output"], _feed(layer, 0))
     kept = first.copy()
     layer.run(["output"], _feed(layer, 0, seed=5))
     assert_array_equal(first, kept)
 
 
-def test_a_view_is_as_good_as_an_array_of_its_own(layer: InferenceSession) -> None:
+def test_strided_views_are_accepted(layer: InferenceSession) -> None:
     feed = _feed(layer, 0)
     wide = np.repeat(feed["K_cache"], 2, axis=2)
     strided = {**feed, "K_cache": wide[:, :, ::2]}
@@ -98,27 +98,27 @@ def test_shape_and_dtype_must_be_exact(layer: InferenceSession, group: int, name
     for wrong in (longer, array[:, :0], array[0], array[None], array[..., :-1], array.astype(np.float64)):
         with pytest.raises(ValueError) as error:
             layer.run(None, {**feed, name: wrong}, shape_group=group)
-        said = f"shape group {group}: {name} must be {dtype} {shape}, was given {wrong.dtype} {list(wrong.shape)}"
-        assert said in str(error.value)
+        expected = f"shape group {group}: {name} must be {dtype} {shape}, got {wrong.dtype} {list(wrong.shape)}"
+        assert expected in str(error.value)
     layer.run(None, feed, shape_group=group)
 
 
-def test_group_1_takes_caches_as_wide_as_the_hidden_state(layer: InferenceSession) -> None:
+def test_group_1_takes_dummy_caches_as_wide_as_the_hidden_state(layer: InferenceSession) -> None:
     feed = _feed(layer, 1)
     assert feed["K_cache"].shape == (1, 1, 32)
-    with pytest.raises(ValueError, match=r"K_cache must be bfloat16 \[1, 1, 32\], was given bfloat16 \[1, 1, 16\]"):
+    with pytest.raises(ValueError, match=r"K_cache must be bfloat16 \[1, 1, 32\], got bfloat16 \[1, 1, 16\]"):
         layer.run(None, {**feed, "K_cache": feed["K_cache"][..., :16]}, shape_group=1)
 
 
-def test_names_must_be_exact(layer: InferenceSession) -> None:
+def test_missing_inputs_are_refused(layer: InferenceSession) -> None:
     feed = _feed(layer, 0)
     for wrong in ({k: v for k, v in feed.items() if k != "mask"}, {}):
-        with pytest.raises(ValueError, match="shape group 0: takes K_cache, V_cache, indices, input, mask; was given"):
+        with pytest.raises(ValueError, match="group 0: the inputs are K_cache, V_cache, indices, input, mask; got"):
             layer.run(None, wrong)
 
 
 @pytest.mark.parametrize("group", [-1, 4, 1000])
-def test_a_group_out_of_range(layer: InferenceSession, group: int) -> None:
+def test_a_group_out_of_range_is_refused(layer: InferenceSession, group: int) -> None:
     for call in (layer.get_inputs, layer.get_outputs, lambda g: layer.run(None, {}, shape_group=g)):
         with pytest.raises(ValueError, match=f"has shape groups 0 to 3, not {group}"):
             call(group)
@@ -137,7 +137,7 @@ def test_the_dummy_caches_of_group_1_are_not_read(layer: InferenceSession, conte
 
 
 @pytest.mark.parametrize("group", [0, 2, 3])
-def test_closed_slots_have_no_influence(layer: InferenceSession, group: int) -> None:
+def test_masked_slots_have_no_influence(layer: InferenceSession, group: int) -> None:
     feed = _feed(layer, group)
     changed = {name: array.copy() for name, array in feed.items()}
     for cache in ("K_cache", "V_cache"):
@@ -153,8 +153,8 @@ def cache_used(feed: Feed) -> int:
     return int((feed["mask"][0, 0, :-1][: feed["K_cache"].shape[1]] == 0).sum())
 
 
-def test_exact_is_the_dequantized_weights_in_fp32(build_tiny: Callable[[Recipe], Built]) -> None:
-    """One layer of s8 codes, against torch on codes times scales read from the file."""
+def test_exact_mode_computes_with_dequantized_weights_in_fp32(build_tiny: Callable[[Recipe], Built]) -> None:
+    """An s8 layer against torch, with codes times scales as read from the file."""
     built = build_tiny(replace(EXACT, weight_type="s8"))
     session = InferenceSession(built.layers[0], mode="exact")
     stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(built.layers[0]).graph.initializer}
@@ -173,7 +173,7 @@ def test_exact_is_the_dequantized_weights_in_fp32(build_tiny: Callable[[Recipe],
     assert_allclose(found[0], wanted.numpy(), atol=1e-5 * float(wanted.abs().max()))
 
 
-def test_fast_comes_close(build_tiny: Callable[[Recipe], Built]) -> None:
+def test_fast_mode_comes_close_to_exact(build_tiny: Callable[[Recipe], Built]) -> None:
     path = build_tiny(replace(EXACT, weight_type="s8")).layers[0]
     exact, fast = InferenceSession(path, mode="exact"), InferenceSession(path, mode="fast")
     for group in range(4):
@@ -181,13 +181,13 @@ def test_fast_comes_close(build_tiny: Callable[[Recipe], Built]) -> None:
         assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.999
 
 
-def test_fast_says_what_is_missing(tmp_path: Path) -> None:
+def test_fast_mode_names_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match=r"none.axmodel is missing: build the bundle again"):
         InferenceSession(tmp_path / "none.axmodel", mode="fast")
 
 
 def _foreign(path: Path, metadata: str | None) -> Path:
-    """A valid ONNX file that is not ours."""
+    """Write a valid ONNX file that axzoo did not build."""
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
     output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [value], [output])
@@ -218,13 +218,13 @@ LENGTHS = '{"inputs":[{"name":"x","dtype":"fp32","shape":["n"]}],"outputs":[],"u
         ('{"format":1,"kind":"post","about":{},"groups":[' + LENGTHS + "]}", "damaged 'axzoo' metadata"),
     ],
 )
-def test_a_foreign_file(tmp_path: Path, metadata: str | None, message: str) -> None:
+def test_a_foreign_file_is_refused(tmp_path: Path, metadata: str | None, message: str) -> None:
     with pytest.raises(AxzooError, match=message) as error:
         InferenceSession(_foreign(tmp_path / "foreign.axmodel", metadata))
     _is_one_line_about(error.value, tmp_path / "foreign.axmodel")
 
 
-def test_a_missing_or_damaged_file(s8: Built, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_file_is_refused(s8: Built, tmp_path: Path) -> None:
     path = tmp_path / "broken.axmodel"
     with pytest.raises(AxzooError, match="is missing: build the bundle again") as error:
         InferenceSession(path)
@@ -245,8 +245,8 @@ def _is_one_line_about(error: AxzooError, path: Path) -> None:
 
 
 @pytest.mark.parametrize("threads", ["1", "2", "3"])
-def test_any_number_of_threads_gives_the_same(s8: Built, threads: str) -> None:
-    """And as OMP_NUM_THREADS is Snakemake's word, it is obeyed."""
+def test_results_do_not_depend_on_the_number_of_threads(s8: Built, threads: str) -> None:
+    """OMP_NUM_THREADS, which Snakemake sets, limits the threads."""
     script = (
         "import hashlib, sys, numpy as np; from axzoo.runtime.engine import InferenceSession;"
         "s = InferenceSession(sys.argv[1]); r = np.random.default_rng(0);"
@@ -272,7 +272,7 @@ def test_any_number_of_threads_gives_the_same(s8: Built, threads: str) -> None:
 
 
 def test_the_interface_of_pyaxengine(s8: Built) -> None:
-    """Names and order of the parameters, and what comes back."""
+    """Names and order of parameters, and the types returned."""
     signature = inspect.signature(InferenceSession)
     assert list(signature.parameters)[:4] == ["path_or_bytes", "sess_options", "providers", "provider_options"]
     assert list(inspect.signature(InferenceSession.run).parameters)[1:] == [
@@ -287,7 +287,7 @@ def test_the_interface_of_pyaxengine(s8: Built) -> None:
     assert (node.dtype == ml_dtypes.bfloat16, str(node.dtype)) == (True, "bfloat16")
 
 
-def test_the_models_bytes_are_as_good_as_its_path(s8: Built, layer: InferenceSession) -> None:
+def test_a_model_can_be_given_as_bytes(s8: Built, layer: InferenceSession) -> None:
     session = InferenceSession(s8.layers[0].read_bytes())
     for group in range(4):
         feed = _feed(layer, group)
@@ -299,7 +299,7 @@ def test_the_models_bytes_are_as_good_as_its_path(s8: Built, layer: InferenceSes
         InferenceSession(b"hello")
 
 
-def test_providers_are_chosen_as_by_pyaxengine(s8: Built) -> None:
+def test_providers_are_selected_as_in_pyaxengine(s8: Built) -> None:
     def chosen(providers: Any) -> str:
         return InferenceSession(s8.post, providers=providers).get_providers()
 
@@ -308,26 +308,26 @@ def test_providers_are_chosen_as_by_pyaxengine(s8: Built) -> None:
     assert chosen(None) == chosen(own) == chosen([own, card]) == own
     assert chosen(card) == chosen([card]) == chosen(["CUDAExecutionProvider", card]) == card
     assert chosen([(card, {"device_id": 1}), own]) == card
-    with pytest.raises(ValueError, match=r"CPUExecutionProvider.*; there are AxEngineExecutionProvider, AXCLRT"):
+    with pytest.raises(ValueError, match=r"CPUExecutionProvider.*; the providers are AxEngineExecutionProvider"):
         chosen(["CPUExecutionProvider"])
     with pytest.raises(TypeError, match="not 3"):
         chosen([3])
 
 
-def test_run_options_and_further_inputs_have_no_effect(layer: InferenceSession) -> None:
+def test_run_options_and_extra_inputs_are_ignored(layer: InferenceSession) -> None:
     feed = _feed(layer, 0)
     with_more = layer.run(["output"], {**feed, "attention": np.zeros(3)}, object(), 0)
     assert_array_equal(with_more[0], layer.run(["output"], feed)[0])
 
 
-def test_a_session_ends_with_its_block(s8: Built) -> None:
+def test_a_session_is_released_at_the_end_of_a_with_block(s8: Built) -> None:
     with InferenceSession(s8.layers[0]) as session:
         released = weakref.ref(session._session)
     assert released() is None
 
 
 def test_arrays_are_not_copied(build_tiny: Callable[[Recipe], Built]) -> None:
-    """A run allocates its results and nothing of the caches' size, in bf16 too."""
+    """A run allocates its outputs, but nothing as large as the caches, in bf16 too."""
     session = InferenceSession(build_tiny(Recipe(prefill_len=0, kv_cache_len=127)).layers[0])
     feed = _feed(session, 0)
     session.run(None, feed)
@@ -341,8 +341,8 @@ def test_arrays_are_not_copied(build_tiny: Callable[[Recipe], Built]) -> None:
     assert peak < feed["K_cache"].nbytes + 2048
 
 
-@pytest.mark.parametrize("words", ["", "many", "0", "4,2"])
-def test_thread_counts_that_are_none_do_not_matter(s8: Built, words: str) -> None:
+@pytest.mark.parametrize("value", ["", "many", "0", "4,2"])
+def test_invalid_thread_counts_are_ignored(s8: Built, value: str) -> None:
     script = "import sys; from axzoo.runtime.engine import InferenceSession; InferenceSession(sys.argv[1])"
-    environment = {**os.environ, "OMP_NUM_THREADS": words}
+    environment = {**os.environ, "OMP_NUM_THREADS": value}
     subprocess.run([sys.executable, "-c", script, s8.post], env=environment, check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""Fast mode's single session over layers of every form, against the layers called one after another."""
+"""The fused session of fast mode against separate layer sessions, for layers of every form."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from axzoo.core.errors import AxzooError
 from axzoo.model.spec import LayerSpec, NormSpec, PostSpec, RopeSpec
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.engine import InferenceSession
-from axzoo.runtime.fast.network import CopiedCaches, FusedNetwork, SharedCaches
-from axzoo.runtime.model import Layered, Outputs
+from axzoo.runtime.fast.network import CopiedCaches, FusedNetwork, InPlaceCaches
+from axzoo.runtime.model import LayerwiseNetwork, Outputs
 from axzoo.weights.recipe import Recipe
 
 CHUNK, CONTEXT, LAYERS, VOCAB_SIZE = 4, 15, 3, 50
@@ -36,12 +36,12 @@ RECIPE = Recipe(
     last_kv_cache_len=(CHUNK,),
 )
 LONG = replace(RECIPE, prefill_len=16, kv_cache_len=47, last_kv_cache_len=(16,))
-"""Chunks long enough for a session that reads prompts alone."""
+"""Chunks long enough for the prefill session."""
 
 PLAIN = LayerSpec(64, 96, 4, 2, 16, NormSpec("rms_norm", 1e-5), RopeSpec(100.0, 16), 64)
-"""Heads of 16: what GroupQueryAttention rotates by itself."""
+"""head_dim 16, for which GroupQueryAttention applies the rotary embedding itself."""
 
-ROTATED = {
+ROTATED_INSIDE = {
     "plain": PLAIN,
     "interleaved": replace(PLAIN, rope=RopeSpec(100.0, 16, interleaved=True)),
     "partial": replace(PLAIN, head_dim=32, rope=RopeSpec(100.0, 16)),
@@ -57,7 +57,7 @@ ROTATED = {
     "parallel": replace(PLAIN, parallel=True),
     "one head of keys": replace(PLAIN, num_key_value_heads=1),
 }
-ROTATED_BEFORE = {
+ROTATED_OUTSIDE = {
     "heads of 8": replace(PLAIN, head_dim=8, rope=RopeSpec(100.0, 8)),
     "heads of 8, window": replace(PLAIN, head_dim=8, rope=RopeSpec(100.0, 8), sliding_window=3),
     "a rotation of 8 of 16": replace(PLAIN, rope=RopeSpec(100.0, 8)),
@@ -67,12 +67,12 @@ COPIED = {
     "heads of 4, window": replace(PLAIN, num_attention_heads=8, head_dim=4, rope=RopeSpec(100.0, 4), sliding_window=3),
 }
 HEAD_NORM = {"head norm": replace(PLAIN, qk_norm=True)}
-ALL = ROTATED | HEAD_NORM | ROTATED_BEFORE | COPIED
+ALL = ROTATED_INSIDE | HEAD_NORM | ROTATED_OUTSIDE | COPIED
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_form_is_the_same_in_fp32(tmp_path: Path, name: str) -> None:
-    """A prompt in chunks, a shorter one after rewinding, and tokens until the context is full."""
+def test_every_form_is_equal_in_fp32(tmp_path: Path, name: str) -> None:
+    """A prompt in chunks, a shorter prompt after a rewind, then single tokens until the context is full."""
     exact, fused = _networks(tmp_path, ALL[name], RECIPE)
     rows = _rows(PLAIN.hidden_size)
     assert_allclose(_logits(fused.prefill(rows[:9])), _logits(exact.prefill(rows[:9])), atol=2e-5)
@@ -86,23 +86,23 @@ def test_every_form_is_the_same_in_fp32(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_the_caches_stay_in_place_where_the_heads_allow(tmp_path: Path, name: str) -> None:
+def test_caches_are_updated_in_place_if_head_dim_allows(tmp_path: Path, name: str) -> None:
     _, fused = _networks(tmp_path, ALL[name], RECIPE)
-    assert isinstance(fused._caches[0], CopiedCaches if name in COPIED else SharedCaches)
-    given = {tensor.name for tensor in fused._sessions[0].get_inputs()}
-    assert ("indices" in given) is (name not in ROTATED | HEAD_NORM)
-    assert ("mask" in given) is (name in COPIED)
+    assert isinstance(fused._caches[0], CopiedCaches if name in COPIED else InPlaceCaches)
+    inputs = {tensor.name for tensor in fused._sessions[0].get_inputs()}
+    assert ("indices" in inputs) is (name not in ROTATED_INSIDE | HEAD_NORM)
+    assert ("mask" in inputs) is (name in COPIED)
 
 
 @pytest.mark.parametrize("state", ["fp16", "bf16"])
 @pytest.mark.parametrize("name", ALL)
-def test_no_rounding_within_keeps_short_states_close(tmp_path: Path, name: str, state: str) -> None:
+def test_16_bit_hidden_states_come_close(tmp_path: Path, name: str, state: str) -> None:
     exact, fused = _networks(tmp_path, ALL[name], replace(RECIPE, hidden_state_type=state))
     rows = _rows(PLAIN.hidden_size).astype(NUMPY_DTYPES[state])
     for count in (9, 1, 1):
-        wanted, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
+        expected, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
         close = 8 * float(ml_dtypes.finfo(NUMPY_DTYPES[state]).eps)
-        assert_allclose(found, wanted, atol=close, rtol=close)
+        assert_allclose(found, expected, atol=close, rtol=close)
 
 
 @pytest.mark.parametrize(
@@ -113,27 +113,27 @@ def test_integer_weights_come_close(tmp_path: Path, name: str, integers: dict[st
     exact, fused = _networks(tmp_path, ALL[name], replace(RECIPE, **integers))
     rows = _rows(PLAIN.hidden_size)
     for count in (9, 1, 1):
-        wanted, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
-        assert np.corrcoef(found, wanted)[0, 1] > 0.999
+        expected, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
+        assert np.corrcoef(found, expected)[0, 1] > 0.999
 
 
 @pytest.mark.parametrize("weight_type", ["s8", "s4"])
 @pytest.mark.parametrize("name", ALL)
-def test_prompts_apart_are_all_but_exact(tmp_path: Path, name: str, weight_type: str) -> None:
-    """Long prompts by the session of two bytes, short ones and tokens by the other, on one context."""
+def test_the_prefill_session_is_nearly_exact(tmp_path: Path, name: str, weight_type: str) -> None:
+    """Long prompts in the 16-bit session, short prompts and single tokens in the 8-bit session, on the same context."""
     recipe = replace(LONG, weight_type=weight_type, post_weight_type="s8")
-    exact, fused = _networks(tmp_path, ALL[name], recipe, prompts_apart=True)
+    exact, fused = _networks(tmp_path, ALL[name], recipe, separate_prefill=True)
     rows = np.concatenate([_rows(PLAIN.hidden_size)] * 3)
     for count, close in ((32, 2e-3), (1, 0.2), (3, 0.2), (8, 0.2)):
-        wanted, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
-        assert_allclose(found, wanted, atol=close)
+        expected, found = (_logits(one.prefill(rows[one.used : one.used + count])) for one in (exact, fused))
+        assert_allclose(found, expected, atol=close)
     for network in (exact, fused):
         network.rewind(16)
     assert_allclose(_logits(fused.prefill(rows[3:12])), _logits(exact.prefill(rows[3:12])), atol=2e-3)
 
 
 @pytest.mark.parametrize(
-    "served",
+    "weights",
     [
         {"weight_type": "s8", "post_weight_type": "s8"},
         {"weight_type": "s4", "post_weight_type": "s8"},
@@ -142,48 +142,54 @@ def test_prompts_apart_are_all_but_exact(tmp_path: Path, name: str, weight_type:
         {"weight_type": "bf16", "post_weight_type": "s8"},
     ],
 )
-def test_weights_are_kept_twice_only_where_all_have_one_scale_a_column(tmp_path: Path, served: dict[str, Any]) -> None:
-    _, fused = _networks(tmp_path, PLAIN, replace(LONG, **served), prompts_apart=True)
-    by_column = served["weight_type"] in ("s4", "s8") and served["post_weight_type"] == "s8"
-    assert len(fused._sessions) == (2 if by_column and "weight_group_size" not in served else 1)
+def test_there_is_a_prefill_session_only_if_all_weights_have_one_scale_per_column(
+    tmp_path: Path, weights: dict[str, Any]
+) -> None:
+    _, fused = _networks(tmp_path, PLAIN, replace(LONG, **weights), separate_prefill=True)
+    per_column = weights["weight_type"] in ("s4", "s8") and weights["post_weight_type"] == "s8"
+    assert len(fused._sessions) == (2 if per_column and "weight_group_size" not in weights else 1)
 
 
-def test_weights_are_kept_once_where_the_processor_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("axzoo.runtime.fast.network.is_exact", lambda _options: False)
+def test_there_is_no_prefill_session_if_sums_saturate_on_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("axzoo.runtime.fast.network.has_exact_int8_matmul", lambda _options: False)
     recipe = replace(LONG, weight_type="s8", post_weight_type="s8")
-    exact, fused = _networks(tmp_path, PLAIN, recipe, prompts_apart=True)
+    exact, fused = _networks(tmp_path, PLAIN, recipe, separate_prefill=True)
     assert len(fused._sessions) == 1
     rows = _rows(PLAIN.hidden_size)
     assert np.corrcoef(_logits(fused.prefill(rows)), _logits(exact.prefill(rows)))[0, 1] > 0.999
 
 
-def test_weights_that_the_machine_cannot_hold_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_copies_of_the_weights_that_exceed_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 20, "SC_PAGE_SIZE": 4096}.__getitem__)
     recipe = replace(LONG, weight_type="s8", post_weight_type="s8")
-    with pytest.raises(AxzooError, match=r"take \d+ MB with the first, and this machine has 0 MB: use --mode fast"):
-        _networks(tmp_path, PLAIN, recipe, prompts_apart=True)
+    with pytest.raises(AxzooError, match=r"which take \d+ MB, but this machine has 0 MB: use --mode fast"):
+        _networks(tmp_path, PLAIN, recipe, separate_prefill=True)
     _networks(tmp_path, PLAIN, recipe)
-    _networks(tmp_path, PLAIN, replace(LONG, weight_type="bf16"), prompts_apart=True)  # kept once in any case
+    _networks(tmp_path, PLAIN, replace(LONG, weight_type="bf16"), separate_prefill=True)  # these are kept once anyway
 
 
-def test_a_post_layer_that_gives_the_likeliest_tokens(tmp_path: Path) -> None:
+def test_a_topk_post_layer(tmp_path: Path) -> None:
     exact, fused = _networks(tmp_path, PLAIN, replace(RECIPE, post_topk=3))
-    assert exact.gives_topk and fused.gives_topk
-    wanted, found = (network.prefill(_rows(PLAIN.hidden_size)[:6]) for network in (exact, fused))
-    assert_array_equal(found["indices"], wanted["indices"])
-    assert_allclose(found["prob"], wanted["prob"], atol=1e-5)
+    assert exact.has_topk and fused.has_topk
+    expected, found = (network.prefill(_rows(PLAIN.hidden_size)[:6]) for network in (exact, fused))
+    assert_array_equal(found["indices"], expected["indices"])
+    assert_allclose(found["prob"], expected["prob"], atol=1e-5)
 
 
 @pytest.fixture
 def loaded(monkeypatch: pytest.MonkeyPatch) -> list[onnx.ModelProto]:
-    """The graphs that sessions are made of."""
+    """The graphs of all sessions that a test creates."""
     found: list[onnx.ModelProto] = []
     usual = onnxruntime.InferenceSession
 
-    def record(model: str | bytes, *words: object, **options: object) -> object:
+    def record(model: str | bytes, *args: object, **options: object) -> object:
         if isinstance(model, bytes):
             found.append(onnx.load_model_from_string(model))
-        return usual(model, *words, **options)
+        return usual(model, *args, **options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
     return found
@@ -192,9 +198,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[onnx.ModelProto]:
 SHORT = replace(RECIPE, weight_type="s8", post_weight_type="s8", hidden_state_type="bf16")
 
 
-def test_what_a_call_is_made_of(tmp_path: Path, loaded: list[onnx.ModelProto]) -> None:
-    """Three layers with s8 weights: q, k and v go from one product into the attention, gate and up are parted; no value
-    is rounded or copied between the first and the last."""
+def test_the_operators_of_the_fused_graph(tmp_path: Path, loaded: list[onnx.ModelProto]) -> None:
+    """One product yields q, k and v, another gate and up; no value between layers is cast or copied."""
     _networks(tmp_path, PLAIN, SHORT)
     (model,) = loaded
     assert Counter(node.op_type for node in model.graph.node) == {
@@ -211,20 +216,20 @@ def test_what_a_call_is_made_of(tmp_path: Path, loaded: list[onnx.ModelProto]) -
     }
 
 
-def test_what_a_prompt_is_made_of(tmp_path: Path, loaded: list[onnx.ModelProto]) -> None:
-    """What norms give has one scale, what attention and activations give a scale a row; the rest is a call's."""
-    _networks(tmp_path, PLAIN, SHORT, prompts_apart=True)
-    _, answers, prompts = loaded  # the first tries whether the processor is exact
-    counts, usual = (Counter(node.op_type for node in model.graph.node) for model in (prompts, answers))
-    normed, others = 2 * LAYERS + 1, 2 * LAYERS
+def test_the_operators_of_the_prefill_session(tmp_path: Path, loaded: list[onnx.ModelProto]) -> None:
+    """Outputs of norms share one scale; outputs of attention and activation functions have one per row."""
+    _networks(tmp_path, PLAIN, SHORT, separate_prefill=True)
+    _, decode, prefill = loaded  # the first one checks whether the processor is exact
+    counts, usual = (Counter(node.op_type for node in model.graph.node) for model in (prefill, decode))
+    after_norm, others = 2 * LAYERS + 1, 2 * LAYERS
     products = {
-        "MatMulIntegerToFloat": 2 * (normed + others),
-        "DynamicQuantizeLinear": normed,
-        "QuantizeLinear": normed + 2 * others,
-        "DequantizeLinear": normed + others,
-        "Sub": normed + others,
-        "Add": normed + others,
-        "Mul": normed + others,
+        "MatMulIntegerToFloat": 2 * (after_norm + others),
+        "DynamicQuantizeLinear": after_norm,
+        "QuantizeLinear": after_norm + 2 * others,
+        "DequantizeLinear": after_norm + others,
+        "Sub": after_norm + others,
+        "Add": after_norm + others,
+        "Mul": after_norm + others,
         **dict.fromkeys(("Abs", "ReduceMax", "Clip", "Div"), others),
     }
     del usual["MatMulNBits"]
@@ -232,8 +237,8 @@ def test_what_a_prompt_is_made_of(tmp_path: Path, loaded: list[onnx.ModelProto])
 
 
 def _networks(
-    folder: Path, spec: LayerSpec, recipe: Recipe, prompts_apart: bool = False
-) -> tuple[Layered, FusedNetwork]:
+    folder: Path, spec: LayerSpec, recipe: Recipe, separate_prefill: bool = False
+) -> tuple[LayerwiseNetwork, FusedNetwork]:
     paths = [folder / f"layer{index}" for index in range(LAYERS)]
     for index, path in enumerate(paths):
         _compile(compile_layer, spec, recipe, _tensors(spec, index), path)
@@ -246,8 +251,8 @@ def _networks(
         {"lm_head.weight": head, "norm.weight": np.ones(spec.hidden_size, np.float32)},
         post,
     )
-    layered = Layered(Decoder([InferenceSession(path) for path in paths]), InferenceSession(post))
-    return layered, FusedNetwork(paths, post, lambda: None, prompts_apart)
+    layered = LayerwiseNetwork(Decoder([InferenceSession(path) for path in paths]), InferenceSession(post))
+    return layered, FusedNetwork(paths, post, lambda: None, separate_prefill)
 
 
 def _compile(

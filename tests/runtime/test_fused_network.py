@@ -1,4 +1,4 @@
-"""Fast mode's single session against the decoder that calls layer after layer."""
+"""The fused session of fast mode against separate layer sessions."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def _log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 def test_a_prompt_of_any_length_then_decode(
     build_bundle: BuildBundle, oracle: Oracle, prefill_len: int, length: int
 ) -> None:
-    """Weights are fp32: the joined graph must be exact, also behind the reach of the prefill groups."""
+    """With fp32 weights the fused graph must be exact, beyond the reach of the prefill groups too."""
     recipe = EXACT if prefill_len else replace(EXACT, prefill_len=0, last_kv_cache_len=())
     model = load_model(build_bundle(recipe), "fast")
     assert_allclose(model.prefill(IDS[:length]), oracle.logits(IDS[:length]), atol=2e-3, rtol=1e-4)
     for end in range(length + 1, CONTEXT + 1):
         assert_allclose(model.decode(IDS[end - 1]), oracle.logits(IDS[:end]), atol=2e-3, rtol=1e-4)
     assert model.is_full
-    with pytest.raises(AxzooError, match="has room for 0"):
+    with pytest.raises(AxzooError, match="has 16 tokens, 15 of them cached, but the context holds only 15"):
         model.decode(0)
 
 
-def test_rewinding_keeps_the_beginning(bundle: Path, oracle: Oracle) -> None:
+def test_rewinding_keeps_the_first_tokens(bundle: Path, oracle: Oracle) -> None:
     model = load_model(bundle, "fast")
     for length in (9, 5, 0):
         model.prefill(IDS[:length] + IDS[length:][::-1])
@@ -57,42 +57,42 @@ def test_rewinding_keeps_the_beginning(bundle: Path, oracle: Oracle) -> None:
 def test_every_kind_of_file_comes_close_to_exact(build_bundle: BuildBundle, state: str, weight_type: str) -> None:
     recipe = replace(EXACT, hidden_state_type=state, weight_type=weight_type, post_weight_type="bf16")
     exact, fast = load_model(build_bundle(recipe)), load_model(build_bundle(recipe), "fast")
-    wanted, found = (_log_softmax(model.prefill(IDS[:9])) for model in (exact, fast))
-    divergence = float(np.sum(np.exp(wanted) * (wanted - found)))
-    assert divergence < (3e-2 if weight_type in ("s8", "s4") else 1e-3)  # activations are int8 beside integer weights
-    assert wanted.max() - wanted[found.argmax()] < (0.3 if weight_type in ("s8", "s4") else 0.05)
+    expected, found = (_log_softmax(model.prefill(IDS[:9])) for model in (exact, fast))
+    divergence = float(np.sum(np.exp(expected) * (expected - found)))
+    assert divergence < (3e-2 if weight_type in ("s8", "s4") else 1e-3)  # activations are int8 too
+    assert expected.max() - expected[found.argmax()] < (0.3 if weight_type in ("s8", "s4") else 0.05)
 
 
 def test_a_fast_session_has_integer_kernels(build_bundle: BuildBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the seven products of each layer, the one whose 48 columns are no whole blocks stays as it was."""
+    """Six of the seven products of a layer are replaced. The seventh has 48 input features, not whole blocks."""
     loaded: list[onnx.ModelProto] = []
     import onnxruntime
 
     usual = onnxruntime.InferenceSession
 
-    def record(model: bytes, *words: object, **options: object) -> object:
+    def record(model: bytes, *args: object, **options: object) -> object:
         loaded.append(onnx.load_model_from_string(model))
-        return usual(model, *words, **options)
+        return usual(model, *args, **options)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
     load_model(build_bundle(replace(EXACT, weight_type="s8", post_weight_type="s8")), "fast")
     counts = [[node.op_type for node in model.graph.node] for model in loaded]
-    assert [ops.count("MatMulNBits") for ops in counts] == [10]  # q, k and v are one, and gate and up
+    assert [ops.count("MatMulNBits") for ops in counts] == [10]  # q, k and v are one product; so are gate and up
     assert [ops.count("DequantizeLinear") for ops in counts] == [3]
 
 
-def test_hidden_states_stay_inside(bundle: Path) -> None:
+def test_hidden_states_are_not_available(bundle: Path) -> None:
     with pytest.raises(AxzooError, match="exact mode"):
         load_model(bundle, "fast").prefill(IDS[:2], lambda _layer, _position, _hidden: None)
 
 
-def test_files_that_do_not_belong_together(build_bundle: BuildBundle, bundle: Path, tmp_path: Path) -> None:
+def test_files_that_do_not_match_are_refused(build_bundle: BuildBundle, bundle: Path, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(bundle, folder)
     layer = folder / "llama_p4_l1_together.axmodel"
     other = build_bundle(replace(EXACT, hidden_state_type="bf16"))
     shutil.copy(other / layer.name, layer)
-    with pytest.raises(AxzooError, match="layer 1 does not fit layer 0"):
+    with pytest.raises(AxzooError, match="layer 1 does not match layer 0"):
         load_model(folder, "fast")
     layer.write_bytes(layer.read_bytes()[:-500])
     with pytest.raises(AxzooError, match=r"l1_together.axmodel cannot be loaded"):

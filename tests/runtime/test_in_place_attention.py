@@ -1,4 +1,4 @@
-"""Attention of another form than a layer file's is left as it is."""
+"""Attention that does not have the form of a layer file is not rewritten."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _scale(graph: onnx.GraphProto) -> None:
     _node(graph, "attention").attribute.append(helper.make_attribute("scale", 0.5))
 
 
-def _another_mask(graph: onnx.GraphProto) -> None:
+def _unexpected_mask(graph: onnx.GraphProto) -> None:
     _node(graph, "unsqueeze").op_type = "Squeeze"
 
 
@@ -30,12 +30,12 @@ def _no_rounding(graph: onnx.GraphProto) -> None:
     _node(graph, "keys").op_type = "Identity"
 
 
-def _distances_of_another_kind(graph: onnx.GraphProto) -> None:
+def _no_distance(graph: onnx.GraphProto) -> None:
     _node(graph, "distance").op_type = "Add"
 
 
-@pytest.mark.parametrize("change", [_scale, _another_mask, _no_rounding, _distances_of_another_kind])
-def test_another_form_is_left_alone(change: Callable[[onnx.GraphProto], None]) -> None:
+@pytest.mark.parametrize("change", [_scale, _unexpected_mask, _no_rounding, _no_distance])
+def test_other_forms_are_not_rewritten(change: Callable[[onnx.GraphProto], None]) -> None:
     graph = _graph()
     change(graph)
     before = graph.SerializeToString()
@@ -43,7 +43,7 @@ def test_another_form_is_left_alone(change: Callable[[onnx.GraphProto], None]) -
     assert graph.SerializeToString() == before
 
 
-def test_a_layer_files_form_is_changed() -> None:
+def test_the_form_of_a_layer_file_is_rewritten() -> None:
     graph = _graph()
     assert attend_in_place(graph, 8)
     (node,) = graph.node
@@ -56,7 +56,7 @@ def test_a_layer_files_form_is_changed() -> None:
 
 
 def _graph() -> onnx.GraphProto:
-    """Attention with a window of 3 over two caches, its inputs not rotated."""
+    """Attention over two caches with a window of 3 and no rotary embedding."""
     fp32, bf16 = onnx.TensorProto.FLOAT, onnx.TensorProto.BFLOAT16
 
     def cached(rows: str, cache: str, name: str) -> list[onnx.NodeProto]:
@@ -88,12 +88,14 @@ def _graph() -> onnx.GraphProto:
         helper.make_tensor_value_info(name, bf16, [1, "cached", KV_HEADS * DIM]) for name in ("K_cache", "V_cache")
     ]
     new = [helper.make_tensor_value_info(name, bf16, None) for name in ("K_cache_out", "V_cache_out")]
-    given = [helper.make_tensor_value_info(name, fp32, [1]) for name in ("q", "k", "v", "mask", "queries", "positions")]
+    inputs = [
+        helper.make_tensor_value_info(name, fp32, [1]) for name in ("q", "k", "v", "mask", "queries", "positions")
+    ]
     constants = {"axis": np.array([1]), "window": np.array(3), "closed": np.float32(-1), "open": np.float32(0)}
     return helper.make_graph(
         nodes,
         "attention",
-        [*caches, *given],
+        [*caches, *inputs],
         [helper.make_tensor_value_info("mixed", fp32, None), *new],
         [numpy_helper.from_array(np.asarray(array), name) for name, array in constants.items()],
     )

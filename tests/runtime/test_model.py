@@ -1,4 +1,4 @@
-"""Prefill by chunks and decode with caches against a transformers model that sees each text whole."""
+"""Chunked prefill and cached decode against a transformers model that reads each text from the start."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_prompt_of_any_length_then_decode(
 
 
 @pytest.mark.parametrize("first", range(1, 9))
-def test_a_second_prompt_behind_the_first(bundle: Path, oracle: Oracle, first: int) -> None:
+def test_a_second_prompt_after_the_first(bundle: Path, oracle: Oracle, first: int) -> None:
     model = load_model(bundle)
     model.prefill(IDS[:first])
     _assert_logits(model.prefill(IDS[first : first + CHUNK]), oracle.logits(IDS[: first + CHUNK]))
@@ -51,18 +51,18 @@ def test_a_second_prompt_behind_the_first(bundle: Path, oracle: Oracle, first: i
 
 
 def test_prefill_up_to_the_end_of_the_context(build_bundle: BuildBundle, oracle: Oracle) -> None:
-    """The groups reach one token further than the caches, as kv_cache_len 1023 and eight groups of 128 do."""
+    """The groups reach one token beyond the caches, as with kv_cache_len 1023 and eight groups of 128."""
     model = load_model(build_bundle(replace(EXACT, last_kv_cache_len=(CHUNK, 2 * CHUNK, 3 * CHUNK))))
     assert model.geometry.prefill_reach == CONTEXT
     _assert_logits(model.prefill(IDS), oracle.logits(IDS))
     assert model.is_full
 
 
-def test_a_post_layer_that_names_only_the_likeliest(build_bundle: BuildBundle, bundle: Path) -> None:
-    """Log probabilities of those, and nothing of the others."""
-    whole, listed = load_model(bundle), load_model(build_bundle(replace(EXACT, post_topk=5)))
+def test_a_topk_post_layer(build_bundle: BuildBundle, bundle: Path) -> None:
+    """Its tokens have log probabilities; all others have -inf."""
+    full, topk = load_model(bundle), load_model(build_bundle(replace(EXACT, post_topk=5)))
     for ids in (IDS[:3], IDS[3:11]):
-        logits, found = whole.prefill(ids).astype(np.float64), listed.prefill(ids)
+        logits, found = full.prefill(ids).astype(np.float64), topk.prefill(ids)
         best = np.argsort(-logits)[:5]
         assert list(np.flatnonzero(np.isfinite(found))) == sorted(best)
         assert_allclose(found[best], (logits - np.log(np.exp(logits).sum()))[best], atol=1e-5)
@@ -70,21 +70,21 @@ def test_a_post_layer_that_names_only_the_likeliest(build_bundle: BuildBundle, b
 
 
 @pytest.mark.parametrize("first", [0, 3, 9])
-def test_a_prompt_beyond_the_prefill_groups_is_finished_token_by_token(
+def test_a_prompt_beyond_the_prefill_groups_is_finished_one_token_at_a_time(
     bundle: Path, oracle: Oracle, first: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The groups reach 12 tokens, the context 15; behind 9 tokens no group has a cache that is long enough."""
+    """The groups reach 12 tokens, the context 15. After 9 tokens, no group has a cache that is long enough."""
     model = load_model(bundle)
     caplog.set_level("INFO", "axzoo")
     if first:
         model.prefill(IDS[:first])
     _assert_logits(model.prefill(IDS[first:]), oracle.logits(IDS))
     count = {0: 3, 3: 4, 9: 6}[first]
-    assert caplog.messages == [f"the prompt's last {count} tokens lie behind the prefill groups: read one by one"]
+    assert caplog.messages == [f"the last {count} prompt tokens are beyond the prefill groups: reading one by one"]
     assert model.is_full
 
 
-def test_a_model_without_prefill_groups_says_nothing_of_them(
+def test_a_model_without_prefill_groups_logs_nothing(
     build_bundle: BuildBundle, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "axzoo")
@@ -93,7 +93,7 @@ def test_a_model_without_prefill_groups_says_nothing_of_them(
 
 
 @pytest.mark.parametrize("length", range(CONTEXT))
-def test_rewinding_keeps_the_beginning(bundle: Path, oracle: Oracle, length: int) -> None:
+def test_rewinding_keeps_the_first_tokens(bundle: Path, oracle: Oracle, length: int) -> None:
     model = load_model(bundle)
     model.prefill(IDS[::-1][:2] if length == 0 else IDS[:12])
     for token in IDS[12:14] if length else ():
@@ -105,7 +105,7 @@ def test_rewinding_keeps_the_beginning(bundle: Path, oracle: Oracle, length: int
 
 
 @pytest.mark.parametrize("at", range(1, 12))
-def test_rewinding_mends_what_an_interrupt_tore(bundle: Path, oracle: Oracle, at: int) -> None:
+def test_rewinding_restores_the_context_after_an_interrupt(bundle: Path, oracle: Oracle, at: int) -> None:
     """Ctrl-C between any two layers of a prompt in three chunks and a decoded token."""
     model = load_model(bundle)
     model.prefill(IDS[:2])
@@ -127,14 +127,14 @@ def test_rewinding_mends_what_an_interrupt_tore(bundle: Path, oracle: Oracle, at
 
 def test_layers_on_demand_and_an_embedding_in_memory_give_the_same(bundle: Path) -> None:
     files = open_bundle(bundle)
-    usual, frugal = load_files(files), load_files(files, mapped_embedding=False, layers_on_demand=True)
-    assert frugal.geometry == usual.geometry
+    default, frugal = load_files(files), load_files(files, mmap_embedding=False, layers_on_demand=True)
+    assert frugal.geometry == default.geometry
     for ids in (IDS[:3], IDS[3:11]):
-        assert np.array_equal(frugal.prefill(ids), usual.prefill(ids))
-    assert np.array_equal(frugal.decode(5), usual.decode(5))
+        assert np.array_equal(frugal.prefill(ids), default.prefill(ids))
+    assert np.array_equal(frugal.decode(5), default.decode(5))
 
 
-def test_reset_forgets(bundle: Path, oracle: Oracle) -> None:
+def test_reset_clears_the_context(bundle: Path, oracle: Oracle) -> None:
     model = load_model(bundle)
     model.prefill(IDS[3:12])
     model.decode(1)
@@ -144,26 +144,26 @@ def test_reset_forgets(bundle: Path, oracle: Oracle) -> None:
     _assert_logits(model.decode(IDS[5]), oracle.logits(IDS[:6]))
 
 
-def test_hidden_states_of_every_layer_are_shown(bundle: Path, oracle: Oracle) -> None:
-    shown: dict[tuple[int, int], NDArray[np.float32]] = {}
+def test_the_hook_gets_the_hidden_states_of_every_layer(bundle: Path, oracle: Oracle) -> None:
+    recorded: dict[tuple[int, int], NDArray[np.float32]] = {}
 
     def hook(layer: int, position: int, hidden: NDArray[np.float32]) -> None:
         for row, state in enumerate(hidden):
-            assert (layer, position + row) not in shown
-            shown[layer, position + row] = state.copy()
+            assert (layer, position + row) not in recorded
+            recorded[layer, position + row] = state.copy()
 
     model = load_model(bundle)
     model.prefill(IDS[:6], hook)
     model.decode(IDS[6], hook)
-    assert set(shown) == {(layer, position) for layer in range(LAYERS) for position in range(7)}
+    assert set(recorded) == {(layer, position) for layer in range(LAYERS) for position in range(7)}
     for layer, expected in enumerate(oracle.hidden(IDS[:7])):
         for position in range(7):
-            assert_allclose(shown[layer, position], expected[position], atol=1e-3, rtol=1e-4)
+            assert_allclose(recorded[layer, position], expected[position], atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("state", ["bf16", "fp16"])
-def test_short_hidden_state_types(build_bundle: BuildBundle, oracle: Oracle, state: str) -> None:
-    """Padding rows are closed to everything; in fp16 an infinity there would spread as NaN."""
+def test_16_bit_hidden_states_come_close(build_bundle: BuildBundle, oracle: Oracle, state: str) -> None:
+    """Padding rows are fully masked; in fp16, a mask of -inf would give NaN there."""
     model = load_model(build_bundle(replace(EXACT, hidden_state_type=state)))
     for found, expected in (
         (model.prefill(IDS[:6]), oracle.logits(IDS[:6])),
@@ -172,54 +172,54 @@ def test_short_hidden_state_types(build_bundle: BuildBundle, oracle: Oracle, sta
         assert np.corrcoef(found, expected)[0, 1] > 0.999
 
 
-def test_geometry_is_that_of_the_boards_host(bundle: Path, build_bundle: BuildBundle) -> None:
+def test_geometry_matches_the_board(bundle: Path, build_bundle: BuildBundle) -> None:
     geometry = load_model(bundle).geometry
     assert (geometry.max_token_len, geometry.kv_cache_num, geometry.kv_cache_size) == (CONTEXT, CONTEXT, 16)
     assert (geometry.prefill_token_num, geometry.prefill_groups, geometry.prefill_reach) == (CHUNK, 3, 3 * CHUNK)
     assert load_model(build_bundle(DECODE_ONLY)).geometry.prefill_reach == 0
 
 
-def test_what_does_not_fit_is_said(bundle: Path, build_bundle: BuildBundle) -> None:
-    def refuses(model: Model, ids: list[int], message: str) -> None:
+def test_invalid_prompts_are_refused(bundle: Path, build_bundle: BuildBundle) -> None:
+    def assert_refused(model: Model, ids: list[int], message: str) -> None:
         used = model.used
         with pytest.raises(AxzooError, match=message):
             model.prefill(ids)
         assert model.used == used
 
     model = load_model(bundle)
-    refuses(model, [], "the prompt is empty")
-    refuses(model, [*IDS, 1], "has 16 tokens, but the context of 15 has room for 15")
-    refuses(model, [VOCAB_SIZE], f"token id {VOCAB_SIZE} has no row")
-    refuses(model, [-1], "token id -1 has no row")
+    assert_refused(model, [], "the prompt is empty")
+    assert_refused(model, [*IDS, 1], "has 16 tokens, but the context holds only 15")
+    assert_refused(model, [VOCAB_SIZE], f"token id {VOCAB_SIZE} is out of range")
+    assert_refused(model, [-1], "token id -1 is out of range")
     model.prefill(IDS[:9])
-    refuses(
+    assert_refused(
         model,
         [1] * 7,
-        "has 16 tokens, but the context of 15 has room for 6 behind the 9 read already: .* reset",
+        "has 16 tokens, 9 of them cached, but the context holds only 15: .* reset",
     )
     for _ in range(6):
         model.decode(1)
     with pytest.raises(AxzooError, match="the context is full: it holds 15 tokens"):
         model.decode(1)
-    refuses(load_model(build_bundle(DECODE_ONLY)), [*IDS, 1], "has room for 15")
+    assert_refused(load_model(build_bundle(DECODE_ONLY)), [*IDS, 1], "context holds only 15")
 
 
-def test_files_that_do_not_belong_together(bundle: Path, build_bundle: BuildBundle, tmp_path: Path) -> None:
+def test_files_that_do_not_match_are_refused(bundle: Path, build_bundle: BuildBundle, tmp_path: Path) -> None:
     mixed = Path(shutil.copytree(bundle, tmp_path / "mixed"))
     other = build_bundle(replace(EXACT, kv_cache_len=20))
     shutil.copy(other / "llama_p4_l1_together.axmodel", mixed)
-    with pytest.raises(AxzooError, match="layer 1 does not fit layer 0"):
+    with pytest.raises(AxzooError, match="layer 1 does not match layer 0"):
         load_model(mixed)
     wrong = Path(shutil.copytree(bundle, tmp_path / "wrong"))
     config = json.loads((wrong / "config.json").read_text())
     (wrong / "config.json").write_text(
         json.dumps({**config, "tokens_embed_num": VOCAB_SIZE * 2, "tokens_embed_size": 16})
     )
-    with pytest.raises(AxzooError, match="hidden state of 32, but the embedding has rows of 16"):
+    with pytest.raises(AxzooError, match="has hidden_size 32, but the embedding has 16"):
         load_model(wrong)
 
 
-def test_steps_are_counted(bundle: Path) -> None:
+def test_on_step_is_called_for_every_file(bundle: Path) -> None:
     steps: list[int] = []
     load_model(bundle, on_step=lambda: steps.append(1))
     assert len(steps) == LAYERS + 2

@@ -1,4 +1,4 @@
-"""`axzoo run` from its words to what it prints."""
+"""`axzoo run` from its arguments to its output."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 
 
 def _answer(oracle: Oracle, bundle: Path, prompt: list[int], tokens: int) -> str:
-    """The greedy answer that the oracle gives, as text."""
+    """Return the greedy answer of the oracle as text, without an incomplete character at the end."""
     ids = list(prompt)
     for _ in range(tokens):
         ids.append(int(oracle.logits(ids).argmax()))
-    return load_tokenizer(bundle / "tokenizer").decode(ids[len(prompt) :]).rstrip("\ufffd")  # half a character
+    return load_tokenizer(bundle / "tokenizer").decode(ids[len(prompt) :]).rstrip("\ufffd")
 
 
-def test_the_answer_goes_to_stdout_and_the_boards_lines_to_stderr(
+def test_the_answer_goes_to_stdout_and_status_lines_to_stderr(
     bundle: Path, oracle: Oracle, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["run", str(bundle), "--prompt", "hi", "--greedy", "--max-tokens", "6"]
-    assert main(words) == 0
+    arguments = ["run", str(bundle), "--prompt", "hi", "--greedy", "--max-tokens", "6"]
+    assert main(arguments) == 0
     out, err = capfd.readouterr()
     prompt = load_tokenizer(bundle / "tokenizer").encode("<user>hi")
     assert out == _answer(oracle, bundle, prompt, 6) + "\n"
@@ -49,11 +49,13 @@ def test_the_answer_goes_to_stdout_and_the_boards_lines_to_stderr(
     )
 
 
-def test_system_raw_and_the_bundles_own_wishes(copy: Path, oracle: Oracle, capfd: pytest.CaptureFixture[str]) -> None:
+def test_system_raw_and_the_settings_of_the_bundle(
+    copy: Path, oracle: Oracle, capfd: pytest.CaptureFixture[str]
+) -> None:
     tokenizer = load_tokenizer(copy / "tokenizer")
 
-    def check(words: list[str], prompt: str) -> None:
-        assert main(["run", str(copy), "--prompt", "hi", "--greedy", "--max-tokens", "2", *words]) == 0
+    def check(options: list[str], prompt: str) -> None:
+        assert main(["run", str(copy), "--prompt", "hi", "--greedy", "--max-tokens", "2", *options]) == 0
         assert capfd.readouterr().out == _answer(oracle, copy, tokenizer.encode(prompt), 2) + "\n"
 
     config = json.loads((copy / "config.json").read_text())
@@ -66,23 +68,23 @@ def test_system_raw_and_the_bundles_own_wishes(copy: Path, oracle: Oracle, capfd
     check([], "hi")
 
 
-def test_why_it_stopped(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["run", str(copy), "--prompt", "hi", "--greedy"]
-    assert main(words) == 0
+def test_the_stop_reason_is_printed(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    arguments = ["run", str(copy), "--prompt", "hi", "--greedy"]
+    assert main(arguments) == 0
     out, err = capfd.readouterr()
     assert "hit context full,avg" in err
     assert "the context is full" in err
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "eos_token_ids": list(range(300))}))
-    assert main(words) == 0
+    assert main(arguments) == 0
     out, err = capfd.readouterr()
     assert out == "\n"
     assert re.search(r"\nttft: \d+\.\d\d ms\n\nhit eos,avg 0\.00 token/s\n\n$", err)
 
 
 def test_sampling_follows_the_seed_and_post_config(copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def answer(*words: str) -> str:
-        assert main(["run", str(copy), "--prompt", "hi", *words]) == 0
+    def answer(*options: str) -> str:
+        assert main(["run", str(copy), "--prompt", "hi", *options]) == 0
         return capfd.readouterr().out
 
     (copy / "post_config.json").write_text('{"temperature": 50.0, "top_k": 200}')
@@ -94,28 +96,28 @@ def test_sampling_follows_the_seed_and_post_config(copy: Path, capfd: pytest.Cap
     assert answer() == answer("--greedy")
 
 
-def test_fast_mode_talks(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_fast_mode_answers(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(bundle), "--prompt", "hi", "--mode", "fast", "--max-tokens", "2"]) == 0
     assert "hit max tokens" in capfd.readouterr().err
 
 
-def test_what_goes_wrong_is_one_line(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    def line(folder: Path, prompt: str) -> str:
+def test_errors_are_one_line(copy: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    def error(folder: Path, prompt: str) -> str:
         assert main(["run", str(folder), "--prompt", prompt]) == 1
         out, err = capfd.readouterr()
         assert out == ""
         assert err.removeprefix(INIT_LINES).count("\n") == 1
         return err
 
-    assert "is not a bundle" in line(tmp_path / "nothing", "hi")
-    assert "the prompt has 101 tokens, but the context of 15" in line(copy, "x" * 100)
-    assert "not UTF-8" in line(copy, "\udcff")
+    assert "is not a bundle" in error(tmp_path / "nothing", "hi")
+    assert "the prompt has 101 tokens, but the context holds only 15" in error(copy, "x" * 100)
+    assert "not valid UTF-8" in error(copy, "\udcff")
     (copy / "chat_template.jinja").touch()
     (copy / "tokenizer" / "chat_template.jinja").unlink()
-    assert "chat: false" in line(copy, "hi")
+    assert "chat: false" in error(copy, "hi")
     model = copy / "llama_p4_l2_together.axmodel"
     model.write_bytes(model.read_bytes()[:-500])
-    assert "llama_p4_l2_together.axmodel cannot be loaded" in line(copy, "hi")
+    assert "llama_p4_l2_together.axmodel cannot be loaded" in error(copy, "hi")
 
 
 def test_max_tokens_must_be_positive(bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -130,5 +132,5 @@ def test_neither_torch_nor_transformers_are_imported(bundle: Path) -> None:
         "import sys; from axzoo.cli import main; main(sys.argv[1:]);"
         "print([m for m in ('torch', 'transformers', 'onnx', 'jinja2', 'pydantic') if m in sys.modules])"
     )
-    words = [sys.executable, "-c", code, "run", str(bundle), "--prompt", "hi", "--max-tokens", "1"]
-    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.endswith("[]\n")
+    arguments = [sys.executable, "-c", code, "run", str(bundle), "--prompt", "hi", "--max-tokens", "1"]
+    assert subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.endswith("[]\n")

@@ -22,8 +22,8 @@ def _change(folder: Path, **values: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in data.items() if value is not ...}))
 
 
-def test_what_a_bundle_says(copy: Path) -> None:
-    _change(copy, eos_token_ids=[2, 5], chat=False, system_prompt="Be brief.", unknown_to_us=1)
+def test_the_settings_of_a_bundle(copy: Path) -> None:
+    _change(copy, eos_token_ids=[2, 5], chat=False, system_prompt="Be brief.", unknown_key=1)
     bundle = open_bundle(copy)
     assert [path.name for path in bundle.layers] == [f"llama_p4_l{i}_together.axmodel" for i in range(3)]
     assert bundle.post == copy / "llama_post.axmodel"
@@ -31,15 +31,15 @@ def test_what_a_bundle_says(copy: Path) -> None:
     assert (bundle.chat, bundle.system_prompt) == (False, "Be brief.")
 
 
-def test_switches_of_the_config(copy: Path) -> None:
-    usual = open_bundle(copy)
-    assert (usual.bos, usual.eos, usual.mapped_embedding) == (False, False, True)
+def test_flags_in_the_config(copy: Path) -> None:
+    default = open_bundle(copy)
+    assert (default.bos, default.eos, default.mmap_embedding) == (False, False, True)
     _change(copy, bos=1, eos=True, use_mmap_load_embed=0)
     changed = open_bundle(copy)
-    assert (changed.bos, changed.eos, changed.mapped_embedding) == (True, True, False)
+    assert (changed.bos, changed.eos, changed.mmap_embedding) == (True, True, False)
 
 
-def test_a_tokenizer_model_is_as_good_as_a_tokenizer_json(copy: Path) -> None:
+def test_a_tokenizer_model_is_enough(copy: Path) -> None:
     (copy / "tokenizer" / "tokenizer.json").rename(copy / "tokenizer" / "tokenizer.model")
     assert open_bundle(copy).tokenizer == copy / "tokenizer"
 
@@ -48,15 +48,15 @@ def test_missing_files_are_named(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match="is not a bundle: it has no config"):
         open_bundle(tmp_path / "nowhere")
     (copy / "llama_p4_l1_together.axmodel").unlink()
-    with pytest.raises(AxzooError, match=r"it lacks llama_p4_l1_together\.axmodel: build the bundle again"):
+    with pytest.raises(AxzooError, match=r"lacks llama_p4_l1_together\.axmodel: build the bundle again"):
         open_bundle(copy)
     _change(copy, axmodel_num=6)
     (copy / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(AxzooError, match=r"it lacks \S+_l1_\S+, \S+_l3_\S+, \S+_l4_\S+ and 2 more: build"):
+    with pytest.raises(AxzooError, match=r"lacks \S+_l1_\S+, \S+_l3_\S+, \S+_l4_\S+ and 2 more: build"):
         open_bundle(copy)
 
 
-def test_a_missing_post_config_is_no_error(copy: Path) -> None:
+def test_a_missing_post_config_is_allowed(copy: Path) -> None:
     (copy / "post_config.json").unlink()
     assert not open_bundle(copy).post_config.exists()
 
@@ -67,8 +67,8 @@ def test_a_missing_post_config_is_no_error(copy: Path) -> None:
         ({"axmodel_num": ...}, "has no axmodel_num"),
         ({"axmodel_num": "3"}, "axmodel_num must be of type int, not '3'"),
         ({"axmodel_num": True}, "axmodel_num must be of type int"),
-        ({"axmodel_num": 0}, "axmodel_num is 0"),
-        ({"axmodel_num": 10**12}, "axmodel_num is 1000000000000"),
+        ({"axmodel_num": 0}, "axmodel_num must be from 1 to 1000, not 0"),
+        ({"axmodel_num": 10**12}, "axmodel_num must be from 1 to 1000, not 1000000000000"),
         ({"eos_token_ids": ["2"]}, "must be a list of token ids"),
         ({"bos": 2}, "bos must be 0 or 1, not 2"),
         ({"eos": "1"}, "eos must be 0 or 1, not '1'"),
@@ -78,18 +78,18 @@ def test_a_missing_post_config_is_no_error(copy: Path) -> None:
         ({"filename_tokens_embed": ""}, "must name a file inside the bundle"),
         ({"post_config_path": "a/../../b"}, "must name a file inside the bundle"),
         ({"template_filename_axmodel": "../l%d"}, "must name a file inside the bundle"),
-        ({"template_filename_axmodel": "l%s%n"}, "must hold one %d"),
+        ({"template_filename_axmodel": "l%s%n"}, "must contain one %d"),
         ({"chat": 1}, "chat must be of type bool"),
     ],
 )
-def test_a_config_that_cannot_be(copy: Path, values: dict[str, Any], message: str) -> None:
+def test_invalid_values_are_refused(copy: Path, values: dict[str, Any], message: str) -> None:
     _change(copy, **values)
     with pytest.raises(AxzooError, match=message):
         open_bundle(copy)
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "must hold a JSON object")])
-def test_a_config_that_is_none(copy: Path, text: str, message: str) -> None:
+def test_an_invalid_config_is_refused(copy: Path, text: str, message: str) -> None:
     (copy / "config.json").write_text(text)
     with pytest.raises(AxzooError, match=message):
         open_bundle(copy)

@@ -22,9 +22,9 @@ def _rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def test_the_shipped_values() -> None:
-    shipped = PostConfig()
-    assert shipped == PostConfig(True, 0.9, False, 1.2, 20, False, 0.8, True, 10)
+def test_defaults_are_those_of_the_board() -> None:
+    defaults = PostConfig()
+    assert defaults == PostConfig(True, 0.9, False, 1.2, 20, False, 0.8, True, 10)
 
 
 @given(LOGITS, st.integers(1, 50))
@@ -54,14 +54,14 @@ def test_ties_go_to_the_smaller_id() -> None:
     assert sample(logits, [], GREEDY, _rng()) == 1
 
 
-def test_the_penalty_is_the_square_root_once_for_each_token() -> None:
+def test_the_penalty_is_its_square_root_applied_once_per_token() -> None:
     logits = np.array([4, -4, 0, 4], np.float32)
     assert penalize(logits, [0, 0, 1, 2], 4.0).tolist() == [2, -8, 0, 4]
     assert logits.tolist() == [4, -4, 0, 4]
     assert penalize(logits, [], 4.0).tolist() == logits.tolist()
 
 
-def test_the_penalty_looks_back_one_window() -> None:
+def test_the_penalty_covers_one_window() -> None:
     config = replace(GREEDY, enable_repetition_penalty=True, repetition_penalty=4.0, penalty_window=2)
     logits = np.array([5, 4, 3], np.float32)
     assert sample(logits, [0, 1, 2], config, _rng()) == 0
@@ -81,7 +81,7 @@ def test_frequencies_follow_the_probabilities() -> None:
     hot = replace(plain, enable_temperature=True, temperature=2.0, top_k=9)
     root = np.sqrt([0.5, 0.3, 0.15, 0.05])
     np.testing.assert_allclose(shares(hot), root / root.sum(), atol=0.03)
-    nucleus = replace(plain, enable_top_p_sampling=True, top_p=0.75)  # top-p goes before top-k
+    nucleus = replace(plain, enable_top_p_sampling=True, top_p=0.75)  # top-p takes precedence over top-k
     np.testing.assert_allclose(shares(nucleus), [0.625, 0.375, 0, 0], atol=0.03)
 
 
@@ -92,7 +92,7 @@ def test_temperature_comes_before_top_p() -> None:
     assert {sample(logits, [], config, _rng(seed)) for seed in range(50)} == {0}  # at temperature 0.5: 0.69 and 0.31
 
 
-def test_seeds_repeat_and_the_logits_stay() -> None:
+def test_seeds_are_repeatable_and_logits_are_not_modified() -> None:
     logits = _rng().normal(size=1000).astype(np.float32)
     before = logits.copy()
     config = PostConfig(enable_repetition_penalty=True)
@@ -103,19 +103,19 @@ def test_seeds_repeat_and_the_logits_stay() -> None:
     assert np.array_equal(logits, before)
 
 
-def test_logits_that_are_no_numbers_are_refused() -> None:
-    with pytest.raises(AxzooError, match="NaN"):
+def test_nan_logits_are_refused() -> None:
+    with pytest.raises(AxzooError, match="NaN logits: check the bundle with `axzoo verify BUNDLE --checks`"):
         sample(np.array([0, np.nan], np.float32), [], GREEDY, _rng())
 
 
-def test_a_missing_file_warns_and_is_greedy(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_missing_file_gives_a_warning_and_greedy_decoding(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert read_post_config(tmp_path / "post_config.json") == GREEDY
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert "post_config.json is missing" in record.message
 
 
-def test_reading(tmp_path: Path) -> None:
+def test_omitted_keys_keep_their_defaults(tmp_path: Path) -> None:
     path = tmp_path / "post_config.json"
     path.write_text("{}")
     assert read_post_config(path) == PostConfig()
@@ -140,7 +140,7 @@ def test_reading(tmp_path: Path) -> None:
         ("{", "not valid JSON"),
     ],
 )
-def test_wrong_files(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "post_config.json"
     path.write_text(text)
     with pytest.raises(AxzooError, match=message) as caught:

@@ -1,4 +1,4 @@
-"""A small random Llama, compiled into bundles, beside the transformers model it came from: an independent oracle."""
+"""A small random Llama: the transformers model, which serves as an independent oracle, and bundles compiled from it."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ EXACT = Recipe(
     kv_cache_len=CONTEXT,
     last_kv_cache_len=(CHUNK, 2 * CHUNK),
 )
-"""Nothing rounded, so that only bookkeeping can be wrong. Three prefill groups: prompts of up to 12 tokens."""
+"""Nothing is rounded, so differences are bugs. Three prefill groups cover prompts of up to 12 tokens."""
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """The transformers model."""
+    """The transformers model that the bundles are compiled from."""
 
     model: LlamaForCausalLM
 
     def logits(self, ids: list[int]) -> NDArray[np.float32]:
-        """The logits [V] after the last token."""
+        """Return the logits [V] after the last token."""
         with torch.inference_mode():
             return self.model(torch.tensor([ids])).logits[0, -1].numpy()
 
     def hidden(self, ids: list[int]) -> list[NDArray[np.float32]]:
-        """Each layer's output [n, H]; the last one is left out: transformers gives it after the final norm."""
+        """Return the output [n, H] of each layer but the last, which transformers returns only after the final norm."""
         with torch.inference_mode():
             states = self.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
         return [state[0].numpy() for state in states[1:-1]]
@@ -69,7 +69,7 @@ def make_oracle(max_position_embeddings: int = 64) -> Oracle:
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     embedding = model.model.embed_tokens.weight
-    embedding.data = embedding.to(torch.bfloat16).float()  # what the bundle's embedding can hold
+    embedding.data = embedding.to(torch.bfloat16).float()  # the bundle's embedding is bf16
     return Oracle(model)
 
 
@@ -113,7 +113,7 @@ def write_bundle(oracle: Oracle, recipe: Recipe, folder: Path) -> None:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """One token for each byte, and the special ones."""
+    """Write a tokenizer with one token per byte, and the special tokens."""
     folder.mkdir()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({name: i for i, name in enumerate(alphabet)}, []))

@@ -1,4 +1,4 @@
-"""`axzoo serve` in a process of its own."""
+"""Runs `axzoo serve` in a separate process."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Server:
         return f"http://127.0.0.1:{self.port}"
 
     def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
-        """Status and JSON of an answer, by a client that checks nothing."""
+        """Send a request without any checks; return the status and the JSON body."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, body)
@@ -43,8 +43,8 @@ class Server:
         return self.ask("POST", "/v1/chat/completions", json.dumps(body).encode())
 
     @property
-    def told(self) -> str:
-        """What it wrote to stderr."""
+    def log(self) -> str:
+        """The stderr of the server."""
         return self.errors.read_text()
 
     @property
@@ -57,19 +57,19 @@ class Server:
 def chat_server(
     bundle: Path, *arguments: str, program: Sequence[str] = ("-m", "axzoo.cli", "serve")
 ) -> Iterator[Server]:
-    """A server on a free port, which must not trip over its own code."""
+    """Run a server on a free port, and check that its log has no traceback."""
     command = [sys.executable, *program, str(bundle), "--port", "0", *arguments]
     with tempfile.NamedTemporaryFile("w") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        with _ended(process) as line:
+        with _terminating(process) as line:
             running = Server(process, line, Path(errors.name))
             yield running
-        assert "Traceback" not in running.told, running.told
+        assert "Traceback" not in running.log, running.log
 
 
 @contextmanager
-def _ended(process: subprocess.Popen[str]) -> Iterator[str]:
-    """Its first line, while it runs."""
+def _terminating(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Yield the first line of output, then terminate the process."""
     assert process.stdout is not None
     try:
         yield process.stdout.readline().strip()

@@ -1,4 +1,4 @@
-"""A server of a tiny model whose answers never end by themselves, and the official client."""
+"""A server with a tiny model that never ends its answers, and the official OpenAI client."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ RECIPE = replace(EXACT, prefill_len=32, kv_cache_len=POSITIONS - 1, last_kv_cach
 
 @pytest.fixture(scope="session")
 def tiny_served(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle: a byte a token, prompts of up to 128, a context of 4096."""
+    """A bundle with one token per byte, prefill groups for 128 tokens and a context of 4096."""
     return _write(RECIPE, tmp_path_factory.mktemp("served") / "tiny-w32a32")
 
 
 @pytest.fixture(scope="session")
-def served_in_integers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same with weights of int8, for the modes that multiply with them; under the same name."""
+def tiny_served_s8(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same model with s8 weights, for the fast modes, under the same name."""
     recipe = replace(RECIPE, weight_type="s8", post_weight_type="s8")
     return _write(recipe, tmp_path_factory.mktemp("served") / "tiny-w32a32")
 

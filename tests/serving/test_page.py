@@ -1,5 +1,7 @@
-"""The chat page in headless Chromium: Debian's, which scripts/chromium.sh installs where it is missing and that is
-possible. Elsewhere these tests are skipped, and say so."""
+"""The chat page in headless Chromium.
+
+scripts/chromium.sh installs Debian's Chromium if it is missing. If that is not possible, these tests are skipped.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,7 @@ def test_an_answer_streams_and_can_be_stopped(page: Page) -> None:
     assert page.locator(".assistant").inner_text() == text
 
 
-def test_what_is_asked_next_stands_behind_what_was_said(page: Page, server: Server) -> None:
+def test_a_second_question_is_sent_with_the_conversation(page: Page, server: Server) -> None:
     sent: list[str] = []
     page.on("request", lambda request: sent.append(request.post_data or ""))
     page.route("**/chat/completions", lambda route: route.continue_(post_data=_short(route.request.post_data)))
@@ -87,10 +89,10 @@ def test_what_is_asked_next_stands_behind_what_was_said(page: Page, server: Serv
     expect(page.locator(".user")).to_have_count(0)
 
 
-def test_what_goes_wrong_is_shown_and_text_is_no_markup(page: Page) -> None:
+def test_errors_are_shown_and_text_is_not_rendered_as_html(page: Page) -> None:
     ask(page, "<b>" + "x" * 5000)
     expect(page.locator(".error")).to_have_text(re.compile("tokens"))
-    assert page.locator("b").count() == 1  # the model's name
+    assert page.locator("b").count() == 1  # the model name in the header
 
 
 def _short(body: str | None) -> str:

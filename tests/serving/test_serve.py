@@ -1,4 +1,4 @@
-"""`axzoo serve`, asked by the official client and by hostile ones."""
+"""`axzoo serve` with the official OpenAI client and with misbehaving clients."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LONG = 3500
 
 
 def greedy(folder: Path, messages: Any, count: int, mode: Mode = "exact") -> str:
-    """What the model answers, found without the server."""
+    """Return the answer of the model, computed without the server."""
     model, tokenizer = load_model(folder, mode), load_tokenizer(folder / "tokenizer")
     ids = tokenizer.encode_chat(messages)
     answer = generate(model, ids, lambda logits, _: int(logits.argmax()), set(), count)
     stream = tokenizer.stream()
-    return "".join([*map(stream.push, answer), stream.flush(cut=True)])
+    return "".join([*map(stream.push, answer), stream.flush(truncated=True)])
 
 
 def test_models_and_health(server: Server, client: openai.OpenAI) -> None:
@@ -38,7 +38,7 @@ def test_models_and_health(server: Server, client: openai.OpenAI) -> None:
     assert server.ask("GET", "/health") == (200, {"status": "ok"})
 
 
-def test_an_answer_is_the_models_own(tiny_served: Path, client: openai.OpenAI) -> None:
+def test_an_answer_is_that_of_the_model(tiny_served: Path, client: openai.OpenAI) -> None:
     done = client.chat.completions.create(model=MODEL, messages=HELLO, temperature=0, max_tokens=20)
     assert done.choices[0].message.content == greedy(tiny_served, HELLO, 20)
     assert done.choices[0].finish_reason == "length"
@@ -46,65 +46,65 @@ def test_an_answer_is_the_models_own(tiny_served: Path, client: openai.OpenAI) -
     assert (done.usage.prompt_tokens, done.usage.completion_tokens, done.usage.total_tokens) == (6, 20, 26)
 
 
-def test_a_character_cut_in_half_is_left_out(tiny_served: Path, client: openai.OpenAI) -> None:
-    """A token is a byte, and the model says bytes at random."""
+def test_an_incomplete_character_is_dropped(tiny_served: Path, client: openai.OpenAI) -> None:
+    """Tokens are bytes, and the model generates arbitrary bytes."""
     whole, lengths = greedy(tiny_served, HELLO, 60), []
     for count in range(1, 30):
         done = client.chat.completions.create(model=MODEL, messages=HELLO, temperature=0, max_tokens=count)
-        said = done.choices[0].message.content
-        assert said is not None and whole.startswith(said) and not said.endswith("\ufffd")
-        lengths.append(len(said))
-    assert len(set(lengths)) < len(lengths)  # some tokens were but the first bytes of a character
+        text = done.choices[0].message.content
+        assert text is not None and whole.startswith(text) and not text.endswith("\ufffd")
+        lengths.append(len(text))
+    assert len(set(lengths)) < len(lengths)  # some answers ended within a character
 
 
-def test_a_conversation_goes_on(tiny_served: Path, client: openai.OpenAI) -> None:
+def test_a_conversation_continues(tiny_served: Path, client: openai.OpenAI) -> None:
     turns = [*HELLO]
     for question in ("one", "two"):
         answer = client.chat.completions.create(model=MODEL, messages=turns, temperature=0, max_tokens=5)
-        said = answer.choices[0].message.content
-        assert said == greedy(tiny_served, turns, 5)
-        turns += [{"role": "assistant", "content": said}, {"role": "user", "content": question}]
+        text = answer.choices[0].message.content
+        assert text == greedy(tiny_served, turns, 5)
+        turns += [{"role": "assistant", "content": text}, {"role": "user", "content": question}]
 
 
-def test_a_stream_says_the_same(client: openai.OpenAI) -> None:
-    asked: Any = {"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": 40}
-    whole = client.chat.completions.create(**asked)
-    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+def test_a_stream_has_the_same_answer(client: openai.OpenAI) -> None:
+    request: Any = {"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": 40}
+    whole = client.chat.completions.create(**request)
+    chunks = list(client.chat.completions.create(**request, stream=True, stream_options={"include_usage": True}))
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == whole.choices[0].message.content
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "length"
     assert chunks[-1].usage is not None and whole.usage is not None
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
-    plain = list(client.chat.completions.create(**asked, stream=True))
+    plain = list(client.chat.completions.create(**request, stream=True))
     assert not any(chunk.usage for chunk in plain)
 
 
-def test_stop_texts_end_an_answer_before_them(client: openai.OpenAI) -> None:
-    asked: Any = {"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": 60}
-    whole = client.chat.completions.create(**asked).choices[0].message.content
+def test_an_answer_ends_before_a_stop_text(client: openai.OpenAI) -> None:
+    request: Any = {"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": 60}
+    whole = client.chat.completions.create(**request).choices[0].message.content
     stop = whole[20:22]
     expected = whole[: whole.index(stop)]
-    done = client.chat.completions.create(**asked, stop=[stop, "never said"])
+    done = client.chat.completions.create(**request, stop=[stop, "never generated"])
     assert (done.choices[0].message.content, done.choices[0].finish_reason) == (expected, "stop")
-    chunks = client.chat.completions.create(**asked, stop=stop, stream=True)
+    chunks = client.chat.completions.create(**request, stop=stop, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
 
 
 def test_a_seed_makes_sampling_repeatable(client: openai.OpenAI) -> None:
-    def say(seed: int) -> str | None:
-        asked: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 30, "temperature": 1.5, "top_p": 0.9}
-        return client.chat.completions.create(**asked, seed=seed).choices[0].message.content
+    def answer(seed: int) -> str | None:
+        request: Any = {"model": MODEL, "messages": HELLO, "max_tokens": 30, "temperature": 1.5, "top_p": 0.9}
+        return client.chat.completions.create(**request, seed=seed).choices[0].message.content
 
-    assert say(1) == say(1)
-    assert len({say(seed) for seed in range(4)}) > 1
+    assert answer(1) == answer(1)
+    assert len({answer(seed) for seed in range(4)}) > 1
 
 
-def test_what_must_be_repeatable_is_read_in_whole_chunks(client: openai.OpenAI) -> None:
-    """tests/runtime/test_reuse.py shows that such an answer does not depend on what was asked before."""
+def test_repeatable_answers_reuse_only_whole_chunks(client: openai.OpenAI) -> None:
+    """tests/runtime/test_reuse.py shows that such answers do not depend on earlier requests."""
 
-    def cached(text: str, **asked: Any) -> int | None:
+    def cached(text: str, **request: Any) -> int | None:
         messages: Any = [{"role": "user", "content": text}]
-        usage = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=3, **asked).usage
+        usage = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=3, **request).usage
         assert usage is not None and usage.prompt_tokens_details is not None
         return usage.prompt_tokens_details.cached_tokens
 
@@ -114,20 +114,20 @@ def test_what_must_be_repeatable_is_read_in_whole_chunks(client: openai.OpenAI) 
     assert [cached(text[:50] + "y"), cached(text), cached(text, seed=2)] == [51, 51, 32]
 
 
-def test_an_answer_is_sent_back_as_it_came(tiny_served: Path, client: openai.OpenAI) -> None:
-    """With its empty fields: refusal, tool_calls, function_call, audio, annotations."""
+def test_an_answer_can_be_sent_back_unchanged(tiny_served: Path, client: openai.OpenAI) -> None:
+    """That includes its empty fields: refusal, tool_calls, function_call, audio, annotations."""
     turns: Any = [*HELLO]
     answer = client.chat.completions.create(model=MODEL, messages=turns, temperature=0, max_tokens=5)
-    said = answer.choices[0].message
-    assert {"refusal", "tool_calls", "function_call", "audio", "annotations"} <= said.model_dump().keys()
-    expected = greedy(tiny_served, [*turns, {"role": "assistant", "content": said.content}, *HELLO], 5)
-    for message in (said, said.model_dump(), said.model_dump() | {"tool_calls": [], "annotations": []}):
+    reply = answer.choices[0].message
+    assert {"refusal", "tool_calls", "function_call", "audio", "annotations"} <= reply.model_dump().keys()
+    expected = greedy(tiny_served, [*turns, {"role": "assistant", "content": reply.content}, *HELLO], 5)
+    for message in (reply, reply.model_dump(), reply.model_dump() | {"tool_calls": [], "annotations": []}):
         more: Any = [*turns, message, *HELLO]
         again = client.chat.completions.create(model=MODEL, messages=more, temperature=0, max_tokens=5)
         assert again.choices[0].message.content == expected
 
 
-def test_text_parts_and_the_developers_role(tiny_served: Path, client: openai.OpenAI) -> None:
+def test_text_parts_and_the_developer_role(tiny_served: Path, client: openai.OpenAI) -> None:
     parts: Any = [
         {"role": "developer", "content": "be kind"},
         {"role": "user", "content": [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]},
@@ -138,7 +138,7 @@ def test_text_parts_and_the_developers_role(tiny_served: Path, client: openai.Op
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"n": 2}, "n: "),
         ({"tools": [{"type": "function"}]}, "tools"),
@@ -150,7 +150,7 @@ def test_text_parts_and_the_developers_role(tiny_served: Path, client: openai.Op
         ({"stop": ""}, "stop"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "text alone"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "only text"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, "5001"),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "JSON"),
         ({"top_kk": 3}, "top_kk"),
@@ -158,10 +158,10 @@ def test_text_parts_and_the_developers_role(tiny_served: Path, client: openai.Op
         ({"messages": [{"role": "assistant", "content": "x", "refusal": "no"}]}, "refusal"),
     ],
 )
-def test_what_is_wrong_is_said(server: Server, change: dict[str, Any], said: str) -> None:
+def test_invalid_requests_are_refused(server: Server, change: dict[str, Any], message: str) -> None:
     status, body = server.chat(**({"model": MODEL, "messages": HELLO} | change))
     assert status == 400
-    assert said in body["error"]["message"]
+    assert message in body["error"]["message"]
     assert body["error"]["type"] == "invalid_request_error"
 
 
@@ -176,14 +176,14 @@ def test_large_bodies_wrong_paths_and_wrong_models(server: Server, client: opena
     assert server.ask("POST", "/v1/chat/completions", b"x" * (10 << 20))[0] == 413
     status, answer = server.ask("GET", "/v1/nothing")
     assert (status, answer["error"]["code"]) == (404, None)
-    assert "nothing at /v1/nothing" in answer["error"]["message"]
+    assert "/v1/nothing does not exist" in answer["error"]["message"]
     assert server.ask("GET", "/v1/chat/completions")[0] == 405
     with pytest.raises(openai.NotFoundError, match="there is no model 'gpt'") as refused:
         client.chat.completions.create(model="gpt", messages=HELLO)
     assert refused.value.code == "model_not_found"
 
 
-def test_who_goes_away_mid_stream_stops_the_answer(server: Server, client: openai.OpenAI) -> None:
+def test_a_client_that_disconnects_during_a_stream_ends_the_answer(server: Server, client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(model=MODEL, messages=HELLO, temperature=0, max_tokens=LONG, stream=True)
     next(iter(stream))
     stream.close()
@@ -192,39 +192,39 @@ def test_who_goes_away_mid_stream_stops_the_answer(server: Server, client: opena
     assert time.perf_counter() - start < 1  # the whole answer would take several seconds
 
 
-def test_who_goes_away_leaves_no_trace_in_the_log(tiny_served: Path) -> None:
+def test_clients_that_disconnect_leave_no_errors_in_the_log(tiny_served: Path) -> None:
     """Before the answer begins, in the middle of a stream, and at its end."""
     with chat_server(tiny_served) as running:
         for stream, read in ((False, 0), (True, 0), (True, 1), (True, 2000), (True, 1 << 20)):
-            asked = {"model": MODEL, "messages": HELLO, "max_tokens": LONG if read < 2000 else 30, "stream": stream}
-            body = json.dumps(asked).encode()
+            request = {"model": MODEL, "messages": HELLO, "max_tokens": LONG if read < 2000 else 30, "stream": stream}
+            body = json.dumps(request).encode()
             head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(body)}"
-            with socket.create_connection(("127.0.0.1", running.port)) as leaving:
-                leaving.sendall(f"{head}\r\n\r\n".encode() + body)
-                while read > 0 and (data := leaving.recv(read)):
+            with socket.create_connection(("127.0.0.1", running.port)) as connection:
+                connection.sendall(f"{head}\r\n\r\n".encode() + body)
+                while read > 0 and (data := connection.recv(read)):
                     read -= len(data)
         assert running.chat(model=MODEL, messages=HELLO, max_tokens=1)[0] == 200
-        assert running.told == ""
+        assert running.log == ""
 
 
-IMPATIENT = """
+SHORT_TIMEOUTS = """
 import socket, sys
 from axzoo.cli import main
 from axzoo.serving import http as server
-server.STALL_SECONDS = 0.5
-usual = server._listen
+server.STALL_TIMEOUT = 0.5
+original = server._listen
 def listen(host, port):
-    listening = usual(host, port)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    return listening
+    listener = original(host, port)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return listener
 server._listen = listen
 main(["serve", *sys.argv[1:]])
 """
 
 
-def test_who_stops_reading_a_stream_holds_nobody_up(tiny_served: Path) -> None:
+def test_a_client_that_stops_reading_does_not_block_others(tiny_served: Path) -> None:
     with (
-        chat_server(tiny_served, program=("-c", IMPATIENT)) as running,
+        chat_server(tiny_served, program=("-c", SHORT_TIMEOUTS)) as running,
         socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stalled,
     ):
         stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -242,11 +242,11 @@ def test_who_stops_reading_a_stream_holds_nobody_up(tiny_served: Path) -> None:
             while data := stalled.recv(4096):
                 read += data
         assert b"[DONE]" not in read
-        assert running.told == ""
+        assert running.log == ""
 
 
-def test_who_goes_away_while_waiting_gives_up_the_place(server: Server, client: openai.OpenAI) -> None:
-    """Of three places one is answered and two wait; a fourth is told to come back, unless one of the two has left."""
+def test_a_client_that_disconnects_while_waiting_frees_its_place(server: Server, client: openai.OpenAI) -> None:
+    """One request is answered and two wait. A fourth is rejected until the others have disconnected."""
     body = json.dumps({"model": MODEL, "messages": HELLO, "temperature": 0, "max_tokens": LONG}).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
     clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
@@ -262,7 +262,7 @@ def test_who_goes_away_while_waiting_gives_up_the_place(server: Server, client: 
     assert client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1).usage is not None
 
 
-def test_clients_at_once_get_their_own_answers(tiny_served: Path, server: Server, client: openai.OpenAI) -> None:
+def test_concurrent_clients_get_their_own_answers(tiny_served: Path, server: Server, client: openai.OpenAI) -> None:
     questions = [[{"role": "user", "content": f"question {i}"}] for i in range(3)]
     expected = [greedy(tiny_served, question, 15) for question in questions]
     found: dict[int, str | None] = {}
@@ -279,14 +279,14 @@ def test_clients_at_once_get_their_own_answers(tiny_served: Path, server: Server
     assert [found[i] for i in range(3)] == expected
 
 
-def test_slow_clients_do_not_hold_others_up(server: Server, client: openai.OpenAI) -> None:
+def test_slow_clients_do_not_block_others(server: Server, client: openai.OpenAI) -> None:
     slow = socket.create_connection(("127.0.0.1", server.port))
     slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
     assert client.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1).usage is not None
     slow.close()
 
 
-def test_it_listens_on_localhost_and_ends_on_sigterm(tiny_served: Path) -> None:
+def test_it_listens_on_localhost_and_exits_on_sigterm(tiny_served: Path) -> None:
     with chat_server(tiny_served) as running:
         assert running.line == f"{MODEL} at http://localhost:{running.port}"
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
@@ -297,25 +297,25 @@ def test_it_listens_on_localhost_and_ends_on_sigterm(tiny_served: Path) -> None:
         assert running.process.wait(10) in (0, -15)
 
 
-def test_prompts_are_read_apart_unless_told_otherwise(served_in_integers: Path) -> None:
+def test_the_default_mode_has_a_prefill_session(tiny_served_s8: Path) -> None:
     question = [{"role": "user", "content": "a question of more than one chunk " * 2}]
-    with chat_server(served_in_integers) as running:
+    with chat_server(tiny_served_s8) as running:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
         for content in (question, HELLO, question):
             done = client.chat.completions.create(model=MODEL, messages=content, temperature=0, max_tokens=12)
-            assert done.choices[0].message.content == greedy(served_in_integers, content, 12, "fast-prompts")
-    assert len(load_model(served_in_integers, "fast-prompts")._network._sessions) == 2  # what this is about
+            assert done.choices[0].message.content == greedy(tiny_served_s8, content, 12, "fast-prompts")
+    assert len(load_model(tiny_served_s8, "fast-prompts")._network._sessions) == 2
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("mode", ["fast-prompts", "fast", "exact"])
-def test_eight_clients_for_a_minute(served_in_integers: Path, mode: Mode) -> None:
-    """docs/serve.md has the figures that this prints with -s, for every mode."""
+def test_eight_clients_for_a_minute(tiny_served_s8: Path, mode: Mode) -> None:
+    """With -s, this prints the figures of docs/serve.md for each mode."""
     questions = [[{"role": "user", "content": f"question {i} of a hundred letters".ljust(100, "?")}] for i in range(8)]
-    expected = [greedy(served_in_integers, question, 16, mode) for question in questions]
+    expected = [greedy(tiny_served_s8, question, 16, mode) for question in questions]
     wrong: list[str] = []
     seconds: list[float] = []
-    with chat_server(served_in_integers, "--mode", mode) as running:
+    with chat_server(tiny_served_s8, "--mode", mode) as running:
         until = time.monotonic() + 60
         memory: list[float] = []
 

@@ -1,4 +1,4 @@
-"""Stop texts, whatever the pieces an answer comes in."""
+"""Stop texts, for any way to split an answer into pieces."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ LETTERS = st.text("ab", max_size=12)
 
 
 @given(st.lists(LETTERS, max_size=8), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
-def test_what_comes_out_is_all_before_the_first_stop(pieces: list[str], stops: list[str]) -> None:
+def test_the_text_before_the_first_stop_is_passed_on(pieces: list[str], stops: list[str]) -> None:
     text = "".join(pieces)
-    filter_, out = StopText(stops), ""
+    stop_text, out = StopText(stops), ""
     for piece in pieces:
-        out += filter_.push(piece)
-        if filter_.found:
+        out += stop_text.push(piece)
+        if stop_text.found:
             break
-    out += filter_.flush()
-    assert filter_.found == any(stop in text for stop in stops)
-    if filter_.found:
+    out += stop_text.flush()
+    assert stop_text.found == any(stop in text for stop in stops)
+    if stop_text.found:
         assert text.startswith(out)
         assert not any(stop in out for stop in stops)
         assert any(text.startswith(stop, len(out)) for stop in stops)
@@ -28,6 +28,6 @@ def test_what_comes_out_is_all_before_the_first_stop(pieces: list[str], stops: l
         assert out == text
 
 
-def test_only_what_may_begin_a_stop_is_held_back() -> None:
+def test_only_a_possible_start_of_a_stop_is_held_back() -> None:
     stops = StopText(["###"])
     assert (stops.push("a#"), stops.push("b##"), stops.push("#c"), stops.found) == ("a", "#b", "", True)

@@ -1,7 +1,7 @@
-// A host program's side of the tokenizer server's two protocols, on cpp-httplib with one second for everything, as
-// ax-llm's has it:  client URL CLIENTS SECONDS < questions
-// Each client asks one question a line of stdin, over and over, first simply, then as a user with a conversation.
-// Prints {"requests", "failures", "unequal", "milliseconds": [p50, p99, most], "answers": {question: [ids, text]}}.
+// A client of both tokenizer protocols that uses cpp-httplib with timeouts of one second, like ax-llm's host program:
+//   client URL CLIENTS SECONDS < questions
+// Each client asks the questions, one per line of stdin, in a loop: first with the simple protocol, then in a conversation.
+// Prints {"requests", "failures", "unequal", "milliseconds": [p50, p99, max], "answers": {question: [ids, text]}}.
 #include <httplib.h>
 
 #include <algorithm>

@@ -1,4 +1,4 @@
-"""Tokenizers built on the spot, of the two kinds the zoo's models have, saved as checkpoint folders by transformers."""
+"""Tokenizers of the kinds that the models of the zoo have, trained here and saved as checkpoint folders."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHATML = (
 
 @pytest.fixture(scope="session")
 def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level BPE with special tokens, like GPT-2's, Qwen's and SmolLM's."""
+    """A byte-level BPE with special tokens, as used by GPT-2, Qwen and SmolLM."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -47,7 +47,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def byte_fallback(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SentencePiece-style BPE with byte fallback and a prepended <s>, like Llama-2's."""
+    """A SentencePiece-style BPE with byte fallback and a prepended <s>, as used by Llama-2."""
     backend = Tokenizer(models.BPE())
     normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     backend.normalizer = normalizer
@@ -85,15 +85,17 @@ def tokenizer_folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def llama_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer.model like Llama-2's: BPE, byte fallback, a space before every text."""
+    """A tokenizer.model like that of Llama-2: BPE, byte fallback, a space before every text."""
     folder = train(tmp_path_factory.mktemp("llama_model"), CORPUS, "bpe", dummy_prefix=True)
     return configure(folder, tokenizer_class="LlamaTokenizer", legacy=True, chat_template=CHATML)
 
 
 @pytest.fixture(scope="session")
 def minicpm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer.model like MiniCPM-V's: no space before a text, tokens listed in tokenizer_config.json, one of them
-    beyond the pieces."""
+    """A tokenizer.model like that of MiniCPM-V.
+
+    It adds no space before a text, and tokenizer_config.json lists tokens, one of which is not a piece.
+    """
     folder = train(tmp_path_factory.mktemp("minicpm_model"), CORPUS, "unigram", dummy_prefix=False)
     return configure(
         folder,
@@ -108,7 +110,7 @@ def minicpm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def chatglm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer.model like ChatGLM3's, whose other tokens only its code knows."""
+    """A tokenizer.model like that of ChatGLM3, whose additional tokens are defined only in its code."""
     folder = train(tmp_path_factory.mktemp("chatglm_model"), CORPUS, "bpe", dummy_prefix=True)
     (folder / "config.json").write_text('{"model_type": "chatglm", "_name_or_path": "THUDM/chatglm3-6b"}')
     return folder

@@ -1,9 +1,10 @@
-"""Many clients of a tokenizer server that check every answer:  python load_client.py PORT CLIENTS SECONDS EXPECTED
+"""Runs many clients of a tokenizer server and checks every response.
 
-EXPECTED is a JSON file, {question: {"prompt", "text", "answered", "diff"}}: the ids of the question's prompt, their
-text, the ids of the prompt when the question was answered with its own words and asked again, and what of them is new
-then.
-Prints {"milliseconds": [of each request], "wrong": [what], "failed": [what]}.
+    python load_client.py PORT CLIENTS SECONDS EXPECTED
+
+EXPECTED is a JSON file, {question: {"prompt", "text", "answered", "diff"}}: the prompt ids of the question, their text,
+and the prompt ids and the new part of them when the question is asked again after it was answered with its own text.
+Prints {"milliseconds": [per request], "wrong": [descriptions], "failed": [descriptions]}.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ class Client:
         new = {"token_ids": expected["prompt"], "diff": expected["prompt"]}
         self._check(self._post("/encode", uid=uid, text=question), new)
         ids = iter(expected["prompt"])
-        said = ""
-        while some := list(islice(ids, 3)):
-            said += self._post("/decode", uid=uid, token_ids=some)["text"]
-        self._check(said, expected["text"])
+        text = ""
+        while chunk := list(islice(ids, 3)):
+            text += self._post("/decode", uid=uid, token_ids=chunk)["text"]
+        self._check(text, expected["text"])
         again = {"token_ids": expected["answered"], "diff": expected["diff"]}
         self._check(self._post("/encode", uid=uid, text=question, last_reply=question), again)
 

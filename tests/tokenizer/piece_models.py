@@ -1,4 +1,4 @@
-"""SentencePiece models trained on the spot, of the kinds that come without a tokenizer.json, as checkpoint folders."""
+"""Trains SentencePiece models and writes them as checkpoint folders without a tokenizer.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MINICPM_TEMPLATE = (
 
 
 def train(folder: Path, corpus: Sequence[str], kind: str, dummy_prefix: bool) -> Path:
-    """Writes tokenizer.model, with the normalization of Llama's and MiniCPM's: none."""
+    """Train and write tokenizer.model. As in Llama and MiniCPM, text is not normalized."""
     (folder / "corpus.txt").write_text("\n".join(corpus))
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "corpus.txt"),

@@ -1,4 +1,4 @@
-"""A checkpoint with a tokenizer.model alone gives a bundle that has it, loads and tells the board how to end."""
+"""A bundle built from a checkpoint that has only a tokenizer.model contains that file and loads."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from axzoo.tokenizer.local import load_tokenizer
 from tiny_model import Built
 
 
-def test_a_bundle_carries_its_tokenizer_model(s8: Built, llama_model: Path, tmp_path: Path) -> None:
+def test_a_bundle_contains_the_tokenizer_model(s8: Built, llama_model: Path, tmp_path: Path) -> None:
     built = s8.moved(tmp_path / "results" / "tiny-w8a16")
     checkpoint = Path(shutil.copytree(built.source.parent, tmp_path / "checkpoint"))
     for name in ("tokenizer.json", "chat_template.jinja"):

@@ -1,4 +1,4 @@
-"""Templates are programs of strangers: what they cannot do."""
+"""Templates are untrusted programs: tests of what they cannot do."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_templates_end_in_one_clear_line(name: str) -> None:
+def test_hostile_templates_give_a_one_line_error(name: str) -> None:
     template, message = HOSTILE[name]
     with pytest.raises(AxzooError, match=message) as caught:
         render_chat(template, MESSAGES, {}, True)
@@ -54,13 +54,13 @@ def test_unpaired_surrogates_pass_through() -> None:
     assert render_chat("{{ messages[0].content }}", [{"role": "user", "content": "\udcff"}], {}, True) == "\udcff"
 
 
-TEMPERAMENTAL = (
+LOOP_ON_REQUEST = (
     "{% if messages[0].content == 'loop' %}" + HOSTILE["endless"][0] + "{% endif %}{{ messages[0].content }}"
 )
 
 
 def test_a_process_serves_many_conversations_and_is_replaced_when_it_dies() -> None:
-    renderer = ChatRenderer(TEMPERAMENTAL, {})
+    renderer = ChatRenderer(LOOP_ON_REQUEST, {})
     assert renderer.render(MESSAGES, True) == "hi"
     first = renderer._process
     assert first is not None
@@ -84,13 +84,13 @@ def test_threads_share_a_process() -> None:
     renderer = ChatRenderer("{{ messages[0].content }}", {})
     wrong: list[str] = []
 
-    def speak(name: str) -> None:
+    def render(name: str) -> None:
         for number in range(50):
             text = f"{name} {number} " + "x" * 5000
             if renderer.render([{"role": "user", "content": text}], True) != text:
                 wrong.append(text)
 
-    threads = [threading.Thread(target=speak, args=(f"thread {n}",)) for n in range(8)]
+    threads = [threading.Thread(target=render, args=(f"thread {n}",)) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

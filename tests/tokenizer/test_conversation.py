@@ -1,4 +1,4 @@
-"""What the host is told of a prompt that it already holds."""
+"""The part of each prompt that is new to the host."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from axzoo.core.errors import AxzooError
-from axzoo.tokenizer.conversation import MAX_CHARACTERS, Conversation, chat_ids, introduced, new_conversation
+from axzoo.tokenizer.conversation import MAX_CHARACTERS, Conversation, chat_encoder, mark_sent, new_conversation
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 
 PHI3 = (
@@ -35,75 +35,75 @@ def _assistant(text: str) -> dict[str, str]:
     return {"role": "assistant", "content": text}
 
 
-def test_each_question_brings_what_is_new(tokenizer_folder: Path) -> None:
+def test_each_question_returns_the_new_part_of_the_prompt(tokenizer_folder: Path) -> None:
     tokenizer = load_tokenizer(tokenizer_folder)
-    ids_of = chat_ids(tokenizer, True)
+    encode = chat_encoder(tokenizer, True)
     system = {"role": "system", "content": "Be brief."}
-    conversation = introduced(new_conversation("Be brief."), ids_of)
-    assert list(conversation.told) == tokenizer.encode_chat([system], add_generation_prompt=False)
-    conversation, prompt, diff = conversation.ask("法国?", None, ids_of)
+    conversation = mark_sent(new_conversation("Be brief."), encode)
+    assert list(conversation.sent) == tokenizer.encode_chat([system], add_generation_prompt=False)
+    conversation, prompt, diff = conversation.ask("法国?", None, encode)
     assert prompt == tokenizer.encode_chat([system, _user("法国?")])
     assert prompt == [*tokenizer.encode_chat([system], add_generation_prompt=False), *diff]
-    conversation, prompt, diff = conversation.ask("And?", "巴黎 😀", ids_of)
+    conversation, prompt, diff = conversation.ask("And?", "巴黎 😀", encode)
     messages = [system, _user("法国?"), _assistant("巴黎 😀")]
     assert prompt == tokenizer.encode_chat([*messages, _user("And?")])
     assert prompt == [*tokenizer.encode_chat(messages, add_generation_prompt=False), *diff]
 
 
-def test_without_an_introduction_everything_is_new(byte_level: Path) -> None:
-    ids_of = chat_ids(load_tokenizer(byte_level), True)
-    _, prompt, diff = new_conversation("Be brief.").ask("Hello", None, ids_of)
+def test_the_whole_prompt_is_new_if_nothing_was_sent(byte_level: Path) -> None:
+    encode = chat_encoder(load_tokenizer(byte_level), True)
+    _, prompt, diff = new_conversation("Be brief.").ask("Hello", None, encode)
     assert diff == prompt
 
 
-def test_a_template_that_closes_what_it_writes(byte_level: Path, tmp_path: Path) -> None:
-    """Phi-3's puts an end of text after an answer, and no longer once a question follows."""
+def test_a_template_that_ends_conversations_with_a_token(byte_level: Path, tmp_path: Path) -> None:
+    """Phi-3 writes an end-of-text token after an answer, but not if a question follows."""
     tokenizer = _with_template(byte_level, tmp_path, PHI3)
-    ids_of = chat_ids(tokenizer, True)
-    conversation, _, _ = Conversation().ask("a", None, ids_of)
-    _, prompt, diff = conversation.ask("c", "b", ids_of)
+    encode = chat_encoder(tokenizer, True)
+    conversation, _, _ = Conversation().ask("a", None, encode)
+    _, prompt, diff = conversation.ask("c", "b", encode)
     assert diff == tokenizer.encode("<|im_start|>user\nc<|im_end|><|im_start|>assistant\n")
     assert prompt[-len(diff) :] == diff
 
 
 def test_an_unanswered_question_is_dropped(byte_level: Path, tmp_path: Path) -> None:
     tokenizer = _with_template(byte_level, tmp_path, ALTERNATING)
-    ids_of = chat_ids(tokenizer, True)
-    conversation, _, _ = Conversation().ask("first", None, ids_of)
-    _, prompt, diff = conversation.ask("second", None, ids_of)
+    encode = chat_encoder(tokenizer, True)
+    conversation, _, _ = Conversation().ask("first", None, encode)
+    _, prompt, diff = conversation.ask("second", None, encode)
     assert prompt == tokenizer.encode("[second]")
     assert prompt[-len(diff) :] == diff
     assert len(diff) < len(prompt)
 
 
-def test_an_answer_to_nothing_is_dropped(byte_level: Path) -> None:
+def test_an_answer_without_a_question_is_dropped(byte_level: Path) -> None:
     tokenizer = load_tokenizer(byte_level)
-    _, prompt, _ = Conversation().ask("Hello", "said before the reset", chat_ids(tokenizer, True))
+    _, prompt, _ = Conversation().ask("Hello", "said before the reset", chat_encoder(tokenizer, True))
     assert prompt == tokenizer.encode_chat([_user("Hello")])
 
 
-def test_a_template_without_a_place_for_the_system(byte_level: Path, tmp_path: Path) -> None:
+def test_a_template_without_a_system_role(byte_level: Path, tmp_path: Path) -> None:
     tokenizer = _with_template(byte_level, tmp_path, ALTERNATING)
-    conversation = introduced(new_conversation("Be brief."), chat_ids(tokenizer, True))
-    assert list(conversation.told) == []
+    conversation = mark_sent(new_conversation("Be brief."), chat_encoder(tokenizer, True))
+    assert list(conversation.sent) == []
     with pytest.raises(AxzooError, match="roles must alternate"):
-        conversation.ask("Hello", None, chat_ids(tokenizer, True))
+        conversation.ask("Hello", None, chat_encoder(tokenizer, True))
 
 
-def test_without_chat_the_texts_run_on(byte_fallback: Path) -> None:
+def test_without_chat_the_texts_are_concatenated(byte_fallback: Path) -> None:
     tokenizer = load_tokenizer(byte_fallback)
-    ids_of = chat_ids(tokenizer, False)
-    conversation, prompt, _ = Conversation().ask("The capital", None, ids_of)
+    encode = chat_encoder(tokenizer, False)
+    conversation, prompt, _ = Conversation().ask("The capital", None, encode)
     assert prompt == tokenizer.encode("The capital")
-    _, prompt, diff = conversation.ask(" Yes", " is Paris.", ids_of)
+    _, prompt, diff = conversation.ask(" Yes", " is Paris.", encode)
     assert prompt == tokenizer.encode("The capital is Paris. Yes")
     assert prompt[-len(diff) :] == diff
 
 
-def test_conversations_end(byte_level: Path) -> None:
-    ids_of = chat_ids(load_tokenizer(byte_level), True)
-    conversation, _, _ = Conversation().ask("x" * (MAX_CHARACTERS - 1), None, ids_of)
+def test_conversations_have_a_limit(byte_level: Path) -> None:
+    encode = chat_encoder(load_tokenizer(byte_level), True)
+    conversation, _, _ = Conversation().ask("x" * (MAX_CHARACTERS - 1), None, encode)
     with pytest.raises(AxzooError, match="reset it"):
-        conversation.ask("y", "z", ids_of)
+        conversation.ask("y", "z", encode)
     with pytest.raises(AxzooError, match="system prompt"):
         new_conversation("x" * (MAX_CHARACTERS + 1))

@@ -83,7 +83,7 @@ def test_templates_render_as_in_transformers(byte_level: Path, tmp_path: Path, n
         assert ours.encode_chat(messages) == expected
 
 
-def test_template_of_older_checkpoints_in_tokenizer_config(byte_level: Path, tmp_path: Path) -> None:
+def test_a_template_in_tokenizer_config(byte_level: Path, tmp_path: Path) -> None:
     folder = _copy(byte_level, tmp_path)
     (folder / "chat_template.jinja").unlink()
     named = [{"name": "rag", "template": "rag"}, {"name": "default", "template": "Hello"}]
@@ -100,7 +100,7 @@ def test_without_a_template_the_error_names_chat_false(byte_level: Path, tmp_pat
         load_tokenizer(folder).encode_chat(CONVERSATIONS[0])
 
 
-def test_truncation_and_padding_left_in_the_file_do_not_count(byte_level: Path, tmp_path: Path) -> None:
+def test_truncation_and_padding_settings_in_the_file_are_ignored(byte_level: Path, tmp_path: Path) -> None:
     folder = _copy(byte_level, tmp_path)
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     backend.enable_truncation(3)
@@ -137,15 +137,17 @@ def test_special_tokens_given_as_objects_or_in_their_own_file(byte_level: Path, 
     ("file", "content", "message"),
     [
         ("tokenizer.json", None, "has no tokenizer.json"),
-        ("tokenizer.json", b"{}", "is not a tokenizer"),
-        ("tokenizer.json", b"\xff\xfe", "is not a tokenizer"),
+        ("tokenizer.json", b"{}", "is not a valid tokenizer"),
+        ("tokenizer.json", b"\xff\xfe", "is not a valid tokenizer"),
         ("tokenizer_config.json", b"{", "is not valid JSON"),
         ("tokenizer_config.json", b"[]", "must hold a JSON object"),
         ("tokenizer_config.json", b"[" * 100_000, "is not valid JSON"),
         ("chat_template.jinja", b"\xff", "is not UTF-8"),
     ],
 )
-def test_broken_folders(byte_level: Path, tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+def test_invalid_folders_are_refused(
+    byte_level: Path, tmp_path: Path, file: str, content: bytes | None, message: str
+) -> None:
     folder = _copy(byte_level, tmp_path)
     (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
     with pytest.raises(AxzooError, match=message):
@@ -159,7 +161,7 @@ def _streamed(tokenizer: LocalTokenizer, ids: list[int], skip: bool = True) -> l
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")))
-def test_streaming_tells_whole_characters_and_the_whole_text(tokenizer_folder: Path, text: str) -> None:
+def test_streaming_yields_whole_characters_and_the_whole_text(tokenizer_folder: Path, text: str) -> None:
     tokenizer = load_tokenizer_once(tokenizer_folder)
     ids = tokenizer.encode(text)
     pieces = _streamed(tokenizer, ids)
@@ -176,15 +178,15 @@ def test_streaming_any_bytes(byte_level: Path, skip: bool) -> None:
         assert "".join(_streamed(tokenizer, ids, skip)) == tokenizer.decode(ids, skip)
 
 
-def test_a_character_comes_out_with_its_last_byte(byte_level: Path) -> None:
+def test_a_character_is_returned_with_its_last_byte(byte_level: Path) -> None:
     tokenizer = load_tokenizer(byte_level)
     ids = [tokenizer.backend.token_to_id(c) for c in "ðŁĺĤ"]  # the byte-level names of U+1F602's four bytes
     assert _streamed(tokenizer, [*ids, *ids[:2]]) == ["", "", "", "😂", "", "", "\ufffd"]
 
 
-def test_streams_that_never_become_text_stay_short(byte_level: Path) -> None:
+def test_the_window_of_a_stream_stays_short(byte_level: Path) -> None:
     tokenizer = load_tokenizer(byte_level)
-    continuation = tokenizer.backend.token_to_id("ł")  # the byte-level name of 0xA0, which begins no character
+    continuation = tokenizer.backend.token_to_id("ł")  # the byte-level name of 0xA0, which cannot start a character
     assert continuation is not None
     stream = tokenizer.stream()
     text = "".join([*(stream.push(continuation) for _ in range(2000)), stream.flush()])
@@ -201,7 +203,7 @@ _loaded: dict[Path, LocalTokenizer] = {}
 
 
 def load_tokenizer_once(folder: Path) -> LocalTokenizer:
-    """Hypothesis runs a test's body often; reading the files each time would be most of its time."""
+    """Cache tokenizers, because Hypothesis runs a test body many times."""
     return _loaded.setdefault(folder, _loaded.get(folder) or load_tokenizer(folder))
 
 

@@ -1,8 +1,8 @@
-"""However many users come, so many are kept, and none for ever."""
+"""The number of user sessions is bounded, and idle sessions expire."""
 
 from __future__ import annotations
 
-from axzoo.serving.tokenizer_service import Sessions
+from axzoo.serving.tokenizer_service import UserSessions
 from axzoo.tokenizer.conversation import Conversation
 from axzoo.tokenizer.stream import StreamDecoder
 
@@ -14,12 +14,12 @@ class Clock:
         return self.now
 
 
-def _add(sessions: Sessions) -> str:
+def _add(sessions: UserSessions) -> str:
     return sessions.add(Conversation(), StreamDecoder(lambda ids: ""))
 
 
-def test_of_too_many_the_one_unused_for_longest_goes() -> None:
-    sessions = Sessions(limit=3, max_idle=100, clock=Clock())
+def test_the_least_recently_used_session_is_evicted() -> None:
+    sessions = UserSessions(limit=3, max_idle=100, clock=Clock())
     first, second, third = (_add(sessions) for _ in range(3))
     assert sessions.get(first) is not None
     fourth = _add(sessions)
@@ -30,9 +30,9 @@ def test_of_too_many_the_one_unused_for_longest_goes() -> None:
     assert len(sessions) == 3
 
 
-def test_an_idle_one_ends_and_a_used_one_stays() -> None:
+def test_idle_sessions_expire() -> None:
     clock = Clock()
-    sessions = Sessions(limit=10, max_idle=100, clock=clock)
+    sessions = UserSessions(limit=10, max_idle=100, clock=clock)
     idle, used = _add(sessions), _add(sessions)
     clock.now = 60
     assert sessions.get(used) is not None
@@ -42,7 +42,7 @@ def test_an_idle_one_ends_and_a_used_one_stays() -> None:
     assert len(sessions) == 1
 
 
-def test_uids_are_never_alike() -> None:
-    sessions = Sessions(limit=5, max_idle=100)
+def test_uids_are_unique() -> None:
+    sessions = UserSessions(limit=5, max_idle=100)
     assert len({_add(sessions) for _ in range(100)}) == 100
     assert sessions.get("") is None

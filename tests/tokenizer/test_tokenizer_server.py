@@ -1,4 +1,4 @@
-"""`axzoo tokenizer` as its clients see it."""
+"""`axzoo tokenizer` from the point of view of its clients."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from tokenizer_server import Server, impatient_server, tokenizer_server
+from tokenizer_server import Server, short_timeout_server, tokenizer_server
 from transformers import AutoTokenizer
 
 from axzoo.tokenizer.local import load_tokenizer
@@ -27,7 +27,7 @@ def server(byte_level: Path) -> Iterator[Server]:
         yield running
 
 
-def test_it_says_once_that_it_is_ready(server: Server, byte_level: Path) -> None:
+def test_it_prints_one_line_when_ready(server: Server, byte_level: Path) -> None:
     assert server.line == f"tokenizer of {byte_level} at http://localhost:{server.port}"
 
 
@@ -54,7 +54,7 @@ def test_decode_gives_the_whole_text(server: Server, byte_level: Path, text: str
     assert server.post("/decode", {"token_ids": ids}).body == {"text": theirs.decode(ids)}
 
 
-def test_decode_of_half_a_character(server: Server, byte_level: Path) -> None:
+def test_decode_of_an_incomplete_character(server: Server, byte_level: Path) -> None:
     tokenizer = load_tokenizer(byte_level)
     ids = [tokenizer.backend.token_to_id(c) for c in "ðŁĺĤ"]  # the byte-level names of U+1F602's four bytes
     assert server.post("/decode", {"token_ids": ids[:2]}).body == {"text": "\ufffd"}
@@ -67,8 +67,8 @@ def test_decode_of_half_a_character(server: Server, byte_level: Path) -> None:
 def test_a_conversation(server: Server, byte_level: Path, by_query: bool) -> None:
     theirs = AutoTokenizer.from_pretrained(byte_level)
 
-    def chat(messages: list[dict[str, str]], opened: bool = True) -> list[int]:
-        ids: list[int] = theirs.apply_chat_template(messages, add_generation_prompt=opened)["input_ids"]
+    def chat(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> list[int]:
+        ids: list[int] = theirs.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)["input_ids"]
         return ids
 
     uid = server.get("/get_uid").body["uid"]
@@ -77,17 +77,17 @@ def test_a_conversation(server: Server, byte_level: Path, by_query: bool) -> Non
         reset = server.get(f"/reset?uid={uid}&system_prompt=Short.")
     else:
         reset = server.post("/reset", {"uid": uid, "system_prompt": "Short."})
-    assert reset.body == {"token_ids": chat(messages, opened=False)}
+    assert reset.body == {"token_ids": chat(messages, add_generation_prompt=False)}
     reply = None
     for question in ("法国?", "And?", "So?"):
-        told = len(chat(messages, opened=False))
+        sent = len(chat(messages, add_generation_prompt=False))
         messages.append({"role": "user", "content": question})
         answer = server.post("/encode", {"uid": uid, "text": question, "last_reply": reply, "img_prompt": False})
-        assert answer.body == {"token_ids": chat(messages), "diff": chat(messages)[told:]}
+        assert answer.body == {"token_ids": chat(messages), "diff": chat(messages)[sent:]}
         reply = f"{question} 巴黎 😀"
-        said = [server.post("/decode", {"uid": uid, "token_ids": [i]}).body["text"] for i in theirs.encode(reply)]
-        assert "".join(said) == reply
-        assert not any("\ufffd" in text for text in said)
+        texts = [server.post("/decode", {"uid": uid, "token_ids": [i]}).body["text"] for i in theirs.encode(reply)]
+        assert "".join(texts) == reply
+        assert not any("\ufffd" in text for text in texts)
         messages.append({"role": "assistant", "content": reply})
     assert server.post("/reset", {"uid": uid}).body == {"token_ids": []}
 
@@ -131,8 +131,8 @@ def test_conversations_do_not_mix(server: Server, byte_level: Path) -> None:
         ("POST", "/decode", b'{"token_ids": [1.5]}', 400, "token_ids.0"),
         ("POST", "/decode", b'{"token_ids": [true]}', 400, "token_ids.0"),
         ("POST", "/decode", b'{"token_ids": [-1]}', 400, "token_ids.0: Input should be greater"),
-        ("POST", "/decode", b'{"token_ids": [5, 421]}', 400, "ids below 421, not 421"),
-        ("POST", "/decode", b'{"token_ids": [99999999999999999999999]}', 400, "ids below 421"),
+        ("POST", "/decode", b'{"token_ids": [5, 421]}', 400, "ids must be below 421, not 421"),
+        ("POST", "/decode", b'{"token_ids": [99999999999999999999999]}', 400, "ids must be below 421"),
         ("POST", "/decode", json.dumps({"token_ids": [1] * 70_000}).encode(), 400, "at most 65536 items"),
         ("POST", "/decode", b'{"token_ids": [1], "uid": "nobody"}', 400, "Invalid uid"),
         ("POST", "/reset", b'{"uid": "nobody"}', 400, "Invalid uid"),
@@ -153,7 +153,7 @@ def test_bad_requests(server: Server, method: str, path: str, body: object, stat
     assert server.get("/bos_id").status == 200
 
 
-def test_clients_that_leave(server: Server) -> None:
+def test_clients_that_disconnect(server: Server) -> None:
     head = b"POST /encode HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
     for sent in (b"", b"POST /enc", head, head + b'{"text": "'):
         for _ in range(20):
@@ -162,13 +162,13 @@ def test_clients_that_leave(server: Server) -> None:
     assert server.get("/bos_id").status == 200
 
 
-def test_what_is_not_http(server: Server) -> None:
+def test_requests_that_are_not_http(server: Server) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
         client.sendall(b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n")
         assert client.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
-def test_connections_have_a_bound(byte_level: Path) -> None:
+def test_the_number_of_connections_is_limited(byte_level: Path) -> None:
     with tokenizer_server(byte_level) as server:
         held = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(512)]
         answer = server.get("/bos_id")
@@ -184,7 +184,7 @@ def test_connections_have_a_bound(byte_level: Path) -> None:
 
 def test_slow_clients(byte_level: Path) -> None:
     head = b"POST /encode HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
-    with impatient_server(byte_level) as server:
+    with short_timeout_server(byte_level) as server:
         for sent, status in ((b"", b"400"), (b"GET /bos_id HT", b"400"), (head, b"408"), (head + b'{"te', b"408")):
             with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
                 client.sendall(sent)
@@ -197,9 +197,9 @@ def test_slow_clients(byte_level: Path) -> None:
         assert server.get("/bos_id").status == 200
 
 
-def test_a_kept_connection_with_half_a_request_is_closed(byte_level: Path) -> None:
+def test_a_kept_alive_connection_with_an_incomplete_request_is_closed(byte_level: Path) -> None:
     with (
-        impatient_server(byte_level) as server,
+        short_timeout_server(byte_level) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=5) as client,
     ):
         client.sendall(b"GET /bos_id HTTP/1.1\r\nHost: x\r\n\r\nGET /eos_id HT")
@@ -210,14 +210,14 @@ def test_a_kept_connection_with_half_a_request_is_closed(byte_level: Path) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_stops_when_asked(byte_level: Path, number: signal.Signals) -> None:
+def test_it_stops_on_signals(byte_level: Path, number: signal.Signals) -> None:
     with tokenizer_server(byte_level) as server, socket.create_connection(("127.0.0.1", server.port)):
         assert server.get("/bos_id").status == 200
         server.process.send_signal(number)
         assert server.process.wait(10) == 0
 
 
-def test_a_bundle_says_whether_to_chat(byte_level: Path, tmp_path: Path) -> None:
+def test_a_bundle_defines_chat_and_system_message(byte_level: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer").symlink_to(byte_level)
     tokenizer = load_tokenizer(byte_level)
     system = {"role": "system", "content": "Short."}
@@ -232,7 +232,7 @@ def test_a_bundle_says_whether_to_chat(byte_level: Path, tmp_path: Path) -> None
             assert server.post("/encode", {"text": "Hello"}).body == {"token_ids": expected}
 
 
-def test_what_cannot_be_served(byte_level: Path, tmp_path: Path, server: Server) -> None:
+def test_invalid_folders_and_ports_are_refused(byte_level: Path, tmp_path: Path, server: Server) -> None:
     (tmp_path / "tokenizer").symlink_to(byte_level)
     (tmp_path / "config.json").write_text('{"chat": "yes"}')
     for folder, port, message in (

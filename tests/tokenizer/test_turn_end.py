@@ -1,4 +1,4 @@
-"""Which of the ending tokens a host program is told."""
+"""Which end-of-sequence token is reported to the host program."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_token_after_an_answer(
     assert turn_end_id(load_tokenizer(folder), chat) == expected
 
 
-def test_none_is_known(byte_level: Path, tmp_path: Path) -> None:
+def test_without_a_template(byte_level: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(byte_level, tmp_path / "tokenizer"))
     (folder / "tokenizer_config.json").write_text("{}")
     assert turn_end_id(load_tokenizer(folder), False) is None

@@ -1,4 +1,4 @@
-"""A tokenizer server in a process of its own, and a client that counts on nothing but HTTP."""
+"""Runs a tokenizer server in a separate process, with a plain HTTP client."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-IMPATIENT = """
+SHORT_TIMEOUTS = """
 import sys
 from pathlib import Path
-from axzoo.serving.tokenizer_app import CROWDED, make_app
-from axzoo.serving.tokenizer_service import open_served
+from axzoo.serving.tokenizer_app import TOO_MANY_CONNECTIONS, make_app
+from axzoo.serving.tokenizer_service import load_served_tokenizer
 from axzoo.serving.tokenizer_service import make_service
 from axzoo.serving import http as server
-server.HEAD_SECONDS = 0.5
-app = make_app(make_service(open_served(Path(sys.argv[1]))), body_seconds=0.5)
-server.serve(app, "127.0.0.1", 0, lambda port: print(f"ready :{port}", flush=True), CROWDED)
+server.REQUEST_TIMEOUT = 0.5
+app = make_app(make_service(load_served_tokenizer(Path(sys.argv[1]))), body_seconds=0.5)
+server.serve(app, "127.0.0.1", 0, lambda port: print(f"ready :{port}", flush=True), TOO_MANY_CONNECTIONS)
 """
 
 
@@ -61,16 +61,16 @@ class Server:
 
 @contextmanager
 def tokenizer_server(folder: Path, *arguments: str) -> Iterator[Server]:
-    """`axzoo tokenizer` on a free port."""
+    """Run `axzoo tokenizer` on a free port."""
     command = [sys.executable, "-m", "axzoo.cli", "tokenizer", "--port", "0", "--model", str(folder), *arguments]
     with _running(command) as server:
         yield server
 
 
 @contextmanager
-def impatient_server(folder: Path) -> Iterator[Server]:
-    """One that gives its clients half a second."""
-    with _running([sys.executable, "-c", IMPATIENT, str(folder)]) as server:
+def short_timeout_server(folder: Path) -> Iterator[Server]:
+    """Run a server with timeouts of half a second."""
+    with _running([sys.executable, "-c", SHORT_TIMEOUTS, str(folder)]) as server:
         yield server
 
 

@@ -186,7 +186,7 @@ def test_a_wait_can_be_ended(build: HeldBuild, signalled: signal.Signals) -> Non
 
 def test_an_onstart_lifts_only_the_default_limit_of_jobs_per_second(project: Project) -> None:
     with (project / "Snakefile").open("a") as snakefile:
-        snakefile.write("\nonsuccess:\n    print('limiter:', workflow.scheduler.job_rate_limiter)\n")
+        snakefile.write("\nonsuccess:\n    print(f'limiter: {workflow.scheduler.job_rate_limiter}')\n")
     lock = "results/locks/tiny/made_from.json"
     assert "limiter: None" in project.snakemake(lock).shown
     assert "limiter: <" in project.snakemake("--forceall", "--max-jobs-per-timespan", "50/1s", lock).shown

@@ -79,8 +79,8 @@ def add_mode(parser: argparse.ArgumentParser, default: str) -> None:
         "--mode",
         choices=("exact", "fast", "fast-prompts"),
         default=default,
-        help="fp32; integer kernels; or those, with the weights in memory a second time, to read prompts faster "
-        f"({default})",
+        help="exact: weights dequantized to fp32; fast: integer kernels; fast-prompts: fast, with a second copy of the "
+        f"weights that reads prompts faster ({default})",
     )
 
 

@@ -1,4 +1,4 @@
-"""Measure what building cost a model: agreement with the fp32 oracle over a text and over greedy answers."""
+"""Measure how close a built model is to the fp32 oracle, over a text and over greedy answers."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the built model's folder")
-    parser.add_argument("--lock", type=Path, required=True, metavar="DIR", help="the model's lock files")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the built model")
+    parser.add_argument("--lock", type=Path, required=True, metavar="DIR", help="folder of the model's lock files")
     add_source(parser)
-    parser.add_argument("--text", type=Path, metavar="FILE", help="compare predictions over this text")
-    parser.add_argument("--tokens", type=int, default=1000, metavar="N", help="tokens of the text (one context)")
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="compare greedy answers to these lines")
-    parser.add_argument("--max_tokens", type=int, default=32, metavar="N", help="tokens of each answer")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="text over which to compare predictions")
+    parser.add_argument("--tokens", type=int, default=1000, metavar="N", help="tokens of the text to use (1000)")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="prompts to answer greedily, one per line")
+    parser.add_argument("--max_tokens", type=int, default=32, metavar="N", help="maximum tokens per answer (32)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     longest = read_manifest(args.bundle).recipe.positions
     oracles = {
         "fp32 checkpoint": in_memory(checkpoint_oracle(args.lock, args.source, longest)),
-        "its own weights, dequantized": in_memory(bundle_oracle(args.bundle)),
+        "dequantized bundle weights": in_memory(bundle_oracle(args.bundle)),
     }
     for name, oracle in oracles.items():
         if args.text is not None:
@@ -62,7 +62,7 @@ def _print_prompts(
     from axzoo.check.fidelity import greedy_agreement
     from axzoo.check.layers import prompt_ids
 
-    print(f"greedy answers against {name}: tokens that agree before the first difference, {tokens} at most")
+    print(f"greedy answers against {name}: tokens before the first difference, out of at most {tokens}")
     for prompt in prompts:
         ids = prompt_ids(tokenizer, prompt, chat=True)
         result = greedy_agreement(model, oracle, ids, tokens, tokenizer.eos_token_ids)
@@ -73,4 +73,4 @@ def _difference(result: GreedyAgreement) -> str:
     if result.agreed == result.tokens:
         return ""
     kind = "a tie" if result.is_tie else "not a tie"
-    return f" ({kind}: a lead of {result.lead:.3f} logits where bf16 steps by {result.bf16_step})"
+    return f" ({kind}: a margin of {result.lead:.3f} logits, with a bf16 step of {result.bf16_step})"

@@ -1,4 +1,4 @@
-"""Serve a built model: OpenAI's chat protocol, and a page to talk to it."""
+"""Serve a built model over OpenAI's chat protocol, with a chat page."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from typing import Any
 
 from axzoo.commands._arguments import add_mode, count, port
 
-OUT_OF_MEMORY = "free some, keep the weights once (--mode fast), or serve a smaller model"
+OUT_OF_MEMORY = "free some, keep a single copy of the weights (--mode fast), or serve a smaller model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a built model's folder, results/<chip>/<name>")
-    parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is all of them (localhost)")
-    parser.add_argument("--port", type=port, default=8000, help="0 takes a free one (8000)")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a built model, results/<chip>/<name>")
+    parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 for all (localhost)")
+    parser.add_argument("--port", type=port, default=8000, help="port to listen on; 0 for a free one (8000)")
     add_mode(parser, "fast-prompts")
     parser.add_argument(
-        "--queue", type=count, default=16, metavar="N", help="requests that may wait; more are told to come back (16)"
+        "--queue", type=count, default=16, metavar="N", help="requests that may wait; others get status 429 (16)"
     )
 
 
 def run(args: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+        signal.signal(number, _exit)
     from axzoo.core.console import open_console, stage_bars
     from axzoo.runtime.bundle_folder import open_bundle
     from axzoo.runtime.model import load_files
     from axzoo.runtime.post_config import read_post_config
     from axzoo.runtime.prompting import TokenizerChoice, open_tokenizer
-    from axzoo.serving.answers import Answers
-    from axzoo.serving.chat_app import CROWDED, Served, make_app
+    from axzoo.serving.answers import AnswerQueue
+    from axzoo.serving.chat_app import TOO_MANY_CONNECTIONS, ServedModel, make_app
     from axzoo.serving.http import serve
 
     bundle = open_bundle(args.bundle)
     choice = TokenizerChoice(None, str(bundle.tokenizer), bundle.bos, bundle.eos, bundle.eos_token_ids)
     with stage_bars(open_console(sys.stderr)) as bars:
         bar = bars.add_task(f"loading {args.bundle.name}", total=len(bundle.layers) + 3)
-        prompting = open_tokenizer(choice, bundle.chat)
+        tokenizer = open_tokenizer(choice, bundle.chat)
         bars.advance(bar)
-        model = load_files(bundle, args.mode, lambda: bars.advance(bar), bundle.mapped_embedding)
+        model = load_files(bundle, args.mode, lambda: bars.advance(bar), bundle.mmap_embedding)
     name = args.bundle.resolve().name
     created = int((args.bundle / "config.json").stat().st_mtime)
     sampling = read_post_config(Path(bundle.post_config))
-    app = make_app(Served(name, created, Answers(model, prompting, args.queue), sampling))
+    app = make_app(ServedModel(name, created, AnswerQueue(model, tokenizer, args.queue), sampling))
 
-    def ready(port: int) -> None:
+    def on_ready(port: int) -> None:
         print(f"{name} at http://{args.host}:{port}", flush=True)
 
-    serve(app, args.host, args.port, ready, CROWDED)
+    serve(app, args.host, args.port, on_ready, TOO_MANY_CONNECTIONS)
 
 
-def _leave(*_: Any) -> None:
+def _exit(*_: Any) -> None:
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""Serve a tokenizer over HTTP, for host programs on boards."""
+"""Serve a tokenizer over HTTP for host programs on boards."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ OUT_OF_MEMORY = "free some and run again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 is all of them (localhost)")
-    parser.add_argument("--port", type=port, default=12345, help="0 takes a free one (12345)")
+    parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 for all (localhost)")
+    parser.add_argument("--port", type=port, default=12345, help="port to listen on; 0 for a free one (12345)")
     parser.add_argument(
         "--model",
         "--model_path",
@@ -24,27 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a bundle, a checkpoint, or any folder with a tokenizer.json or tokenizer.model",
     )
-    parser.add_argument("--system", metavar="TEXT", help="the system message (default: the bundle's)")
+    parser.add_argument("--system", metavar="TEXT", help="system message (default: from the bundle)")
 
 
 def run(args: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _leave)
+        signal.signal(number, _exit)
     from dataclasses import replace
 
     from axzoo.serving.http import serve
-    from axzoo.serving.tokenizer_app import CROWDED, make_app
-    from axzoo.serving.tokenizer_service import make_service, open_served
+    from axzoo.serving.tokenizer_app import TOO_MANY_CONNECTIONS, make_app
+    from axzoo.serving.tokenizer_service import load_served_tokenizer, make_service
 
-    served = open_served(args.model)
+    served = load_served_tokenizer(args.model)
     if args.system is not None:
         served = replace(served, system_prompt=args.system)
 
-    def ready(port: int) -> None:
+    def on_ready(port: int) -> None:
         print(f"tokenizer of {args.model} at http://{args.host}:{port}", flush=True)
 
-    serve(make_app(make_service(served)), args.host, args.port, ready, CROWDED)
+    serve(make_app(make_service(served)), args.host, args.port, on_ready, TOO_MANY_CONNECTIONS)
 
 
-def _leave(*_: Any) -> None:
+def _exit(*_: Any) -> None:
     sys.exit(0)

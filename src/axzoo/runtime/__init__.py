@@ -1,1 +1,1 @@
-"""A bundle at work, as on the board: embedding, prefill by chunks, decode with KV caches, sampling."""
+"""Runs a bundle as the board's host program does: embedding, chunked prefill, decode with KV caches, sampling."""

@@ -1,4 +1,4 @@
-"""What lies in a bundle folder, as its config.json says (the keys of ax-llm's `axllm run DIR`)."""
+"""The files and settings of a bundle folder, from its config.json (the keys that ax-llm's `axllm run DIR` reads)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_LAYERS = 1000
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The compiled files of a model, and the embedding's shape, which its file does not tell."""
+    """The compiled files of a model, and the shape of the embedding, which its raw file does not record."""
 
     layers: tuple[Path, ...]
     post: Path
@@ -27,7 +27,7 @@ class ModelFiles:
 
 @dataclass(frozen=True)
 class Bundle(ModelFiles):
-    """The files of a bundle, all of them present, and what the host program must know beside their contents."""
+    """The files of a complete bundle and the settings of its host program."""
 
     folder: Path
     post_config: Path
@@ -37,23 +37,24 @@ class Bundle(ModelFiles):
     system_prompt: str
     bos: bool
     eos: bool
-    mapped_embedding: bool
+    mmap_embedding: bool
 
 
 def open_bundle(folder: Path) -> Bundle:
-    """Reads a bundle's config.json and looks whether its files are there (post_config.json may be missing).
+    """Read a bundle's config.json and check that its files exist. Only post_config.json may be missing.
 
-    Raises AxzooError when the folder is no bundle, its config.json is broken or points outside, or files are missing.
+    Raises AxzooError when the folder is not a bundle, files are missing, or config.json is invalid or names a file
+    outside the bundle.
     """
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise AxzooError(
-            f"{folder} is not a bundle: it has no config.json. Build it, or name a folder like results/AX650/NAME"
+            f"{folder} is not a bundle: it has no config.json. Build it first, or pass a folder like results/AX650/NAME"
         )
     config = _Config(config_path)
     count = config.get("axmodel_num", int)
     if not 1 <= count <= _MAX_LAYERS:
-        raise AxzooError(f"{config_path}: axmodel_num is {count}, but a model has 1 to {_MAX_LAYERS} layers")
+        raise AxzooError(f"{config_path}: axmodel_num must be from 1 to {_MAX_LAYERS}, not {count}")
     eos_token_ids = config.get("eos_token_ids", list)
     if not all(type(i) is int for i in eos_token_ids):
         raise AxzooError(f"{config_path}: eos_token_ids must be a list of token ids, not {eos_token_ids!r}")
@@ -71,14 +72,14 @@ def open_bundle(folder: Path) -> Bundle:
         system_prompt=config.get("system_prompt", str, ""),
         bos=config.flag("bos", 0),
         eos=config.flag("eos", 0),
-        mapped_embedding=config.flag("use_mmap_load_embed", 1),
+        mmap_embedding=config.flag("use_mmap_load_embed", 1),
     )
     _require_files(bundle)
     return bundle
 
 
 class _Config:
-    """config.json, read key by key with the type each must have."""
+    """Typed access to the keys of config.json."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -96,7 +97,7 @@ class _Config:
         return value
 
     def flag(self, key: str, default: int) -> bool:
-        """0 and 1 or false and true: ax-llm's configs have both."""
+        """Read 0, 1, false or true: ax-llm's configs use both forms."""
         value = self._data.get(key, default)
         if value not in (0, 1) or not isinstance(value, int):
             raise AxzooError(f"{self._path}: {key} must be 0 or 1, not {value!r}")
@@ -109,7 +110,7 @@ class _Config:
         key = "template_filename_axmodel"
         template = self.get(key, str)
         if template.count("%d") != 1:
-            raise AxzooError(f"{self._path}: {key} must hold one %d for the layer's number, not {template!r}")
+            raise AxzooError(f"{self._path}: {key} must contain one %d for the layer number, not {template!r}")
         return self._inside(key, template.replace("%d", str(index)))
 
     def _inside(self, key: str, name: str) -> Path:
@@ -123,9 +124,9 @@ def _require_files(bundle: Bundle) -> None:
     tokenizer = bundle.tokenizer / "tokenizer.json"
     if not tokenizer.is_file() and (bundle.tokenizer / "tokenizer.model").is_file():
         tokenizer = bundle.tokenizer / "tokenizer.model"
-    wanted = (*bundle.layers, bundle.post, bundle.embedding, tokenizer)
-    missing = [path for path in wanted if not path.is_file()]
+    required = (*bundle.layers, bundle.post, bundle.embedding, tokenizer)
+    missing = [path for path in required if not path.is_file()]
     if missing:
         names = ", ".join(str(path.relative_to(bundle.folder)) for path in missing[:3])
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise AxzooError(f"{bundle.folder} is not complete, it lacks {names}{more}: build the bundle again")
+        raise AxzooError(f"{bundle.folder} lacks {names}{more}: build the bundle again")

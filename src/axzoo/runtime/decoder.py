@@ -1,7 +1,7 @@
-"""The stack of decoder layers and its caches: prefill by groups, then one token at a time.
+"""The stack of decoder layers and its KV caches: prefill by shape group, then decode one token at a time.
 
-Shapes, groups and masks: the layer's protocol of the board's host (group 0 decodes, groups 1..N prefill a chunk behind
-0, P, 2P, ... cached tokens). Everything is derived from the tensors' shapes, as that host does.
+Shape groups and masks follow the board's host program: group 0 decodes one token, and groups 1..N prefill a chunk that
+follows 0, P, 2P, ... cached tokens. As in that program, all lengths are derived from the tensor shapes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.core.errors import AxzooError
-from axzoo.runtime.buffers import KVCache, closed_mask, prefill_mask
-from axzoo.runtime.geometry import Grouped, Tensor, one_geometry, require_room
+from axzoo.runtime.buffers import KVCache, full_mask, prefill_mask
+from axzoo.runtime.geometry import HasShapeGroups, SessionTensor, common_geometry, require_room
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ _OUTPUTS = ["K_cache_out", "V_cache_out", "output"]
 _DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 
 HiddenHook = Callable[[int, int, NDArray[Any]], None]
-"""Is shown each layer's output: (layer, position of its first token, hidden state [n, H]), padding rows left out."""
+"""Called with each layer's output: (layer, position of the first token, hidden state [n, H] without padding rows)."""
 
 
-class Session(Grouped, Protocol):
-    """What a layer file must answer: pyaxengine's interface, on a board or on the desk."""
+class LayerSession(HasShapeGroups, Protocol):
+    """pyaxengine's session interface, as far as a layer needs it; on a board or on a PC."""
 
-    def get_outputs(self, shape_group: int = 0) -> Sequence[Tensor]: ...
+    def get_outputs(self, shape_group: int = 0) -> Sequence[SessionTensor]: ...
     def run(
         self,
         output_names: Sequence[str] | None,
@@ -44,7 +44,7 @@ class Session(Grouped, Protocol):
 
 @dataclass(frozen=True)
 class _Call:
-    """What all layers are given alike: the shape group, how much of the caches it takes, positions and mask."""
+    """Inputs that all layers share: the shape group, its cache length, positions and mask."""
 
     shape_group: int
     cache_len: int
@@ -53,13 +53,13 @@ class _Call:
 
 
 class Decoder:
-    """All layers with their caches. `used` tokens of context are in the caches.
+    """All decoder layers and their KV caches. `used` is the number of cached tokens.
 
-    Raises AxzooError when the layers do not belong together.
+    Raises AxzooError when the layers differ in shape.
     """
 
-    def __init__(self, layers: Sequence[Session]) -> None:
-        self.geometry = one_geometry(layers)
+    def __init__(self, layers: Sequence[LayerSession]) -> None:
+        self.geometry = common_geometry(layers)
         self._layers = layers
         self._dtype = np.dtype(_DTYPES[self.geometry.dtype])
         self._cache = KVCache(len(layers), self.geometry.kv_cache_num, self.geometry.kv_cache_size, self._dtype)
@@ -69,19 +69,19 @@ class Decoder:
         self.rewind(0)
 
     def rewind(self, length: int) -> None:
-        """Forgets all but the first `length` tokens of the context.
+        """Drop all but the first `length` tokens of the context.
 
-        Also what puts the context in order after an exception (Ctrl-C among them) ended `prefill` or `decode` midway.
+        Call this to restore a consistent context after an exception (or Ctrl-C) interrupted `prefill` or `decode`.
         """
-        self._mask = closed_mask((1, 1, self.geometry.max_token_len + 1), self._dtype)
+        self._mask = full_mask((1, 1, self.geometry.max_token_len + 1), self._dtype)
         self._mask[..., -1] = 0  # the current token's own slot
         self.used = length
 
     def prefill(self, rows: NDArray[Any], on_hidden: HiddenHook | None = None) -> NDArray[Any]:
-        """Appends tokens, given as embedding rows [n, H], to the context; returns the last one's output [1, 1, H].
+        """Append tokens, given as embedding rows [n, H], to the context; return the output [1, 1, H] of the last one.
 
-        Tokens beyond the prefill groups' reach are decoded one by one. Raises AxzooError when there are none, or more
-        than the context holds.
+        Tokens beyond the reach of the prefill groups are decoded one at a time. Raises AxzooError when there are no
+        tokens, or more than the context has room for.
         """
         require_room(self.geometry, self.used, len(rows))
         done = 0
@@ -90,18 +90,18 @@ class Decoder:
             hidden = self._prefill_chunk(chunk, on_hidden)
             done += len(chunk)
         if done < len(rows) and self.geometry.prefill_groups:
-            logger.info(f"the prompt's last {len(rows) - done} tokens lie behind the prefill groups: read one by one")
+            logger.info(f"the last {len(rows) - done} prompt tokens are beyond the prefill groups: reading one by one")
         for row in range(done, len(rows)):
             hidden = self.decode(rows[row : row + 1], on_hidden)
         return hidden
 
     def _in_reach(self) -> bool:
-        """Whether a prefill group has a cache as long as the context so far."""
+        """Whether the cache of some prefill group holds the context so far."""
         groups = self.geometry.prefill_groups
         return groups > 0 and self.used <= (groups - 1) * self.geometry.prefill_token_num
 
     def decode(self, row: NDArray[Any], on_hidden: HiddenHook | None = None) -> NDArray[Any]:
-        """Appends one token, given as its embedding row [1, H], to the context; returns its output [1, 1, H].
+        """Append one token, given as its embedding row [1, H], to the context; return its output [1, 1, H].
 
         Raises AxzooError when the context is full.
         """
@@ -114,7 +114,7 @@ class Decoder:
         return self._run(call, hidden, 1, on_hidden)
 
     def _prefill_chunk(self, rows: NDArray[Any], on_hidden: HiddenHook | None) -> NDArray[Any]:
-        """One run of the smallest prefill group whose cache holds the context so far; short chunks are padded."""
+        """Run the smallest prefill group whose cache holds the context so far. Short chunks are padded."""
         count, chunk_len = len(rows), self.geometry.prefill_token_num
         cached_chunks = -(-self.used // chunk_len)
         cache_len = cached_chunks * chunk_len
@@ -125,7 +125,7 @@ class Decoder:
         return self._run(_Call(1 + cached_chunks, cache_len, positions, mask), hidden, count, on_hidden)
 
     def _run(self, call: _Call, hidden: NDArray[Any], count: int, on_hidden: HiddenHook | None) -> NDArray[Any]:
-        """Sends `count` tokens, a padded hidden state [1, n, H], through all layers and appends them to the context."""
+        """Run `count` tokens, a padded hidden state [1, n, H], through all layers and append them to the context."""
         for index, layer in enumerate(self._layers):
             keys, values = self._cache.first(index, call.cache_len) if call.cache_len else self._dummies
             feed = {"K_cache": keys, "V_cache": values, "indices": call.indices, "input": hidden, "mask": call.mask}

@@ -1,10 +1,10 @@
-"""Running .axmodel files on the CPU with the interface of pyaxengine, over ONNX Runtime.
+"""Runs .axmodel files on the CPU with ONNX Runtime, behind pyaxengine's interface.
 
-`axzoo axengine PROGRAM` runs host programs written for the board, which import it as `axengine`.
+`axzoo axengine PROGRAM` runs a host program written for the board, which imports this module as `axengine`.
 
-Two modes. `exact` multiplies with the weights dequantized to fp32 when the file is loaded: what the file means, and the
-mode of every check. `fast` multiplies integer weights with integer kernels, for which activations are rounded to int8.
-All sessions share one thread pool: private pools were measured 12 to 25 times slower.
+There are two modes. `exact` dequantizes the weights to fp32 at load time; it is the reference semantics of a file, and
+every check uses it. `fast` multiplies integer weights with integer kernels and rounds activations to int8. All sessions
+share one thread pool: with private pools, runs were measured to be 12 to 25 times slower.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FileMode = Literal["exact", "fast"]
 
 axengine_provider_name = "AxEngineExecutionProvider"
 axclrt_provider_name = "AXCLRTExecutionProvider"
-"""The board's own engine, and the one of an accelerator card. Here both mean the CPU."""
+"""The engine of the board, and that of an accelerator card. Here both run on the CPU."""
 
 
 def get_all_providers() -> list[str]:
@@ -41,7 +41,7 @@ def get_available_providers() -> list[str]:
 
 
 class SessionOptions:
-    """pyaxengine has none either."""
+    """An empty placeholder, as in pyaxengine."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ Provider = str | tuple[str, dict[Any, Any]]
 
 
 class InferenceSession:
-    """One loaded .axmodel, given as its path or its bytes.
+    """A loaded .axmodel, given as a path or as bytes.
 
-    `providers` and the options are pyaxengine's: names are checked, options have no effect on the CPU.
-    Raises AxzooError when the file is missing, damaged or not one that axzoo wrote, ValueError or TypeError for
-    providers that are none.
+    `providers` and the options are those of pyaxengine: provider names are checked, options have no effect on the CPU.
+    Raises AxzooError when the file is missing, damaged or not written by axzoo. Raises ValueError or TypeError for
+    invalid providers.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class InferenceSession:
         return self._sess_options
 
     def get_providers(self) -> str:
-        """The provider chosen: one name, as pyaxengine gives it."""
+        """Return the name of the selected provider: a single string, as in pyaxengine."""
         return self._provider
 
     @property
@@ -110,19 +110,19 @@ class InferenceSession:
         run_options: object = None,
         shape_group: int = 0,
     ) -> list[NDArray[Any]]:
-        """Runs one call of a shape group and returns its outputs, or those asked for in the order asked for.
+        """Run a shape group once and return its outputs, in the order of `output_names` if given.
 
-        bf16 arrays are `ml_dtypes.bfloat16`. Contiguous arrays are read where they are, and the returned ones are those
-        the engine wrote into. Inputs the group lacks are passed over, as on the board; `run_options` has no effect.
-        Raises ValueError when a name is missing, or a shape or dtype is not exactly the group's.
+        bf16 arrays are `ml_dtypes.bfloat16`. Contiguous inputs and all outputs are used without a copy. As on the
+        board, inputs that the group does not have are ignored; `run_options` has no effect.
+        Raises ValueError when an input is missing, an output is unknown, or a shape or dtype differs from the group's.
         """
         group = self._group(shape_group)
         arrays = self._checked(group, input_feed, shape_group)
-        wanted = [tensor.name for tensor in group.outputs] if output_names is None else output_names
-        unknown = set(wanted) - {tensor.name for tensor in group.outputs}
+        names = [tensor.name for tensor in group.outputs] if output_names is None else output_names
+        unknown = set(names) - {tensor.name for tensor in group.outputs}
         if unknown:
-            names = ", ".join(tensor.name for tensor in group.outputs)
-            raise ValueError(f"{self._path}: no output named {', '.join(sorted(unknown))}; there are {names}")
+            known = ", ".join(tensor.name for tensor in group.outputs)
+            raise ValueError(f"{self._path}: no output named {', '.join(sorted(unknown))}; the outputs are {known}")
         binding = self._session.io_binding()
         for tensor in group.inputs:
             array = arrays[tensor.name]
@@ -134,7 +134,7 @@ class InferenceSession:
             array = results[tensor.name]
             binding.bind_output(tensor.name, "cpu", 0, ONNX_DTYPES[tensor.dtype], array.shape, array.ctypes.data)
         run_bound(self._session, binding, self._path)
-        return [results[name] for name in wanted]
+        return [results[name] for name in names]
 
     def _group(self, index: int) -> ShapeGroup:
         if not 0 <= index < len(self._groups):
@@ -145,7 +145,7 @@ class InferenceSession:
         expected = {tensor.name: tensor for tensor in group.inputs}
         if not set(feed) >= set(expected):
             raise ValueError(
-                f"{self._path}, shape group {index}: takes {', '.join(expected)}; was given {', '.join(feed)}"
+                f"{self._path}, shape group {index}: the inputs are {', '.join(expected)}; got {', '.join(feed)}"
             )
         arrays = {}
         for name, tensor in expected.items():
@@ -153,33 +153,33 @@ class InferenceSession:
             if array.dtype != NUMPY_DTYPES[tensor.dtype] or array.shape != tensor.shape:
                 raise ValueError(
                     f"{self._path}, shape group {index}: {name} must be {NUMPY_DTYPES[tensor.dtype]} "
-                    f"{list(tensor.shape)}, was given {array.dtype} {list(array.shape)}"
+                    f"{list(tensor.shape)}, got {array.dtype} {list(array.shape)}"
                 )
             arrays[name] = np.ascontiguousarray(array)
         return arrays
 
 
 def node_arg(tensor: TensorSpec) -> NodeArg:
-    """A group's tensor as the interface shows it."""
+    """Return the NodeArg that describes a tensor of a shape group."""
     return NodeArg(tensor.name, NUMPY_DTYPES[tensor.dtype], tensor.shape)
 
 
 def _choose_provider(providers: str | Sequence[Provider] | None) -> str:
-    """The first provider there is, of those asked for, as pyaxengine chooses."""
+    """Return the first requested provider that is available, as pyaxengine does."""
     available = get_available_providers()
-    asked = available if providers is None else [providers] if isinstance(providers, str) else providers
-    names = [entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry for entry in asked]
+    requested = available if providers is None else [providers] if isinstance(providers, str) else providers
+    names = [entry[0] if isinstance(entry, tuple) and len(entry) == 2 else entry for entry in requested]
     for name in names:
         if not isinstance(name, str):
-            raise TypeError(f"a provider is a name or a pair of name and options, not {name!r}")
+            raise TypeError(f"a provider must be a name or a (name, options) pair, not {name!r}")
     found = [str(name) for name in names if name in available]
     if not found:
-        raise ValueError(f"none of the providers {names} is available; there are {', '.join(available)}")
+        raise ValueError(f"none of the providers {names} is available; the providers are {', '.join(available)}")
     return found[0]
 
 
 def shared_options() -> ort.SessionOptions:
-    """Options of a session that computes on the process's one thread pool."""
+    """Return options for a session that uses the process-wide thread pool."""
     _share_threads()
     options = ort.SessionOptions()
     options.use_per_session_threads = False
@@ -187,12 +187,12 @@ def shared_options() -> ort.SessionOptions:
     return options
 
 
-def run_bound(session: ort.InferenceSession, binding: ort.IOBinding, what: object) -> None:
-    """Runs what is bound. Raises AxzooError, naming `what`, when the graph cannot be computed."""
+def run_bound(session: ort.InferenceSession, binding: ort.IOBinding, name: object) -> None:
+    """Run a session on bound inputs and outputs. Raises AxzooError, which mentions `name`, when the run fails."""
     try:
         session.run_with_iobinding(binding)
-    except Exception as error:  # ONNX Runtime's own classes share no base class
-        raise AxzooError(f"{what} cannot be run on what it was given ({_first_line(error)})") from None
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
+        raise AxzooError(f"{name} failed to run on the given inputs ({_first_line(error)})") from None
 
 
 Loaded = tuple[ort.InferenceSession, tuple[ShapeGroup, ...]]
@@ -205,28 +205,28 @@ def _load(source: Path | bytes, path: Path) -> Loaded:
     model = source if isinstance(source, bytes) else str(source)
     try:
         return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), groups
-    except Exception as error:  # ONNX Runtime's own classes share no base class
+    except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise AxzooError(f"{path} cannot be loaded ({_first_line(error)}): build it again") from None
 
 
 def _load_fast(source: Path | bytes, path: Path) -> Loaded:
-    from axzoo.runtime.fast.fused_graph import Joined
-    from axzoo.runtime.fast.kernels import BLOCKS  # imports onnx, which exact mode does without
+    from axzoo.runtime.fast.fused_graph import FusedGraph
+    from axzoo.runtime.fast.kernels import EIGHT_BIT  # imports onnx, which exact mode does not need
 
-    joined = Joined(BLOCKS)
-    header = joined.add(source, path)
-    return joined.session(shared_options()), header.groups
+    graph = FusedGraph(EIGHT_BIT)
+    header = graph.add(source, path)
+    return graph.load(shared_options()), header.groups
 
 
 def _first_line(error: Exception) -> str:
-    """The beginning of ONNX Runtime's words, in which names out of the file may stand."""
-    said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return "".join(char if char.isprintable() else "?" for char in said[:300])
+    """Return the start of ONNX Runtime's message, made printable: it may quote names from the file."""
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return "".join(char if char.isprintable() else "?" for char in line[:300])
 
 
 @functools.cache
 def _share_threads() -> None:
-    """Makes the process's one thread pool: as wide as Snakemake allots the job, or as the process may use."""
-    allotted = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(allotted) if allotted.isdecimal() and int(allotted) else len(os.sched_getaffinity(0))
+    """Size the process-wide thread pool: OMP_NUM_THREADS, which Snakemake sets per job, or all available CPUs."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(limit) if limit.isdecimal() and int(limit) else len(os.sched_getaffinity(0))
     ort.set_global_thread_pool_sizes(threads, 1)

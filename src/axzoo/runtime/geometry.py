@@ -1,4 +1,4 @@
-"""A layer's lengths, derived from the tensors' shapes as the board's host does, and what must fit them."""
+"""Lengths of a layer, derived from its tensor shapes as the board's host program does, and checks against them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Protocol
 
 from axzoo.core.errors import AxzooError
 
-_CHUNK = 128
-"""Where the files have no prefill group; more would only take more memory."""
+_DEFAULT_CHUNK = 128
+"""Chunk length for files without a prefill group. Longer chunks only take more memory."""
 
 
-class Tensor(Protocol):
+class SessionTensor(Protocol):
     """An input or output of a session."""
 
     @property
@@ -24,17 +24,20 @@ class Tensor(Protocol):
     def dtype(self) -> object: ...
 
 
-class Grouped(Protocol):
-    """What tells a layer's lengths: its shape groups."""
+class HasShapeGroups(Protocol):
+    """A layer's shape groups and their inputs, from which its lengths are derived."""
 
     @property
     def num_shape_groups(self) -> int: ...
-    def get_inputs(self, shape_group: int = 0) -> Sequence[Tensor]: ...
+    def get_inputs(self, shape_group: int = 0) -> Sequence[SessionTensor]: ...
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """A layer's lengths, under the names the board's host prints; `prefill_token_num` is 0 without prefill groups."""
+    """Lengths of a layer, named as the board's host program prints them.
+
+    `prefill_token_num` is 0 if there are no prefill groups.
+    """
 
     hidden_size: int
     max_token_len: int
@@ -46,17 +49,17 @@ class Geometry:
 
     @property
     def chunk_len(self) -> int:
-        """Tokens of a prompt that are read at once, where they are."""
-        return self.prefill_token_num or _CHUNK
+        """Prompt tokens per chunk. Files without prefill groups get a default, which fast mode uses."""
+        return self.prefill_token_num or _DEFAULT_CHUNK
 
     @property
     def prefill_reach(self) -> int:
-        """Tokens of context the prefill groups reach; a prompt's tokens beyond are decoded one by one."""
+        """Context length that the prefill groups cover. Prompt tokens beyond it are decoded one by one."""
         return min(self.prefill_token_num * self.prefill_groups, self.max_token_len)
 
 
-def read_geometry(session: Grouped) -> Geometry:
-    """Derives the lengths from the tensors' shapes."""
+def read_geometry(session: HasShapeGroups) -> Geometry:
+    """Derive the lengths of a layer from its tensor shapes."""
     inputs = {tensor.name: tensor for tensor in session.get_inputs(0)}
     groups = session.num_shape_groups - 1
     prefill = {tensor.name: tensor for tensor in session.get_inputs(1)} if groups else {}
@@ -71,34 +74,35 @@ def read_geometry(session: Grouped) -> Geometry:
     )
 
 
-def one_geometry(layers: Sequence[Grouped]) -> Geometry:
-    """The lengths all layers share. Raises AxzooError when they do not belong together."""
+def common_geometry(layers: Sequence[HasShapeGroups]) -> Geometry:
+    """Return the lengths that all layers share. Raises AxzooError when the layers differ."""
     geometries = [read_geometry(layer) for layer in layers]
     for index, other in enumerate(geometries):
         if other != geometries[0]:
             raise AxzooError(
-                f"layer {index} does not fit layer 0, {other} is not {geometries[0]}: build the bundle again"
+                f"layer {index} does not match layer 0 ({other} instead of {geometries[0]}): build the bundle again"
             )
     return geometries[0]
 
 
-def require_same_state(post: Path, taken: Sequence[Tensor], geometry: Geometry) -> None:
-    """Raises AxzooError when the post layer, whose inputs are `taken`, takes another hidden state than the layers
-    give."""
-    (hidden,) = taken
-    found, wanted = (str(hidden.dtype), hidden.shape[-1]), (geometry.dtype, geometry.hidden_size)
-    if found != wanted:
-        raise AxzooError(f"{post} takes {found}, but the layers give {wanted}: build the bundle again")
+def require_matching_hidden_state(post: Path, inputs: Sequence[SessionTensor], geometry: Geometry) -> None:
+    """Raise AxzooError when the hidden state that the post layer takes differs from the one the layers return."""
+    (hidden,) = inputs
+    found, expected = (str(hidden.dtype), hidden.shape[-1]), (geometry.dtype, geometry.hidden_size)
+    if found != expected:
+        raise AxzooError(f"{post} takes {found}, but the layers return {expected}: build the bundle again")
 
 
 def require_room(geometry: Geometry, used: int, count: int) -> None:
-    """Raises AxzooError when a prompt is empty, or does not fit: `used` of its tokens were read before, `count` not."""
+    """Raise AxzooError when a prompt is empty or does not fit the context.
+
+    `used` of its tokens are cached, and `count` are still to be read.
+    """
     if not count:
         raise AxzooError("the prompt is empty: give the model at least one token")
     if used + count > geometry.max_token_len:
-        read = f" behind the {used} read already" if used else ""
+        cached = f", {used} of them cached" if used else ""
         raise AxzooError(
-            f"the prompt has {used + count} tokens, but the context of {geometry.max_token_len} has room for "
-            f"{geometry.max_token_len - used}{read}: shorten it, reset the conversation, or build with a larger "
-            "kv_cache_len"
+            f"the prompt has {used + count} tokens{cached}, but the context holds only {geometry.max_token_len}: "
+            "shorten the prompt, reset the conversation, or build with a larger kv_cache_len"
         )

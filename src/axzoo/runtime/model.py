@@ -1,4 +1,4 @@
-"""A bundle in memory: token ids in, logits out."""
+"""A loaded model: token ids in, logits out."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from axzoo.core.errors import AxzooError
 from axzoo.runtime.buffers import Embedding
 from axzoo.runtime.bundle_folder import ModelFiles, open_bundle
-from axzoo.runtime.decoder import Decoder, HiddenHook, Session
+from axzoo.runtime.decoder import Decoder, HiddenHook, LayerSession
 from axzoo.runtime.engine import FileMode, InferenceSession, NodeArg
-from axzoo.runtime.geometry import Geometry, require_same_state
+from axzoo.runtime.geometry import Geometry, require_matching_hidden_state
 
 
 class SessionOnDemand:
-    """A session of the file `path`, loaded anew for every run. Raises AxzooError as InferenceSession does."""
+    """A session that loads the file for every run and keeps nothing in memory. Raises as InferenceSession does."""
 
     def __init__(self, path: Path, mode: FileMode = "exact") -> None:
         self._path = path
@@ -49,33 +49,36 @@ class SessionOnDemand:
 
 
 Outputs = Mapping[str, NDArray[Any]]
-"""What the post layer gives of a call's last token: "output" [1, 1, V], or "indices" and "prob" [1, 1, k]."""
+"""Post layer outputs for the last token of a call: "output" [1, 1, V], or "indices" and "prob" [1, 1, k]."""
 
 
 class Network(Protocol):
-    """Decoder layers with their caches, and the post layer. Its methods are Decoder's, but for what they give."""
+    """Decoder layers with their caches, followed by the post layer.
+
+    The methods work like those of Decoder, but return the outputs of the post layer.
+    """
 
     @property
     def geometry(self) -> Geometry: ...
     @property
     def used(self) -> int: ...
     @property
-    def gives_topk(self) -> bool: ...
+    def has_topk(self) -> bool: ...
     def rewind(self, length: int) -> None: ...
     def prefill(self, rows: NDArray[Any], on_hidden: HiddenHook | None = None) -> Outputs: ...
     def decode(self, row: NDArray[Any], on_hidden: HiddenHook | None = None) -> Outputs: ...
     def post(self, hidden: NDArray[Any]) -> Outputs: ...
 
 
-class Layered:
-    """A call for each layer, and one for the post layer."""
+class LayerwiseNetwork:
+    """Runs one session per layer, and one for the post layer."""
 
-    def __init__(self, decoder: Decoder, post: Session) -> None:
+    def __init__(self, decoder: Decoder, post: LayerSession) -> None:
         self._decoder = decoder
         self._post = post
         names = {tensor.name for tensor in post.get_outputs()}
-        self.gives_topk = "indices" in names
-        self._wanted = ["indices", "prob"] if self.gives_topk else ["output"]
+        self.has_topk = "indices" in names
+        self._output_names = ["indices", "prob"] if self.has_topk else ["output"]
 
     @property
     def geometry(self) -> Geometry:
@@ -95,18 +98,18 @@ class Layered:
         return self.post(self._decoder.decode(row, on_hidden))
 
     def post(self, hidden: NDArray[Any]) -> Outputs:
-        """The post layer alone: one token's hidden state [1, 1, H]."""
-        return dict(zip(self._wanted, self._post.run(self._wanted, {"input": hidden}), strict=True))
+        """Run only the post layer, on the hidden state [1, 1, H] of one token."""
+        return dict(zip(self._output_names, self._post.run(self._output_names, {"input": hidden}), strict=True))
 
 
 Mode = Literal["exact", "fast", "fast-prompts"]
-"""The engine's modes, and fast mode with the weights in memory a second time, to read prompts with."""
+"""The modes of the engine, and `fast-prompts`: fast mode with a second copy of the weights for reading prompts."""
 
 
 class Model:
-    """Embedding and network, with a context that grows by `prefill` and `decode`.
+    """Embedding and network, with a context that `prefill` and `decode` extend.
 
-    `tokens` are the ids in the context.
+    `tokens` are the ids in the context. With `has_topk`, the post layer returns only the k most probable tokens.
     """
 
     def __init__(self, embedding: Embedding, network: Network) -> None:
@@ -114,12 +117,12 @@ class Model:
         self._network = network
         self.geometry = network.geometry
         self._vocab_size = embedding.vocab_size
-        self.gives_topk = network.gives_topk
+        self.has_topk = network.has_topk
         self.tokens: tuple[int, ...] = ()
 
     @property
     def used(self) -> int:
-        """Tokens in the context."""
+        """Number of tokens in the context."""
         return self._network.used
 
     @property
@@ -128,57 +131,62 @@ class Model:
         return self.used >= self.geometry.max_token_len
 
     def rewind(self, length: int) -> None:
-        """Forgets all but the first `length` tokens of the context; after an exception ended `prefill` or `decode`
-        midway, this puts the context in order."""
+        """Drop all but the first `length` tokens of the context.
+
+        Call this to restore a consistent context after an exception interrupted `prefill` or `decode`.
+        """
         self.tokens = self.tokens[:length]
         self._network.rewind(len(self.tokens))
 
     def reset(self) -> None:
-        """Forgets the context."""
+        """Clear the context."""
         self.rewind(0)
 
     def prefill(self, ids: Sequence[int], on_hidden: HiddenHook | None = None) -> NDArray[np.float32]:
-        """Appends a prompt to the context; returns the logits [V] of the token after it.
+        """Append a prompt to the context and return the logits [V] for the next token.
 
-        Raises AxzooError when the prompt is empty, does not fit, or holds an id the embedding lacks.
+        Raises AxzooError when the prompt is empty, does not fit, or contains an id that the embedding does not have.
         """
         outputs = self._network.prefill(self._embedding.rows(ids), on_hidden)
         self.tokens += tuple(ids)
         return self._logits(outputs)
 
     def decode(self, token_id: int, on_hidden: HiddenHook | None = None) -> NDArray[np.float32]:
-        """Appends one token to the context; returns the logits [V] of the one after it.
+        """Append one token to the context and return the logits [V] for the next token.
 
-        Raises AxzooError when the context is full or the embedding lacks the id.
+        Raises AxzooError when the context is full or the embedding does not have the id.
         """
         outputs = self._network.decode(self._embedding.rows([token_id]), on_hidden)
         self.tokens += (token_id,)
         return self._logits(outputs)
 
     def logits(self, hidden: NDArray[Any]) -> NDArray[np.float32]:
-        """The post layer alone: one token's hidden state [1, 1, H] -> logits [V]. Raises AxzooError in fast mode."""
+        """Run only the post layer: one token's hidden state [1, 1, H] -> logits [V]. Raises AxzooError in fast mode."""
         return self._logits(self._network.post(hidden))
 
     def _logits(self, outputs: Outputs) -> NDArray[np.float32]:
-        """From a post layer that gives the likeliest tokens only: their log probabilities, and -inf for all others.
+        """Return fp32 logits. A top-k post layer yields log probabilities, and -inf for all other tokens.
 
-        Raises AxzooError when one of them is no token of the embedding.
+        Raises AxzooError when the post layer returns an index that the embedding does not have.
         """
-        if not self.gives_topk:
+        if not self.has_topk:
             return outputs["output"].reshape(-1).astype(np.float32)
         indices = outputs["indices"].reshape(-1)
         if not 0 <= indices.min() <= indices.max() < self._vocab_size:
-            raise AxzooError("the post layer chose a token that the embedding lacks: build the bundle again")
+            raise AxzooError(
+                f"the post layer returned a token id outside the vocabulary of {self._vocab_size}: "
+                "build the bundle again"
+            )
         sparse = np.full(self._vocab_size, -np.inf, np.float32)
-        with np.errstate(divide="ignore"):  # so unlikely that fp32 says 0
+        with np.errstate(divide="ignore"):  # a probability may underflow to 0 in fp32
             sparse[indices] = np.log(outputs["prob"].reshape(-1))
         return sparse
 
 
 def load_model(folder: Path, mode: Mode = "exact", on_step: Callable[[], None] = lambda: None) -> Model:
-    """Loads a bundle. `on_step` is called after the embedding, each layer and the post layer: layers + 2 times.
+    """Load a bundle. `on_step` is called after the embedding, each layer and the post layer: layers + 2 times.
 
-    Raises AxzooError when the bundle is missing, incomplete, or its files do not belong together.
+    Raises AxzooError when the bundle is missing or incomplete, or its files do not match each other.
     """
     return load_files(open_bundle(folder), mode, on_step)
 
@@ -187,19 +195,19 @@ def load_files(
     files: ModelFiles,
     mode: Mode = "exact",
     on_step: Callable[[], None] = lambda: None,
-    mapped_embedding: bool = True,
+    mmap_embedding: bool = True,
     layers_on_demand: bool = False,
 ) -> Model:
-    """Loads a model's files; `layers_on_demand` keeps no layer in memory, which is slow.
+    """Load the files of a model. With `layers_on_demand`, no layer stays in memory, which is slow.
 
-    Raises AxzooError when a file is missing or damaged, or they do not belong together.
+    Raises AxzooError when a file is missing or damaged, or the files do not match each other.
     """
-    embedding = Embedding(files.embedding, files.vocab_size, files.hidden_size, mapped_embedding)
+    embedding = Embedding(files.embedding, files.vocab_size, files.hidden_size, mmap_embedding)
     on_step()
     network = _load_network(files, mode, on_step, layers_on_demand)
     if network.geometry.hidden_size != files.hidden_size:
         raise AxzooError(
-            f"{files.layers[0]} takes a hidden state of {network.geometry.hidden_size}, but the embedding has rows of "
+            f"{files.layers[0]} has hidden_size {network.geometry.hidden_size}, but the embedding has "
             f"{files.hidden_size}: build the bundle again"
         )
     return Model(embedding, network)
@@ -208,15 +216,15 @@ def load_files(
 def _load_network(files: ModelFiles, mode: Mode, on_step: Callable[[], None], layers_on_demand: bool) -> Network:
     file_mode: FileMode = "exact" if mode == "exact" else "fast"
     if file_mode == "fast" and not layers_on_demand:
-        from axzoo.runtime.fast.network import FusedNetwork  # imports onnx, which exact mode does without
+        from axzoo.runtime.fast.network import FusedNetwork  # imports onnx, which exact mode does not need
 
-        return FusedNetwork(files.layers, files.post, on_step, prompts_apart=mode == "fast-prompts")
-    layers: list[Session] = []
+        return FusedNetwork(files.layers, files.post, on_step, separate_prefill=mode == "fast-prompts")
+    layers: list[LayerSession] = []
     for path in files.layers:
         layers.append(SessionOnDemand(path, file_mode) if layers_on_demand else InferenceSession(path, mode=file_mode))
         on_step()
     decoder = Decoder(layers)
     post = InferenceSession(files.post, mode=file_mode)
-    require_same_state(files.post, post.get_inputs(), decoder.geometry)
+    require_matching_hidden_state(files.post, post.get_inputs(), decoder.geometry)
     on_step()
-    return Layered(decoder, post)
+    return LayerwiseNetwork(decoder, post)

@@ -1,4 +1,4 @@
-"""post_config.json: how the next token is chosen, under the keys of the board's host."""
+"""The sampling settings of post_config.json, with the same keys as on the board."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PostConfig:
-    """The keys of post_config.json, with the values the board's host ships.
+    """The keys of post_config.json. The defaults are those that the board's host program ships.
 
-    Raises AxzooError when a value has the wrong type or lies out of range.
+    Raises AxzooError when a value has the wrong type or is out of range.
     """
 
     enable_temperature: bool = True
@@ -31,8 +31,8 @@ class PostConfig:
     top_k: int = 10
 
     @property
-    def draws(self) -> bool:
-        """Whether chance has a say in the next token."""
+    def is_random(self) -> bool:
+        """Whether the next token is drawn at random."""
         return self.enable_top_p_sampling or (self.enable_top_k_sampling and self.top_k > 1)
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class PostConfig:
             kind = type(field.default)
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise AxzooError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
-        for name, valid, wanted in (
+        for name, valid, requirement in (
             ("temperature", 0 < self.temperature < math.inf, "above 0"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
             ("penalty_window", self.penalty_window >= 0, "0 or more"),
@@ -49,27 +49,27 @@ class PostConfig:
             ("top_k", self.top_k >= 1, "1 or more"),
         ):
             if not valid:
-                raise AxzooError(f"{name} must be {wanted}, not {getattr(self, name)}")
+                raise AxzooError(f"{name} must be {requirement}, not {getattr(self, name)}")
 
 
 GREEDY = PostConfig(enable_temperature=False, enable_top_k_sampling=False)
-"""Always the most probable token."""
+"""Always selects the most probable token."""
 
 
 def read_post_config(path: Path) -> PostConfig:
-    """Reads post_config.json; keys it leaves out keep the shipped values. Without the file: a warning, and greedy.
+    """Read post_config.json. Omitted keys keep their defaults. If the file is missing, log a warning and return GREEDY.
 
-    Raises AxzooError when it is no JSON object, has an unknown key, or a value is wrong.
+    Raises AxzooError when the file is not a JSON object, has an unknown key, or a value is invalid.
     """
     if not path.is_file():
-        logger.warning(f"{path} is missing: the most probable token is taken, always")
+        logger.warning(f"{path} is missing: using greedy decoding")
         return GREEDY
     data = read_json(path)
     if not isinstance(data, dict):
         raise AxzooError(f"{path} must hold a JSON object")
     known = [field.name for field in fields(PostConfig)]
     if unknown := sorted(data.keys() - set(known)):
-        raise AxzooError(f"{path} has the unknown key {unknown[0]!r}: known are {', '.join(known)}")
+        raise AxzooError(f"{path} has the unknown key {unknown[0]!r}: the known keys are {', '.join(known)}")
     try:
         return PostConfig(**data)
     except AxzooError as error:

@@ -1,4 +1,4 @@
-"""From a choice of tokenizer to what a chat needs of one."""
+"""Opens the tokenizer that the user selected and prepares it for chat: prompt format, bos and eos tokens."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ LLAMA, QWEN, HTTP, PHI3, MINICPM = range(5)
 
 
 @dataclass(frozen=True)
-class PromptForm:
-    """The text before and after each role's message; roles left out are not written."""
+class PromptFormat:
+    """How a conversation is written as text: the markers before and after the message of each role.
 
-    around: Mapping[str, tuple[str, str]]
-    answer: str
-    opening: str = ""
-    """Stands for a system message where there is none."""
+    `generation_prompt` opens the answer; `default_system` is used when the conversation has no system message.
+    """
 
-    def write(self, messages: Sequence[Message]) -> str:
-        """A conversation as text, up to where the answer begins."""
-        opening = "" if any(message["role"] == "system" for message in messages) else self.opening
-        said = (self._write_one(message) for message in messages)
-        return opening + "".join(said) + self.answer
+    markers: Mapping[str, tuple[str, str]]
+    generation_prompt: str
+    default_system: str = ""
 
-    def _write_one(self, message: Message) -> str:
-        before, after = self.around[message["role"]]
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return a conversation as text, up to where the answer begins."""
+        system = "" if any(message["role"] == "system" for message in messages) else self.default_system
+        return system + "".join(map(self._render_message, messages)) + self.generation_prompt
+
+    def _render_message(self, message: Message) -> str:
+        before, after = self.markers[message["role"]]
         return before + message["content"] + after
 
 
@@ -43,17 +44,17 @@ def _chatml(role: str) -> tuple[str, str]:
     return f"<|im_start|>{role}\n", "<|im_end|>\n"
 
 
-PROMPT_FORMS: dict[int, PromptForm] = {
-    LLAMA: PromptForm(
+PROMPT_FORMATS: dict[int, PromptFormat] = {
+    LLAMA: PromptFormat(
         {"system": ("<|system|>\n", "</s>"), "user": ("<|user|>\n", "</s>"), "assistant": ("<|assistant|>\n", "</s>")},
         "<|assistant|>\n",
     ),
-    QWEN: PromptForm(
+    QWEN: PromptFormat(
         {role: _chatml(role) for role in ("system", "user", "assistant")},
         "<|im_start|>assistant\n",
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
     ),
-    PHI3: PromptForm(
+    PHI3: PromptFormat(
         {
             "system": ("<|system|>", " <|end|>"),
             "user": ("<|user|>", " <|end|>"),
@@ -61,42 +62,42 @@ PROMPT_FORMS: dict[int, PromptForm] = {
         },
         "<|assistant|>",
     ),
-    MINICPM: PromptForm(
+    MINICPM: PromptFormat(
         {"system": ("", ""), "user": ("<用户>", ""), "assistant": ("<AI>", "")},
         "<AI>",
     ),
 }
 
 
-class Stream(Protocol):
-    """Token ids one by one into text. `cut`: no more come, though the text has not ended."""
+class TextStream(Protocol):
+    """Converts token ids to text one at a time. `truncated` means that the text was cut off, not finished."""
 
     def push(self, token_id: int) -> str: ...
-    def flush(self, cut: bool = False) -> str: ...
+    def flush(self, truncated: bool = False) -> str: ...
 
 
 @dataclass(frozen=True)
-class Prompting:
-    """`eos` are the ids that end an answer."""
+class ChatTokenizer:
+    """What a chat needs of a tokenizer. `eos` are the ids that end an answer."""
 
     encode: Encode
-    stream: Callable[[], Stream]
+    stream: Callable[[], TextStream]
     eos: frozenset[int]
 
 
-def open_tokenizer(choice: TokenizerChoice, chat: bool) -> Prompting:
-    """Loads the tokenizer, or connects to it. Without `chat`, messages are strung together as they are.
+def open_tokenizer(choice: TokenizerChoice, chat: bool) -> ChatTokenizer:
+    """Load the tokenizer, or connect to its server. Without `chat`, messages are concatenated without a template.
 
-    Raises AxzooError when it is missing, broken or does not answer.
+    Raises AxzooError when the tokenizer is missing or invalid, or the server does not respond.
     """
     if choice.kind == HTTP:
         from axzoo.tokenizer.http_client import connect_tokenizer
 
         if not chat:
-            raise AxzooError("--raw needs a tokenizer that is read from files: a server always applies a chat template")
+            raise AxzooError("--raw needs a local tokenizer: a tokenizer server always applies its chat template")
         server = connect_tokenizer(choice.source)
         encode: Encode = server.encode_chat
-        stream: Callable[[], Stream] = server.stream
+        stream: Callable[[], TextStream] = server.stream
         bos, ends = server.bos_token_id, server.eos_token_ids
     else:
         tokenizer = _load(choice)
@@ -106,22 +107,22 @@ def open_tokenizer(choice: TokenizerChoice, chat: bool) -> Prompting:
     first = [bos] if choice.bos and bos is not None else []
     last = list(ends[:1]) if choice.eos else []
     eos = frozenset(ends) if choice.eos_token_ids is None else choice.eos_token_ids
-    return Prompting(_between(first, encode, last), stream, eos)
+    return ChatTokenizer(_add_missing(first, encode, last), stream, eos)
 
 
 def _load(choice: TokenizerChoice) -> LocalTokenizer:
-    """A tokenizer that has no chat template gets the prompt form of its type."""
+    """Load a local tokenizer. If it has no chat template, it gets the prompt format of its type."""
     from axzoo.tokenizer.local import load_tokenizer
 
     path = Path(choice.source)
-    model_type = None if choice.kind is None else "llama"  # a tokenizer.model of these types is read as Llama's
+    model_type = None if choice.kind is None else "llama"  # these types read a tokenizer.model as Llama does
     tokenizer = load_tokenizer(path if path.is_dir() else path.parent, model_type)
     if tokenizer.chat is not None or choice.kind is None:
         return tokenizer
-    form = PROMPT_FORMS[choice.kind]
+    prompt_format = PROMPT_FORMATS[choice.kind]
 
     def chat(messages: Sequence[Message], _add_generation_prompt: bool) -> list[int]:
-        return tokenizer.encode(form.write(messages), add_special_tokens=False)
+        return tokenizer.encode(prompt_format.render(messages), add_special_tokens=False)
 
     return dataclasses.replace(tokenizer, chat=chat)
 
@@ -130,20 +131,23 @@ def _raw(tokenizer: LocalTokenizer) -> Encode:
     return lambda messages: tokenizer.encode("".join(message["content"] for message in messages))
 
 
-def _between(first: list[int], encode: Encode, last: list[int]) -> Encode:
-    """Adds the tokens that begin and end a prompt, where it has not got them."""
+def _add_missing(first: list[int], encode: Encode, last: list[int]) -> Encode:
+    """Add the tokens `first` and `last` to every prompt that does not already begin and end with them."""
 
-    def framed(messages: Sequence[Message]) -> list[int]:
+    def encode_complete(messages: Sequence[Message]) -> list[int]:
         ids = encode(messages)
         return [*(first if ids[: len(first)] != first else []), *ids, *(last if ids[-1:] != last else [])]
 
-    return framed
+    return encode_complete
 
 
 @dataclass(frozen=True)
 class TokenizerChoice:
-    """`source` is a folder or a file in it, for `kind` HTTP a URL. `kind` None is a bundle's own tokenizer, with no
-    prompt form but its chat template. `eos_token_ids` overrule those the tokenizer names."""
+    """The tokenizer to use.
+
+    `source` is a folder or a file in it, or a URL if `kind` is HTTP. `kind` None is the tokenizer of a bundle, which
+    uses its chat template and no built-in prompt format. `eos_token_ids`, if given, override those of the tokenizer.
+    """
 
     kind: int | None
     source: str
@@ -153,4 +157,4 @@ class TokenizerChoice:
 
 
 Encode = Callable[[Sequence[Message]], list[int]]
-"""Token ids of a conversation, up to where the answer begins."""
+"""Converts a conversation to token ids, up to where the answer begins."""

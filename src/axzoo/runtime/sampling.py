@@ -1,9 +1,11 @@
-"""From logits to the next token, in the order of the board's host: temperature, repetition penalty, then top-p, else
-top-k, else arg max. Logits are fp32 [V]."""
+"""Samples the next token from logits, fp32 [V].
+
+The order is that of the board's host program: temperature, repetition penalty, then top-p if enabled, else top-k if
+enabled, else argmax.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 
@@ -13,19 +15,16 @@ from numpy.typing import NDArray
 from axzoo.core.errors import AxzooError
 from axzoo.runtime.post_config import PostConfig
 
-logger = logging.getLogger(__name__)
-
-
 Logits = NDArray[np.float32]
 
 
 def sample(logits: Logits, generated: Sequence[int], config: PostConfig, rng: np.random.Generator) -> int:
-    """The next token's id. `generated` are the tokens of the answer so far. The logits are left as they are.
+    """Return the id of the next token. `generated` are the answer tokens so far. The logits are not modified.
 
-    Raises AxzooError when the logits are not numbers.
+    Raises AxzooError when the logits contain NaN.
     """
     if np.isnan(logits).any():
-        raise AxzooError("the post layer returned NaN logits: check the bundle with `axzoo check`")
+        raise AxzooError("the post layer returned NaN logits: check the bundle with `axzoo verify BUNDLE --checks`")
     if config.enable_temperature:
         logits = logits / np.float32(config.temperature)
     if config.enable_repetition_penalty:
@@ -39,8 +38,11 @@ def sample(logits: Logits, generated: Sequence[int], config: PostConfig, rng: np
 
 
 def penalize(logits: Logits, recent: Sequence[int], penalty: float) -> Logits:
-    """Makes recent tokens less probable, each once however often it occurred: positive logits are divided, others
-    multiplied by the penalty's square root, as the board's host does (ax-llm's LLMPostprocess)."""
+    """Make recent tokens less probable, as the board's host program does (ax-llm's LLMPostprocess).
+
+    Positive logits are divided by the square root of the penalty, others are multiplied by it. A token is penalized
+    once, however often it occurs in `recent`.
+    """
     if not recent:
         return logits
     ids = np.unique(np.asarray(recent, np.int64))
@@ -51,7 +53,7 @@ def penalize(logits: Logits, recent: Sequence[int], penalty: float) -> Logits:
 
 
 def top_k(logits: Logits, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The k most probable ids, best first (ties: the smaller id), and their probabilities among themselves."""
+    """Return the k most probable ids, best first (ties: smaller id first), and their renormalized probabilities."""
     k = min(k, logits.size)
     threshold = np.partition(logits, logits.size - k)[logits.size - k]
     candidates = np.flatnonzero(logits >= threshold)
@@ -60,7 +62,7 @@ def top_k(logits: Logits, k: int) -> tuple[NDArray[np.int64], NDArray[np.float64
 
 
 def top_p(logits: Logits, p: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The fewest ids, best first, that together have the probability p, and their probabilities among themselves."""
+    """Return the fewest ids, best first, whose total probability reaches p, and their renormalized probabilities."""
     probabilities = _softmax(logits)
     order = np.argsort(-probabilities, kind="stable")
     count = int(np.searchsorted(np.cumsum(probabilities[order]), p)) + 1

@@ -1,1 +1,1 @@
-"""A built model behind OpenAI's chat protocol, and a page to talk to it."""
+"""HTTP servers: a built model behind OpenAI's chat protocol with a chat page, and a tokenizer server."""

@@ -1,6 +1,7 @@
-"""The server's paths: OpenAI's chat protocol around axzoo.serving.answers, and the page.
+"""The chat server's ASGI application: OpenAI's chat protocol on top of axzoo.serving.answers, and the chat page.
 
-Every error is {"error": {"message", "type", "param", "code"}} with a status that says whose fault it is.
+Errors are {"error": {"message", "type", "param", "code"}}, with status 4xx for invalid requests and 5xx for failures of
+the server.
 """
 
 from __future__ import annotations
@@ -24,34 +25,34 @@ from starlette.types import Receive, Scope, Send
 
 from axzoo.core.errors import AxzooError
 from axzoo.runtime.post_config import PostConfig
-from axzoo.serving.answers import Answers, Busy, Ending, Question
+from axzoo.serving.answers import AnswerQueue, AnswerSummary, Question, QueueFull
 from axzoo.serving.chat_requests import ChatRequest
-from axzoo.serving.http import read_body, while_present
+from axzoo.serving.http import cancel_on_disconnect, read_body
 
 PAGE = Path(__file__).with_name("page.html")
 _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
 
 
 @dataclass(frozen=True)
-class Served:
-    """A model, by the name clients call it; `sampling` is its own, `created` seconds since the epoch."""
+class ServedModel:
+    """A model and the name that clients use for it. `created` is in seconds since the epoch, `sampling` the default."""
 
     name: str
     created: int
-    answers: Answers
+    answers: AnswerQueue
     sampling: PostConfig
 
 
-CROWDED = JSONResponse(
+TOO_MANY_CONNECTIONS = JSONResponse(
     {"error": {"message": "too many connections: try again in a moment", "type": "server_error"}},
     503,
     {"Connection": "close", "Retry-After": "2"},
 )
-"""For a client on a connection too many."""
+"""The response on a connection beyond the limit."""
 
 
-def make_app(served: Served, body_seconds: float = 10.0) -> Starlette:
-    """The ASGI application; a client gets `body_seconds` to send a request's body."""
+def make_app(served: ServedModel, body_seconds: float = 10.0) -> Starlette:
+    """Make the ASGI application. A client has `body_seconds` to send the body of a request."""
 
     async def page(_: Request) -> Response:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"))
@@ -68,19 +69,19 @@ def make_app(served: Served, body_seconds: float = 10.0) -> Starlette:
         return JSONResponse(_model_card(served))
 
     async def chat(request: Request) -> Response:
-        asked = _parse(await read_body(request, body_seconds))
-        if asked.model != served.name:
-            raise _UnknownModel(asked.model, served.name)
+        body = _parse(await read_body(request, body_seconds))
+        if body.model != served.name:
+            raise _UnknownModel(body.model, served.name)
         question = Question(
-            asked.conversation, asked.sampling(served.sampling), asked.seed, asked.stop or (), asked.most_tokens
+            body.conversation, body.sampling(served.sampling), body.seed, body.stop or (), body.token_limit
         )
         reply = _Reply(served.name)
-        if not asked.stream:
-            return JSONResponse(await while_present(request.receive, _whole(served.answers, question, reply)))
-        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        if not body.stream:
+            return JSONResponse(await cancel_on_disconnect(request.receive, _complete(served.answers, question, reply)))
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
         pieces = served.answers.answer(question)
         try:
-            first = await while_present(request.receive, anext(pieces))  # what is wrong is said by the status
+            first = await cancel_on_disconnect(request.receive, anext(pieces))  # errors can still set the status
         except BaseException:
             await pieces.aclose()
             raise
@@ -96,72 +97,72 @@ def make_app(served: Served, body_seconds: float = 10.0) -> Starlette:
         ],
         exception_handlers={
             AxzooError: _bad_request,
-            Busy: _busy,
+            QueueFull: _queue_full,
             HTTPException: _http_error,
-            ClientDisconnect: _gone,
-            Exception: _our_fault,
+            ClientDisconnect: _disconnected,
+            Exception: _internal_error,
         },
     )
 
 
 class _UnknownModel(HTTPException):
     def __init__(self, name: str, served: str) -> None:
-        super().__init__(404, f"there is no model {name!r}: this is {served}")
+        super().__init__(404, f"there is no model {name!r}: this server has {served}")
 
 
 class _Reply:
-    """The frame of an answer in OpenAI's form."""
+    """Builds the JSON objects of an answer in OpenAI's format."""
 
     def __init__(self, model: str) -> None:
         self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
-    def whole(self, text: str, ending: Ending) -> dict[str, Any]:
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": ending.reason}
-        return self._head | {"object": "chat.completion", "choices": [choice]} | _usage(ending)
+    def complete(self, text: str, summary: AnswerSummary) -> dict[str, Any]:
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": summary.reason}
+        return self._head | {"object": "chat.completion", "choices": [choice]} | _usage(summary)
 
     def chunk(self, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": 0, "delta": delta, "finish_reason": reason}
         return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
 
-    def usage(self, ending: Ending) -> dict[str, Any]:
-        return self._head | {"object": "chat.completion.chunk", "choices": []} | _usage(ending)
+    def usage(self, summary: AnswerSummary) -> dict[str, Any]:
+        return self._head | {"object": "chat.completion.chunk", "choices": []} | _usage(summary)
 
 
-def _usage(ending: Ending) -> dict[str, Any]:
-    """`timings` is axzoo's own, as other local servers have it."""
-    prompt, answer = ending.prompt_tokens, ending.answer_tokens
+def _usage(summary: AnswerSummary) -> dict[str, Any]:
+    """Return `usage`, and `timings`, which is an extension that other local servers have too."""
+    prompt, answer = summary.prompt_tokens, summary.answer_tokens
     return {
         "usage": {
             "prompt_tokens": prompt,
             "completion_tokens": answer,
             "total_tokens": prompt + answer,
-            "prompt_tokens_details": {"cached_tokens": ending.cached_tokens},
+            "prompt_tokens_details": {"cached_tokens": summary.cached_tokens},
         },
-        "timings": {"ttft_ms": ending.ttft * 1e3, "tokens_per_second": ending.tokens_per_second},
+        "timings": {"ttft_ms": summary.ttft * 1e3, "tokens_per_second": summary.tokens_per_second},
     }
 
 
-async def _whole(answers: Answers, question: Question, reply: _Reply) -> dict[str, Any]:
+async def _complete(answers: AnswerQueue, question: Question, reply: _Reply) -> dict[str, Any]:
     text = ""
     async with aclosing(answers.answer(question)) as pieces:
         async for piece in pieces:
-            if isinstance(piece, Ending):
-                return reply.whole(text, piece)
+            if isinstance(piece, AnswerSummary):
+                return reply.complete(text, piece)
             text += piece
-    raise AssertionError("an answer ends with its Ending")
+    raise AssertionError("an answer ends with an AnswerSummary")
 
 
 async def _events(
-    first: str | Ending, rest: AsyncGenerator[str | Ending], reply: _Reply, with_usage: bool
+    first: str | AnswerSummary, rest: AsyncGenerator[str | AnswerSummary], reply: _Reply, with_usage: bool
 ) -> AsyncGenerator[str]:
-    """The answer as server-sent events; what goes wrong midway is an event too."""
+    """Yield the answer as server-sent events. An error in the middle of the answer is an event too."""
     try:
         yield _event(reply.chunk({"role": "assistant", "content": ""}))
-        piece: str | Ending | None = first
+        piece: str | AnswerSummary | None = first
         while isinstance(piece, str):
             yield _event(reply.chunk({"content": piece}))
             piece = await anext(rest)
-        assert isinstance(piece, Ending)
+        assert isinstance(piece, AnswerSummary)
         yield _event(reply.chunk({}, piece.reason))
         if with_usage:
             yield _event(reply.usage(piece))
@@ -173,7 +174,7 @@ async def _events(
 
 
 class _EventStream(Response):
-    """Sends events as they come, and ends them when the client goes away: quietly, for its answer has begun."""
+    """Sends events as they are generated, until the answer ends or the client disconnects."""
 
     def __init__(self, events: AsyncGenerator[str]) -> None:
         super().__init__(headers=_SSE)
@@ -182,7 +183,7 @@ class _EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with suppress(ClientDisconnect):
-            await while_present(receive, self._send(send))
+            await cancel_on_disconnect(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -196,7 +197,7 @@ def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def _model_card(served: Served) -> dict[str, Any]:
+def _model_card(served: ServedModel) -> dict[str, Any]:
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "axzoo"}
 
 
@@ -217,8 +218,8 @@ def _bad_request(_: Request, error: Exception) -> Response:
     return JSONResponse(_error(str(error), "invalid_request_error"), 400)
 
 
-def _busy(_: Request, __: Exception) -> Response:
-    message = "as many requests wait as may: try again in a moment"
+def _queue_full(_: Request, __: Exception) -> Response:
+    message = "too many requests are waiting: try again in a moment"
     return JSONResponse(_error(message, "rate_limit_error", "queue_full"), 429, {"Retry-After": "2"})
 
 
@@ -227,15 +228,15 @@ def _http_error(request: Request, error: Exception) -> Response:
     if isinstance(error, _UnknownModel):
         body = _error(error.detail, "invalid_request_error", "model_not_found")
     elif error.status_code == 404:
-        body = _error(f"there is nothing at {request.url.path}: ask /v1/chat/completions", "invalid_request_error")
+        body = _error(f"{request.url.path} does not exist: use /v1/chat/completions", "invalid_request_error")
     else:
         body = _error(error.detail, "invalid_request_error")
     return JSONResponse(body, error.status_code, headers=error.headers)
 
 
-def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=400)  # nobody is there to read it
+def _disconnected(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # not sent: the client has disconnected
 
 
-def _our_fault(_: Request, __: Exception) -> Response:
+def _internal_error(_: Request, __: Exception) -> Response:
     return JSONResponse(_error("internal error", "server_error"), 500)

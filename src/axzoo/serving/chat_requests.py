@@ -1,6 +1,7 @@
-"""The body of POST /v1/chat/completions, and what it asks of the sampling.
+"""The body of POST /v1/chat/completions.
 
-Keys that would change the answer and are not implemented are refused; those that change nothing are passed over.
+Unknown keys are rejected, and so are keys that would change the answer but are not implemented. Keys without an effect
+on the answer are accepted and ignored.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from axzoo.runtime.post_config import GREEDY, PostConfig
 from axzoo.tokenizer.chat_template import Message
 
 _ROLES = {"developer": "system"}
-"""Newer clients' name for it."""
+"""Newer clients call the system role `developer`."""
 
 
 def _text(content: object) -> object:
-    """The text of a list of text parts."""
+    """Join a list of text parts."""
     if not isinstance(content, list):
         return content
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
-        raise ValueError("this model reads text alone")
+        raise ValueError("this model accepts only text")
     return "".join(str(part.get("text", "")) for part in content)
 
 
@@ -31,11 +32,11 @@ def _as_list(stop: object) -> object:
 
 
 def _only(*allowed: object) -> AfterValidator:
-    """Accepts what means nothing here."""
+    """Accept only values that have no effect."""
 
     def check(value: object) -> object:
         if value not in allowed:
-            raise ValueError(f"not supported: leave it away, or say {allowed[-1]!r}")
+            raise ValueError(f"not supported: omit it, or set it to {allowed[-1]!r}")
         return value
 
     return AfterValidator(check)
@@ -49,7 +50,7 @@ _Nothing = Annotated[object, _only(None)]
 
 
 class ChatMessage(_Body):
-    """A turn. What an answer of OpenAI's has beside its text may be sent back empty, as clients do."""
+    """A message. Clients send answers back with the empty fields they came with, so these are accepted."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[str, BeforeValidator(_text)]
@@ -61,7 +62,7 @@ class ChatMessage(_Body):
     annotations: Annotated[list[Any] | None, _only(None, [])] = None
 
     @property
-    def plain(self) -> Message:
+    def message(self) -> Message:
         return {"role": _ROLES.get(self.role, self.role), "content": self.content}
 
 
@@ -71,7 +72,7 @@ class StreamOptions(_Body):
 
 
 class ChatRequest(_Body):
-    """What a client asks for."""
+    """A chat completion request."""
 
     model: str
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1024)]
@@ -102,17 +103,17 @@ class ChatRequest(_Body):
 
     @property
     def conversation(self) -> list[Message]:
-        return [message.plain for message in self.messages]
+        return [turn.message for turn in self.messages]
 
     @property
-    def most_tokens(self) -> int | None:
+    def token_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
-    def sampling(self, shipped: PostConfig) -> PostConfig:
-        """The bundle's own sampling, with what the client says otherwise."""
+    def sampling(self, default: PostConfig) -> PostConfig:
+        """Return the sampling settings of the bundle, with the overrides of the request."""
         if self.temperature == 0:
             return GREEDY
-        config = shipped
+        config = default
         if self.temperature is not None:
             config = replace(config, enable_temperature=True, temperature=self.temperature)
         if self.top_p is not None:

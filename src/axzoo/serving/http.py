@@ -1,4 +1,4 @@
-"""What axzoo's HTTP servers share: limits on bodies and connections, and work that ends with its client."""
+"""Shared parts of axzoo's HTTP servers: limits on bodies and connections, timeouts, cancellation on disconnect."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 MAX_BODY_BYTES = 1 << 20
-_DRAINED_BYTES = 64 << 20
-"""As much of a body that is too large is read and thrown away, so that its sender gets to read the answer."""
+_MAX_DRAINED_BYTES = 64 << 20
+"""Up to this many bytes of an oversized body are read and discarded, so that its sender can read the response."""
 
 
 async def read_body(request: Request, seconds: float) -> bytes:
-    """The body. Raises HTTPException 408 when it comes too slowly and 413 when it is too large."""
+    """Read the body. Raises HTTPException 408 when it takes longer than `seconds`, and 413 when it is too large."""
     body = bytearray()
     size = 0
     try:
@@ -36,7 +36,7 @@ async def read_body(request: Request, seconds: float) -> bytes:
                 size += len(chunk)
                 if size <= MAX_BODY_BYTES:
                     body += chunk
-                elif size > _DRAINED_BYTES:
+                elif size > _MAX_DRAINED_BYTES:
                     break
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {seconds:g} s", {"Connection": "close"}) from None
@@ -48,50 +48,54 @@ async def read_body(request: Request, seconds: float) -> bytes:
 _T = TypeVar("_T")
 
 
-async def while_present(receive: Receive, work: Awaitable[_T]) -> _T:
-    """The work's result. It is cancelled, and ClientDisconnect raised, when the client goes away first.
+async def cancel_on_disconnect(receive: Receive, work: Awaitable[_T]) -> _T:
+    """Return the result of `work`. Cancel it and raise ClientDisconnect if the client disconnects first.
 
-    `receive` is the request's, its body already read.
+    `receive` belongs to a request whose body has been read.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_departure(receive))
+    task, disconnected = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(receive))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return await task
     finally:
-        for waiting in (task, gone):
-            waiting.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        for future in (task, disconnected):
+            future.cancel()
+        await asyncio.gather(task, disconnected, return_exceptions=True)
 
 
-async def _departure(receive: Receive) -> None:
+async def _wait_for_disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 MAX_CONNECTIONS = 512
-HEAD_SECONDS = 10.0
-"""A connection on which no request arrives for so long is closed."""
-STALL_SECONDS = 20.0
-"""A connection whose other end reads too little of what waits for it for so long is cut."""
+REQUEST_TIMEOUT = 10.0
+"""Seconds without a complete request head after which a connection is closed."""
+STALL_TIMEOUT = 20.0
+"""Seconds after which a connection is aborted if the client does not read its response."""
 
 
-def serve(app: Starlette, host: str, port: int, ready: Callable[[int], None], crowded: Response) -> None:
-    """Serves until SIGINT or SIGTERM, which is raised again after the last answer. `ready` is called with the port, a
-    free one if `port` is 0, once requests are answered. `crowded` answers a request on a connection too many.
+def serve(
+    app: Starlette, host: str, port: int, on_ready: Callable[[int], None], too_many_connections: Response
+) -> None:
+    """Serve requests until SIGINT or SIGTERM, which is raised again after shutdown.
 
-    Raises AxzooError when the address cannot be listened on.
+    Once the server accepts requests, `on_ready` is called with the port; with `port` 0, a free one is used.
+    `too_many_connections` is the response to requests on connections beyond MAX_CONNECTIONS.
+
+    Raises AxzooError when the server cannot listen on the address.
     """
-    with _listen(host, port) as listening:
+    with _listen(host, port) as listener:
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-            full = len(server.server_state.connections) > MAX_CONNECTIONS
-            await (crowded if full else app)(scope, receive, send)
+            is_full = len(server.server_state.connections) > MAX_CONNECTIONS
+            await (too_many_connections if is_full else app)(scope, receive, send)
 
         config = uvicorn.Config(
             guarded,
-            http=_ImpatientProtocol,
+            http=_TimeoutProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
@@ -99,8 +103,8 @@ def serve(app: Starlette, host: str, port: int, ready: Callable[[int], None], cr
             access_log=False,
             timeout_graceful_shutdown=3,
         )
-        server = _Server(config, lambda: ready(listening.getsockname()[1]))
-        server.run(sockets=[listening])
+        server = _UvicornServer(config, lambda: on_ready(listener.getsockname()[1]))
+        server.run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -109,52 +113,55 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=MAX_CONNECTIONS)
     except OSError as error:
         raise AxzooError(
-            f"cannot listen on {host}, port {port}: {error.strerror}: choose another --port or --host"
+            f"cannot listen on {host}, port {port} ({error.strerror}): choose another --port or --host"
         ) from error
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+class _UvicornServer(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
         super().__init__(config)
-        self._ready = ready
+        self._on_ready = on_ready
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self._ready()
+        self._on_ready()
 
 
-class _ImpatientProtocol(H11Protocol):
-    """uvicorn's own, which would wait for ever for the head of a request, and for a client to read its answer."""
+class _TimeoutProtocol(H11Protocol):
+    """Adds timeouts to uvicorn's protocol, which waits forever for a request head and for a client that does not read.
 
-    _watch: asyncio.TimerHandle | None = None
-    _stall: asyncio.TimerHandle | None = None
-    _seen: Any = None
+    Every REQUEST_TIMEOUT seconds, a connection that has made no progress is closed.
+    """
+
+    _idle_timer: asyncio.TimerHandle | None = None
+    _stall_timer: asyncio.TimerHandle | None = None
+    _last_cycle: Any = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch = self.loop.call_later(HEAD_SECONDS, self._look)
+        self._idle_timer = self.loop.call_later(REQUEST_TIMEOUT, self._close_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._watch, self._stall):
+        for timer in (self._idle_timer, self._stall_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._stall = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._stall_timer = self.loop.call_later(STALL_TIMEOUT, self.transport.abort)
 
     def resume_writing(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
         super().resume_writing()
 
-    def _look(self) -> None:
-        idle = self.cycle is None or self.cycle.response_complete
-        if idle and self.cycle is self._seen:
+    def _close_if_idle(self) -> None:
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self.cycle is self._last_cycle:
             if self.cycle is None:
                 self.send_400_response("no request arrived in time")
             self.transport.close()
             return
-        self._seen = self.cycle
-        self._watch = self.loop.call_later(HEAD_SECONDS, self._look)
+        self._last_cycle = self.cycle
+        self._idle_timer = self.loop.call_later(REQUEST_TIMEOUT, self._close_if_idle)

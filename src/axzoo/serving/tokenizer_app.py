@@ -1,6 +1,7 @@
-"""The tokenizer server's paths: HTTP around axzoo.tokenizer.service.
+"""The tokenizer server's ASGI application: HTTP on top of axzoo.serving.tokenizer_service.
 
-Every answer is a JSON object, an error {"error": "what is wrong"} with a status that says whose fault it is.
+Every response is a JSON object. Errors are {"error": message}, with status 4xx for invalid requests and 5xx for
+failures of the server.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ from starlette.routing import Route
 
 from axzoo.core.errors import AxzooError
 from axzoo.serving.http import read_body
-from axzoo.serving.tokenizer_service import Decode, Encode, Reset, Service
+from axzoo.serving.tokenizer_service import DecodeRequest, EncodeRequest, ResetRequest, TokenizerService
 
-CROWDED = JSONResponse({"error": "too many connections: try again in a moment"}, 503, {"Connection": "close"})
-"""For a client on a connection too many."""
+TOO_MANY_CONNECTIONS = JSONResponse(
+    {"error": "too many connections: try again in a moment"}, 503, {"Connection": "close"}
+)
+"""The response on a connection beyond the limit."""
 
-_T = TypeVar("_T", Encode, Decode, Reset)
+_T = TypeVar("_T", EncodeRequest, DecodeRequest, ResetRequest)
 
 
-def make_app(service: Service, body_seconds: float = 10.0) -> Starlette:
-    """The ASGI application; a client gets `body_seconds` to send a request's body."""
+def make_app(service: TokenizerService, body_seconds: float = 10.0) -> Starlette:
+    """Make the ASGI application. A client has `body_seconds` to send the body of a request."""
 
     async def get_uid(_: Request) -> Response:
         return JSONResponse(service.get_uid())
@@ -37,17 +40,17 @@ def make_app(service: Service, body_seconds: float = 10.0) -> Starlette:
         return JSONResponse(service.get_eos_id(request.query_params.get("uid")))
 
     async def encode(request: Request) -> Response:
-        return JSONResponse(await service.encode(_parse(Encode, await read_body(request, body_seconds))))
+        return JSONResponse(await service.encode(_parse(EncodeRequest, await read_body(request, body_seconds))))
 
     async def decode(request: Request) -> Response:
-        return JSONResponse(await service.decode(_parse(Decode, await read_body(request, body_seconds))))
+        return JSONResponse(await service.decode(_parse(DecodeRequest, await read_body(request, body_seconds))))
 
     async def reset(request: Request) -> Response:
         if request.method == "POST":
-            body = _parse(Reset, await read_body(request, body_seconds))
+            body = _parse(ResetRequest, await read_body(request, body_seconds))
         else:
             query = request.query_params
-            body = Reset(uid=query.get("uid", ""), system_prompt=query.get("system_prompt"))
+            body = ResetRequest(uid=query.get("uid", ""), system_prompt=query.get("system_prompt"))
         return JSONResponse(await service.reset(body))
 
     return Starlette(
@@ -62,8 +65,8 @@ def make_app(service: Service, body_seconds: float = 10.0) -> Starlette:
         exception_handlers={
             AxzooError: _bad_request,
             HTTPException: _http_error,
-            ClientDisconnect: _gone,
-            Exception: _our_fault,
+            ClientDisconnect: _disconnected,
+            Exception: _internal_error,
         },
     )
 
@@ -86,9 +89,9 @@ def _http_error(_: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 
-def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=400)  # nobody is there to read it
+def _disconnected(_: Request, __: Exception) -> Response:
+    return Response(status_code=400)  # not sent: the client has disconnected
 
 
-def _our_fault(_: Request, __: Exception) -> Response:
+def _internal_error(_: Request, __: Exception) -> Response:
     return JSONResponse({"error": "internal error"}, 500)

@@ -1,4 +1,4 @@
-"""What the tokenizer server answers, apart from HTTP: the simple protocol, and with a uid the multi-user one."""
+"""The tokenizer server without HTTP. Requests with a uid use the multi-user protocol, others the simple one."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from starlette.concurrency import run_in_threadpool
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
-from axzoo.tokenizer.conversation import ChatIds, Conversation, chat_ids, introduced, new_conversation, turn_end_id
+from axzoo.tokenizer.conversation import Conversation, chat_encoder, mark_sent, new_conversation, turn_end_id
+from axzoo.tokenizer.folder import ChatEncoder
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 from axzoo.tokenizer.stream import StreamDecoder
 
 MAX_TOKEN_IDS = 1 << 16
 
 
-class _Body(BaseModel):
+class _RequestBody(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True)
 
 
-class Encode(_Body):
-    """POST /encode. With `uid`: the next question of that user's conversation, after `last_reply`."""
+class EncodeRequest(_RequestBody):
+    """POST /encode. With `uid`, `text` is the user's next question, and `last_reply` the answer to the previous one."""
 
     text: str
     uid: str | None = None
@@ -36,86 +37,89 @@ class Encode(_Body):
     img_prompt: bool = False
 
 
-class Decode(_Body):
-    """POST /decode. With `uid`: the next tokens of the answer to that user."""
+class DecodeRequest(_RequestBody):
+    """POST /decode. With `uid`, the tokens continue the current answer to that user."""
 
     token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS)]
     uid: str | None = None
 
 
-class Reset(_Body):
-    """POST /reset: that user's conversation begins anew."""
+class ResetRequest(_RequestBody):
+    """POST /reset. Starts a new conversation for that user."""
 
     uid: str
     system_prompt: str | None = None
 
 
 @dataclass
-class Session:
-    """What one user has said and is being told. Whoever reads or changes it holds `lock`."""
+class UserSession:
+    """The conversation of one user, and the text stream of the current answer. Access requires holding `lock`."""
 
     conversation: Conversation
     stream: StreamDecoder
-    used: float
+    last_used: float
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Sessions:
-    """Sessions by uid. One that nobody uses for `max_idle` seconds ends; of more than `limit`, the one that was not
-    used for longest does."""
+class UserSessions:
+    """User sessions by uid.
+
+    A session expires after `max_idle` seconds without use. Beyond `limit` sessions, the least recently used is evicted.
+    """
 
     def __init__(self, limit: int, max_idle: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
         self._max_idle = max_idle
         self._clock = clock
-        self._sessions: OrderedDict[str, Session] = OrderedDict()  # the one used last comes last
+        self._sessions: OrderedDict[str, UserSession] = OrderedDict()  # least recently used first
 
     def __len__(self) -> int:
         return len(self._sessions)
 
     def add(self, conversation: Conversation, stream: StreamDecoder) -> str:
-        """Begins a session and returns its uid."""
+        """Start a session and return its uid."""
         self._expire()
         if len(self._sessions) >= self._limit:
             self._sessions.popitem(last=False)
         uid = str(uuid.uuid4())
-        self._sessions[uid] = Session(conversation, stream, self._clock())
+        self._sessions[uid] = UserSession(conversation, stream, self._clock())
         return uid
 
-    def get(self, uid: str) -> Session | None:
-        """The session of that uid, which thereby counts as used; None when there is none (any more)."""
+    def get(self, uid: str) -> UserSession | None:
+        """Return the session with that uid and mark it as used. Return None if there is none, or it has expired."""
         self._expire()
         session = self._sessions.get(uid)
         if session is not None:
-            session.used = self._clock()
+            session.last_used = self._clock()
             self._sessions.move_to_end(uid)
         return session
 
     def _expire(self) -> None:
-        oldest = self._clock() - self._max_idle
-        while self._sessions and next(iter(self._sessions.values())).used < oldest:
+        deadline = self._clock() - self._max_idle
+        while self._sessions and next(iter(self._sessions.values())).last_used < deadline:
             self._sessions.popitem(last=False)
 
 
 @dataclass(frozen=True)
-class Served:
-    """A tokenizer, whether prompts go through its chat template, and the system's message ("" for none)."""
+class ServedTokenizer:
+    """A tokenizer and its settings. With `chat`, prompts go through the chat template; `system_prompt` may be empty."""
 
     tokenizer: LocalTokenizer
     chat: bool
     system_prompt: str
 
 
-def open_served(folder: Path) -> Served:
-    """Reads the folder. A bundle's config.json says whether to chat; elsewhere the chat template's presence does.
+def load_served_tokenizer(folder: Path) -> ServedTokenizer:
+    """Load the tokenizer of a bundle, a checkpoint or another folder.
 
-    Raises AxzooError when there is no tokenizer, or a file is broken.
+    A bundle's config.json sets `chat`; other folders use the chat template if there is one. Raises AxzooError when
+    there is no tokenizer, or a file is not valid.
     """
     if not folder.is_dir():
-        raise AxzooError(f"{folder} is not a folder: name a bundle, or a folder with a tokenizer.json")
+        raise AxzooError(f"{folder} is not a folder: pass a bundle, or a folder with a tokenizer.json")
     if not (folder / "tokenizer").is_dir():
         tokenizer = load_tokenizer(folder)
-        return Served(tokenizer, tokenizer.chat is not None, "")
+        return ServedTokenizer(tokenizer, tokenizer.chat is not None, "")
     tokenizer = load_tokenizer(folder / "tokenizer")
     path = folder / "config.json"
     config = read_json(path) if path.is_file() else {}
@@ -123,99 +127,102 @@ def open_served(folder: Path) -> Served:
         raise AxzooError(f"{path} must hold a JSON object")
     chat, system_prompt = config.get("chat", tokenizer.chat is not None), config.get("system_prompt", "")
     if type(chat) is not bool or type(system_prompt) is not str:
-        raise AxzooError(f"{path}: chat must be true or false, and system_prompt a text")
-    return Served(tokenizer, chat, system_prompt)
+        raise AxzooError(f"{path}: chat must be true or false, and system_prompt must be a string")
+    return ServedTokenizer(tokenizer, chat, system_prompt)
 
 
 MAX_SESSIONS = 256
 MAX_IDLE_SECONDS = 3600.0
-_FEW_IDS = 64
+_MAX_INLINE_IDS = 64
+"""Up to this many ids are decoded in the event loop, which is faster than passing them to a thread."""
 
 
 @dataclass(frozen=True)
-class Service:
-    """Every answer is a JSON object; AxzooError is the client's mistake, in words for it."""
+class TokenizerService:
+    """Handles requests. Every response is a JSON object; an AxzooError describes what is wrong with the request.
+
+    `initial` is the conversation that every user starts with.
+    """
 
     tokenizer: LocalTokenizer
-    ids_of: ChatIds
-    beginning: Conversation
+    encode_chat: ChatEncoder
+    initial: Conversation
     bos_id: int
     eos_id: int
     vocab_size: int
-    sessions: Sessions
+    sessions: UserSessions
 
     def get_uid(self) -> dict[str, Any]:
-        return {"uid": self.sessions.add(self.beginning, self._stream())}
+        return {"uid": self.sessions.add(self.initial, self._stream())}
 
     def get_bos_id(self, uid: str | None) -> dict[str, Any]:
-        self._check(uid)
+        self._check_uid(uid)
         return {"bos_id": self.bos_id}
 
     def get_eos_id(self, uid: str | None) -> dict[str, Any]:
-        self._check(uid)
+        self._check_uid(uid)
         return {"eos_id": self.eos_id}
 
-    async def encode(self, body: Encode) -> dict[str, Any]:
+    async def encode(self, body: EncodeRequest) -> dict[str, Any]:
         if body.img_prompt:
-            raise AxzooError("img_prompt: this model has no vision tower, ask it without an image")
+            raise AxzooError("img_prompt: this model has no vision tower; send the question without an image")
         if body.uid is None:
-            _, prompt, _ = await run_in_threadpool(self.beginning.ask, body.text, None, self.ids_of)
+            _, prompt, _ = await run_in_threadpool(self.initial.ask, body.text, None, self.encode_chat)
             return {"token_ids": prompt}
         session = self._session(body.uid)
         async with session.lock:
             session.conversation, prompt, diff = await run_in_threadpool(
-                session.conversation.ask, body.text, body.last_reply, self.ids_of
+                session.conversation.ask, body.text, body.last_reply, self.encode_chat
             )
             session.stream = self._stream()
         return {"token_ids": prompt, "diff": diff}
 
-    async def decode(self, body: Decode) -> dict[str, Any]:
-        """Without a uid the ids' whole text; with one, what of it can be shown: the rest of a character may follow."""
+    async def decode(self, body: DecodeRequest) -> dict[str, Any]:
+        """Return the text of the ids. With a uid, an incomplete character is held back until its rest arrives."""
         if any(index >= self.vocab_size for index in body.token_ids):
-            raise AxzooError(f"token_ids: the tokenizer has ids below {self.vocab_size}, not {max(body.token_ids)}")
+            raise AxzooError(f"token_ids: ids must be below {self.vocab_size}, not {max(body.token_ids)}")
         if body.uid is None:
-            return {"text": await _decoded(lambda ids: self.tokenizer.decode(ids, False), body.token_ids)}
+            return {"text": await _decode(lambda ids: self.tokenizer.decode(ids, False), body.token_ids)}
         session = self._session(body.uid)
         async with session.lock:
-            return {"text": await _decoded(lambda ids: "".join(map(session.stream.push, ids)), body.token_ids)}
+            return {"text": await _decode(lambda ids: "".join(map(session.stream.push, ids)), body.token_ids)}
 
-    async def reset(self, body: Reset) -> dict[str, Any]:
+    async def reset(self, body: ResetRequest) -> dict[str, Any]:
         session = self._session(body.uid)
-        beginning = self.beginning if body.system_prompt is None else new_conversation(body.system_prompt)
+        initial = self.initial if body.system_prompt is None else new_conversation(body.system_prompt)
         async with session.lock:
-            session.conversation = await run_in_threadpool(introduced, beginning, self.ids_of)
+            session.conversation = await run_in_threadpool(mark_sent, initial, self.encode_chat)
             session.stream = self._stream()
-            return {"token_ids": list(session.conversation.told)}
+            return {"token_ids": list(session.conversation.sent)}
 
     def _stream(self) -> StreamDecoder:
         return self.tokenizer.stream(skip_special_tokens=False)
 
-    def _check(self, uid: str | None) -> None:
+    def _check_uid(self, uid: str | None) -> None:
         if uid is not None:
             self._session(uid)
 
-    def _session(self, uid: str) -> Session:
+    def _session(self, uid: str) -> UserSession:
         session = self.sessions.get(uid)
         if session is None:
-            raise AxzooError("Invalid uid")  # the words that ax-llm's client looks for to ask for another
+            raise AxzooError("Invalid uid")  # ax-llm's client recognizes this message and requests a new uid
         return session
 
 
-def make_service(served: Served) -> Service:
-    """A service without users yet."""
+def make_service(served: ServedTokenizer) -> TokenizerService:
+    """Make a service without users."""
     tokenizer = served.tokenizer
     bos, eos = tokenizer.bos_token_id, turn_end_id(tokenizer, served.chat)
-    return Service(
+    return TokenizerService(
         tokenizer=tokenizer,
-        ids_of=chat_ids(tokenizer, served.chat),
-        beginning=new_conversation(served.system_prompt),
+        encode_chat=chat_encoder(tokenizer, served.chat),
+        initial=new_conversation(served.system_prompt),
         bos_id=-1 if bos is None else bos,
         eos_id=-1 if eos is None else eos,
         vocab_size=tokenizer.vocab_size,
-        sessions=Sessions(MAX_SESSIONS, MAX_IDLE_SECONDS),
+        sessions=UserSessions(MAX_SESSIONS, MAX_IDLE_SECONDS),
     )
 
 
-async def _decoded(decode: Callable[[list[int]], str], token_ids: list[int]) -> str:
-    """A few ids, as a host decodes them while it answers, are sooner done than handed to a thread."""
-    return decode(token_ids) if len(token_ids) <= _FEW_IDS else await run_in_threadpool(decode, token_ids)
+async def _decode(decode: Callable[[list[int]], str], token_ids: list[int]) -> str:
+    return decode(token_ids) if len(token_ids) <= _MAX_INLINE_IDS else await run_in_threadpool(decode, token_ids)

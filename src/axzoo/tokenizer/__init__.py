@@ -1,1 +1,1 @@
-"""From text to token ids and back: a folder's tokenizer, a server of it, and a client of such servers."""
+"""Converts text to token ids and back: local tokenizers, chat templates, and a client for tokenizer servers."""

@@ -1,8 +1,8 @@
-"""Chat templates, rendered as transformers renders them, in a process that cannot harm its caller.
+"""Renders chat templates as transformers does, in a separate process with resource limits.
 
-A template is a program that came with a checkpoint. Jinja's sandbox keeps it from Python's objects, but not from
-looping for ever or from doubling a string until memory ends; only a process of its own, with limits, does. Starting it
-costs about 80 ms, so it is kept for the next conversation.
+A template is a program that comes with a checkpoint. Jinja's sandbox denies it access to Python's internals, but does
+not stop it from looping forever or exhausting memory, so it runs in a separate process with limits. Starting that
+process takes about 80 ms, so it is reused for later conversations.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ MAX_TEMPLATE_CHARS = 1 << 20
 MAX_RENDERED_CHARS = 1 << 22
 MEMORY_BYTES = 1 << 29
 CPU_SECONDS = 2
-_WALL_SECONDS = 30  # generous: the machine may be busy
+_WALL_SECONDS = 30  # well above CPU_SECONDS, because the machine may be busy
 
 
 def render_chat(
     template: str, messages: Sequence[Message], special_tokens: Mapping[str, str], add_generation_prompt: bool
 ) -> str:
-    """Renders one conversation; see ChatRenderer.render."""
+    """Render a single conversation; see ChatRenderer.render."""
     renderer = ChatRenderer(template, special_tokens)
     try:
         return renderer.render(messages, add_generation_prompt)
@@ -39,11 +39,14 @@ def render_chat(
 
 
 class ChatRenderer:
-    """A Jinja template and the process that renders it, which starts with the first conversation, ends with this object
-    and is replaced when a conversation was too much for it. Threads may share it."""
+    """A Jinja template and the process that renders it. Thread-safe.
+
+    The process starts with the first conversation and ends with this object. If a conversation exceeds the limits, the
+    process is replaced.
+    """
 
     def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
-        """`special_tokens` are the template's variables bos_token, eos_token, ..."""
+        """`special_tokens` are the template variables bos_token, eos_token, ..."""
         self._template = template
         self._special_tokens = dict(special_tokens)
         self._lock = threading.Lock()
@@ -51,18 +54,20 @@ class ChatRenderer:
         self._stop: weakref.finalize[[subprocess.Popen[bytes]], ChatRenderer] | None = None
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        """The text of a conversation.
+        """Return the text of a conversation.
 
-        Raises AxzooError when the template is not valid, refuses the messages (`raise_exception`), reaches for
-        something the sandbox forbids, or needs more than 2 s, 512 MiB or 4 Mi characters of output.
+        Raises AxzooError when the template is not valid, rejects the messages (`raise_exception`), violates the
+        sandbox, or needs more than 2 s, 512 MiB or 4 Mi characters of output.
         """
         if len(self._template) > MAX_TEMPLATE_CHARS:
-            raise AxzooError(f"the chat template has {len(self._template)} characters, more than {MAX_TEMPLATE_CHARS}")
+            raise AxzooError(
+                f"the chat template has {len(self._template)} characters; the limit is {MAX_TEMPLATE_CHARS}"
+            )
         with self._lock:
-            line = self._answer(_line([[dict(message) for message in messages], add_generation_prompt]))
+            line = self._request(_json_line([[dict(message) for message in messages], add_generation_prompt]))
         if not line.endswith(b"\n"):
             raise AxzooError(
-                f"the chat template does not finish within {CPU_SECONDS} s and {MEMORY_BYTES >> 20} MiB: it is broken"
+                f"the chat template does not finish within {CPU_SECONDS} s and {MEMORY_BYTES >> 20} MiB: fix it"
             )
         reply: dict[str, str] = json.loads(line)
         if "error" in reply:
@@ -70,21 +75,21 @@ class ChatRenderer:
         return reply["text"]
 
     def close(self) -> None:
-        """Ends the process; the next conversation starts another."""
+        """End the process. The next conversation starts a new one."""
         if self._stop is not None:
             self._stop()
         self._process = self._stop = None
 
-    def _answer(self, request: bytes) -> bytes:
-        """The process's line, cut short if it died."""
+    def _request(self, request: bytes) -> bytes:
+        """Return the line that the process writes; it is incomplete if the process died or timed out."""
         process = self._running() or self._start()
         assert process.stdin is not None and process.stdout is not None
         try:
             process.stdin.write(request)
             process.stdin.flush()
-            waiting = select.poll()  # select() takes no descriptors above 1023
-            waiting.register(process.stdout, select.POLLIN)
-            line = process.stdout.readline() if waiting.poll(_WALL_SECONDS * 1000) else b""
+            poll = select.poll()  # select() does not accept descriptors above 1023
+            poll.register(process.stdout, select.POLLIN)
+            line = process.stdout.readline() if poll.poll(_WALL_SECONDS * 1000) else b""
         except BrokenPipeError:
             line = b""
         if not line.endswith(b"\n"):
@@ -100,12 +105,12 @@ class ChatRenderer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            process_group=0,  # a Ctrl-C on the terminal is not meant for it
+            process_group=0,  # so that Ctrl-C on the terminal does not reach it
         )
         assert process.stdin is not None
         self.close()
         self._process, self._stop = process, weakref.finalize(self, _end, process)
-        process.stdin.write(_line([self._template, self._special_tokens]))
+        process.stdin.write(_json_line([self._template, self._special_tokens]))
         return process
 
 
@@ -114,5 +119,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.communicate()
 
 
-def _line(value: object) -> bytes:
+def _json_line(value: object) -> bytes:
     return json.dumps(value).encode() + b"\n"

@@ -1,38 +1,41 @@
-"""A conversation as the tokenizer server's multi-user protocol tells it: one question at a time, and what of the prompt
-is new since the last answer."""
+"""Conversations of the multi-user tokenizer protocol: one question at a time, with the new part of each prompt."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import Message
+from axzoo.tokenizer.folder import ChatEncoder
 from axzoo.tokenizer.local import LocalTokenizer
 
 _QUESTION = {"role": "user", "content": "?"}
 
 
 def turn_end_id(tokenizer: LocalTokenizer, chat: bool) -> int | None:
-    """What the chat template puts after an answer: the first of `eos_token_ids` there, else the first special token.
-    Without a template, or where it puts none, the eos_token, else the first of `eos_token_ids`.
+    """Return the id of the token that ends an answer, or None if it is unknown.
 
-    Llama-3 and Phi-3 name another eos_token than ends their answers, and a folder with a tokenizer alone has no
-    generation_config.json to say so.
+    This is the first token after an answer in the chat template that is one of `eos_token_ids`, else the first special
+    token there. Without a template, or if it adds no such token, it is the eos_token, else the first of
+    `eos_token_ids`.
+
+    The eos_token alone is not enough: Llama-3 and Phi-3 end answers with another token, and a folder that holds only a
+    tokenizer has no generation_config.json that lists it.
     """
     if chat:
-        written = _written_after_answer(tokenizer)
-        for ends in (tokenizer.eos_token_ids, [index for index in written if _is_special(tokenizer, index)]):
-            if found := [index for index in written if index in ends]:
+        suffix = _suffix_of_answer(tokenizer)
+        for ends in (tokenizer.eos_token_ids, [index for index in suffix if _is_special(tokenizer, index)]):
+            if found := [index for index in suffix if index in ends]:
                 return found[0]
     eos = tokenizer.eos_token_id
     return eos if eos is not None else next(iter(tokenizer.eos_token_ids), None)
 
 
-def _written_after_answer(tokenizer: LocalTokenizer) -> list[int]:
-    """What two conversations that differ in the answer alone have in common behind it."""
+def _suffix_of_answer(tokenizer: LocalTokenizer) -> list[int]:
+    """Return the ids that the template writes after an answer: the common suffix of two different answers."""
     try:
         one, other = (
             tokenizer.encode_chat([_QUESTION, {"role": "assistant", "content": answer}], add_generation_prompt=False)
@@ -49,14 +52,11 @@ def _is_special(tokenizer: LocalTokenizer, index: int) -> bool:
 
 
 MAX_CHARACTERS = 1 << 18
-"""Of all messages: far more than any board's context."""
-
-ChatIds = Callable[[Sequence[Message], bool], list[int]]
-"""Messages, and whether the assistant's turn is opened after them -> token ids."""
+"""Limit for all messages together, far above the context length of any board."""
 
 
-def chat_ids(tokenizer: LocalTokenizer, chat: bool) -> ChatIds:
-    """How conversations become ids: by the chat template, or as one running text."""
+def chat_encoder(tokenizer: LocalTokenizer, chat: bool) -> ChatEncoder:
+    """Return the function that encodes conversations: with the chat template, or as concatenated text."""
     if chat:
         return tokenizer.encode_chat
     return lambda messages, _: tokenizer.encode("".join(message["content"] for message in messages))
@@ -64,52 +64,53 @@ def chat_ids(tokenizer: LocalTokenizer, chat: bool) -> ChatIds:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Answered questions, perhaps a question after them, and the ids that the host has been told (uint32)."""
+    """Questions and answers, possibly with an open question at the end. `sent` are the ids sent to the host."""
 
     messages: tuple[Message, ...] = ()
-    told: array[int] = field(default_factory=lambda: array("I"))
+    sent: array[int] = field(default_factory=lambda: array("I"))
 
-    def ask(self, text: str, last_reply: str | None, ids_of: ChatIds) -> tuple[Conversation, list[int], list[int]]:
-        """The conversation with one more question, its prompt, and the end of that prompt which is new to a host that
-        holds the prompts and the answer so far.
+    def ask(self, text: str, last_reply: str | None, encode: ChatEncoder) -> tuple[Conversation, list[int], list[int]]:
+        """Add a question. Return the new conversation, its prompt, and the part of the prompt that the host lacks.
 
-        A question without an answer is dropped: the host stopped it, and templates refuse two questions in a row.
-        Raises AxzooError when it becomes too long, or the template refuses it.
+        The host is assumed to hold the ids sent so far and the last reply. A question that got no reply is dropped,
+        because the host has stopped it and templates reject two questions in a row.
+        Raises AxzooError when the conversation becomes too long, or the template rejects it.
         """
-        answered, told = self._answered(last_reply, ids_of)
+        answered, sent = self._answered(last_reply, encode)
         messages = (*answered, {"role": "user", "content": text})
         if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
             raise AxzooError(f"the conversation has more than {MAX_CHARACTERS} characters: reset it")
-        prompt = ids_of(messages, True)
-        return Conversation(messages, array("I", prompt)), prompt, prompt[_common(told, prompt) :]
+        prompt = encode(messages, True)
+        return Conversation(messages, array("I", prompt)), prompt, prompt[_common_prefix_length(sent, prompt) :]
 
-    def _answered(self, last_reply: str | None, ids_of: ChatIds) -> tuple[tuple[Message, ...], Sequence[int]]:
+    def _answered(self, last_reply: str | None, encode: ChatEncoder) -> tuple[tuple[Message, ...], Sequence[int]]:
         if not self.messages or self.messages[-1]["role"] != "user":
-            return self.messages, self.told
+            return self.messages, self.sent
         if last_reply is None:
-            return self.messages[:-1], self.told
+            return self.messages[:-1], self.sent
         answered = (*self.messages, {"role": "assistant", "content": last_reply})
-        return answered, ids_of(answered, False)
+        return answered, encode(answered, False)
 
 
 def new_conversation(system_prompt: str) -> Conversation:
-    """One that holds the system's message, if there is one, and of which the host has been told nothing."""
+    """Start a conversation with a system message, if it is not empty. Nothing has been sent to the host yet.
+
+    Raises AxzooError when the system message is too long.
+    """
     if len(system_prompt) > MAX_CHARACTERS:
         raise AxzooError(f"the system prompt has more than {MAX_CHARACTERS} characters: shorten it")
     return Conversation(({"role": "system", "content": system_prompt},) if system_prompt else ())
 
 
-def introduced(conversation: Conversation, ids_of: ChatIds) -> Conversation:
-    """The same, when the host has been told its messages so far: nothing, where the template writes the system's
-    message only together with a question."""
+def mark_sent(conversation: Conversation, encode: ChatEncoder) -> Conversation:
+    """Mark the messages as sent to the host, if the template can render them without a question."""
     try:
-        return replace(conversation, told=array("I", ids_of(conversation.messages, False)))
+        return replace(conversation, sent=array("I", encode(conversation.messages, False)))
     except AxzooError:
         return conversation
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many ids two sequences begin with alike."""
+def _common_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return index

@@ -1,4 +1,4 @@
-"""What a tokenizer must do, whichever library reads its files."""
+"""The files of a tokenizer folder, and the interface of the libraries that read them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json, require_size
 from axzoo.tokenizer.chat_template import Message
 
-_MOST_TEMPLATE_BYTES = 4 << 20
+_MAX_TEMPLATE_BYTES = 4 << 20
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
 class TokenizerFolder:
-    """`config` is tokenizer_config.json over special_tokens_map.json, `special_tokens` the text of what they call
-    bos_token, eos_token, ..., `added_tokens` added_tokens.json, `model_config` the checkpoint's config.json;
-    `eos_token_ids` are generation_config.json's, None where it has none."""
+    """Settings from the JSON files of a tokenizer folder.
+
+    `config` is special_tokens_map.json updated with tokenizer_config.json, and `special_tokens` maps bos_token,
+    eos_token, ... to their text. `added_tokens` comes from added_tokens.json, `model_config` from the checkpoint's
+    config.json, and `eos_token_ids` from generation_config.json (None if not listed there).
+    """
 
     path: Path
     config: Mapping[str, Any]
@@ -31,7 +34,7 @@ class TokenizerFolder:
 
 
 def read_tokenizer_folder(path: Path) -> TokenizerFolder:
-    """Reads the files that exist; none must. Raises AxzooError when one is broken."""
+    """Read the files that exist; all are optional. Raises AxzooError when one is not valid."""
     config = {**_read_object(path / "special_tokens_map.json"), **_read_object(path / "tokenizer_config.json")}
     return TokenizerFolder(
         path=path,
@@ -45,7 +48,7 @@ def read_tokenizer_folder(path: Path) -> TokenizerFolder:
 
 
 def is_token_id(value: object) -> bool:
-    """Whether it can be the number of a token."""
+    """Whether a value is in the range of token ids."""
     return type(value) is int and 0 <= value < 1 << 31
 
 
@@ -59,7 +62,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """A token is given as its text, or as an object with its text under "content"."""
+    """Read tokens given as text, or as an object with the text in "content"."""
     found = {}
     for name in _SPECIAL_TOKENS:
         token = config.get(name)
@@ -77,10 +80,13 @@ def _added_tokens(path: Path) -> dict[str, int]:
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """chat_template.jinja, else tokenizer_config.json: a text, or a list of named texts of which "default" counts."""
+    """Read chat_template.jinja, else the chat_template of tokenizer_config.json.
+
+    The latter is a string, or a list of named templates, of which "default" is used.
+    """
     path = folder / "chat_template.jinja"
     if path.is_file():
-        require_size(path, _MOST_TEMPLATE_BYTES)
+        require_size(path, _MAX_TEMPLATE_BYTES)
         try:
             return path.read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
@@ -101,33 +107,36 @@ def _eos_token_ids(path: Path) -> tuple[int, ...] | None:
     return tuple(ids)
 
 
-ChatForm = Callable[[Sequence[Message], bool], list[int]]
-"""Messages, and whether the assistant's turn is opened after them -> token ids."""
+ChatEncoder = Callable[[Sequence[Message], bool], list[int]]
+"""(messages, add_generation_prompt) -> token ids."""
 
 
-class Backend(Protocol):
-    """Text to token ids and back. Ids are not negative; those the vocabulary lacks have no text."""
+class TokenizerBackend(Protocol):
+    """Converts text to token ids and back. Ids are not negative; ids outside the vocabulary decode to no text."""
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """The largest id plus one."""
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        """Ids of a text without unpaired surrogates, with the tokens that begin or end every text if asked for."""
+        """Encode a text, which must not contain unpaired surrogates. `add_special_tokens` adds bos and eos tokens."""
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """The text of ids; bytes that are no whole character show as U+FFFD."""
+        """Decode ids. Bytes that are not a whole character become U+FFFD."""
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a token given by its text."""
+        """Return the id of a token given as text, or None if there is no such token."""
 
 
 @dataclass(frozen=True)
 class LoadedBackend:
-    """A backend and what is known of it without the files beside its own: the text of bos_token, eos_token, ...; how it
-    writes conversations, None where that is the chat template's business; and the ids that end an answer."""
+    """A tokenizer backend and the settings that come with it.
 
-    backend: Backend
+    `special_tokens` maps bos_token, eos_token, ... to their text, and `eos_token_ids` end an answer. `chat` encodes
+    conversations, and is None if that needs a chat template.
+    """
+
+    backend: TokenizerBackend
     special_tokens: Mapping[str, str]
-    chat: ChatForm | None = None
+    chat: ChatEncoder | None = None
     eos_token_ids: tuple[int, ...] = ()

@@ -1,8 +1,8 @@
-"""A tokenizer behind HTTP: the client of ax-llm's tokenizer servers, in place of tokenizer/local.py.
+"""A client for tokenizer servers that speak ax-llm's protocols; the remote counterpart of tokenizer/local.py.
 
-There are two protocols. The simple one encodes one question: the server puts it into its chat template and keeps no
-history. The multi-user one gives every client a uid and keeps its conversation; a server that answers /get_uid is
-taken to speak it.
+There are two protocols. The simple one encodes a single question: the server applies its chat template and keeps no
+history. The multi-user one assigns a uid to every client and keeps its conversation. A server that responds to /get_uid
+speaks the multi-user protocol.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from axzoo.tokenizer.chat_template import Message
 from axzoo.tokenizer.folder import is_token_id
 from axzoo.tokenizer.stream import StreamDecoder
 
-_SECONDS = 10
-"""To wait for a connection and for an answer; ax-llm's client waits one second."""
-_MAX_BYTES = 1 << 24
-"""Of an answer."""
+_TIMEOUT_SECONDS = 10
+"""Timeout for connecting and for a response. ax-llm's client waits one second."""
+_MAX_RESPONSE_BYTES = 1 << 24
 
 
 class HttpTokenizer(Protocol):
-    """What both protocols offer. Texts cannot be encoded without the chat template: the server always applies it."""
+    """The operations of both protocols. The server always applies its chat template; plain text cannot be encoded."""
 
     @property
     def bos_token_id(self) -> int | None: ...
@@ -36,21 +35,21 @@ class HttpTokenizer(Protocol):
     def eos_token_ids(self) -> tuple[int, ...]: ...
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of a conversation, up to where the answer begins.
+        """Return the token ids of a conversation, up to where the answer begins.
 
-        Raises AxzooError when the server does not answer, or not by the protocol.
+        Raises AxzooError when the server does not respond, or its response does not follow the protocol.
         """
 
-    def stream(self) -> StreamDecoder | HeldByServer:
-        """A decoder that takes ids one by one."""
+    def stream(self) -> StreamDecoder | ServerTextStream:
+        """Return a decoder that takes ids one by one."""
 
 
 def connect_tokenizer(url: str) -> HttpTokenizer:
-    """Asks a server for its protocol and its ids of the special tokens.
+    """Connect to a server, and find out its protocol and the ids of its special tokens.
 
-    Raises AxzooError when the URL is none, or no tokenizer server answers there.
+    Raises AxzooError when the URL is not valid, or no tokenizer server responds there.
     """
-    server = _Server(url)
+    server = _ServerConnection(url)
     uid = _get_uid(server)
     query = "" if uid is None else f"?uid={quote(uid)}"
     bos, eos = (_special_id(server.get(f"/{name}{query}"), name, server) for name in ("bos_id", "eos_id"))
@@ -60,9 +59,9 @@ def connect_tokenizer(url: str) -> HttpTokenizer:
 
 @dataclass(frozen=True)
 class SimpleTokenizer:
-    """The simple protocol: of a conversation it is told the last question only."""
+    """A client of the simple protocol. Only the last question of a conversation is sent."""
 
-    server: _Server
+    server: _ServerConnection
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
 
@@ -78,57 +77,57 @@ class SimpleTokenizer:
 
 
 class MultiUserTokenizer:
-    """The multi-user protocol: the server keeps the conversation.
+    """A client of the multi-user protocol. The server keeps the conversation.
 
-    What it was told is remembered, so that a further question is one request. Whatever else is asked for (another
-    conversation, one that an error or Ctrl-C tore) is told from the beginning under a new uid.
+    The client remembers what it has sent, so that a further question takes one request. Any other conversation, or one
+    that an error or Ctrl-C has interrupted, is sent from the start under a new uid.
     """
 
     def __init__(
-        self, server: _Server, bos_token_id: int | None, eos_token_ids: tuple[int, ...], unused_uid: str
+        self, server: _ServerConnection, bos_token_id: int | None, eos_token_ids: tuple[int, ...], unused_uid: str
     ) -> None:
         self.bos_token_id = bos_token_id
         self.eos_token_ids = eos_token_ids
         self._server = server
         self._unused_uid: str | None = unused_uid
         self._uid = ""
-        self._told: list[Message] = []
+        self._sent: list[Message] = []
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        told, self._told = self._told, []
+        sent, self._sent = self._sent, []
         ids: list[int] = []
-        if told and told == messages[: len(told)]:
+        if sent and sent == messages[: len(sent)]:
             with contextlib.suppress(AxzooError):  # the server may have forgotten the uid
-                ids = self._tell(messages, len(told))
+                ids = self._send_questions(messages, len(sent))
         if not ids:
-            ids = self._tell(messages, self._begin(messages))
-        self._told = list(messages)
+            ids = self._send_questions(messages, self._start_conversation(messages))
+        self._sent = list(messages)
         return ids
 
     def decode(self, token_id: int) -> str:
-        """What became readable with this id: the server holds back half characters."""
+        """Return the text that this id completes. The server holds back incomplete characters."""
         return _text(self._server.post("/decode", {"uid": self._uid, "token_ids": [token_id]}), self._server)
 
-    def stream(self) -> HeldByServer:
-        return HeldByServer(self)
+    def stream(self) -> ServerTextStream:
+        return ServerTextStream(self)
 
     def forget(self) -> None:
-        """The next conversation is told under a new uid, for which the server holds nothing back."""
-        self._told = []
+        """Use a new uid for the next conversation, so that no incomplete character is left on the server."""
+        self._sent = []
 
-    def _begin(self, messages: Sequence[Message]) -> int:
-        """Takes a new uid and tells it the system message; returns how many messages that were."""
+    def _start_conversation(self, messages: Sequence[Message]) -> int:
+        """Get a new uid and send the system message, if there is one. Return the number of messages sent."""
         uid, self._unused_uid = self._unused_uid or _get_uid(self._server), None
         if uid is None:
-            raise AxzooError(f"{self._server.url} gives no uid any more: start the tokenizer server again")
+            raise AxzooError(f"{self._server.url} no longer assigns uids: restart the tokenizer server")
         self._uid = uid
         if messages[0]["role"] != "system":
             return 0
         self._server.post("/reset", {"uid": uid, "system_prompt": messages[0]["content"]})
         return 1
 
-    def _tell(self, messages: Sequence[Message], start: int) -> list[int]:
-        """Asks the questions from message `start` on, each with the answer before it; returns the last one's ids."""
+    def _send_questions(self, messages: Sequence[Message], start: int) -> list[int]:
+        """Send the questions from message `start` on, each with the answer before it. Return the ids of the last."""
         ids: list[int] = []
         for index in range(start, len(messages)):
             if messages[index]["role"] == "user":
@@ -139,76 +138,78 @@ class MultiUserTokenizer:
         return ids
 
 
-class HeldByServer:
-    """StreamDecoder's interface over a server that itself holds back half characters."""
+class ServerTextStream:
+    """A text stream decoded by a server, which holds back incomplete characters itself."""
 
     def __init__(self, tokenizer: MultiUserTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._held = False
+        self._is_pending = False
 
     def push(self, token_id: int) -> str:
         text = self._tokenizer.decode(token_id)
-        self._held = not text
+        self._is_pending = not text
         return text
 
-    def flush(self, cut: bool = False) -> str:
-        """Nothing: half a character stays with the server."""
-        if self._held:
+    def flush(self, truncated: bool = False) -> str:
+        """Return an empty string: an incomplete character stays on the server."""
+        if self._is_pending:
             self._tokenizer.forget()
         return ""
 
 
-class _Server:
-    """Requests and JSON answers, with their errors in words."""
+class _ServerConnection:
+    """Sends requests to a tokenizer server and reads its JSON responses."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         try:
-            # a proxy named in the environment is not asked: tokenizer servers run nearby
-            self._client = httpx2.Client(base_url=self.url, timeout=_SECONDS, trust_env=False)
-        except Exception as error:  # a URL can be wrong in many ways
-            raise AxzooError(f"{url} is no URL of a tokenizer server, like http://127.0.0.1:12345: {error}") from None
+            # ignore proxies from the environment: tokenizer servers run on the local network
+            self._client = httpx2.Client(base_url=self.url, timeout=_TIMEOUT_SECONDS, trust_env=False)
+        except Exception as error:  # an invalid URL raises many kinds of exceptions
+            raise AxzooError(
+                f"{url} is not a valid URL of a tokenizer server, such as http://127.0.0.1:12345: {error}"
+            ) from None
 
     def get(self, path: str) -> dict[str, Any]:
-        return self._answer("GET", path, None)
+        return self._request_json("GET", path, None)
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._answer("POST", path, body)
+        return self._request_json("POST", path, body)
 
-    def _answer(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def _request_json(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         status, data = self.request(method, path, body)
         if status != 200:
-            raise AxzooError(f"{self.url}{path} answered with status {status}: {data[:200].decode(errors='replace')}")
+            raise AxzooError(f"{self.url}{path} returned status {status}: {data[:200].decode(errors='replace')}")
         try:
-            answer = json.loads(data)
+            response = json.loads(data)
         except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            raise AxzooError(f"{self.url}{path} answered with no JSON object: it is no tokenizer server")
-        return answer
+            response = None
+        if not isinstance(response, dict):
+            raise AxzooError(f"{self.url}{path} did not return a JSON object: this is not a tokenizer server")
+        return response
 
     def request(self, method: str, path: str, body: dict[str, Any] | None) -> tuple[int, bytes]:
-        """The answer's status and content."""
+        """Return the status and the body of the response."""
         data = bytearray()
         try:
             with self._client.stream(method, path, json=body) as response:
                 for piece in response.iter_bytes():
                     data += piece
-                    if len(data) > _MAX_BYTES:
-                        raise AxzooError(f"{self.url}{path} answered with more than {_MAX_BYTES} bytes")
+                    if len(data) > _MAX_RESPONSE_BYTES:
+                        raise AxzooError(f"{self.url}{path} returned more than {_MAX_RESPONSE_BYTES} bytes")
                 return response.status_code, bytes(data)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             raise AxzooError(
-                f"no tokenizer server answers at {self.url} ({reason}): start one, `axzoo tokenizer --port PORT "
-                "--model DIR`, or name another with --filename_tokenizer_model"
+                f"no tokenizer server responds at {self.url} ({reason}): start one with `axzoo tokenizer --port PORT "
+                "--model DIR`, or pass another URL to --filename_tokenizer_model"
             ) from None
         except UnicodeEncodeError:
-            raise AxzooError("the text cannot be tokenized, it is not UTF-8") from None
+            raise AxzooError("the text is not valid UTF-8 and cannot be tokenized") from None
 
 
-def _get_uid(server: _Server) -> str | None:
-    """A new uid; None from a server of the simple protocol, which has no such path."""
+def _get_uid(server: _ServerConnection) -> str | None:
+    """Request a new uid. Return None if the server does not assign any, because it speaks the simple protocol."""
     status, data = server.request("GET", "/get_uid", None)
     try:
         uid = json.loads(data).get("uid") if status == 200 else None
@@ -217,29 +218,29 @@ def _get_uid(server: _Server) -> str | None:
     return uid if isinstance(uid, str) else None
 
 
-def _special_id(answer: dict[str, Any], name: str, server: _Server) -> int | None:
-    """-1 and null stand for a token that the model does not have."""
-    value = answer.get(name, "")
+def _special_id(response: dict[str, Any], name: str, server: _ServerConnection) -> int | None:
+    """Read the id of a special token; -1 and null mean that the model has no such token."""
+    value = response.get(name, "")
     if value is None or value == -1:
         return None
     if not is_token_id(value):
-        raise AxzooError(f"{server.url}/{name} answered {value!r}: it is no tokenizer server")
+        raise AxzooError(f"{server.url}/{name} returned {value!r}: this is not a tokenizer server")
     return int(value)
 
 
-def _ids(answer: dict[str, Any], server: _Server) -> list[int]:
-    ids = answer.get("token_ids")
+def _ids(response: dict[str, Any], server: _ServerConnection) -> list[int]:
+    ids = response.get("token_ids")
     if not isinstance(ids, list) or not all(map(is_token_id, ids)):
-        raise AxzooError(f"{server.url}/encode answered with no token ids{_said(answer)}")
+        raise AxzooError(f"{server.url}/encode did not return token ids{_error_of(response)}")
     return ids
 
 
-def _text(answer: dict[str, Any], server: _Server) -> str:
-    text = answer.get("text")
+def _text(response: dict[str, Any], server: _ServerConnection) -> str:
+    text = response.get("text")
     if not isinstance(text, str):
-        raise AxzooError(f"{server.url}/decode answered with no text{_said(answer)}")
+        raise AxzooError(f"{server.url}/decode did not return text{_error_of(response)}")
     return text
 
 
-def _said(answer: dict[str, Any]) -> str:
-    return f": {answer['error']}" if "error" in answer else ""
+def _error_of(response: dict[str, Any]) -> str:
+    return f": {response['error']}" if "error" in response else ""

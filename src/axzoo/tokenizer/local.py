@@ -1,4 +1,4 @@
-"""A tokenizer read from a folder: tokenizer.json, else tokenizer.model, and their neighbours."""
+"""Loads the tokenizer of a folder from tokenizer.json, else tokenizer.model, and the config files beside it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from pathlib import Path
 
 from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import ChatRenderer, Message
-from axzoo.tokenizer.folder import Backend, ChatForm, LoadedBackend, TokenizerFolder, read_tokenizer_folder
+from axzoo.tokenizer.folder import ChatEncoder, LoadedBackend, TokenizerBackend, TokenizerFolder, read_tokenizer_folder
 from axzoo.tokenizer.stream import StreamDecoder
 
 
 @dataclass(frozen=True)
 class LocalTokenizer:
-    """Text to token ids and back. `special_tokens` maps bos_token, eos_token, ... to their text; `chat` writes
-    conversations, None where the checkpoint does not say how."""
+    """Converts text to token ids and back.
+
+    `special_tokens` maps bos_token, eos_token, ... to their text. `chat` encodes conversations, and is None if the
+    checkpoint does not define how.
+    """
 
     folder: Path
-    backend: Backend
+    backend: TokenizerBackend
     special_tokens: Mapping[str, str]
     eos_token_ids: tuple[int, ...]
     chat_template: str | None
-    chat: ChatForm | None
+    chat: ChatEncoder | None
 
     @property
     def bos_token_id(self) -> int | None:
@@ -30,49 +33,52 @@ class LocalTokenizer:
 
     @property
     def eos_token_id(self) -> int | None:
-        """The one that tokenizer_config.json names; `eos_token_ids` are all that end an answer."""
+        """The eos_token of tokenizer_config.json. All tokens that end an answer are in `eos_token_ids`."""
         return _id_of(self.backend, self.special_tokens, "eos_token")
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """The largest id plus one."""
         return self.backend.vocab_size
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text; special tokens written in it count as such, as with transformers.AutoTokenizer.
+        """Encode a text. Special tokens in the text are recognized, as by transformers.AutoTokenizer.
 
-        Raises AxzooError for a text with unpaired surrogates, as which Python passes on bytes that are not UTF-8.
+        Raises AxzooError when the text contains unpaired surrogates, which Python uses for bytes that are not UTF-8.
         """
-        _refuse_surrogates(text)
+        _reject_surrogates(text)
         return self.backend.encode(text, add_special_tokens)
 
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation, put through the chat template.
+        """Encode a conversation with the chat template.
 
-        Raises AxzooError when there is no template, it refuses the messages, or one has unpaired surrogates.
+        Raises AxzooError when there is no template, it rejects the messages, or a message has unpaired surrogates.
         """
         if self.chat is None:
-            raise AxzooError(f"{self.folder} has no chat template: give the model `chat: false` and prompt it raw")
+            raise AxzooError(
+                f"{self.folder} has no chat template: set `chat: false` for this model, or run it with --raw"
+            )
         for message in messages:
-            _refuse_surrogates(message["content"])
+            _reject_surrogates(message["content"])
         return self.chat(messages, add_generation_prompt)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of token ids; ids the vocabulary lacks (padding rows of the embedding) have none."""
+        """Decode token ids. Ids outside the vocabulary (padding rows of the embedding) decode to no text."""
         return self.backend.decode(ids, skip_special_tokens)
 
     def stream(self, skip_special_tokens: bool = True) -> StreamDecoder:
-        """A decoder that takes ids one by one."""
+        """Return a decoder that takes ids one by one."""
         return StreamDecoder(lambda ids: self.decode(ids, skip_special_tokens))
 
 
 def load_tokenizer(folder: Path, model_type: str | None = None) -> LocalTokenizer:
-    """Reads tokenizer.json, else tokenizer.model, and beside it tokenizer_config.json, special_tokens_map.json,
-    added_tokens.json, generation_config.json, chat_template.jinja and config.json, as far as they exist. `model_type`
-    is config.json's, should it be missing.
+    """Load the tokenizer of a folder from tokenizer.json, else from tokenizer.model.
 
-    Raises AxzooError when both of the first are missing, a file is broken, or a tokenizer.model is of a kind axzoo does
-    not read.
+    tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json, chat_template.jinja and
+    config.json are read too if they exist. `model_type` is used if config.json is missing.
+
+    Raises AxzooError when neither tokenizer file exists, a file is not valid, or a tokenizer.model is of an unsupported
+    class.
     """
     files = read_tokenizer_folder(folder)
     loaded = _load_backend(files, model_type)
@@ -82,7 +88,7 @@ def load_tokenizer(folder: Path, model_type: str | None = None) -> LocalTokenize
         special_tokens=loaded.special_tokens,
         eos_token_ids=_eos_token_ids(files, loaded),
         chat_template=files.chat_template,
-        chat=loaded.chat or _chat_by_template(files.chat_template, loaded),
+        chat=loaded.chat or _template_encoder(files.chat_template, loaded),
     )
 
 
@@ -95,10 +101,10 @@ def _load_backend(files: TokenizerFolder, model_type: str | None) -> LoadedBacke
         from axzoo.tokenizer.piece_models import load_tokenizer_model
 
         return load_tokenizer_model(files, model_type)
-    raise AxzooError(f"{files.path} has no tokenizer.json or tokenizer.model: fetch a checkpoint that brings one")
+    raise AxzooError(f"{files.path} has no tokenizer.json or tokenizer.model: use a checkpoint that has one")
 
 
-def _chat_by_template(template: str | None, loaded: LoadedBackend) -> ChatForm | None:
+def _template_encoder(template: str | None, loaded: LoadedBackend) -> ChatEncoder | None:
     if template is None:
         return None
     renderer = ChatRenderer(template, loaded.special_tokens)
@@ -110,19 +116,19 @@ def _chat_by_template(template: str | None, loaded: LoadedBackend) -> ChatForm |
 
 
 def _eos_token_ids(files: TokenizerFolder, loaded: LoadedBackend) -> tuple[int, ...]:
-    """generation_config.json knows every token that ends an answer, tokenizer_config.json only one of them."""
+    """generation_config.json lists all tokens that end an answer; tokenizer_config.json has only one of them."""
     if files.eos_token_ids is not None:
         return files.eos_token_ids
     eos = _id_of(loaded.backend, loaded.special_tokens, "eos_token")
     return loaded.eos_token_ids or (() if eos is None else (eos,))
 
 
-def _id_of(backend: Backend, special_tokens: Mapping[str, str], name: str) -> int | None:
+def _id_of(backend: TokenizerBackend, special_tokens: Mapping[str, str], name: str) -> int | None:
     return backend.token_to_id(special_tokens[name]) if name in special_tokens else None
 
 
-def _refuse_surrogates(text: str) -> None:
+def _reject_surrogates(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise AxzooError(f"the text cannot be tokenized, it is not UTF-8: {text[:40]!r}") from error
+        raise AxzooError(f"the text is not valid UTF-8 and cannot be tokenized: {text[:40]!r}") from error

@@ -1,7 +1,7 @@
-"""tokenizer.model, read by the `sentencepiece` library, with the tokens around its pieces that it does not know.
+"""Tokenizers from a tokenizer.model, read with the `sentencepiece` library, plus tokens defined outside that file.
 
-transformers 5 turns these files into tokenizers of its own, which give other ids (Llama-2, MiniCPM); the models were
-trained on the ids that sentencepiece gives.
+transformers 5 converts these files to another tokenizer, which yields different ids (Llama-2, MiniCPM). The models were
+trained with the ids that sentencepiece yields.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MAX_BYTES = 64 << 20
 
 
 class Pieces:
-    """SentencePiece's pieces, and `added` tokens (text -> id) that stand for themselves."""
+    """The pieces of a SentencePiece model, and `added` tokens (text -> id) that are not in that model."""
 
     def __init__(self, processor: SentencePieceProcessor, added: Mapping[str, int]) -> None:
         self._processor = processor
@@ -32,11 +32,11 @@ class Pieces:
         self.vocab_size = max([self._size, *(index + 1 for index in self._added_text)])
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text; added tokens written in it are nothing special here."""
+        """Encode a text as pieces only. Added tokens in the text are not recognized here."""
         return list(self._processor.encode(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of each run of pieces by itself, as it was encoded, and of the added tokens between them."""
+        """Decode each run of pieces separately, as it was encoded, with the text of the added tokens in between."""
         known = (index for index in ids if index < self._size or index in self._added_text)
         runs = groupby(known, self._added_text.get)
         return "".join(
@@ -51,23 +51,26 @@ class Pieces:
 
 
 def load_processor(path: Path) -> SentencePieceProcessor:
-    """Reads a tokenizer.model. Raises AxzooError when it is none, or larger than 64 MiB."""
+    """Read a tokenizer.model. Raises AxzooError when the file is not a SentencePiece model, or larger than 64 MiB."""
     if path.stat().st_size > _MAX_BYTES:
-        raise AxzooError(f"{path} has {path.stat().st_size} bytes; no tokenizer.model has more than {_MAX_BYTES}")
+        raise AxzooError(f"{path} has {path.stat().st_size} bytes; the limit for a tokenizer.model is {_MAX_BYTES}")
     try:
         processor = SentencePieceProcessor(model_proto=path.read_bytes())
         for index in range(processor.get_piece_size()):
-            processor.id_to_piece(index)  # a piece that is not UTF-8 would show in some later text only
+            processor.id_to_piece(index)  # fail now if a piece is not UTF-8
     except (RuntimeError, UnicodeDecodeError):
         raise AxzooError(f"{path} is not a SentencePiece model: fetch it again") from None
     if processor.get_piece_size() == 0:
-        raise AxzooError(f"{path} holds no pieces: fetch it again")
+        raise AxzooError(f"{path} has no pieces: fetch it again")
     return processor
 
 
 class LlamaPieces:
-    """A backend. `added`: text -> id of the tokens found in a text, of which those with an id in `special` are the ones
-    that decoding can skip; `begin` and `end` surround every text that is encoded with special tokens."""
+    """A backend that follows the rules of Llama's tokenizer.
+
+    `added` (text -> id) are tokens that are recognized in a text; decoding can skip those with an id in `special`.
+    `begin` and `end` are added around a text that is encoded with special tokens.
+    """
 
     def __init__(
         self,
@@ -105,14 +108,14 @@ class LlamaPieces:
 def llama_pieces(
     processor: SentencePieceProcessor, files: TokenizerFolder, special_tokens: Mapping[str, str]
 ) -> LlamaPieces:
-    """`special_tokens` are those `files` names, or the tokenizer.model itself.
+    """Make the backend. `special_tokens` come from the JSON files or from the tokenizer.model itself.
 
-    Raises AxzooError when tokenizer_config.json is broken or asks for what `legacy: true` has not.
+    Raises AxzooError when tokenizer_config.json is not valid or sets `legacy: false`.
     """
     config = files.config
     if config.get("legacy") is False:
         raise AxzooError(
-            f"{files.path}: tokenizer_config.json says legacy: false, for which axzoo needs tokenizer.json"
+            f"{files.path}: tokenizer_config.json sets legacy: false, which needs a tokenizer.json: add one"
         )
     listed = _listed_tokens(files)
     added = {**files.added_tokens, **{text: index for text, (index, _) in listed.items()}}
@@ -136,32 +139,44 @@ def _additional_tokens(config: Mapping[str, Any]) -> list[str]:
 
 
 def _listed_tokens(files: TokenizerFolder) -> dict[str, tuple[int, bool]]:
-    """`added_tokens_decoder`: text -> id and whether it is special."""
+    """Read `added_tokens_decoder` as text -> (id, whether the token is special)."""
     path = files.path / "tokenizer_config.json"
     try:
         listed = dict(files.config.get("added_tokens_decoder") or {})
         if any(token.get(flag) for token in listed.values() for flag in ("lstrip", "rstrip", "single_word")):
-            raise AxzooError(f"{path}: an added token takes the spaces beside it, for which axzoo needs tokenizer.json")
+            raise AxzooError(
+                f"{path}: an added token sets lstrip, rstrip or single_word, which needs a tokenizer.json: add one"
+            )
         found = {str(token["content"]): (int(index), bool(token.get("special"))) for index, token in listed.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise AxzooError(f"{path}: added_tokens_decoder is broken: fetch it again") from None
+        raise AxzooError(f"{path}: added_tokens_decoder is not valid: fetch it again") from None
     if not all(is_token_id(index) for index, _ in found.values()):
-        raise AxzooError(f"{path}: added_tokens_decoder has impossible token ids: fetch it again")
+        raise AxzooError(f"{path}: added_tokens_decoder has token ids out of range: fetch it again")
     return found
 
 
-ADDED = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
-"""Numbered upward from the number of pieces."""
+CHATGLM_TOKENS = (
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "sop",
+    "eop",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+)
+"""Tokens that ChatGLM's code adds after the pieces, with consecutive ids."""
 
-ROLES = ("system", "user", "assistant", "observation")
+CHATGLM_ROLES = ("system", "user", "assistant", "observation")
 
 
 class ChatGlmPieces:
-    """A backend that can also write conversations."""
+    """A backend that follows the rules of ChatGLM's tokenizer, and also encodes conversations."""
 
     def __init__(self, processor: SentencePieceProcessor) -> None:
         size: int = processor.get_piece_size()
-        self._added = {token: size + number for number, token in enumerate(ADDED)}
+        self._added = {token: size + number for number, token in enumerate(CHATGLM_TOKENS)}
         self._pieces = Pieces(processor, self._added)
         self._special = {*self._added.values(), processor.bos_id(), processor.eos_id(), processor.unk_id()}
         self._begin = [self._added["[gMASK]"], self._added["sop"]]
@@ -175,11 +190,11 @@ class ChatGlmPieces:
         return [*(self._begin if add_special_tokens else []), *self._pieces.encode(text)]
 
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        """Ids of a conversation. Raises AxzooError for a role ChatGLM3 does not have."""
+        """Encode a conversation. Raises AxzooError for a role that ChatGLM3 does not have."""
         ids = list(self._begin)
         for message in messages:
-            if message["role"] not in ROLES:
-                raise AxzooError(f"ChatGLM3 has the roles {', '.join(ROLES)}, not {message['role']!r}")
+            if message["role"] not in CHATGLM_ROLES:
+                raise AxzooError(f"the role must be one of {', '.join(CHATGLM_ROLES)}, not {message['role']!r}")
             ids += [self._added[f"<|{message['role']}|>"], *self._pieces.encode("\n")]
             ids += self._pieces.encode(message["content"])
         return [*ids, self._added["<|assistant|>"]] if add_generation_prompt else ids
@@ -194,25 +209,25 @@ class ChatGlmPieces:
 _LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast", "LlamaTokenizerWrapper", "CodeLlamaTokenizer")
 _CHATGLM = "ChatGLMTokenizer"
 _BY_MODEL_TYPE = {"llama": _LLAMA[0], "chatglm": _CHATGLM}
-"""Where no tokenizer_class is named."""
+"""The tokenizer class to assume if none is given."""
 
 
 def load_tokenizer_model(files: TokenizerFolder, model_type: str | None = None) -> LoadedBackend:
-    """Reads tokenizer.model by the rules of its tokenizer_class, or of the checkpoint's model_type if there is none, or
-    of `model_type` where that is not known either.
+    """Load a tokenizer.model with the rules of its tokenizer class.
 
-    Raises AxzooError when the file is broken, follows rules that axzoo does not know, or nothing names its rules.
+    The class is the tokenizer_class of tokenizer_config.json, else it follows from the model_type of config.json, else
+    from `model_type`. Raises AxzooError when the file is not valid, or its class is unknown or unsupported.
     """
     path = files.path / "tokenizer.model"
     named = (_BY_MODEL_TYPE.get(str(name)) for name in (files.model_config.get("model_type"), model_type))
     kind = files.config.get("tokenizer_class") or next(filter(None, named), None)
     if kind is None:
         raise AxzooError(
-            f"{path} does not say by which rules it is read: add the checkpoint's tokenizer_config.json (its "
-            "tokenizer_class tells), or its config.json (model_type llama or chatglm)"
+            f"the tokenizer class of {path} is unknown: add the checkpoint's tokenizer_config.json (for its "
+            "tokenizer_class), or its config.json (model_type llama or chatglm)"
         )
     if kind not in (*_LLAMA, _CHATGLM):
-        raise AxzooError(f"{path} belongs to a {kind!r:.80}, whose rules axzoo does not know: add its tokenizer.json")
+        raise AxzooError(f"{path} needs the unsupported tokenizer class {kind!r:.80}: add its tokenizer.json")
     processor = load_processor(path)
     special_tokens = {**_named_tokens(processor), **files.special_tokens}
     if kind == _CHATGLM:
@@ -221,7 +236,7 @@ def load_tokenizer_model(files: TokenizerFolder, model_type: str | None = None) 
 
 
 def _chatglm(backend: ChatGlmPieces, special_tokens: Mapping[str, str], files: TokenizerFolder) -> LoadedBackend:
-    """ChatGLM2 has the same class and pieces, but was taught to converse in another way."""
+    """ChatGLM2 uses the same class and pieces, but has no chat format with roles."""
     is_second = "chatglm2" in str(files.model_config.get("_name_or_path", ""))
     return LoadedBackend(
         backend, special_tokens, chat=None if is_second else backend.encode_chat, eos_token_ids=backend.eos_token_ids

@@ -1,6 +1,6 @@
-"""The process that renders a chat template: the template as a line on stdin, then a line for each conversation.
+"""The process that renders a chat template. It reads the template from a line on stdin, then one conversation per line.
 
-Run by axzoo.tokenizer.chat_template as `python -m axzoo.tokenizer.template_process`.
+axzoo.tokenizer.chat_template runs it as `python -m axzoo.tokenizer.template_process`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """One reply on stdout for each conversation on stdin, until there are no more."""
+    """Write one reply to stdout for each conversation on stdin, until end of input."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     template, special_tokens = json.loads(sys.stdin.buffer.readline())
     compiled = None
@@ -30,30 +30,30 @@ def main() -> None:
         try:
             compiled = compiled or _environment().from_string(template)
             reply = {"text": _render(compiled, special_tokens, *json.loads(line))}
-        except Exception as error:  # whatever the template's program raises is the answer
+        except Exception as error:  # a template may raise anything; the caller gets the message
             reply = {"error": (str(error) or type(error).__name__)[:500].replace("\n", " ")}
         sys.stdout.write(json.dumps(reply) + "\n")
         sys.stdout.flush()
 
 
 def _grant_cpu_time() -> None:
-    """So many seconds from now on; the kernel counts a process's seconds from its start."""
-    most = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    """Limit the CPU time of the next conversation. The kernel's limit counts from the start of the process."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     soft = math.ceil(time.process_time()) + CPU_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (soft if most == resource.RLIM_INFINITY else min(soft, most), most))
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """The names a template may expect: those of transformers.apply_chat_template."""
+    """Return an environment with the functions and filters of transformers.apply_chat_template."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks the assistant's words for training; here it is transparent."""
+        """`{% generation %}` marks assistant text for training; here it has no effect."""
 
-        tags = {"generation"}  # noqa: RUF012 - Jinja's own form
+        tags = {"generation"}  # noqa: RUF012 - Jinja requires this form
 
         def parse(self, parser: Parser) -> nodes.Node:
             line = next(parser.stream).lineno
@@ -90,7 +90,7 @@ def _render(
         pieces.append(piece)
         length += len(piece)
         if length > MAX_RENDERED_CHARS:
-            raise OverflowError(f"it writes more than {MAX_RENDERED_CHARS} characters")
+            raise OverflowError(f"its output has more than {MAX_RENDERED_CHARS} characters")
     return "".join(pieces)
 
 

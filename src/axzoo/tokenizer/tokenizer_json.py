@@ -1,6 +1,6 @@
-"""tokenizer.json, read by the `tokenizers` library: what transformers.AutoTokenizer has underneath.
+"""Tokenizers from a tokenizer.json, read with the `tokenizers` library that transformers.AutoTokenizer uses.
 
-transformers reads the same file but takes 1.8 s to import, too long for a host program.
+transformers itself takes 1.8 s to import, which is too long for a host program.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from tokenizers import Tokenizer
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import require_size
 
-_MOST_BYTES = 128 << 20
-"""Gemma's, of 262,144 tokens, has 33 MB."""
+_MAX_BYTES = 128 << 20
+"""For comparison: Gemma's file, with 262,144 tokens, has 33 MB."""
 
 
 class TokenizerJson:
-    """A backend of the `tokenizers` library."""
+    """A backend that uses the `tokenizers` library."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -39,12 +39,12 @@ class TokenizerJson:
 
 
 def load_tokenizer_json(path: Path) -> TokenizerJson:
-    """Reads a tokenizer.json. Raises AxzooError when it is none, or larger than one can be."""
-    require_size(path, _MOST_BYTES)
+    """Read a tokenizer.json. Raises AxzooError when it is not valid, or larger than 128 MiB."""
+    require_size(path, _MAX_BYTES)
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exceptions
-        raise AxzooError(f"{path} is not a tokenizer: {error}") from error
-    tokenizer.no_truncation()  # left in some files by their training script
+        raise AxzooError(f"{path} is not a valid tokenizer: {error}") from error
+    tokenizer.no_truncation()  # some training scripts leave these settings in the file
     tokenizer.no_padding()
     return TokenizerJson(tokenizer)

@@ -26,7 +26,7 @@ from axzoo.parts.lock import make_lock, write_lock
 from axzoo.runtime.buffers import Embedding
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.engine import InferenceSession
-from axzoo.runtime.model import Layered, Model
+from axzoo.runtime.model import LayerwiseNetwork, Model
 from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT
 
@@ -160,7 +160,7 @@ def _build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Model:
     build_parts(PartJob(files, checkpoint.source, root / "store", recipe, "host", "AX650"))
     *layers, post, embed = (file.output for file in files)
     decoder = Decoder([InferenceSession(layer) for layer in layers])
-    return Model(Embedding(embed, *checkpoint.embedding_shape), Layered(decoder, InferenceSession(post)))
+    return Model(Embedding(embed, *checkpoint.embedding_shape), LayerwiseNetwork(decoder, InferenceSession(post)))
 
 
 def _all_logits(model: Model, layers: int, ids: list[int]) -> NDArray[np.float32]:

@@ -1,1 +1,1 @@
-"""Fast mode: the same files, joined into one graph and multiplied with ONNX Runtime's integer kernels."""
+"""Fast mode: fuses the files of a model into one graph and runs it with ONNX Runtime's integer kernels."""

@@ -1,4 +1,4 @@
-"""One graph made of several files' graphs."""
+"""Fuses the graphs of several .axmodel files into one."""
 
 from __future__ import annotations
 
@@ -16,161 +16,169 @@ from axzoo.backends.host.container import Header
 from axzoo.backends.host.contract import loadable_header
 from axzoo.core.errors import AxzooError
 from axzoo.runtime.fast.in_place_attention import attend_in_place
-from axzoo.runtime.fast.kernels import Kernel, Product
-from axzoo.runtime.fast.rewriting import Parts, Values, attributes, join_residual_norms, skip_round_trips
+from axzoo.runtime.fast.kernels import Kernel, MatMul
+from axzoo.runtime.fast.rewriting import (
+    FusedGraphBuilder,
+    GraphIndex,
+    attributes,
+    fuse_residual_norms,
+    skip_round_trips,
+)
 
-_INLINE = 1024
-"""Bytes: larger weights are handed to the session beside the graph."""
+_MAX_INLINE_BYTES = 1024
+"""Larger weights are passed to the session outside the serialized graph."""
 
 _NORMS = ("RMSNormalization", "LayerNormalization")
 
 
-class Joined:
-    """Graphs in the making of one, whose products with integer weights the kernel computes where it fits them.
+class FusedGraph:
+    """The fused graph of several files.
 
-    Where a file takes a value that another gives, they are joined there.
+    `kernel` computes the matrix products with integer weights that it supports. An output of one file is connected to
+    the input of the same name of a file added later.
     """
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._parts = Parts()
-        self._graph = self._parts.graph
-        self._forms: set[tuple[int, int] | None] = set()
+        self._builder = FusedGraphBuilder()
+        self._graph = self._builder.graph
+        self._weight_forms: set[tuple[int, int] | None] = set()
 
     def add(self, source: Path | bytes, path: Path, prefix: str = "", names: Mapping[str, str] | None = None) -> Header:
-        """Adds a file, its values renamed to those in `names` or given the prefix; returns what it says of itself.
+        """Add a file and return its header. Its values are renamed by `names`; all others get the prefix.
 
-        Raises AxzooError when the file is damaged or not one that axzoo wrote.
+        Raises AxzooError when the file is damaged or not written by axzoo.
         """
         model, header = _read(source, path)
         try:
-            self._join(model, _Names(prefix, names or {}))
+            self._add_model(model, _Renaming(prefix, names or {}))
         except (ValueError, TypeError, LookupError) as error:
             raise AxzooError(f"{path} cannot be loaded ({error!r}): build it again") from None
         return header
 
-    def suits(self, kernel: Kernel) -> bool:
-        """Whether every product has integer weights, of a form that this kernel fits."""
-        return None not in self._forms and all(kernel.fits(*form) for form in self._forms if form)
+    def supports(self, kernel: Kernel) -> bool:
+        """Whether every matrix product has integer weights in a form that `kernel` supports."""
+        return None not in self._weight_forms and all(kernel.supports(*form) for form in self._weight_forms if form)
 
-    def take_last(self, value: str, name: str) -> None:
-        """Lets the files that follow take just the last token's row of an output [1, n, features], under that name.
+    def keep_last_token(self, value: str, name: str) -> None:
+        """Reduce an output [1, n, features] to the row of the last token and rename it; files added later take that.
 
-        The row is cut off before it is rounded, so that the rounding can be left out. Raises AxzooError when the output
-        is none, or not rounded.
+        The row is sliced before it is cast to the hidden state type, so that the cast can be removed. Raises AxzooError
+        when `value` is not an output, or is not made by a Cast.
         """
         outputs = [output for output in self._graph.output if output.name == value]
         try:
-            rounding = Values(self._graph).made_by(value, "Cast")
+            cast = GraphIndex(self._graph).producer(value, "Cast")
             outputs[0].name = name
         except LookupError as error:
-            raise AxzooError(f"the model's files cannot be joined ({error}): build them again") from None
-        ends = {f"{name}/first": -1, f"{name}/end": np.iinfo(np.int64).max, f"{name}/axis": 1}
-        for end, number in ends.items():
-            self._parts.add_constant(end, np.array([number], np.int64))
+            raise AxzooError(f"the files of the model cannot be fused ({error}): build them again") from None
+        bounds = {f"{name}/first": -1, f"{name}/end": np.iinfo(np.int64).max, f"{name}/axis": 1}
+        for bound, number in bounds.items():
+            self._builder.add_constant(bound, np.array([number], np.int64))
         row = f"{name}/Slice"
-        self._parts.add_node("Slice", [rounding.input[0], *ends], [row])
-        self._parts.add_node("Cast", [row], [name], to=attributes(rounding)["to"])
+        self._builder.add_node("Slice", [cast.input[0], *bounds], [row])
+        self._builder.add_node("Cast", [row], [name], to=attributes(cast)["to"])
 
-    def share_caches(self, length: int) -> bool:
-        """Makes attention write into caches of `length` tokens, as `attend_in_place` says; whether it could."""
+    def use_in_place_attention(self, length: int) -> bool:
+        """Make attention write into caches of `length` tokens, if possible. Returns as attend_in_place does."""
         return attend_in_place(self._graph, length)
 
-    def session(self, options: ort.SessionOptions) -> ort.InferenceSession:
-        """The graph, loaded. Raises AxzooError when it is none that ONNX Runtime runs."""
+    def load(self, options: ort.SessionOptions) -> ort.InferenceSession:
+        """Load the graph into a session. Raises AxzooError when ONNX Runtime rejects it."""
         try:
             skip_round_trips(self._graph)
-            join_residual_norms(self._graph)
-            return self._parts.load(options)
-        except Exception as error:  # ONNX Runtime's own classes share no base class
-            raise AxzooError(f"the model's files cannot be loaded together ({error}): build them again") from None
+            fuse_residual_norms(self._graph)
+            return self._builder.load(options)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise AxzooError(f"the fused files of the model cannot be loaded ({error}): build them again") from None
 
-    def _join(self, model: onnx.ModelProto, renamed: _Names) -> None:
+    def _add_model(self, model: onnx.ModelProto, renaming: _Renaming) -> None:
         for value in model.graph.input:
-            self._take(value, renamed[value.name])
+            self._add_input(value, renaming[value.name])
         for value in model.graph.output:
-            value.name = renamed[value.name]
+            value.name = renaming[value.name]
             self._graph.output.append(value)
-        constants = {tensor.name: tensor for tensor in model.graph.initializer}
-        found = self._integer_products(model.graph, constants)
-        first = {together[0].product.output: [one.product for one in together] for together in found}
-        gone = {name for together in found for one in together for name in (one.product.output, one.dequantized)}
+        initializers = {tensor.name: tensor for tensor in model.graph.initializer}
+        groups = self._find_integer_matmuls(model.graph, initializers)
+        first = {group[0].matmul.output: [found.matmul for found in group] for group in groups}
+        replaced = {name for group in groups for found in group for name in (found.matmul.output, found.dequantized)}
         for node in model.graph.node:
             if node.output[0] in first:
-                self._multiply(first[node.output[0]], renamed)
-            elif node.output[0] not in gone:
-                self._copy(node, constants, renamed)
+                self._add_matmuls(first[node.output[0]], renaming)
+            elif node.output[0] not in replaced:
+                self._copy_node(node, initializers, renaming)
 
-    def _take(self, value: onnx.ValueInfoProto, name: str) -> None:
-        """An input: what another file gives, or one of the joined graph's."""
+    def _add_input(self, value: onnx.ValueInfoProto, name: str) -> None:
+        """Connect an input to an earlier file's output of that name, or make it an input of the fused graph."""
         value.name = name
-        given = [output for output in self._graph.output if output.name == name]
-        if given:
-            self._graph.output.remove(given[0])
+        outputs = [output for output in self._graph.output if output.name == name]
+        if outputs:
+            self._graph.output.remove(outputs[0])
         elif name not in {known.name for known in self._graph.input}:
             self._graph.input.append(value)
 
-    def _integer_products(
-        self, graph: onnx.GraphProto, constants: Mapping[str, onnx.TensorProto]
-    ) -> list[list[_Found]]:
-        """The products that the kernel fits; those with the same input and form of weights together."""
+    def _find_integer_matmuls(
+        self, graph: onnx.GraphProto, initializers: Mapping[str, onnx.TensorProto]
+    ) -> list[list[_FoundMatMul]]:
+        """Return the products that the kernel supports, grouped by input and form of the weights."""
         dequantized = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
-        values = Values(graph)
-        together: dict[tuple[str, int, int], list[_Found]] = {}
+        index = GraphIndex(graph)
+        groups: dict[tuple[str, int, int], list[_FoundMatMul]] = {}
         for node in graph.node:
             if node.op_type != "MatMul":
                 continue
             if node.input[1] not in dequantized:
-                self._forms.add(None)
+                self._weight_forms.add(None)
                 continue
-            weight, scale = (constants[name] for name in dequantized[node.input[1]].input)
+            weight, scale = (initializers[name] for name in dequantized[node.input[1]].input)
             scales = np.atleast_2d(numpy_helper.to_array(scale))
-            self._forms.add((weight.dims[0], len(scales)))
-            if self._kernel.fits(weight.dims[0], len(scales)):
+            self._weight_forms.add((weight.dims[0], len(scales)))
+            if self._kernel.supports(weight.dims[0], len(scales)):
                 codes = numpy_helper.to_array(weight)
-                normed = any(values.is_made_by(node.input[0], norm) for norm in _NORMS)
-                product = Product(node.input[0], node.output[0], codes, scales, normed)
-                form = (product.input, weight.data_type, len(scales))
-                together.setdefault(form, []).append(_Found(product, node.input[1]))
-        return list(together.values())
+                follows_norm = any(index.is_output_of(node.input[0], norm) for norm in _NORMS)
+                matmul = MatMul(node.input[0], node.output[0], codes, scales, follows_norm)
+                form = (matmul.input, weight.data_type, len(scales))
+                groups.setdefault(form, []).append(_FoundMatMul(matmul, node.input[1]))
+        return list(groups.values())
 
-    def _multiply(self, products: Sequence[Product], renamed: _Names) -> None:
-        """One product for all with the same input: fewer waits for the slowest thread."""
-        outputs = [renamed[product.output] for product in products]
-        together = replace(
-            products[0],
-            input=renamed[products[0].input],
+    def _add_matmuls(self, matmuls: Sequence[MatMul], renaming: _Renaming) -> None:
+        """Add one product for all that share an input: fewer points at which threads wait for each other."""
+        outputs = [renaming[matmul.output] for matmul in matmuls]
+        merged = replace(
+            matmuls[0],
+            input=renaming[matmuls[0].input],
             output="+".join(outputs),
-            codes=np.concatenate([product.codes for product in products], axis=1),
-            scales=np.concatenate([product.scales for product in products], axis=1),
+            codes=np.concatenate([matmul.codes for matmul in matmuls], axis=1),
+            scales=np.concatenate([matmul.scales for matmul in matmuls], axis=1),
         )
-        self._kernel.multiply(self._parts, together)
+        self._kernel.add(self._builder, merged)
         if len(outputs) > 1:
-            widths = np.array([product.codes.shape[1] for product in products], np.int64)
-            constant = self._parts.add_constant(f"{together.output}/widths", widths)
-            self._parts.add_node("Split", [together.output, constant], outputs, axis=-1)
+            widths = np.array([matmul.codes.shape[1] for matmul in matmuls], np.int64)
+            constant = self._builder.add_constant(f"{merged.output}/widths", widths)
+            self._builder.add_node("Split", [merged.output, constant], outputs, axis=-1)
 
-    def _copy(self, node: onnx.NodeProto, constants: Mapping[str, onnx.TensorProto], renamed: _Names) -> None:
-        """A node as it is, with the constants it takes."""
+    def _copy_node(
+        self, node: onnx.NodeProto, initializers: Mapping[str, onnx.TensorProto], renaming: _Renaming
+    ) -> None:
+        """Copy a node and the initializers it uses."""
         for name in node.input:
-            if name in constants:
-                self._keep(constants[name], renamed[name])
+            if name in initializers:
+                self._copy_initializer(initializers[name], renaming[name])
         copy = self._graph.node.add()
         copy.CopyFrom(node)
-        copy.name = renamed.prefix + node.name
-        copy.input[:] = [renamed[name] for name in node.input]
-        copy.output[:] = [renamed[name] for name in node.output]
+        copy.name = renaming.prefix + node.name
+        copy.input[:] = [renaming[name] for name in node.input]
+        copy.output[:] = [renaming[name] for name in node.output]
 
-    def _keep(self, tensor: onnx.TensorProto, name: str) -> None:
-        """A constant as it is."""
-        if len(tensor.raw_data) > _INLINE and tensor.data_type != onnx.TensorProto.INT4:
-            self._parts.add_weight(name, numpy_helper.to_array(tensor), tensor.data_type)
+    def _copy_initializer(self, tensor: onnx.TensorProto, name: str) -> None:
+        if len(tensor.raw_data) > _MAX_INLINE_BYTES and tensor.data_type != onnx.TensorProto.INT4:
+            self._builder.add_weight(name, numpy_helper.to_array(tensor), tensor.data_type)
         else:
-            self._parts.add_tensor(name, tensor)
+            self._builder.add_tensor(name, tensor)
 
 
-class _Names(dict[str, str]):
-    """What values are called in the joined graph; an input left out has no name in either."""
+class _Renaming(dict[str, str]):
+    """Maps the value names of a file to those of the fused graph. An omitted optional input keeps its empty name."""
 
     def __init__(self, prefix: str, names: Mapping[str, str]) -> None:
         super().__init__(names)
@@ -182,10 +190,10 @@ class _Names(dict[str, str]):
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A file's product, by the file's own names, and the value that its weights are dequantized to."""
+class _FoundMatMul:
+    """A product in a file, with the names used there, and the name of its dequantized weights."""
 
-    product: Product
+    matmul: MatMul
     dequantized: str
 
 

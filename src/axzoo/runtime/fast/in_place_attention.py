@@ -1,4 +1,4 @@
-"""Attention that writes new keys and values into the cache it reads."""
+"""Replaces attention with an operator that writes new keys and values into the cache it reads."""
 
 from __future__ import annotations
 
@@ -7,36 +7,41 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx import helper
 
-from axzoo.runtime.fast.rewriting import Unmatched, Values, attributes, replace_nodes
+from axzoo.runtime.fast.rewriting import GraphIndex, PatternMismatch, attributes, replace_nodes
 
-LAST, TOTAL = "last position", "total length"
-"""Inputs of the changed graph: the position of the call's last token, int32 [1], and the tokens of context with the
-call's own, an int32."""
+LAST_POSITION, TOTAL_LENGTH = "last position", "total length"
+"""Inputs of the rewritten graph.
+
+LAST_POSITION, int32 [1], is the position of the last token of the call. TOTAL_LENGTH, an int32 scalar, is the number of
+tokens in the context, including those of the call.
+"""
 
 _NO_WINDOW = -1
 
 
 def attend_in_place(graph: onnx.GraphProto, length: int) -> bool:
-    """Makes all attention over caches GroupQueryAttention; changes nothing, and says so, where some is of another form.
+    """Replace every Attention node with GroupQueryAttention, and return whether that was possible.
 
-    Instead of the rows in use, and giving the new ones, the caches are then fp32 [1, kv_heads, length, head_dim], each
-    to be bound as input and output with the same memory. The mask is not given any more, for a token sees all before it
-    within the layer's window, nor are `indices` where the attention rotates: the call's tokens follow those in the
-    cache.
+    If one differs from the form that layer files have, return False and leave the graph unchanged.
+
+    The caches become fp32 [1, kv_heads, length, head_dim]. Bind each one as input and output with the same memory. The
+    rewritten graph has no input `mask`: a token attends to all tokens before it, within the window of the layer. Where
+    the operator applies the rotary embedding, it has no input `indices` either: the tokens of a call follow those in
+    the cache.
     """
-    values = Values(graph)
+    index = GraphIndex(graph)
     try:
         widths = {value.name: value.type.tensor_type.shape.dim[-1].dim_value for value in graph.input}
-        found = {node.output[0]: _match(values, node, widths) for node in graph.node if node.op_type == "Attention"}
-    except LookupError:  # Unmatched, or an input or constant that a layer file's attention has
+        found = {node.output[0]: _match(index, node, widths) for node in graph.node if node.op_type == "Attention"}
+    except LookupError:  # PatternMismatch, or an input or initializer is missing
         return False
-    _change(graph, found, length)
+    _rewrite(graph, found, length)
     return True
 
 
 @dataclass(frozen=True)
 class _Cached:
-    """Keys or values: the cache's input and output, and the new rows, fp32."""
+    """Keys or values: the names of the cache input, the new fp32 rows, and the cache output."""
 
     cache: str
     new: str
@@ -45,7 +50,7 @@ class _Cached:
 
 @dataclass(frozen=True)
 class _Rotation:
-    """How queries and keys are rotated in the operator itself."""
+    """Rotary embedding of queries and keys, as applied by the operator itself."""
 
     cos: str
     sin: str
@@ -54,8 +59,7 @@ class _Rotation:
 
 @dataclass(frozen=True)
 class _Attention:
-    """What GroupQueryAttention needs to know; `query`, `keys.new` and `values.new` are not rotated yet where there is a
-    `rotation`."""
+    """The inputs and attributes of GroupQueryAttention. With `rotation`, `query` and `keys.new` are not rotated yet."""
 
     name: str
     query: str
@@ -69,66 +73,66 @@ class _Attention:
     rotation: _Rotation | None
 
 
-def _match(values: Values, node: onnx.NodeProto, widths: dict[str, int]) -> _Attention:
-    """Raises Unmatched when the attention is not that of a layer file, or the operator does not serve its heads."""
+def _match(index: GraphIndex, node: onnx.NodeProto, widths: dict[str, int]) -> _Attention:
+    """Raise PatternMismatch when the attention differs from that of a layer file, or its heads are not supported."""
     counts = attributes(node)
     if counts.keys() != {"q_num_heads", "kv_num_heads"}:
-        raise Unmatched(f"{node.name} has attributes of its own")
-    keys, new_values = (_cached(values, rows) for rows in node.input[1:3])
+        raise PatternMismatch(f"{node.name} has unexpected attributes")
+    keys, values = (_cached(index, rows) for rows in node.input[1:3])
     head_dim = widths[keys.cache] // counts["kv_num_heads"]
     if head_dim % 8:
-        raise Unmatched(f"heads of {head_dim} are none that the operator takes")
-    query, rotation = node.input[0], _rotation(values, node.input[0], keys.new, head_dim)
+        raise PatternMismatch(f"the operator does not support a head_dim of {head_dim}")
+    query, rotation = node.input[0], _rotation(index, node.input[0], keys.new, head_dim)
     if rotation:
-        query, key = (values.made_by(rows, "RotaryEmbedding").input[0] for rows in (query, keys.new))
+        query, key = (index.producer(rows, "RotaryEmbedding").input[0] for rows in (query, keys.new))
         keys = replace(keys, new=key)
     return _Attention(
         name=node.name,
         query=query,
         keys=keys,
-        values=new_values,
+        values=values,
         output=node.output[0],
         heads=counts["q_num_heads"],
         kv_heads=counts["kv_num_heads"],
         head_dim=head_dim,
-        window=_window(values, node.input[3]),
+        window=_window(index, node.input[3]),
         rotation=rotation,
     )
 
 
-def _cached(values: Values, rows: str) -> _Cached:
-    """fp32 of a cache's rows with the new ones behind them."""
-    concat = values.made_by(values.made_by(rows, "Cast").input[0], "Concat")
-    rounded = values.made_by(concat.input[1], "Cast")
-    return _Cached(concat.input[0], rounded.input[0], rounded.output[0])
+def _cached(index: GraphIndex, rows: str) -> _Cached:
+    """Match the cached rows followed by the new ones, cast to fp32."""
+    concat = index.producer(index.producer(rows, "Cast").input[0], "Concat")
+    cast = index.producer(concat.input[1], "Cast")
+    return _Cached(concat.input[0], cast.input[0], cast.output[0])
 
 
-def _window(values: Values, mask: str) -> int:
-    """How many tokens, itself the last, a token sees; that it sees none after it is what the operator is for."""
+def _window(index: GraphIndex, mask: str) -> int:
+    """Return how many tokens, itself included, a token attends to. The operator itself masks the tokens after it."""
     window = _NO_WINDOW
-    if values.is_made_by(mask, "Add"):
-        mask, within = values.made_by(mask, "Add").input
-        outside = values.made_by(values.made_by(within, "Where").input[0], "GreaterOrEqual")
-        values.made_by(outside.input[0], "Sub")
-        window = int(values.constant(outside.input[1]))
-    values.made_by(values.made_by(mask, "Unsqueeze").input[0], "Cast")
+    if index.is_output_of(mask, "Add"):
+        mask, within = index.producer(mask, "Add").input
+        outside = index.producer(index.producer(within, "Where").input[0], "GreaterOrEqual")
+        index.producer(outside.input[0], "Sub")
+        window = int(index.constant(outside.input[1]))
+    index.producer(index.producer(mask, "Unsqueeze").input[0], "Cast")
     return window
 
 
-def _rotation(values: Values, query: str, key: str, head_dim: int) -> _Rotation | None:
-    """None where the operator is given queries and keys as they are, rotated or not."""
-    if not (values.is_made_by(query, "RotaryEmbedding") and values.is_made_by(key, "RotaryEmbedding")):
+def _rotation(index: GraphIndex, query: str, key: str, head_dim: int) -> _Rotation | None:
+    """Return the rotary embedding that the operator can apply itself, or None if it takes queries and keys as is."""
+    if not (index.is_output_of(query, "RotaryEmbedding") and index.is_output_of(key, "RotaryEmbedding")):
         return None
-    first, second = (values.made_by(rows, "RotaryEmbedding") for rows in (query, key))
+    first, second = (index.producer(rows, "RotaryEmbedding") for rows in (query, key))
     _, cos, sin, positions = first.input
-    served = head_dim % 16 == 0 and values.shape(cos)[-1] % 8 == 0
-    if not served or first.input[1:] != second.input[1:] or not values.is_made_by(positions, "Cast"):
+    is_supported = head_dim % 16 == 0 and index.shape(cos)[-1] % 8 == 0
+    if not is_supported or first.input[1:] != second.input[1:] or not index.is_output_of(positions, "Cast"):
         return None
     return _Rotation(cos, sin, attributes(first)["interleaved"])
 
 
-def _change(graph: onnx.GraphProto, found: dict[str, _Attention], length: int) -> None:
-    values = Values(graph)
+def _rewrite(graph: onnx.GraphProto, found: dict[str, _Attention], length: int) -> None:
+    index = GraphIndex(graph)
     caches = {cached.cache: one for one in found.values() for cached in (one.keys, one.values)}
     outputs = {cached.output: one for one in found.values() for cached in (one.keys, one.values)}
     for field, owners in ((graph.input, caches), (graph.output, outputs)):
@@ -137,24 +141,24 @@ def _change(graph: onnx.GraphProto, found: dict[str, _Attention], length: int) -
                 owner = owners[value.name]
                 shape = [1, owner.kv_heads, length, owner.head_dim]
                 value.CopyFrom(helper.make_tensor_value_info(value.name, onnx.TensorProto.FLOAT, shape))
-    graph.input.append(helper.make_tensor_value_info(LAST, onnx.TensorProto.INT32, [1]))
-    graph.input.append(helper.make_tensor_value_info(TOTAL, onnx.TensorProto.INT32, []))
+    graph.input.append(helper.make_tensor_value_info(LAST_POSITION, onnx.TensorProto.INT32, [1]))
+    graph.input.append(helper.make_tensor_value_info(TOTAL_LENGTH, onnx.TensorProto.INT32, []))
     nodes = [
-        _in_place(values, found[node.output[0]]) if node.output[0] in found else node
+        _in_place(index, found[node.output[0]]) if node.output[0] in found else node
         for node in graph.node
         if node.output[0] not in outputs
     ]
     replace_nodes(graph, nodes)
 
 
-def _in_place(values: Values, attention: _Attention) -> onnx.NodeProto:
+def _in_place(index: GraphIndex, attention: _Attention) -> onnx.NodeProto:
     rows = [attention.query, attention.keys.new, attention.values.new]
     rotation = attention.rotation
     tables = [rotation.cos, rotation.sin] if rotation else []
     caches = [attention.keys.cache, attention.values.cache]
     return helper.make_node(
         "GroupQueryAttention",
-        [*_packed(values, rows), *caches, LAST, TOTAL, *tables],
+        [*_packed(index, rows), *caches, LAST_POSITION, TOTAL_LENGTH, *tables],
         [attention.output, attention.keys.output, attention.values.output],
         name=attention.name,
         domain="com.microsoft",
@@ -166,10 +170,10 @@ def _in_place(values: Values, attention: _Attention) -> onnx.NodeProto:
     )
 
 
-def _packed(values: Values, rows: list[str]) -> list[str]:
-    """Queries, keys and values as one value, where they are the parts of one."""
-    if values.is_made_by(rows[0], "Split"):
-        split = values.made_by(rows[0], "Split")
+def _packed(index: GraphIndex, rows: list[str]) -> list[str]:
+    """Return queries, keys and values as one packed input if they come from the same Split."""
+    if index.is_output_of(rows[0], "Split"):
+        split = index.producer(rows[0], "Split")
         if list(split.output) == rows:
             return [split.input[0], "", ""]
     return rows

@@ -1,11 +1,13 @@
-"""Products of activations in two bytes, by ONNX Runtime's MatMulIntegerToFloat: fastest for many tokens.
+"""Integer kernels for matrix products with 8-bit or 16-bit activations.
 
-The first byte is an activation in steps of a scale, the second what that leaves, in steps of 1/254 of the scale. Both
-multiply the int8 codes without rounding, so what is lost of an entry is at most 2**-16 of the largest under one scale;
-int8 in blocks loses up to 2**-8 of a block's.
+EIGHT_BIT rounds activations to int8 in blocks of 32 (ONNX Runtime's MatMulNBits). It is the fastest for single tokens
+and loses up to 2**-8 of a block's largest activation.
 
-Rows have a scale each: one token's activations may be a thousand times another's. Where they come from a norm, and so
-are of like size, all have one.
+SIXTEEN_BIT computes with two bytes per activation (MatMulIntegerToFloat), which is the fastest for many tokens. The
+high byte is the activation in steps of a scale. The low byte is the remainder in steps of 1/254 of that scale. Both are
+multiplied by the int8 codes exactly, so an activation loses at most 2**-16 of the largest one that shares its scale.
+Each token has its own scale, because activations of one token may be a thousand times larger than those of another.
+After a norm they are of similar size, and all tokens share one scale.
 """
 
 from __future__ import annotations
@@ -20,162 +22,171 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from axzoo.runtime.fast.rewriting import Parts
+from axzoo.runtime.fast.rewriting import FusedGraphBuilder
 
 
 @dataclass(frozen=True)
-class Product:
-    """input [1, n, in_features] x the dequantized weights -> output.
+class MatMul:
+    """The product of an input [1, n, in_features] and dequantized weights.
 
-    codes [in_features, out_features] of int8 or int4, scales [groups, out_features], each for in_features / groups
-    consecutive rows of codes. `is_normed` where a norm made the input.
+    codes [in_features, out_features] are int8 or int4. scales [groups, out_features] each apply to in_features / groups
+    consecutive rows of codes. `follows_norm` says that the input is the output of a norm.
     """
 
     input: str
     output: str
     codes: NDArray[Any]
     scales: NDArray[np.float32]
-    is_normed: bool = False
+    follows_norm: bool = False
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A way to compute products: whether it serves in_features in so many groups, and the nodes that do it."""
+    """A way to compute a MatMul.
 
-    fits: Callable[[int, int], bool]
-    multiply: Callable[[Parts, Product], None]
+    `supports` says whether the kernel handles weights with in_features rows in a number of groups; `add` adds its nodes
+    to a graph.
+    """
 
-
-BLOCK = 32
-"""Weights of a column that share a scale. The kernel rounds the activations to int8 in the same blocks: llama.cpp's too
-are of 32. Twice as long was measured 5 % faster, and it changed answers."""
-
-
-def _fits_blocks(in_features: int, groups: int) -> bool:
-    """Whether the groups are made of whole blocks."""
-    return in_features % (groups * BLOCK) == 0
+    supports: Callable[[int, int], bool]
+    add: Callable[[FusedGraphBuilder, MatMul], None]
 
 
-def _multiply_blocks(parts: Parts, product: Product) -> None:
-    packed, scales = block(product.codes, product.scales)
-    codes = parts.add_weight(f"{product.output}/codes", packed, onnx.TensorProto.UINT8)
-    spread = parts.add_weight(f"{product.output}/scales", scales, onnx.TensorProto.FLOAT)
-    parts.add_node(
+BLOCK_SIZE = 32
+"""Input features that share a scale, in weights and activations.
+
+llama.cpp uses blocks of 32 too. Blocks of 64 were measured to be 5 % faster, but they changed answers.
+"""
+
+
+def _supports_blocks(in_features: int, groups: int) -> bool:
+    """Whether the groups consist of whole blocks."""
+    return in_features % (groups * BLOCK_SIZE) == 0
+
+
+def _add_eight_bit(builder: FusedGraphBuilder, matmul: MatMul) -> None:
+    packed, scales = pack_blocks(matmul.codes, matmul.scales)
+    codes_name = builder.add_weight(f"{matmul.output}/codes", packed, onnx.TensorProto.UINT8)
+    scales_name = builder.add_weight(f"{matmul.output}/scales", scales, onnx.TensorProto.FLOAT)
+    builder.add_node(
         "MatMulNBits",
-        [product.input, codes, spread],
-        [product.output],
+        [matmul.input, codes_name, scales_name],
+        [matmul.output],
         domain="com.microsoft",
-        K=product.codes.shape[0],
-        N=product.codes.shape[1],
-        bits=8 if product.codes.dtype == np.int8 else 4,
-        block_size=BLOCK,
+        K=matmul.codes.shape[0],
+        N=matmul.codes.shape[1],
+        bits=8 if matmul.codes.dtype == np.int8 else 4,
+        block_size=BLOCK_SIZE,
         accuracy_level=4,  # int8 activations
     )
 
 
-BLOCKS = Kernel(_fits_blocks, _multiply_blocks)
+EIGHT_BIT = Kernel(_supports_blocks, _add_eight_bit)
 
 
-def block(codes: NDArray[Any], scales: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """codes [in_features, out_features] of int8 or int4, scales [groups, out_features] -> the same numbers as codes
-    [out_features, blocks, bytes of a block], shifted to be unsigned, int4 two to a byte with the first in the low half,
-    and scales [out_features, blocks]."""
+def pack_blocks(codes: NDArray[Any], scales: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Convert codes and scales to the layout of MatMulNBits. The dequantized weights stay the same.
+
+    codes [in_features, out_features] int8 or int4 -> [out_features, blocks, bytes per block], offset to be unsigned;
+    two int4 codes share a byte, the first one in the low half. scales [groups, out_features] -> [out_features, blocks].
+    """
     rows, columns = codes.shape
-    blocks = rows // BLOCK
+    blocks = rows // BLOCK_SIZE
     if codes.dtype == np.int8:
-        packed = np.ascontiguousarray((codes.view(np.uint8) ^ np.uint8(128)).T).reshape(columns, blocks, BLOCK)
+        packed = np.ascontiguousarray((codes.view(np.uint8) ^ np.uint8(128)).T).reshape(columns, blocks, BLOCK_SIZE)
     else:
-        shifted = (codes.T.astype(np.int8) + np.int8(8)).view(np.uint8).reshape(columns, blocks, BLOCK)
+        shifted = (codes.T.astype(np.int8) + np.int8(8)).view(np.uint8).reshape(columns, blocks, BLOCK_SIZE)
         packed = shifted[..., 0::2] | shifted[..., 1::2] << np.uint8(4)
     return packed, np.repeat(scales.T, blocks // len(scales), axis=1).astype(np.float32)
 
 
-_ZERO = np.uint8(128)
-"""What stands for 0 in an unsigned byte, where the operator does not say."""
+_ZERO_POINT = np.uint8(128)
 
-_LEAST = np.float32(1e-30)
-"""A row of zeros is divided by this."""
+_MIN_ROW_SCALE = np.float32(1e-30)
+"""Avoids a division by zero in rows of zeros."""
 
 
-def _fits_sixteen_bits(in_features: int, groups: int) -> bool:
-    """The operator has one scale for a column."""
+def _supports_one_group(in_features: int, groups: int) -> bool:
+    """MatMulIntegerToFloat takes one scale per column."""
     return groups == 1
 
 
-def _multiply_sixteen_bits(parts: Parts, product: Product) -> None:
-    name = product.output
-    codes = parts.add_weight(f"{name}/codes", product.codes.astype(np.int8, copy=False), TensorProto.INT8)
-    scales = parts.add_weight(f"{name}/scales", product.scales[0], TensorProto.FLOAT)
+def _add_sixteen_bit(builder: FusedGraphBuilder, matmul: MatMul) -> None:
+    name = matmul.output
+    codes = builder.add_weight(f"{name}/codes", matmul.codes.astype(np.int8, copy=False), TensorProto.INT8)
+    scales = builder.add_weight(f"{name}/scales", matmul.scales[0], TensorProto.FLOAT)
     sums = [f"{name}/{i}" for i in range(2)]
-    activations = _under_one_scale(parts, product) if product.is_normed else _by_rows(parts, product)
-    for byte, output in zip(activations.bytes, sums, strict=True):
-        inputs = [byte.codes, codes, byte.step, scales, byte.zero]
-        parts.add_node("MatMulIntegerToFloat", inputs, [output], "com.microsoft")
-    if activations.factors:
-        both = parts.add_node("Add", sums, [f"{name}/both"])
-        parts.add_node("Mul", [both, activations.factors], [name])
+    quantized = _quantize_per_tensor(builder, matmul) if matmul.follows_norm else _quantize_per_row(builder, matmul)
+    for byte, output in zip(quantized.bytes, sums, strict=True):
+        inputs = [byte.codes, codes, byte.scale, scales, byte.zero_point]
+        builder.add_node("MatMulIntegerToFloat", inputs, [output], "com.microsoft")
+    if quantized.row_scales:
+        total = builder.add_node("Add", sums, [f"{name}/sum"])
+        builder.add_node("Mul", [total, quantized.row_scales], [name])
     else:
-        parts.add_node("Add", sums, [name])
+        builder.add_node("Add", sums, [name])
 
 
 @dataclass(frozen=True)
 class _Byte:
-    """Names: activations are (codes - zero) * step."""
+    """Names of values: the activations are (codes - zero_point) * scale."""
 
     codes: str
-    step: str
-    zero: str
+    scale: str
+    zero_point: str
 
 
 @dataclass(frozen=True)
-class _Activations:
-    """The sum of two bytes, times the rows' factors [1, n, 1] if there are some."""
+class _Quantized:
+    """Activations as the sum of a high and a low byte, multiplied by the scales of the rows [1, n, 1] if given."""
 
     bytes: tuple[_Byte, _Byte]
-    factors: str = ""
+    row_scales: str = ""
 
 
-def _by_rows(parts: Parts, product: Product) -> _Activations:
-    name = product.output
-    last_axis = parts.add_constant("two bytes/axis", np.array([-1], np.int64))
-    sizes = parts.add_node("Abs", [product.input], [f"{name}/sizes"])
-    found = parts.add_node("ReduceMax", [sizes, last_axis], [f"{name}/found"])
-    largest = parts.add_node("Clip", [found, parts.add_constant("two bytes/least", _LEAST)], [f"{name}/largest"])
-    rows = parts.add_node("Div", [product.input, largest], [f"{name}/rows"])
-    steps = [parts.add_constant(f"two bytes/step/{i}", np.float32(1 / 127 / 254**i)) for i in range(2)]
-    zero = parts.add_constant("two bytes/zero", _ZERO)
-    codes = parts.add_node("QuantizeLinear", [rows, steps[0], zero], [f"{name}/first"])
-    first = _Byte(codes, steps[0], zero)
-    return _Activations((first, _rest(parts, name, rows, first, steps[1])), largest)
+def _quantize_per_row(builder: FusedGraphBuilder, matmul: MatMul) -> _Quantized:
+    name = matmul.output
+    last_axis = builder.add_constant("16-bit/axis", np.array([-1], np.int64))
+    magnitudes = builder.add_node("Abs", [matmul.input], [f"{name}/magnitudes"])
+    max_abs = builder.add_node("ReduceMax", [magnitudes, last_axis], [f"{name}/max_abs"])
+    min_scale = builder.add_constant("16-bit/min_scale", _MIN_ROW_SCALE)
+    row_scales = builder.add_node("Clip", [max_abs, min_scale], [f"{name}/row_scales"])
+    rows = builder.add_node("Div", [matmul.input, row_scales], [f"{name}/rows"])
+    scales = [builder.add_constant(f"16-bit/scale/{i}", np.float32(1 / 127 / 254**i)) for i in range(2)]
+    zero_point = builder.add_constant("16-bit/zero_point", _ZERO_POINT)
+    codes = builder.add_node("QuantizeLinear", [rows, scales[0], zero_point], [f"{name}/high"])
+    high = _Byte(codes, scales[0], zero_point)
+    return _Quantized((high, _low_byte(builder, name, rows, high, scales[1])), row_scales)
 
 
-def _under_one_scale(parts: Parts, product: Product) -> _Activations:
-    name = product.output
-    first = _Byte(f"{name}/first", f"{name}/step", f"{name}/zero")
-    parts.add_node("DynamicQuantizeLinear", [product.input], [first.codes, first.step, first.zero])
-    part = parts.add_constant("two bytes/part", np.float32(1 / 254))
-    step = parts.add_node("Mul", [first.step, part], [f"{name}/second step"])
-    return _Activations((first, _rest(parts, name, product.input, first, step)))
+def _quantize_per_tensor(builder: FusedGraphBuilder, matmul: MatMul) -> _Quantized:
+    name = matmul.output
+    high = _Byte(f"{name}/high", f"{name}/scale", f"{name}/zero_point")
+    builder.add_node("DynamicQuantizeLinear", [matmul.input], [high.codes, high.scale, high.zero_point])
+    step = builder.add_constant("16-bit/step", np.float32(1 / 254))
+    scale = builder.add_node("Mul", [high.scale, step], [f"{name}/low scale"])
+    return _Quantized((high, _low_byte(builder, name, matmul.input, high, scale)))
 
 
-def _rest(parts: Parts, name: str, values: str, first: _Byte, step: str) -> _Byte:
-    """What the first byte leaves of the values."""
-    coarse = parts.add_node("DequantizeLinear", [first.codes, first.step, first.zero], [f"{name}/coarse"])
-    rest = parts.add_node("Sub", [values, coarse], [f"{name}/rest"])
-    zero = parts.add_constant("two bytes/zero", _ZERO)
-    return _Byte(parts.add_node("QuantizeLinear", [rest, step, zero], [f"{name}/second"]), step, zero)
+def _low_byte(builder: FusedGraphBuilder, name: str, values: str, high: _Byte, scale: str) -> _Byte:
+    """Quantize the remainder that the high byte leaves."""
+    coarse = builder.add_node("DequantizeLinear", [high.codes, high.scale, high.zero_point], [f"{name}/coarse"])
+    remainder = builder.add_node("Sub", [values, coarse], [f"{name}/remainder"])
+    zero_point = builder.add_constant("16-bit/zero_point", _ZERO_POINT)
+    codes = builder.add_node("QuantizeLinear", [remainder, scale, zero_point], [f"{name}/low"])
+    return _Byte(codes, scale, zero_point)
 
 
-TWO_BYTES = Kernel(_fits_sixteen_bits, _multiply_sixteen_bits)
+SIXTEEN_BIT = Kernel(_supports_one_group, _add_sixteen_bit)
 
 
-def is_exact(options: ort.SessionOptions) -> bool:
-    """Whether this processor's kernel adds bytes up without clipping: with AVX2 alone, pairs are added in 16 bits."""
+def has_exact_int8_matmul(options: ort.SessionOptions) -> bool:
+    """Whether this processor sums products of bytes exactly. AVX2 alone saturates sums of two products at 16 bits."""
     rows, columns = 16, 64
-    bytes_, codes = np.full((rows, columns), 255, np.uint8), np.full((columns, rows), 127, np.int8)
-    parts = Parts()
-    parts.graph.input.append(helper.make_tensor_value_info("bytes", TensorProto.UINT8, bytes_.shape))
-    parts.graph.output.append(helper.make_tensor_value_info("sums", TensorProto.INT32, None))
-    parts.add_node("MatMulInteger", ["bytes", parts.add_constant("codes", codes)], ["sums"])
-    (sums,) = parts.load(options).run(None, {"bytes": bytes_})
+    activations, codes = np.full((rows, columns), 255, np.uint8), np.full((columns, rows), 127, np.int8)
+    builder = FusedGraphBuilder()
+    builder.graph.input.append(helper.make_tensor_value_info("activations", TensorProto.UINT8, activations.shape))
+    builder.graph.output.append(helper.make_tensor_value_info("sums", TensorProto.INT32, None))
+    builder.add_node("MatMulInteger", ["activations", builder.add_constant("codes", codes)], ["sums"])
+    (sums,) = builder.load(options).run(None, {"activations": activations})
     return bool((sums == columns * 255 * 127).all())

@@ -1,4 +1,4 @@
-"""`axzoo run` on a real terminal: what is typed, what is shown, Ctrl-C."""
+"""`axzoo run` on a pseudo-terminal: input, output and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ from axzoo.tokenizer.chat_template import Message
 from axzoo.tokenizer.local import load_tokenizer
 from axzoo.weights.recipe import Recipe
 
-ROOMY = replace(EXACT, kv_cache_len=63, last_kv_cache_len=(4, 8, 12, 16, 20))
+LONG_CONTEXT = replace(EXACT, kv_cache_len=63, last_kv_cache_len=(4, 8, 12, 16, 20))
 SLOW = ("--dynamic_load_axmodel_layer", "1")
 ENDLESS = 4096
-"""A context whose answer takes the better part of a minute: it is interrupted in time, however busy the machine is."""
+"""A context so long that an answer takes most of a minute and can be interrupted even on a busy machine."""
 
 
 class Screen:
-    """A program on a terminal of its own."""
+    """Runs `axzoo` on a pseudo-terminal."""
 
-    def __init__(self, words: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str]) -> None:
         self.shown = ""
         self._from = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
             os.environ["TERM"] = "xterm"
-            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background passes its ignoring on
-            os.execv(sys.executable, [sys.executable, "-m", "axzoo.cli", *words])
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs inherit an ignored SIGINT
+            os.execv(sys.executable, [sys.executable, "-m", "axzoo.cli", *arguments])
 
     def type(self, text: str) -> None:
         os.write(self.terminal, text.encode())
 
     def wait_for(self, text: str) -> str:
-        """What is shown from where the last wait ended until `text`."""
+        """Wait until `text` is shown; return the output between the previous wait and it."""
         end = time.monotonic() + 60
         while (found := self.shown.find(text, self._from)) < 0:
             assert time.monotonic() < end, f"no {text!r} in {self.shown!r}"
@@ -59,7 +59,7 @@ class Screen:
         return part
 
     def end(self) -> int:
-        """Reads to the end; the exit status."""
+        """Read all remaining output; return the exit status."""
         while self._read():
             pass
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -71,7 +71,7 @@ class Screen:
         ready, _, _ = select.select([self.terminal], [], [], 60)
         try:
             data = os.read(self.terminal, 65536) if ready else b""
-        except OSError:  # the program has gone
+        except OSError:  # the program has exited
             data = b""
         text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self._decoder.decode(data))
         self.shown += text.replace("\r\n", "\n")
@@ -83,13 +83,13 @@ Start = Callable[..., Screen]
 
 @pytest.fixture
 def folder(build_bundle: Callable[[Recipe], Path]) -> Path:
-    return build_bundle(ROOMY)
+    return build_bundle(LONG_CONTEXT)
 
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("endless")
-    write_bundle(make_oracle(ENDLESS), replace(ROOMY, kv_cache_len=ENDLESS - 1), folder)
+    write_bundle(make_oracle(ENDLESS), replace(LONG_CONTEXT, kv_cache_len=ENDLESS - 1), folder)
     return folder
 
 
@@ -97,8 +97,8 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start() -> Iterator[Start]:
     screens: list[Screen] = []
 
-    def start_screen(folder: Path, *words: str) -> Screen:
-        screens.append(Screen(["run", str(folder), "--greedy", *words]))
+    def start_screen(folder: Path, *arguments: str) -> Screen:
+        screens.append(Screen(["run", str(folder), "--greedy", *arguments]))
         return screens[-1]
 
     yield start_screen
@@ -106,13 +106,13 @@ def start() -> Iterator[Start]:
         screen.close()
 
 
-def _answer_alone(folder: Path, prompt: str, *words: str) -> str:
-    command = [sys.executable, "-m", "axzoo.cli", "run", str(folder), "--greedy", "--prompt", prompt, *words]
+def _single_answer(folder: Path, prompt: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", "axzoo.cli", "run", str(folder), "--greedy", "--prompt", prompt, *arguments]
     return subprocess.run(command, capture_output=True, check=True).stdout.decode()
 
 
 def _letters(text: str) -> str:
-    """What a terminal does not take for a command."""
+    """Drop characters that the terminal may interpret."""
     return "".join(filter(str.isalnum, text))
 
 
@@ -150,11 +150,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless: Path, start: Start
     screen.wait_for(">> ")
     screen.type("half a li")
     screen.wait_for("half a li")
-    time.sleep(0.2)  # as fingers do: a signal between two reads of a line shows only with the next key
-    screen.type("\x03")  # what was typed is discarded
+    time.sleep(0.2)  # like a person: a signal between two reads of a line takes effect only with the next key
+    screen.type("\x03")  # the line is discarded
     screen.wait_for(">> ")
     screen.type("ok\n")
-    screen.wait_for("ttft: ")  # the conversation goes on, the template's process too
+    screen.wait_for("ttft: ")  # the conversation continues, and so does the template process
     screen.type("\x03")
     screen.wait_for("hit ctrl+c,avg ")
     screen.wait_for(">> ")
@@ -163,14 +163,14 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless: Path, start: Start
     time.sleep(0.3)
     screen.type("\x03")
     answer = screen.wait_for("^C")
-    assert _letters(_answer_alone(endless, "hi", "--max-tokens", "1000")).startswith(_letters(answer))
+    assert _letters(_single_answer(endless, "hi", "--max-tokens", "1000")).startswith(_letters(answer))
     screen.wait_for("hit ctrl+c,avg ")
     screen.wait_for(">> ")
     screen.type("\x04")  # the end of the input
     assert screen.end() == 0
 
 
-def test_ctrl_c_ends_a_program_that_asks_for_no_more(endless: Path, start: Start) -> None:
+def test_ctrl_c_ends_a_program_that_is_not_interactive(endless: Path, start: Start) -> None:
     screen = start(endless, *SLOW, "--prompt", "hi")
     screen.wait_for("ttft: ")
     screen.type("\x03")
@@ -178,10 +178,10 @@ def test_ctrl_c_ends_a_program_that_asks_for_no_more(endless: Path, start: Start
     assert screen.end() == 0
 
 
-def test_a_full_context_is_said(folder: Path, start: Start) -> None:
+def test_a_full_context_is_reported(folder: Path, start: Start) -> None:
     screen = start(folder, "--prompt", "hi", "--continue", "1")
     screen.wait_for("hit context full,avg ")
-    screen.wait_for("the context is full: say less at a time, reset, or build with a larger kv_cache_len\n")
+    screen.wait_for("the context is full: ask shorter questions, reset, or build with a larger kv_cache_len\n")
     screen.wait_for(">> ")
     screen.type("and then?\n")
     screen.wait_for("axzoo: the prompt has ")
@@ -196,16 +196,16 @@ def test_a_full_context_is_said(folder: Path, start: Start) -> None:
 def test_prompts_from_a_pipe(folder: Path) -> None:
     command = [sys.executable, "-m", "axzoo.cli", "run", str(folder), "--greedy", "--max-tokens", "3"]
     done = subprocess.run(command, input="hi\n\nreset\nhi\n", capture_output=True, text=True, check=True)
-    one = _answer_alone(folder, "hi", "--max-tokens", "3")
+    one = _single_answer(folder, "hi", "--max-tokens", "3")
     start = 'Type "q" to exit, Ctrl+c to stop current running\n'
     assert done.stdout == f"{start}>> {one}>> >> >> {one}>> \n"
     assert "loading" not in done.stderr
 
 
-def test_without_live_print_the_answer_comes_whole(endless: Path, start: Start) -> None:
+def test_without_live_print_the_answer_is_printed_whole(endless: Path, start: Start) -> None:
     screen = start(endless, *SLOW, "--prompt", "hi", "--live_print", "0")
     screen.wait_for("ms\n")
-    assert not select.select([screen.terminal], [], [], 0.5)[0]  # many tokens, and none is shown
+    assert not select.select([screen.terminal], [], [], 0.5)[0]  # many tokens, none of them printed
     os.kill(screen.pid, signal.SIGINT)
     screen.wait_for("\nhit ctrl+c,avg ")
     assert screen.end() == 0
@@ -213,26 +213,26 @@ def test_without_live_print_the_answer_comes_whole(endless: Path, start: Start) 
 
 @pytest.mark.parametrize("end", ["max tokens", "context full", "ctrl+c"])
 @pytest.mark.parametrize("live", [True, False])
-def test_a_character_cut_in_half_is_left_out(
+def test_an_incomplete_character_is_dropped(
     folder: Path, capfd: pytest.CaptureFixture[str], live: bool, end: str
 ) -> None:
     """It is neither printed nor remembered."""
-    tokens = load_tokenizer(folder / "tokenizer").encode("x" * 57 + "😀")[:-1]  # 4 tokens of 63 are the question
+    tokens = load_tokenizer(folder / "tokenizer").encode("x" * 57 + "😀")[:-1]  # the question takes 4 of 63 tokens
 
-    def say(_logits: Logits, answer: Sequence[int]) -> int:
+    def sampler(_logits: Logits, answer: Sequence[int]) -> int:
         if len(answer) == 60 and end == "ctrl+c":
             raise KeyboardInterrupt
         return tokens[len(answer)]
 
-    prompting = open_tokenizer(TokenizerChoice(None, str(folder / "tokenizer"), False, False, frozenset()), True)
+    tokenizer = open_tokenizer(TokenizerChoice(None, str(folder / "tokenizer"), False, False, frozenset()), True)
     encoded: list[Message] = []
 
     def encode(messages: Sequence[Message]) -> list[int]:
         encoded[:] = messages
-        return prompting.encode(messages)
+        return tokenizer.encode(messages)
 
-    chat = Chat(load_model(folder), encode, say, frozenset(), max_tokens=60 if end == "max tokens" else None)
-    Terminal(chat, prompting, live).answer("hey" if end == "context full" else "h")
+    chat = Chat(load_model(folder), encode, sampler, frozenset(), max_tokens=60 if end == "max tokens" else None)
+    Terminal(chat, tokenizer, live).answer("hey" if end == "context full" else "h")
     out, err = capfd.readouterr()
     assert f"hit {end}," in err
     assert out == "x" * 57 + "\n"
@@ -244,12 +244,12 @@ EMOJI = "a😀法é!"
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_half_a_character_is_never_printed(folder: Path, monkeypatch: pytest.MonkeyPatch, live: bool) -> None:
-    """A tokenizer of single bytes, and an answer whose characters have four, three and two."""
+def test_an_incomplete_character_is_never_printed(folder: Path, monkeypatch: pytest.MonkeyPatch, live: bool) -> None:
+    """The tokens are single bytes; the characters of the answer have four, three and two."""
     tokens = load_tokenizer(folder / "tokenizer").encode(EMOJI)
     assert len(tokens) == 1 + 4 + 3 + 2 + 1
 
-    def say(_logits: Logits, answer: Sequence[int]) -> int:
+    def sampler(_logits: Logits, answer: Sequence[int]) -> int:
         return tokens[len(answer)]
 
     class Recorder:
@@ -264,9 +264,9 @@ def test_half_a_character_is_never_printed(folder: Path, monkeypatch: pytest.Mon
 
     recorder = Recorder()
     monkeypatch.setattr(sys, "stdout", recorder)
-    prompting = open_tokenizer(TokenizerChoice(None, str(folder / "tokenizer"), False, False, frozenset()), True)
-    chat = Chat(load_model(folder), prompting.encode, say, frozenset(), max_tokens=len(tokens))
-    Terminal(chat, prompting, live).answer("hi")
+    tokenizer = open_tokenizer(TokenizerChoice(None, str(folder / "tokenizer"), False, False, frozenset()), True)
+    chat = Chat(load_model(folder), tokenizer.encode, sampler, frozenset(), max_tokens=len(tokens))
+    Terminal(chat, tokenizer, live).answer("hi")
     monkeypatch.undo()
     pieces = [piece for piece in recorder.pieces if piece]
     assert pieces == [*EMOJI, "\n"] if live else [EMOJI, "\n"]
