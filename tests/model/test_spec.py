@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axzoo.model.rope import make_rope
-from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
+from axzoo.core.errors import AxzooError
+from axzoo.model.rope import frequencies, make_rope
+from axzoo.model.spec import ACTIVATIONS, NORM_KINDS, DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec, SpecError
 
 SIZES = st.integers(1, 2**31 - 1)
 NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 FLAGS = st.booleans()
 PARAMETERS: Any = st.dictionaries(st.text(), NUMBERS | st.booleans() | st.lists(NUMBERS, max_size=4), max_size=4)
 ROPES = st.builds(RopeSpec, NUMBERS, SIZES, FLAGS, PARAMETERS)
-NORMS = st.builds(NormSpec, st.sampled_from(["rms_norm", "layer_norm"]), NUMBERS)
+NORMS = st.builds(NormSpec, st.sampled_from(NORM_KINDS), NUMBERS)
 LAYERS = st.builds(
     LayerSpec,
     **dict.fromkeys(("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"), SIZES),
@@ -28,7 +29,7 @@ LAYERS = st.builds(
     norm=NORMS,
     rope=ROPES,
     max_position_embeddings=SIZES,
-    hidden_act=st.text(),
+    hidden_act=st.sampled_from(ACTIVATIONS),
     sliding_window=st.none() | SIZES,
 )
 SPECS = st.builds(
@@ -93,3 +94,30 @@ def test_a_dict_that_lacks_a_field(kind: Any, data: dict[str, Any], lacking: str
     """Defaults are for those who write a spec; a file that lacks a field was written by another axzoo."""
     with pytest.raises(KeyError, match=lacking):
         kind.from_dict(data)
+
+
+@pytest.mark.parametrize("act", ["relu", "gelu", "", None, ["silu"]])
+def test_an_unknown_activation(act: Any) -> None:
+    message = r"hidden_act .* is not supported; supported are: silu, gelu_new"
+    with pytest.raises(SpecError, match=message):
+        replace(QWEN, hidden_act=act)
+    with pytest.raises(SpecError, match=message):
+        LayerSpec.from_dict({**asdict(QWEN), "hidden_act": act})
+    data = WHOLE.to_dict()
+    data["layer"]["hidden_act"] = act
+    with pytest.raises(SpecError, match=message):
+        DecoderSpec.from_dict(data)
+
+
+@pytest.mark.parametrize("kind", ["batch_norm", "", None, ["rms_norm"]])
+def test_an_unknown_norm(kind: Any) -> None:
+    message = r"norm .* is not supported; supported are: rms_norm, layer_norm"
+    with pytest.raises(SpecError, match=message):
+        NormSpec(kind, 1e-6)
+    with pytest.raises(SpecError, match=message):
+        NormSpec.from_dict({"kind": kind, "eps": 1e-6})
+
+
+def test_a_rope_type_that_nobody_checked() -> None:
+    with pytest.raises(AxzooError, match=r"rope_type 'ntk' is not supported; supported are: default, linear"):
+        frequencies(RopeSpec(1e4, 8, scaling={"rope_type": "ntk"}), 16)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from axzoo.model.rope import frequencies
-from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
+from axzoo.model.spec import Activation, DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
 
 Weights = Mapping[str, Tensor]
 """fp32 tensors by role: linear weights [out_features, in_features], biases and norms [features]."""
@@ -26,9 +27,13 @@ Past = tuple[Tensor, Tensor]
 def norm(spec: NormSpec, weights: Weights, x: Tensor, name: str) -> Tensor:
     """x [..., features], normed over its last axis."""
     weight = weights[f"{name}.weight"]
-    if spec.kind == "layer_norm":
-        return F.layer_norm(x, x.shape[-1:], weight, weights[f"{name}.bias"], spec.eps)
-    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + spec.eps) * weight
+    match spec.kind:
+        case "rms_norm":
+            return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + spec.eps) * weight
+        case "layer_norm":
+            return F.layer_norm(x, x.shape[-1:], weight, weights[f"{name}.bias"], spec.eps)
+        case unknown:
+            assert_never(unknown)
 
 
 def rotate(x: Tensor, positions: Tensor, rope: RopeSpec, longest: int) -> Tensor:
@@ -85,12 +90,21 @@ def mlp(spec: LayerSpec, weights: Weights, x: Tensor) -> Tensor:
 
 def activations(spec: LayerSpec, weights: Weights, x: Tensor) -> Tensor:
     """The MLP up to down_proj: x as above -> [tokens, intermediate_size]."""
-
-    def act(value: Tensor) -> Tensor:
-        return F.silu(value) if spec.hidden_act == "silu" else F.gelu(value, approximate="tanh")
-
     up = project(weights, "up_proj", x)
-    return act(project(weights, "gate_proj", x)) * up if spec.gated else act(up)
+    if spec.gated:
+        return activate(spec.hidden_act, project(weights, "gate_proj", x)) * up
+    return activate(spec.hidden_act, up)
+
+
+def activate(act: Activation, x: Tensor) -> Tensor:
+    """The activation function `act`, element by element."""
+    match act:
+        case "silu":
+            return F.silu(x)
+        case "gelu_new":
+            return F.gelu(x, approximate="tanh")
+        case unknown:
+            assert_never(unknown)
 
 
 def layer(

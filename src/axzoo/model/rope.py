@@ -122,6 +122,8 @@ def _scaled_frequencies(rope: RopeSpec, positions: int) -> tuple[Frequencies, fl
     scaling = rope.scaling
     inv_freq = _powers(rope.theta, rope.rotary_dim)
     match scaling["rope_type"]:
+        case "default":
+            return inv_freq, 1.0
         case "linear":
             return inv_freq / scaling["factor"], 1.0
         case "dynamic":
@@ -132,7 +134,7 @@ def _scaled_frequencies(rope: RopeSpec, positions: int) -> tuple[Frequencies, fl
             return _yarn(rope, inv_freq)
         case "longrope":
             return _longrope(inv_freq, scaling, positions)
-    return inv_freq, 1.0
+    raise AxzooError(f"rope_type {scaling['rope_type']!r} is not supported; supported are: {', '.join(ROPE_TYPES)}")
 
 
 def rope_tables(rope: RopeSpec, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

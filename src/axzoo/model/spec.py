@@ -6,18 +6,29 @@ and the size estimates read the spec; none of them knows a family's name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal, Self, get_args, get_type_hints
 
-if TYPE_CHECKING:
-    pass
+from axzoo.core.errors import AxzooError
 
-from dataclasses import asdict, fields, replace
-from typing import Self, get_type_hints
+Activation = Literal["silu", "gelu_new"]
+NormKind = Literal["rms_norm", "layer_norm"]
+
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+NORM_KINDS: tuple[NormKind, ...] = get_args(NormKind)
+
+
+class SpecError(AxzooError):
+    """A spec this version of axzoo does not support. The message names the value, not the file it was read from."""
+
+
+def _require_known(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise SpecError(f"{name} {value!r:.80} is not supported; supported are: {', '.join(known)}")
 
 
 class _FromDict:
-    """Reads a frozen dataclass back from the plain dict `dataclasses.asdict` made of it."""
+    """Reads a frozen dataclass back from the dict that `dataclasses.asdict` made of it."""
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -49,10 +60,13 @@ class RopeSpec(_FromDict):
 
 @dataclass(frozen=True)
 class NormSpec(_FromDict):
-    """rms_norm (weight) or layer_norm (weight and bias)."""
+    """rms_norm (weight) or layer_norm (weight and bias). Raises SpecError for any other kind."""
 
-    kind: str
+    kind: NormKind
     eps: float
+
+    def __post_init__(self) -> None:
+        _require_known("norm", self.kind, NORM_KINDS)
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,8 @@ class LayerSpec(_FromDict):
     n = input_norm(x). Both branches are multiplied with `residual_scale`, the layer's input with `input_scale`.
     The MLP is down(act(gate(x)) * up(x)), or down(act(up(x))) where not `gated`. With a `sliding_window` w, a token
     sees the w tokens that end with itself. `qk_norm` is an RMS norm of every query and key head.
+
+    Raises SpecError for a `hidden_act` that is not an Activation.
     """
 
     hidden_size: int
@@ -73,7 +89,7 @@ class LayerSpec(_FromDict):
     norm: NormSpec
     rope: RopeSpec
     max_position_embeddings: int
-    hidden_act: str = "silu"
+    hidden_act: Activation = "silu"
     gated: bool = True
     parallel: bool = False
     qk_norm: bool = False
@@ -83,6 +99,9 @@ class LayerSpec(_FromDict):
     input_scale: float = 1.0
     residual_scale: float = 1.0
     sliding_window: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_known("hidden_act", self.hidden_act, ACTIVATIONS)
 
     @property
     def q_size(self) -> int:
