@@ -95,6 +95,18 @@ def test_what_is_no_manifest(data: Any, lie: str) -> None:
     _refused(data)
 
 
+def test_a_newer_versions_manifest_is_not_called_damaged(data: Any) -> None:
+    data["spec"]["layer"]["attention_sinks"] = True
+    with pytest.raises(AxzooError, match=r"^x/manifest\.json: LayerSpec has fields .*'attention_sinks'\. A newer ver"):
+        parse_manifest(data, Path("x/manifest.json"))
+
+
+def test_an_older_versions_manifest(data: Any) -> None:
+    spec = parse_manifest(data, Path("x/manifest.json")).spec
+    del data["spec"]["layer"]["qk_norm"], data["spec"]["sliding_windows"]
+    assert parse_manifest(data, Path("x/manifest.json")).spec == spec
+
+
 def _refused(data: Any) -> None:
     with pytest.raises(AxzooError) as error:
         parse_manifest(data, Path("x/manifest.json"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import FrozenInstanceError, asdict, replace
+from dataclasses import MISSING, FrozenInstanceError, asdict, fields, replace
 from typing import Any
 
 import pytest
@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from axzoo.core.errors import AxzooError
 from axzoo.model.rope import frequencies, make_rope
-from axzoo.model.spec import ACTIVATIONS, NORM_KINDS, DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec, SpecError
+from axzoo.model.spec import (
+    ACTIVATIONS,
+    NORM_KINDS,
+    DecoderSpec,
+    LayerSpec,
+    NormSpec,
+    PostSpec,
+    RopeSpec,
+    SpecError,
+    UnknownFieldError,
+)
 
 SIZES = st.integers(1, 2**31 - 1)
 NUMBERS = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -84,16 +94,71 @@ def test_specs_do_not_change() -> None:
         QWEN.hidden_size = 1  # type: ignore[misc]
 
 
+def _defaulted(kind: Any) -> list[Any]:
+    return [
+        pytest.param(kind, member.name, id=f"{kind.__name__}.{member.name}")
+        for member in fields(kind)
+        if member.default is not MISSING or member.default_factory is not MISSING
+    ]
+
+
+DEFAULTED = [case for kind in (RopeSpec, NormSpec, LayerSpec, PostSpec, DecoderSpec) for case in _defaulted(kind)]
+STORED = {
+    RopeSpec: asdict(RopeSpec(1e6, 64)),
+    NormSpec: asdict(RMS),
+    LayerSpec: asdict(QWEN),
+    PostSpec: asdict(WHOLE.post),
+    DecoderSpec: asdict(WHOLE),
+}
+
+
+@pytest.mark.parametrize("kind, name", DEFAULTED)
+def test_a_field_that_an_older_version_did_not_write_takes_its_default(kind: Any, name: str) -> None:
+    data = dict(STORED[kind])
+    del data[name]
+    member = next(member for member in fields(kind) if member.name == name)
+    default = member.default_factory() if callable(member.default_factory) else member.default
+    assert kind.from_dict(data) == replace(kind.from_dict(STORED[kind]), **{name: default})
+
+
+def test_an_older_versions_nested_spec() -> None:
+    data = WHOLE.to_dict()
+    del data["layer"]["qk_norm"], data["layer"]["rope"]["scaling"], data["post"]["logit_scale"]
+    assert DecoderSpec.from_dict(data) == WHOLE
+
+
 @pytest.mark.parametrize("kind, data, lacking", [
     (RopeSpec, {"theta": 1.0}, "rotary_dim"),
-    (RopeSpec, {"theta": 1.0, "rotary_dim": 8, "interleaved": False}, "scaling"),
     (NormSpec, {"kind": "rms_norm"}, "eps"),
     (PostSpec, {"hidden_size": 1, "vocab_size": 2, "norm": {"kind": "rms_norm"}}, "eps"),
 ])  # fmt: skip
-def test_a_dict_that_lacks_a_field(kind: Any, data: dict[str, Any], lacking: str) -> None:
-    """Defaults are for those who write a spec; a file that lacks a field was written by another axzoo."""
+def test_a_missing_field_without_default(kind: Any, data: dict[str, Any], lacking: str) -> None:
     with pytest.raises(KeyError, match=lacking):
         kind.from_dict(data)
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_field_from_the_future(kind: Any) -> None:
+    message = (
+        f"{kind.__name__} has fields this version of axzoo does not know: 'attention_sinks', 'chunk'. A newer version"
+    )
+    with pytest.raises(UnknownFieldError, match=message):
+        kind.from_dict({**STORED[kind], "chunk": 8, "attention_sinks": True})
+
+
+def test_a_nested_field_from_the_future() -> None:
+    data = WHOLE.to_dict()
+    data["layer"]["norm"]["offset"] = 1.0
+    with pytest.raises(UnknownFieldError, match=r"NormSpec has fields .*'offset'"):
+        DecoderSpec.from_dict(data)
+
+
+@pytest.mark.parametrize("data", [None, [], "spec", 1])
+def test_what_is_not_a_mapping(data: Any) -> None:
+    with pytest.raises(TypeError, match=r"NormSpec is .* not a mapping"):
+        NormSpec.from_dict(data)
+    with pytest.raises(TypeError, match=r"LayerSpec is .* not a mapping"):
+        DecoderSpec.from_dict({**WHOLE.to_dict(), "layer": data})
 
 
 @pytest.mark.parametrize("act", ["relu", "gelu", "", None, ["silu"]])

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
-from axzoo.model.spec import DecoderSpec
+from axzoo.model.spec import DecoderSpec, SpecError
 from axzoo.weights.recipe import Recipe
 
 MANIFEST = "manifest.json"
@@ -75,6 +75,8 @@ def parse_manifest(data: Any, path: Path) -> Manifest:
             files={_matching(_FILE_NAME, name): _record(record) for name, record in data["files"].items()},
             parts={name: dict(part) for name, part in data["parts"].items()},
         )
+    except SpecError as error:
+        raise AxzooError(f"{path}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AxzooError(f"{path} is damaged ({error!r:.200}): build the bundle again") from None
 

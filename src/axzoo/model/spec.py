@@ -6,7 +6,8 @@ and the size estimates read the spec; none of them knows a family's name.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, Self, get_args, get_type_hints
 
 from axzoo.core.errors import AxzooError
@@ -22,26 +23,48 @@ class SpecError(AxzooError):
     """A spec this version of axzoo does not support. The message names the value, not the file it was read from."""
 
 
+class UnknownFieldError(SpecError):
+    """Stored data with a field this version does not have: a newer version of axzoo wrote it."""
+
+
 def _require_known(name: str, value: object, known: tuple[str, ...]) -> None:
     if value not in known:
         raise SpecError(f"{name} {value!r:.80} is not supported; supported are: {', '.join(known)}")
 
 
 class _FromDict:
-    """Reads a frozen dataclass back from the dict that `dataclasses.asdict` made of it."""
+    """Reads a frozen dataclass back from the dict that `dataclasses.asdict` made of it, in this or another version."""
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The spec stored as `data`; a field that an older version did not write takes its default.
+
+        Raises UnknownFieldError for fields this version does not have, KeyError for a missing field without default,
+        TypeError when `data` or a nested spec is not a mapping, and SpecError for an unsupported value.
+        """
+        if not isinstance(data, Mapping):
+            raise TypeError(f"{cls.__name__} is {data!r:.80}, not a mapping")
+        members = {member.name: member for member in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(repr(name) for name in data if name not in members):
+            raise UnknownFieldError(
+                f"{cls.__name__} has fields this version of axzoo does not know: {', '.join(unknown):.160}. "
+                "A newer version wrote them: use that version"
+            )
         types = get_type_hints(cls)
         values = {}
-        for member in fields(cls):  # type: ignore[arg-type]
-            value, wanted = data[member.name], types[member.name]
-            if isinstance(wanted, type) and issubclass(wanted, _FromDict):
-                value = wanted.from_dict(value)
-            elif isinstance(value, list):
-                value = tuple(value)
-            values[member.name] = value
+        for name, member in members.items():
+            if name in data:
+                values[name] = _restored(types[name], data[name])
+            elif member.default is MISSING and member.default_factory is MISSING:
+                raise KeyError(name)
         return cls(**values)
+
+
+def _restored(wanted: Any, value: Any) -> Any:
+    """A field's value from its JSON form: nested specs from mappings, tuples from lists."""
+    if isinstance(wanted, type) and issubclass(wanted, _FromDict):
+        return wanted.from_dict(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
