@@ -27,7 +27,7 @@ from axzoo.runtime.bundle_folder import open_bundle
 from axzoo.runtime.sampling import read_post_config
 from axzoo.tokenizer.local import load_tokenizer
 
-IMPLAUSIBLE = r"/{} has \d+ bytes; more than \d+ is not plausible for this file"
+IMPLAUSIBLE = r"/{} has \d+ bytes, but at most \d+ are plausible for this file"
 MB = 1 << 20
 
 LIMITS: dict[str, tuple[int, Callable[[Path], object], str]] = {

@@ -20,7 +20,7 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from axzoo.core.console import SUCCESS, format_elapsed, open_console, stage_bars, stamp_lines
+from axzoo.core.console import SUCCESS, format_elapsed, open_console, stage_bars, log_to_console
 
 STAGES = {
     "fetch": "fetching checkpoints",
@@ -136,7 +136,7 @@ class LogHandler(LogHandlerBase):
                 settings.printshellcmds,
             )
         )
-        stamp_lines(self.console)
+        log_to_console(self.console)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

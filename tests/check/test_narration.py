@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from axzoo.check.generation import Narrator, format_hidden, visible
-from axzoo.core.console import open_console, show_by, stamp_lines
+from axzoo.core.console import open_console, set_log_handler, log_to_console
 
 
 @pytest.fixture(autouse=True)
 def restored_log() -> Iterator[None]:
     yield
-    show_by(None)
+    set_log_handler(None)
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
@@ -27,7 +27,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 def simulate(start: int, end: int, chunk: int = 128) -> Narrator:
     """What a decoder of two layers does."""
-    stamp_lines(open_console(sys.stdout))
+    log_to_console(open_console(sys.stdout))
     narrator = Narrator(2)
     narrator.begin(start, end)
     for first in range(start, end, chunk):

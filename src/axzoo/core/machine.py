@@ -1,12 +1,15 @@
-"""Memory that was freed, and is kept by the allocator."""
+"""Returning freed memory to the operating system."""
 
 from __future__ import annotations
 
 import ctypes
 
 
-def give_back() -> None:
-    """Hands freed memory to the system. glibc keeps it otherwise: after a model was loaded, as much as its weights."""
+def release_freed_memory() -> None:
+    """Returns freed memory to the operating system.
+
+    glibc keeps it otherwise; after loading a model that can be as much as the model's weights.
+    """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # other C libraries keep little
+    if hasattr(libc, "malloc_trim"):  # other C libraries keep very little
         libc.malloc_trim(0)

@@ -24,7 +24,7 @@ from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
 from axzoo.checkpoint.selection import checkpoint_files, refuse_strangers
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import megabytes, need_space
+from axzoo.core.files import megabytes, require_space
 from axzoo.fetch.sources import PARTS, HubSource, digested, write_receipt
 from axzoo.fetch.transfer import RemoteFile, partial_path, transfer
 
@@ -96,7 +96,7 @@ def _transfer_all(
     parts = output / PARTS
     parts.mkdir(exist_ok=True)
     received = [path.stat().st_size for path in (partial_path(file, parts) for file in missing) if path.exists()]
-    need_space(output, sum(file.size for file in missing) - sum(received))
+    require_space(output, sum(file.size for file in missing) - sum(received))
     headers = build_hf_headers(library_name="axzoo")
     for file in missing:
         url = hf_hub_url(source.repo, file.name, revision=commit, endpoint=endpoint)

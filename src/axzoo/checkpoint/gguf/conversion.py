@@ -13,7 +13,7 @@ from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 from axzoo.checkpoint.gguf.vocabulary import build_tokenizer, special_tokens_map, tokenizer_config
 from axzoo.checkpoint.tensors import DTYPES, Checkpoint, row_blocks
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import atomic_path, megabytes, need_space, write_json, write_text
+from axzoo.core.files import atomic_path, megabytes, require_space, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def convert(path: Path, output: Path) -> None:
         "tokenizer_config.json": tokenizer_config(gguf, config["max_position_embeddings"]),
     }
     size = sum(tensor_bytes(gguf, name) for name in gguf.tensors)
-    need_space(output, size)
+    require_space(output, size)
     logger.info(f"converting {len(gguf.tensors)} tensors to {megabytes(size)} of fp32")
     write_safetensors(output / "model.safetensors", gguf)
     write_text(output / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")

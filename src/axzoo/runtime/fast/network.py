@@ -197,7 +197,7 @@ class FusedNetwork:
         del files  # with the weights, of which the session has its own: memory never holds what both are made of
         if apart:
             self._sessions.append(FusedFiles(paths, post, TWO_BYTES, lambda: None).load())
-        heap.give_back()
+        heap.release_freed_memory()
         on_step()
         self._caches = one_context(self._sessions, shares, len(paths), self.geometry, self._state)
         self.used = 0
