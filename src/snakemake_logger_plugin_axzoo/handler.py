@@ -20,7 +20,7 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
-from axzoo.core.console import SUCCESS, format_elapsed, open_console, stage_bars, log_to_console
+from axzoo.core.console import SUCCESS, format_elapsed, log_to_console, open_console, stage_bars
 
 STAGES = {
     "fetch": "fetching checkpoints",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from axzoo.check.generation import Narrator, format_hidden, visible
-from axzoo.core.console import open_console, set_log_handler, log_to_console
+from axzoo.core.console import log_to_console, open_console, set_log_handler
 
 
 @pytest.fixture(autouse=True)

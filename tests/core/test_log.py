@@ -10,7 +10,7 @@ from typing import TextIO
 
 import pytest
 
-from axzoo.core.console import SUCCESS, open_console, set_log_handler, log_to_console, log_to_stream
+from axzoo.core.console import SUCCESS, log_to_console, log_to_stream, open_console, set_log_handler
 
 logger = logging.getLogger("axzoo.test_log")
 

@@ -1,4 +1,4 @@
-"""The spec goes to JSON and back without loss."""
+"""Specs survive a round trip through JSON, also between versions, and refuse unknown names."""
 
 from __future__ import annotations
 
@@ -59,11 +59,11 @@ WHOLE = DecoderSpec("qwen2", 3, 151936, True, QWEN, PostSpec(896, 151936, RMS))
 
 
 @given(spec=SPECS)
-def test_through_json_and_back(spec: DecoderSpec) -> None:
+def test_json_round_trip(spec: DecoderSpec) -> None:
     assert DecoderSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
-def test_a_searched_rope_through_json_and_back() -> None:
+def test_json_round_trip_of_longrope() -> None:
     scaling = {"rope_type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2, 3.5]}
     rope = make_rope(4, 1e4, scaling | {"original_max_position_embeddings": 8}, 32)
     spec = replace(WHOLE, layer=replace(QWEN, rope=rope))
@@ -75,12 +75,12 @@ def test_widths() -> None:
     assert replace(QWEN, head_dim=128).q_size == 1792
 
 
-def test_layers_are_alike_unless_the_spec_says_otherwise() -> None:
+def test_all_layers_are_equal_by_default() -> None:
     assert [WHOLE.layer_spec(index) for index in range(3)] == [QWEN] * 3
     assert PostSpec(896, 151936, RMS) == PostSpec(896, 151936, RMS, lm_head_bias=False, logit_scale=1.0)
 
 
-def test_the_embeddings_scale_is_the_first_layers_and_windows_are_each_layers_own() -> None:
+def test_layer_0_scales_the_embedding_and_each_layer_has_its_window() -> None:
     spec = replace(WHOLE, embedding_scale=12.0, sliding_windows=(None, 7, None))
     assert [spec.layer_spec(index) for index in range(3)] == [
         replace(QWEN, input_scale=12.0),
@@ -89,7 +89,7 @@ def test_the_embeddings_scale_is_the_first_layers_and_windows_are_each_layers_ow
     ]
 
 
-def test_specs_do_not_change() -> None:
+def test_specs_are_immutable() -> None:
     with pytest.raises(FrozenInstanceError):
         QWEN.hidden_size = 1  # type: ignore[misc]
 
@@ -127,13 +127,13 @@ def test_an_older_versions_nested_spec() -> None:
     assert DecoderSpec.from_dict(data) == WHOLE
 
 
-@pytest.mark.parametrize("kind, data, lacking", [
+@pytest.mark.parametrize("kind, data, missing", [
     (RopeSpec, {"theta": 1.0}, "rotary_dim"),
     (NormSpec, {"kind": "rms_norm"}, "eps"),
     (PostSpec, {"hidden_size": 1, "vocab_size": 2, "norm": {"kind": "rms_norm"}}, "eps"),
 ])  # fmt: skip
-def test_a_missing_field_without_default(kind: Any, data: dict[str, Any], lacking: str) -> None:
-    with pytest.raises(KeyError, match=lacking):
+def test_a_missing_field_without_default(kind: Any, data: dict[str, Any], missing: str) -> None:
+    with pytest.raises(KeyError, match=missing):
         kind.from_dict(data)
 
 
@@ -154,7 +154,7 @@ def test_a_nested_field_from_the_future() -> None:
 
 
 @pytest.mark.parametrize("data", [None, [], "spec", 1])
-def test_what_is_not_a_mapping(data: Any) -> None:
+def test_data_that_is_not_a_mapping(data: Any) -> None:
     with pytest.raises(TypeError, match=r"NormSpec is .* not a mapping"):
         NormSpec.from_dict(data)
     with pytest.raises(TypeError, match=r"LayerSpec is .* not a mapping"):
@@ -183,6 +183,6 @@ def test_an_unknown_norm(kind: Any) -> None:
         NormSpec.from_dict({"kind": kind, "eps": 1e-6})
 
 
-def test_a_rope_type_that_nobody_checked() -> None:
+def test_an_unknown_rope_type() -> None:
     with pytest.raises(AxzooError, match=r"rope_type 'ntk' is not supported; supported are: default, linear"):
         frequencies(RopeSpec(1e4, 8, scaling={"rope_type": "ntk"}), 16)

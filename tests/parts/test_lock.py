@@ -209,7 +209,7 @@ def test_what_the_matrix_says_must_hold(folder: Path) -> None:
         folder,
         "llama",
         r"config\.json: model_type 'mistral' is not supported; supported are: chatglm, llama, .*, qwen3\. "
-        r"Not understood: model_type 'mistral', architectures \['LlamaForCausalLM'\]\. A model that",
+        r"The config has model_type 'mistral', architectures \['LlamaForCausalLM'\]\. If the model",
     )
     for model_type in (None, 7, ["llama"], "../llama", "config_view", ""):
         _change_config(folder, model_type=model_type)
@@ -227,11 +227,11 @@ def test_an_unsupported_config_is_told_with_what_was_not_understood(folder: Path
     _change_config(folder, model_type="llava", auto_map=auto_map, text_config={"model_type": "llama"}, vision_config={})
     _refused(
         folder,
-        r"Not understood: model_type 'llava', architectures \['LlamaForCausalLM'\], "
-        r"auto_map \{'AutoModel': 'modeling_x.X'\}, text_config with model_type 'llama'\. A model that",
+        r"The config has model_type 'llava', architectures \['LlamaForCausalLM'\], "
+        r"auto_map \{'AutoModel': 'modeling_x.X'\}, text_config with model_type 'llama'\. If the model",
     )
     _change_config(folder, model_type=None, architectures=["x" * 9999])
-    assert len(_refused(folder, "Not understood: model_type None, architectures")) < 1000
+    assert len(_refused(folder, "The config has model_type None, architectures")) < 1000
 
 
 def test_a_bias_of_zeros_as_autogptq_wrote_it_is_passed_over(folder: Path) -> None:
@@ -268,10 +268,10 @@ def test_a_quantized_checkpoint_is_refused(folder: Path) -> None:
     _refused(folder, "quantization|unheard_of")
 
 
-NO_CONFIG = {"": "not valid JSON", "{": "not valid JSON", "[]": "is not a mapping", "3": "is not a mapping"}
+NO_CONFIG = {"": "not valid JSON", "{": "not valid JSON", "[]": "is not a JSON object", "3": "is not a JSON object"}
 
 
-@pytest.mark.parametrize("text, message", [*NO_CONFIG.items(), ('"llama"', "is not a mapping")])
+@pytest.mark.parametrize("text, message", [*NO_CONFIG.items(), ('"llama"', "is not a JSON object")])
 def test_a_config_that_is_none(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text)
     _refused(folder, rf"config\.json {message}|config\.json is {message}")
@@ -526,9 +526,9 @@ def test_a_model_config_alone_must_say_enough(folder: Path, tmp_path: Path) -> N
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
         ({"hidden_size": 64}, r"demands \["),
         ({"vocab_size": 263}, r"has shape \[262, 32\], but .* demands \[263, 32\]"),
-        ({"norm_type": "layer_norm"}, "norm_type is 'layer_norm', but a llama model has 'rms_norm'"),
+        ({"norm_type": "layer_norm"}, "norm_type is 'layer_norm', but is always 'rms_norm' in llama"),
         ({"rope_theta_base": -1}, "rope_theta is -1, but must be a positive number"),
-        ({"rope_theta": 1.0, "rope_theta_base": 1.0}, "says the same twice"),
+        ({"rope_theta": 1.0, "rope_theta_base": 1.0}, "sets the same value twice"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "rope parameter factor is '2'"),
         ({"num_hiden_layers": 2}, "unknown key 'num_hiden_layers': did you mean 'num_hidden_layers'?"),
     ],

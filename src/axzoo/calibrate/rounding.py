@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from axzoo.calibrate.parallel import single_core
-from axzoo.model.oracle import activations, mixed_values, norm, project
+from axzoo.model.oracle import attention_context, mlp_activations, norm, project
 from axzoo.model.spec import LayerSpec
 from axzoo.weights.encoding import ScaledFormat, layer_format
 from axzoo.weights.recipe import Recipe
@@ -118,7 +118,7 @@ class GptqFormat:
 
 
 def linear_inputs(
-    spec: LayerSpec, weights: Mapping[str, Tensor], x: Tensor, longest: int
+    spec: LayerSpec, weights: Mapping[str, Tensor], x: Tensor, max_length: int
 ) -> Iterator[tuple[tuple[str, ...], Tensor]]:
     """x [sequences, length, hidden_size] -> the layer's linear layers in the order they compute, those that share an
     input together, with that input [sequences, length, in_features].
@@ -126,14 +126,14 @@ def linear_inputs(
     x = x * spec.input_scale
     normed = norm(spec.norm, weights, x, "input_norm")
     yield ("q_proj", "k_proj", "v_proj"), normed
-    mix = torch.vmap(lambda one: mixed_values(spec, weights, one, None, longest)[0], chunk_size=SEQUENCES)
+    mix = torch.vmap(lambda one: attention_context(spec, weights, one, None, max_length)[0], chunk_size=SEQUENCES)
     mixed = mix(normed)
     yield ("o_proj",), mixed
     if not spec.parallel:
         x = x + project(weights, "o_proj", mixed) * spec.residual_scale
         normed = norm(spec.norm, weights, x, "mlp_norm")
     yield ("gate_proj", "up_proj") if spec.gated else ("up_proj",), normed
-    yield ("down_proj",), activations(spec, weights, normed)
+    yield ("down_proj",), mlp_activations(spec, weights, normed)
 
 
 def gptq_weights(

@@ -51,7 +51,7 @@ def layer_inputs(oracle: Oracle, tokens: Tensor) -> Iterator[Tensor]:
     x = torch.stack([oracle.embed(ids) for ids in tokens.tolist()])
     yield x
     for index in range(oracle.spec.num_hidden_layers - 1):
-        run = partial(layer, oracle.spec.layer_spec(index), oracle.layer_weights(index), longest=oracle.longest)
+        run = partial(layer, oracle.spec.layer_spec(index), oracle.layer_weights(index), max_length=oracle.max_length)
         x = torch.cat([output for output, _ in in_parallel(torch.vmap(run), torch.split(x, GROUP))])
         yield x
 

@@ -73,6 +73,6 @@ def _next_logits(
     """last [sequences], each after its row of `pasts`, which grow by it -> logits [sequences, vocab_size]."""
     x = oracle.embed(last.tolist())[:, None]
     for index, weights in enumerate(layers):
-        step = partial(layer, oracle.spec.layer_spec(index), weights, longest=oracle.longest)
+        step = partial(layer, oracle.spec.layer_spec(index), weights, max_length=oracle.max_length)
         x, pasts[index] = torch.vmap(step, in_dims=(0, None if pasts[index] is None else 0))(x, pasts[index])
     return post(oracle.spec.post, head, x[:, 0])

@@ -36,7 +36,7 @@ def bundle_oracle(folder: Path) -> Oracle:
         layer_weights=lambda index: weights(bundle.layers[index]),
         post_weights=lambda: weights(bundle.post),
         embed=lambda ids: torch.from_numpy(embedding.rows(ids).astype(np.float32)),
-        longest=manifest.recipe.positions,
+        max_length=manifest.recipe.positions,
     )
 
 

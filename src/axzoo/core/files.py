@@ -107,5 +107,6 @@ def require_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise AxzooError(
-            f"not enough disk space in {folder}: {megabytes(size)} needed, {megabytes(free)} free; free some and run again"
+            f"not enough disk space in {folder}: {megabytes(size)} needed, {megabytes(free)} free. "
+            f"Free some space and run again"
         )

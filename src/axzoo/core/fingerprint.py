@@ -14,12 +14,13 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
 _IMPORT = re.compile(r"^[ \t]*(?:import (axzoo[\w.]*)|from (axzoo[\w.]*) import (\([^)]*\)|.*))", re.MULTILINE)
-"""Matches imports as this package writes them. A test compares it with Python's parser, which is twenty times slower."""
+"""Matches imports as this package writes them. A test compares it with Python's parser, which is 20 times slower."""
 
 
 @functools.cache
 def fingerprint(*modules: str) -> str:
-    """16 hex digits: a hash of the sources of `modules` ("axzoo.backends.host") and of all axzoo modules they import."""
+    """16 hex digits: a hash of the sources of `modules`, e.g. "axzoo.backends.host", and of all axzoo modules they
+    import."""
     digest = hashlib.sha256()
     for name, path in sorted(_closure(modules).items()):
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")

@@ -1,7 +1,7 @@
-"""What a decoder-only language model is, in numbers: the one description all consumers share.
+"""The numeric description of a decoder-only language model.
 
-A family file (`axzoo.families`) makes a `DecoderSpec` from config.json. The graph builder, the fp32 oracle, the lock
-and the size estimates read the spec; none of them knows a family's name.
+A family file (`axzoo.model.families`) makes a `DecoderSpec` from config.json. The graph builder, the fp32 oracle, the
+lock and the size estimates read only the spec; none of them knows a family's name.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class RopeSpec(_FromDict):
     """Rotary position embedding of the first `rotary_dim` dimensions of each head.
 
     Pairs are (i, i + rotary_dim / 2), or (2i, 2i + 1) where `interleaved`. `scaling` holds `rope_type` and its
-    parameters, checked by `axzoo.model.rope.make_rope`; `axzoo.model.rope.frequencies` makes numbers of it.
+    parameters, checked by `axzoo.model.rope.make_rope`; `axzoo.model.rope.frequencies` computes the frequencies.
     """
 
     theta: float
@@ -97,9 +97,9 @@ class LayerSpec(_FromDict):
     """One decoder layer.
 
     Sequential: x += attention(input_norm(x)); x += mlp(mlp_norm(x)). Parallel: x += attention(n) + mlp(n) with
-    n = input_norm(x). Both branches are multiplied with `residual_scale`, the layer's input with `input_scale`.
-    The MLP is down(act(gate(x)) * up(x)), or down(act(up(x))) where not `gated`. With a `sliding_window` w, a token
-    sees the w tokens that end with itself. `qk_norm` is an RMS norm of every query and key head.
+    n = input_norm(x). Both branches are multiplied by `residual_scale`, the layer's input by `input_scale`.
+    The MLP is down(act(gate(x)) * up(x)), or down(act(up(x))) if not `gated`. With a `sliding_window` of w, a token
+    attends to the last w tokens, itself included. `qk_norm` applies an RMS norm to every query and key head.
 
     Raises SpecError for a `hidden_act` that is not an Activation.
     """
@@ -132,13 +132,13 @@ class LayerSpec(_FromDict):
 
     @property
     def kv_size(self) -> int:
-        """Width of one K or V cache row: the board's `kv_cache_size`."""
+        """Width of one K or V cache row, `kv_cache_size` on the board."""
         return self.num_key_value_heads * self.head_dim
 
 
 @dataclass(frozen=True)
 class PostSpec(_FromDict):
-    """The post layer: final norm and lm_head; logits are multiplied with `logit_scale`."""
+    """The post layer: final norm and lm_head. Logits are multiplied by `logit_scale`."""
 
     hidden_size: int
     vocab_size: int
@@ -149,10 +149,10 @@ class PostSpec(_FromDict):
 
 @dataclass(frozen=True)
 class DecoderSpec(_FromDict):
-    """A whole model. `layer` is what its layers have in common; `layer_spec(i)` is layer i.
+    """A whole model. `layer` is what all layers share; `layer_spec(i)` describes layer i.
 
-    `embedding_scale` multiplies the embedding's rows and is part of layer 0. `sliding_windows` has one entry per layer,
-    or none where no layer has a window.
+    `embedding_scale` multiplies the embedding rows; it is applied by layer 0. `sliding_windows` has one entry per
+    layer, or is empty if no layer has a window.
     """
 
     model_type: str
@@ -175,7 +175,7 @@ class DecoderSpec(_FromDict):
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A checkpoint tensor by name, with the shape the spec demands of it; `rows` (first, end) of it, or all."""
+    """A checkpoint tensor by name, with the shape the spec requires. `rows` (start, stop) is a slice; None: all."""
 
     name: str
     shape: tuple[int, ...]

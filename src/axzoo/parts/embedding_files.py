@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import atomic_path, require_space, read_json
+from axzoo.core.files import atomic_path, read_json, require_space
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families import load_family
 from axzoo.model.spec import TensorRef
