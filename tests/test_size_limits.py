@@ -18,7 +18,7 @@ import pytest
 from axzoo.bundle.inspection import inspect_file
 from axzoo.bundle.manifest import read_manifest
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.gguf.header import read_head
+from axzoo.checkpoint.gguf.header import read_header
 from axzoo.core.errors import AxzooError
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.reading import read_spec
@@ -80,13 +80,15 @@ def test_headers_of_larger_files(tmp_path: Path) -> None:
     for path in (safetensors, gguf):
         os.truncate(path, 300 * MB)
     refused(lambda: open_checkpoint(tmp_path), r"model\.safetensors is damaged or incomplete")
-    refused(lambda: read_head(gguf), "a field of 269484032 bytes at 32 goes beyond the end")
+    refused(lambda: read_header(gguf), "a field of 269484032 bytes at 32 goes beyond the end")
 
 
 def test_a_pickle_of_more_than_names(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as archive:
         archive.writestr("archive/data.pkl", bytes(16 * MB + 1))
-    refused(lambda: open_checkpoint(tmp_path), "holds a pickle of 16777217 bytes; more than 16777216 is not plausible")
+    refused(
+        lambda: open_checkpoint(tmp_path), "contains a pickle of 16777217 bytes, but at most 16777216 are plausible"
+    )
 
 
 def test_an_axmodels_text(tmp_path: Path) -> None:

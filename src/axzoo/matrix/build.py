@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from axzoo.checkpoint.selection import belongs
+from axzoo.checkpoint.selection import is_checkpoint_file
 from axzoo.fetch.sources import FolderSource, Source
 from axzoo.matrix import batches, resources
 from axzoo.matrix.resources import Memory, Stage, minutes
@@ -146,7 +146,7 @@ class Build:
         folder = Path(self.source.path)
         if folder.is_file():  # a GGUF
             return [self.source.path]
-        return sorted(str(path) for path in folder.glob("*") if belongs(path.name) or path.suffix == ".gguf")
+        return sorted(str(path) for path in folder.glob("*") if is_checkpoint_file(path.name) or path.suffix == ".gguf")
 
     @property
     def model_config_files(self) -> list[str]:

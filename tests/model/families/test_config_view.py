@@ -175,7 +175,7 @@ def test_sliding_windows(values: dict[str, Any], window: int | None, wanted: tup
               {"full_attention": 3}, [["full_attention"]] * 3, [{}] * 3]
 )  # fmt: skip
 def test_invalid_layer_types(kinds: Any) -> None:
-    message = r"layer_types is .*, but must be a list of 3 times full_attention or sliding_attention"
+    message = r"layer_types is .*, but must be a list of 3 entries, full_attention or sliding_attention"
     with pytest.raises(AxzooError, match=message):
         _view(layer_types=kinds).sliding_windows(3, 7)
 
