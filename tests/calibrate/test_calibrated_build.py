@@ -1,4 +1,4 @@
-"""From a checkpoint and a text to a layer rounded by GPTQ, through the store."""
+"""Builds layers rounded with GPTQ from a checkpoint and a text, through the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def calibrated(exact: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def states(calibrated: Path, tmp_path: Path) -> Path:
-    """A copy, to be changed."""
+    """A copy that the test may change."""
     return Path(shutil.copytree(calibrated, tmp_path / "states"))
 
 
@@ -41,7 +41,7 @@ def _job(built: Built, root: Path, name: str = "layer.axmodel", layer: int = 0) 
     return Job(lock, built.source, root / "store", root / name, root / f"{name}.json")
 
 
-def test_whole_sequences_are_read(calibrated: Path) -> None:
+def test_only_whole_sequences_are_used(calibrated: Path) -> None:
     index = read_json(calibrated / "index.json")
     assert [len(row) for row in index["tokens"]] == [256] * 4
     assert index["origin"]["tokens"] == 1024
@@ -49,7 +49,7 @@ def test_whole_sequences_are_read(calibrated: Path) -> None:
     assert sorted(index["layers"]) == sorted(path.name for path in calibrated.glob("*.safetensors"))
 
 
-def test_the_file_is_an_s4_file_and_says_how_it_was_made(exact: Built, states: Path, tmp_path: Path) -> None:
+def test_the_file_is_an_s4_file_and_records_its_calibration(exact: Built, states: Path, tmp_path: Path) -> None:
     job = _job(exact, tmp_path)
     build_layer(job, RECIPE, "host", states)
     plain = _job(exact, tmp_path, "plain.axmodel")
@@ -62,7 +62,7 @@ def test_the_file_is_an_s4_file_and_says_how_it_was_made(exact: Built, states: P
 
 
 def test_equal_calibration_is_built_once(exact: Built, states: Path, tmp_path: Path) -> None:
-    """What is in the store needs the layer's hidden states no more."""
+    """A layer found in the store does not need the hidden states."""
     first, second = _job(exact, tmp_path), _job(exact, tmp_path, "second.axmodel")
     build_layer(first, RECIPE, "host", states)
     (states / "layer_0.safetensors").unlink()
@@ -70,7 +70,7 @@ def test_equal_calibration_is_built_once(exact: Built, states: Path, tmp_path: P
     assert first.output.samefile(second.output)
 
 
-def test_other_calibration_is_another_layer(exact: Built, states: Path, tmp_path: Path) -> None:
+def test_another_calibration_gives_another_layer(exact: Built, states: Path, tmp_path: Path) -> None:
     text = tmp_path / "other.txt"
     text.write_text(TEXT[::-1])
     calibrate(exact.locks, exact.source, tmp_path / "other", text, 256)
@@ -80,14 +80,14 @@ def test_other_calibration_is_another_layer(exact: Built, states: Path, tmp_path
     assert jobs[0].output.read_bytes() != jobs[1].output.read_bytes()
 
 
-def test_what_is_wrong_is_said_and_leaves_nothing(exact: Built, states: Path, tmp_path: Path) -> None:
+def test_errors_name_the_cause_and_leave_no_files(exact: Built, states: Path, tmp_path: Path) -> None:
     job, path = _job(exact, tmp_path), states / "layer_0.safetensors"
     with pytest.raises(AxzooError, match="rounding gptq needs --calibration"):
         build_layer(job, RECIPE, "host")
     with pytest.raises(AxzooError, match="rounding nearest takes no --calibration"):
         build_layer(job, replace(RECIPE, rounding="nearest"), "host", states)
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(AxzooError, match=r"layer_0.safetensors changed after it was written: remove .*index.json"):
+    with pytest.raises(AxzooError, match=r"layer_0.safetensors was changed after it was written: remove .*index.json"):
         build_layer(job, RECIPE, "host", states)
     path.unlink()
     with pytest.raises(AxzooError, match=r"layer_0.safetensors is missing"):
@@ -99,18 +99,18 @@ def test_what_is_wrong_is_said_and_leaves_nothing(exact: Built, states: Path, tm
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
-def test_a_model_that_memory_does_not_hold_needs_a_text(
+def test_a_model_that_does_not_fit_in_memory_needs_a_text(
     exact: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module.os, "sysconf", lambda name: 100)
-    with pytest.raises(AxzooError, match="name a calibration_text"):
+    with pytest.raises(AxzooError, match="set calibration_text"):
         calibrate(exact.locks, exact.source, tmp_path / "states", None, 256)
-    with pytest.raises(AxzooError, match="less than one sequence"):
+    with pytest.raises(AxzooError, match="fewer than one sequence"):
         calibrate(exact.locks, exact.source, tmp_path / "states", None, 255)
     assert not (tmp_path / "states").exists()
 
 
-def test_the_model_calibrates_itself(exact: Built, tmp_path: Path) -> None:
+def test_calibration_with_generated_text(exact: Built, tmp_path: Path) -> None:
     for name in ("a", "b"):
         calibrate(exact.locks, exact.source, tmp_path / name, None, 256)
         index = read_json(tmp_path / name / "index.json")

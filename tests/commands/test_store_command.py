@@ -64,10 +64,10 @@ def test_verify_and_repair(results: Path, capsys: pytest.CaptureFixture[str]) ->
     key = next(path.name for path in sorted(results.glob("store/*/*")) if path.suffix == "")
     with (results / "store" / key[:2] / key).open("ab") as file:
         file.write(b"\0")
-    for words, done in (([], "left"), (["--repair"], "removed")):
+    for words, action in (([], "kept"), (["--repair"], "removed")):
         assert main(["store", "verify", *words]) == 1
         shown = capsys.readouterr()
-        assert shown.out == f"{key}: its data does not match its receipt; {done}\n"
+        assert shown.out == f"{key}: its data does not match its receipt; {action}\n"
         assert "axzoo: results/store has 1 damaged entries: " in shown.err
     assert main(["store", "verify"]) == 0
     assert capsys.readouterr().out == "3 entries, all intact\n"
