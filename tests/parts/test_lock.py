@@ -73,7 +73,7 @@ def test_the_parts_of_a_model(checkpoint: Checkpoint) -> None:
     assert lock.layers[0].tensors["q_proj.weight"].blake3 != lock.layers[1].tensors["q_proj.weight"].blake3
 
 
-def test_what_is_written_is_read_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     lock = _lock(checkpoint.folder)
     write_lock(lock, tmp_path, checkpoint.folder, {"path": "there"})
     assert sorted(path.name for path in tmp_path.iterdir()) == [

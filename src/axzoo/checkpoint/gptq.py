@@ -62,9 +62,8 @@ def gptq_config(folder: Path) -> GptqConfig | None:
         if not path.exists():
             return None
         declared = read_json(path)
-        declared = (
-            {"quant_method": "gptq"} | declared if isinstance(declared, dict) else declared
-        )  # AutoGPTQ's own file
+        if isinstance(declared, dict):  # AutoGPTQ writes this file without quant_method
+            declared = {"quant_method": "gptq"} | declared
     if not isinstance(declared, dict):
         raise AxzooError(f"{path}: its quantization is not a JSON object: fetch the file again")
     method = declared.get("quant_method")

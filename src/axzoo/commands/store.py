@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verify.add_argument(
         "--repair", action="store_true", help="remove damaged entries; the next build compiles them again"
     )
-    gc = actions.add_parser("gc", parents=[common, used], help="remove entries that no bundle uses")
+    gc = actions.add_parser("gc", parents=[common, used], help="remove unused entries")
     gc.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     gc.add_argument(
         "--days", type=float, default=1.0, metavar="N", help="keep entries used in the last N days; default: 1"

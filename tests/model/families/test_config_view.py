@@ -117,11 +117,11 @@ def test_reading_rope_does_not_change_the_config() -> None:
         ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta is nan, but must be a positive number"),
         (
             {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}, "rope_theta": 8.0},
-            "rope_theta is 8.0, but must be 7.0, as its rope parameters say",
+            "rope_theta is 8.0, but must be 7.0, the value in its rope parameters",
         ),
         (
             {"rope_parameters": {"partial_rotary_factor": 0.5}, "partial_rotary_factor": 0.25},
-            "partial_rotary_factor is 0.25, but must be 0.5, as its rope parameters say",
+            "partial_rotary_factor is 0.25, but must be 0.5, the value in its rope parameters",
         ),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, but must be above 0 and at most 1"),
         ({"partial_rotary_factor": 0}, "partial_rotary_factor is 0, but must be a positive number"),

@@ -58,9 +58,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
     }.items():
         config.choice(key, [only], only)
     hidden_size, vocab_size = config.size("hidden_size"), config.size("padded_vocab_size")
-    config.choice(
-        "vocab_size", [vocab_size], vocab_size
-    )  # transformers writes it as well when it saves the model again
+    config.choice("vocab_size", [vocab_size], vocab_size)  # added when transformers saves the model again
     heads, head_dim = config.size("num_attention_heads"), config.size("kv_channels")
     groups = config.size("multi_query_group_num")
     if heads % groups:
