@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from axzoo.checkpoint.tensors import TensorInfo
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
+
+if TYPE_CHECKING:
+    from axzoo.checkpoint.tensors import TensorInfo  # imports numpy, which planning does not need
 
 _SMALL = frozenset({
     "README.md", "added_tokens.json", "chat_template.jinja", "chat_template.json", "config.json",
