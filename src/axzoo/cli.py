@@ -61,13 +61,13 @@ def _summary(module: str) -> str:
 
 
 def _run(verb: str, module: str, words: list[str]) -> int:
-    from axzoo.core.console import stamp_log
+    from axzoo.core.console import log_to_stream
 
     command = _command(module)
     parser = argparse.ArgumentParser(f"axzoo {verb}", description=command.__doc__)
     command.add_arguments(parser)
     args = parser.parse_args(words)
-    stamp_log(sys.stderr)
+    log_to_stream(sys.stderr)
     try:
         command.run(args)
     except AxzooError as error:

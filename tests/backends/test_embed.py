@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from axzoo.weights.bf16 import Rounding, nearest_even, truncated, write_embedding
+from axzoo.weights.bf16 import Bf16Rounding, nearest_even, truncated, write_embedding
 
 BITS = st.lists(
     st.integers(0, 2**32 - 1) | st.sampled_from([0x7F800000, 0xFF800000, 0x7F800001, 0xFF80FFFF]), min_size=1
@@ -64,7 +64,7 @@ def test_rounding_to_nearest_even(bits: list[int]) -> None:
 
 
 @pytest.mark.parametrize("rounding", [nearest_even, truncated])
-def test_what_is_bf16_already_stays_as_it_is(rounding: Rounding) -> None:
+def test_what_is_bf16_already_stays_as_it_is(rounding: Bf16Rounding) -> None:
     numbers = PATTERNS[~_is_nan(PATTERNS)].view(ml_dtypes.bfloat16)
     for given_as in (numbers, numbers.astype(np.float32)):
         assert (rounding(given_as).view(np.uint16) == numbers.view(np.uint16)).all()
@@ -73,7 +73,7 @@ def test_what_is_bf16_already_stays_as_it_is(rounding: Rounding) -> None:
 
 
 @pytest.mark.parametrize("rounding", [nearest_even, truncated])
-def test_rows_that_are_not_contiguous(rounding: Rounding) -> None:
+def test_rows_that_are_not_contiguous(rounding: Bf16Rounding) -> None:
     table = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
     assert (rounding(table.T) == rounding(table).T).all()
 

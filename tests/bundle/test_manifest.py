@@ -42,7 +42,7 @@ def test_none_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match=r"manifest\.json is missing"):
         read_manifest(tmp_path)
     (tmp_path / MANIFEST).write_text(" " * (MANIFEST_LIMIT + 1))
-    with pytest.raises(AxzooError, match="is not plausible for this file"):
+    with pytest.raises(AxzooError, match="are plausible for this file"):
         read_manifest(tmp_path)
 
 
@@ -93,6 +93,18 @@ LIES = {
 def test_what_is_no_manifest(data: Any, lie: str) -> None:
     LIES[lie](data)
     _refused(data)
+
+
+def test_a_newer_versions_manifest_is_not_called_damaged(data: Any) -> None:
+    data["spec"]["layer"]["attention_sinks"] = True
+    with pytest.raises(AxzooError, match=r"^x/manifest\.json: LayerSpec has fields .*'attention_sinks'\. A newer ver"):
+        parse_manifest(data, Path("x/manifest.json"))
+
+
+def test_an_older_versions_manifest(data: Any) -> None:
+    spec = parse_manifest(data, Path("x/manifest.json")).spec
+    del data["spec"]["layer"]["qk_norm"], data["spec"]["sliding_windows"]
+    assert parse_manifest(data, Path("x/manifest.json")).spec == spec
 
 
 def _refused(data: Any) -> None:

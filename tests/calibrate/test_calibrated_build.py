@@ -1,4 +1,4 @@
-"""From a checkpoint and a text to a layer rounded by GPTQ, through the store."""
+"""Builds layers rounded with GPTQ from a checkpoint and a text, through the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def calibrated(exact: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def states(calibrated: Path, tmp_path: Path) -> Path:
-    """A copy, to be changed."""
+    """A copy that the test may change."""
     return Path(shutil.copytree(calibrated, tmp_path / "states"))
 
 
@@ -45,7 +45,7 @@ def _build(built: Built, file: PartFile, recipe: Recipe, calibration: Path | Non
     build_parts(PartJob([file], built.source, store, recipe, "host", "AX650", calibration))
 
 
-def test_whole_sequences_are_read(calibrated: Path) -> None:
+def test_only_whole_sequences_are_used(calibrated: Path) -> None:
     index = read_json(calibrated / "index.json")
     assert [len(row) for row in index["tokens"]] == [256] * 4
     assert index["origin"]["tokens"] == 1024
@@ -53,7 +53,7 @@ def test_whole_sequences_are_read(calibrated: Path) -> None:
     assert sorted(index["layers"]) == sorted(path.name for path in calibrated.glob("*.safetensors"))
 
 
-def test_the_file_is_an_s4_file_and_says_how_it_was_made(exact: Built, states: Path, tmp_path: Path) -> None:
+def test_the_file_is_an_s4_file_and_records_its_calibration(exact: Built, states: Path, tmp_path: Path) -> None:
     job = _file(exact, tmp_path)
     _build(exact, job, RECIPE, states)
     plain = _file(exact, tmp_path, "plain.axmodel")
@@ -66,7 +66,7 @@ def test_the_file_is_an_s4_file_and_says_how_it_was_made(exact: Built, states: P
 
 
 def test_equal_calibration_is_built_once(exact: Built, states: Path, tmp_path: Path) -> None:
-    """What is in the store needs the layer's hidden states no more."""
+    """A layer found in the store does not need the hidden states."""
     first, second = _file(exact, tmp_path), _file(exact, tmp_path, "second.axmodel")
     _build(exact, first, RECIPE, states)
     (states / "layer_0.safetensors").unlink()
@@ -74,7 +74,7 @@ def test_equal_calibration_is_built_once(exact: Built, states: Path, tmp_path: P
     assert first.output.samefile(second.output)
 
 
-def test_other_calibration_is_another_layer(exact: Built, states: Path, tmp_path: Path) -> None:
+def test_another_calibration_gives_another_layer(exact: Built, states: Path, tmp_path: Path) -> None:
     text = tmp_path / "other.txt"
     text.write_text(TEXT[::-1])
     calibrate(exact.locks, exact.source, tmp_path / "other", text, 256)
@@ -84,14 +84,14 @@ def test_other_calibration_is_another_layer(exact: Built, states: Path, tmp_path
     assert jobs[0].output.read_bytes() != jobs[1].output.read_bytes()
 
 
-def test_what_is_wrong_is_said_and_leaves_nothing(exact: Built, states: Path, tmp_path: Path) -> None:
+def test_errors_name_the_cause_and_leave_no_files(exact: Built, states: Path, tmp_path: Path) -> None:
     job, path = _file(exact, tmp_path), states / "layer_0.safetensors"
     with pytest.raises(AxzooError, match="rounding gptq needs --calibration"):
         _build(exact, job, RECIPE)
     with pytest.raises(AxzooError, match="rounding nearest takes no --calibration"):
         _build(exact, job, replace(RECIPE, rounding="nearest"), states)
     path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(AxzooError, match=r"layer_0.safetensors changed after it was written: remove .*index.json"):
+    with pytest.raises(AxzooError, match=r"layer_0.safetensors was changed after it was written: remove .*index.json"):
         _build(exact, job, RECIPE, states)
     path.unlink()
     with pytest.raises(AxzooError, match=r"layer_0.safetensors is missing"):
@@ -103,18 +103,18 @@ def test_what_is_wrong_is_said_and_leaves_nothing(exact: Built, states: Path, tm
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
-def test_a_model_that_memory_does_not_hold_needs_a_text(
+def test_a_model_that_does_not_fit_in_memory_needs_a_text(
     exact: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "physical_memory", lambda: 100)
-    with pytest.raises(AxzooError, match="name a calibration_text"):
+    with pytest.raises(AxzooError, match="set calibration_text"):
         calibrate(exact.locks, exact.source, tmp_path / "states", None, 256)
-    with pytest.raises(AxzooError, match="less than one sequence"):
+    with pytest.raises(AxzooError, match="fewer than one sequence"):
         calibrate(exact.locks, exact.source, tmp_path / "states", None, 255)
     assert not (tmp_path / "states").exists()
 
 
-def test_the_model_calibrates_itself(exact: Built, tmp_path: Path) -> None:
+def test_calibration_with_generated_text(exact: Built, tmp_path: Path) -> None:
     for name in ("a", "b"):
         calibrate(exact.locks, exact.source, tmp_path / name, None, 256)
         index = read_json(tmp_path / name / "index.json")

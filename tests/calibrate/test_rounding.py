@@ -1,4 +1,4 @@
-"""A layer rounded by what it is given: the inputs are transformers', the outputs nearer than plain rounding's."""
+"""A layer rounded with GPTQ: its inputs agree with transformers, its outputs are closer than with plain rounding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECIPE = Recipe(weight_type="s4", rounding="gptq", prefill_len=8, kv_cache_len=3
 
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
-    """Layer 1's, by role."""
+    """The spec of layer 1, and its tensors by role."""
     names = {"input_layernorm": "input_norm", "post_attention_layernorm": "mlp_norm"}
     found = {}
     for name, tensor in checkpoint.model.model.layers[1].state_dict().items():
@@ -33,7 +33,7 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, NDArray[np.float32]]:
 
 
 def _states(spec: LayerSpec, tokens: int) -> torch.Tensor:
-    """Correlated, as hidden states are."""
+    """Correlated inputs, like hidden states."""
     torch.manual_seed(0)
     mixing = torch.randn(spec.hidden_size, spec.hidden_size) * torch.randn(spec.hidden_size).exp()
     return torch.randn(12, tokens, spec.hidden_size) @ mixing
@@ -45,7 +45,7 @@ def layer(checkpoint: Checkpoint) -> tuple[LayerSpec, dict[str, NDArray[np.float
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2"])
-def test_linear_layers_are_given_what_transformers_gives_them(model_type: str, tmp_path: Path) -> None:
+def test_inputs_of_linear_layers_agree_with_transformers(model_type: str, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path, model_type=model_type)
     spec = read_spec(tmp_path, model_type, LAYERS, ()).layer_spec(1)
     seen: dict[str, torch.Tensor] = {}
@@ -68,7 +68,7 @@ def test_linear_layers_are_given_what_transformers_gives_them(model_type: str, t
 
 @pytest.mark.parametrize("weight_type", ["s4", "s8"])
 @pytest.mark.parametrize("choices", [{}, {"scale_rule": "mse"}, {"weight_group_size": 16}])
-def test_outputs_are_nearer_than_plain_roundings(
+def test_outputs_are_closer_than_with_plain_rounding(
     layer: tuple[LayerSpec, dict[str, NDArray[np.float32]]], weight_type: Any, choices: dict[str, Any]
 ) -> None:
     spec, tensors = layer
@@ -88,7 +88,7 @@ def test_outputs_are_nearer_than_plain_roundings(
             assert ours < plains
 
 
-def test_scales_are_the_recipes(layer: tuple[LayerSpec, dict[str, NDArray[np.float32]]]) -> None:
+def test_scales_follow_the_recipe(layer: tuple[LayerSpec, dict[str, NDArray[np.float32]]]) -> None:
     spec, tensors = layer
     rounded = gptq_weights(spec, RECIPE, tensors, _states(spec, 20))
     for role, weight in rounded.items():
@@ -96,7 +96,7 @@ def test_scales_are_the_recipes(layer: tuple[LayerSpec, dict[str, NDArray[np.flo
         np.testing.assert_array_equal(weight.scales, plain.scales)
 
 
-def test_the_number_of_cores_does_not_enter(layer: tuple[LayerSpec, dict[str, NDArray[np.float32]]]) -> None:
+def test_the_number_of_cores_does_not_matter(layer: tuple[LayerSpec, dict[str, NDArray[np.float32]]]) -> None:
     spec, tensors = layer
     states = _states(spec, 64)
     cores, found = torch.get_num_threads(), []

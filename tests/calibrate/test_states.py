@@ -1,4 +1,4 @@
-"""The layers' inputs on the disk: those of transformers, the same on any number of cores, and nobody else's."""
+"""The stored layer inputs agree with transformers, do not depend on the number of cores, and are verified."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def written(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(written: Path, tmp_path: Path) -> Path:
-    """A copy, to be changed."""
+    """A copy that the test may change."""
     return Path(shutil.copytree(written, tmp_path / "states"))
 
 
-def test_they_are_what_transformers_gives_its_layers(checkpoint: Checkpoint, oracle: Oracle) -> None:
+def test_layer_inputs_agree_with_transformers(checkpoint: Checkpoint, oracle: Oracle) -> None:
     with torch.inference_mode():
         wanted = checkpoint.model(TOKENS, output_hidden_states=True).hidden_states
     found = list(layer_inputs(oracle, TOKENS))
@@ -48,7 +48,7 @@ def test_they_are_what_transformers_gives_its_layers(checkpoint: Checkpoint, ora
         torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_written_is_read(oracle: Oracle, written: Path) -> None:
+def test_round_trip(oracle: Oracle, written: Path) -> None:
     for index, want in enumerate(layer_inputs(oracle, TOKENS)):
         states = find_states(written / states_file(PartId("layer", index)))
         assert torch.equal(states.read(want.shape[2]), want.bfloat16().float())
@@ -67,20 +67,20 @@ def test_the_files_are_the_same_on_any_number_of_cores(oracle: Oracle, written: 
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
-def test_damage_is_named(folder: Path) -> None:
+def test_damage_is_reported(folder: Path) -> None:
     path = folder / states_file(PartId("layer", 1))
     states = find_states(path)
-    with pytest.raises(AxzooError, match=r"layer_1.*\[10, 20, 32\].*64 wide.*index.json and calibrate again"):
+    with pytest.raises(AxzooError, match=r"layer_1.*\[10, 20, 32\].*hidden_size is 64.*index.json and calibrate again"):
         states.read(64)
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(AxzooError, match=r"layer_1.safetensors changed after it was written: remove .*index.json"):
+    with pytest.raises(AxzooError, match=r"layer_1.safetensors was changed after it was written: remove .*index.json"):
         states.read(32)
     path.unlink()
     with pytest.raises(AxzooError, match=r"layer_1.safetensors is missing: remove .*index.json"):
         states.read(32)
 
 
-def test_a_file_of_other_content_is_refused(folder: Path) -> None:
+def test_a_file_without_hidden_states_is_refused(folder: Path) -> None:
     import hashlib
 
     path, index = folder / states_file(PartId("layer", 0)), folder / INDEX
@@ -88,17 +88,17 @@ def test_a_file_of_other_content_is_refused(folder: Path) -> None:
     save_file({"other": torch.zeros(2)}, path)
     content["layers"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
     index.write_text(json.dumps(content))
-    with pytest.raises(AxzooError, match="holds no hidden states"):
+    with pytest.raises(AxzooError, match="contains no hidden states"):
         find_states(path).read(32)
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", '{"layers": {}, "origin": {}}', '{"layers": 1}', "nonsense"])
-def test_a_damaged_index_is_named(folder: Path, text: str) -> None:
+def test_a_damaged_index_is_reported(folder: Path, text: str) -> None:
     (folder / INDEX).write_text(text)
     with pytest.raises(AxzooError, match=r"index\.json"):
         find_states(folder / states_file(PartId("layer", 0)))
 
 
-def test_a_missing_index_is_named(tmp_path: Path) -> None:
+def test_a_missing_index_is_reported(tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match=r"index\.json is missing"):
         find_states(tmp_path / states_file(PartId("layer", 0)))

@@ -58,13 +58,13 @@ COMBINATIONS = list(product(WEIGHT_TYPES, HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES)
 ]
 
 POST_ERRORS: dict[PostWeightType, float] = {"fp32": 1e-5, "bf16": 0.003, "s8": 0.01, "fp8_e4m3": 0.04, "fp8_e5m2": 0.08}
-"""Relative L2 of the logits: about that of the weights, half a step of a mantissa of 7, 3 or 2 bits at most."""
+"""Relative L2 error of the logits: about that of the weights, at most half a step of a 7, 3 or 2 bit mantissa."""
 STATE_ERRORS = {"fp32": 0.0, "fp16": 0.001, "bf16": 0.004}
 
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A llama whose rows all divide into groups of 64."""
+    """A llama whose rows are all multiples of 64."""
     return make_checkpoint(
         tmp_path_factory.mktemp("wide"), {"hidden_size": 64, "intermediate_size": 128, "initializer_range": 0.15}
     )
@@ -109,8 +109,10 @@ def _post_error(bundle: Bundle, oracle: Oracle) -> float:
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_files_are_what_their_dequantized_weights_compute(wide: Checkpoint, weights: str, tmp_path: Path) -> None:
-    """An oracle over the weights as onnx reads them from the files: no error is left but fp32's own."""
+def test_files_agree_with_an_oracle_on_their_dequantized_weights(
+    wide: Checkpoint, weights: str, tmp_path: Path
+) -> None:
+    """With the weights that onnx reads from the files, only fp32 rounding errors remain."""
     recipe = replace(BASE, **WEIGHTS[weights], post_weight_type=POST_OF[weights], hidden_state_type="fp32")
     built = build(wide, recipe, tmp_path)
     complete_bundle(built.plan)
@@ -142,14 +144,14 @@ def test_every_recipe_has_its_thresholds(given: dict[str, Any], wanted: Threshol
     assert thresholds_of(Recipe(**given)) == wanted
 
 
-def test_what_costs_more_may_be_further_off() -> None:
+def test_coarser_formats_have_looser_thresholds() -> None:
     rows = [FLOAT, BF16, S8, S4_GROUPS, S4, S4_MSE]
     for strict, loose in [*pairwise(rows), (S4_GROUPS, S4_GROUPS_MSE), (S4_GROUPS_GPTQ, S4_GPTQ), (S4_MSE_GPTQ, S4)]:
         assert strict.min_layer_cosine > loose.min_layer_cosine
         assert strict.max_delta_l2 < loose.max_delta_l2 < 1  # a layer that adds nothing has an error of 1
 
 
-def test_the_post_layer_has_no_part_in_level_1_and_may_loosen_level_2() -> None:
+def test_the_post_layer_does_not_affect_level_1_and_may_loosen_level_2() -> None:
     for weight_type, post_type in product(WEIGHT_TYPES, POST_WEIGHT_TYPES):
         layers = thresholds_of(Recipe(weight_type=weight_type))
         both = thresholds_of(Recipe(weight_type=weight_type, post_weight_type=post_type))

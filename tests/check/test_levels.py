@@ -1,4 +1,4 @@
-"""Both levels on a real bundle, whole and broken: a check that cannot fail proves nothing."""
+"""Both check levels on a real bundle, intact and broken: the checks must be able to fail."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from onnx import numpy_helper
 
 from axzoo.bundle.completion import complete_bundle
 from axzoo.check.fidelity import greedy_agreement, text_fidelity
-from axzoo.check.generation import Narrator, check_generation
-from axzoo.check.layers import check_layers, closeness, prompt_ids
+from axzoo.check.generation import GenerationLog, check_generation
+from axzoo.check.layers import check_layers, output_error, prompt_ids
 from axzoo.check.oracles import in_memory
 from axzoo.core.errors import AxzooError
 from axzoo.model.oracle import Oracle
@@ -28,7 +28,7 @@ from axzoo.weights.formats import BF16, FLOAT, S4, S8
 from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT, LAYERS, Built, Checkpoint
 
-NARRATOR = Narrator(LAYERS)
+LOG = GenerationLog(LAYERS)
 IDS = [int(i) for i in np.random.default_rng(3).integers(0, 256, 20)]
 
 
@@ -67,7 +67,7 @@ def test_a_good_s8_bundle_passes_level_1(bundle: Path, oracle: Oracle) -> None:
             assert found.max_abs > 0
 
 
-def test_an_exact_bundle_has_next_to_no_error(
+def test_an_exact_bundle_has_almost_no_error(
     build_tiny: Callable[[Recipe], Built], oracle: Oracle, tmp_path: Path
 ) -> None:
     folder = _complete(build_tiny(EXACT), tmp_path / "exact")
@@ -77,15 +77,15 @@ def test_an_exact_bundle_has_next_to_no_error(
         assert max(check.prefill.max_abs, check.decode.max_abs) < 1e-4
 
 
-def test_one_token_that_rounding_spoils_fails_no_layer() -> None:
-    """Activations of thousands, as first tokens have, round to multiples of 16; the layer adds 1 to each."""
+def test_one_token_with_a_large_rounding_error_does_not_fail_a_layer() -> None:
+    """Activations in the thousands, as of first tokens, are rounded to multiples of 16; the layer adds 1 to each."""
     rng = np.random.default_rng(0)
     given = rng.standard_normal((4, 64)).astype(np.float32)
     given[0] *= 4096
     want = given + rng.standard_normal((4, 64)).astype(np.float32)
-    found = closeness(given, want.astype(ml_dtypes.bfloat16).astype(np.float32), want)
+    found = output_error(given, want.astype(ml_dtypes.bfloat16).astype(np.float32), want)
     assert found.passes(BF16)
-    alone = closeness(given[:1], want[:1].astype(ml_dtypes.bfloat16).astype(np.float32), want[:1])
+    alone = output_error(given[:1], want[:1].astype(ml_dtypes.bfloat16).astype(np.float32), want[:1])
     assert not alone.passes(BF16)
 
 
@@ -97,7 +97,7 @@ def test_exchanged_layers_fail_level_1(bundle: Path, oracle: Oracle) -> None:
     assert [check.passes(S8) for check in checks] == [False, True]
 
 
-def test_exchanged_layers_fail_even_what_is_asked_of_s4(bundle: Path, oracle: Oracle) -> None:
+def test_exchanged_layers_fail_even_the_thresholds_of_s4(bundle: Path, oracle: Oracle) -> None:
     first, second = open_bundle(bundle).layers
     first.rename(bundle / "kept")
     shutil.copy(second, first)
@@ -105,7 +105,7 @@ def test_exchanged_layers_fail_even_what_is_asked_of_s4(bundle: Path, oracle: Or
 
 
 def test_one_wrong_matrix_fails_level_1(bundle: Path, oracle: Oracle) -> None:
-    """Its scales off by a tenth: a mistake that cosines over a whole residual stream would forgive."""
+    """Scales that are 10 % off, an error that the cosine of the whole residual stream does not reveal."""
     path = open_bundle(bundle).layers[1]
     model = onnx.load(path)
     for tensor in model.graph.initializer:
@@ -117,14 +117,14 @@ def test_one_wrong_matrix_fails_level_1(bundle: Path, oracle: Oracle) -> None:
 
 
 def test_a_prompt_of_one_token_is_too_short(bundle: Path, oracle: Oracle) -> None:
-    with pytest.raises(AxzooError, match="level 1 needs a prompt of at least 2 tokens, not 1"):
+    with pytest.raises(AxzooError, match="level 1 needs a prompt of at least 2 tokens, but this one has 1"):
         list(check_layers(open_bundle(bundle), oracle, IDS[:1]))
     assert len(list(check_layers(open_bundle(bundle), oracle, IDS[:2]))) == LAYERS
 
 
-def test_level_2_asks_the_oracle_of_every_token(bundle: Path, oracle: Oracle, checkpoint: Checkpoint) -> None:
+def test_level_2_compares_every_token_with_the_oracle(bundle: Path, oracle: Oracle, checkpoint: Checkpoint) -> None:
     tokenizer = load_tokenizer(bundle / "tokenizer")
-    check = check_generation(load_model(bundle), tokenizer, oracle, IDS, 6, NARRATOR)
+    check = check_generation(load_model(bundle), tokenizer, oracle, IDS, 6, LOG)
     assert 1 <= len(check.steps) <= 6
     tokens = [step.token for step in check.steps]
     wanted = checkpoint.logits([*IDS, *tokens])[len(IDS) - 1 : -1]
@@ -156,11 +156,11 @@ def test_level_2_asks_the_oracle_of_every_token(bundle: Path, oracle: Oracle, ch
     assert check.failures(S8, None) == []
 
 
-def test_level_2_of_a_post_layer_that_names_its_likeliest_tokens(
+def test_level_2_with_a_post_layer_that_returns_top_k(
     build_tiny: Callable[[Recipe], Built], oracle: Oracle, tmp_path: Path
 ) -> None:
     folder = _complete(build_tiny(replace(EXACT, post_topk=4)), tmp_path / "topk")
-    check = check_generation(load_model(folder), load_tokenizer(folder / "tokenizer"), oracle, IDS, 6, NARRATOR)
+    check = check_generation(load_model(folder), load_tokenizer(folder / "tokenizer"), oracle, IDS, 6, LOG)
     assert check.compared_tokens == 4
     assert (check.top1_agreement, check.failures(FLOAT, None)) == (1, [])
     assert check.mean_kl < 1e-6
@@ -179,8 +179,8 @@ def test_level_1_of_a_decode_only_bundle_has_no_prefill(
         assert check.passes(S8)
 
 
-def test_level_2_says_what_failed(bundle: Path, oracle: Oracle) -> None:
-    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 4, NARRATOR)
+def test_level_2_reports_what_failed(bundle: Path, oracle: Oracle) -> None:
+    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 4, LOG)
     assert check.failures(S8, check.answer[:1]) == []
     (missing,) = check.failures(S8, "Paris is not what this model says")
     assert "does not contain 'Paris is not what this model says'" in missing
@@ -189,22 +189,22 @@ def test_level_2_says_what_failed(bundle: Path, oracle: Oracle) -> None:
     assert [line.split(" is ")[0].rsplit(" ", 1)[0] for line in said] == ["mean KL divergence", "top-1 agreement"]
 
 
-def test_level_2_sees_a_broken_layer(bundle: Path, oracle: Oracle) -> None:
+def test_level_2_detects_a_broken_layer(bundle: Path, oracle: Oracle) -> None:
     first, second = open_bundle(bundle).layers
     first.unlink()
     shutil.copy(second, first)
-    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 6, NARRATOR)
+    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 6, LOG)
     assert check.failures(S8, None)
 
 
-def test_level_2_stops_where_the_context_ends(bundle: Path, oracle: Oracle) -> None:
+def test_level_2_stops_at_the_end_of_the_context(bundle: Path, oracle: Oracle) -> None:
     model = load_model(bundle)
-    check = check_generation(model, load_tokenizer(bundle / "tokenizer"), oracle, IDS, 1000, NARRATOR)
+    check = check_generation(model, load_tokenizer(bundle / "tokenizer"), oracle, IDS, 1000, LOG)
     assert check.hit_eos or model.is_full
     assert len(IDS) + len(check.steps) <= model.geometry.max_token_len + 1
 
 
-def test_prompts_are_the_users_message_or_raw_text(bundle: Path) -> None:
+def test_prompts_are_a_user_message_or_raw_text(bundle: Path) -> None:
     tokenizer = load_tokenizer(bundle / "tokenizer")
     assert tokenizer.decode(prompt_ids(tokenizer, "Hi", chat=True), False) == "<user>Hi"
     assert tokenizer.decode(prompt_ids(tokenizer, "Hi", chat=False), False) == "Hi"
@@ -237,4 +237,4 @@ def test_greedy_agreement(bundle: Path, build_tiny: Callable[[Recipe], Built], o
     shutil.copy(second, first)
     broken = greedy_agreement(load_model(bundle), oracle, IDS, 8, ends=())
     assert broken.agreed < 8
-    assert broken.lead > 0
+    assert broken.margin > 0

@@ -1,4 +1,4 @@
-"""The measures, on cases whose answer is known."""
+"""The metrics, on cases with known results."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_angle_and_distance(got: list[float], want: list[float], angle: float, d
     assert relative_l2(a, b) == pytest.approx(distance)
 
 
-def test_sums_are_taken_in_double_precision() -> None:
+def test_sums_are_computed_in_double_precision() -> None:
     big = np.full(1 << 16, 255, ml_dtypes.bfloat16)
     assert cosine(big, big) == pytest.approx(1, abs=1e-12)
     assert relative_l2(big, big) == 0
     assert max_abs(np.array([60000], np.float16), np.array([-60000], np.float16)) == 120000
 
 
-def test_nan_never_passes_for_close() -> None:
+def test_nan_is_never_close() -> None:
     nan, one = np.array([np.nan, 1], np.float32), np.ones(2, np.float32)
     assert not cosine(nan, one) >= 0.9
     assert not relative_l2(nan, one) <= 0.1
@@ -61,7 +61,7 @@ def test_log_softmax_of_extremes() -> None:
 
 
 @given(want=ROWS, got=ROWS)
-def test_kl_is_what_its_formula_says(want: NDArray[np.float32], got: NDArray[np.float32]) -> None:
+def test_kl_agrees_with_its_formula(want: NDArray[np.float32], got: NDArray[np.float32]) -> None:
     found = kl_divergence(want, got)
     assert found.shape == (3,)
     assert (found >= -1e-12).all()
@@ -78,8 +78,8 @@ def test_kl_is_not_symmetric() -> None:
     assert kl_divergence(b, a) == pytest.approx(0.25 * math.log(0.5) + 0.75 * math.log(1.5))
 
 
-def test_kl_over_the_tokens_that_are_named() -> None:
-    """Three of four, whose own probabilities are 2/7, 2/7, 3/7 wanted and 1/4, 1/4, 2/4 found."""
+def test_kl_over_the_returned_tokens() -> None:
+    """Three of four tokens, renormalized to 2/7, 2/7, 3/7 in `want` and 1/4, 1/4, 2/4 in `got`."""
     want = np.log(np.array([0.2, 0.3, 0.2, 0.3]))
     got = np.log(np.array([0.1, 0.0, 0.1, 0.2]), out=np.full(4, -np.inf), where=np.array([True, False, True, True]))
     expected = 2 * (2 / 7) * math.log((2 / 7) / (1 / 4)) + (3 / 7) * math.log((3 / 7) / (2 / 4))

@@ -1,4 +1,4 @@
-"""The GGUF reader against the `gguf` package (writer, reader, quantizer) and against forged files."""
+"""The GGUF reader compared with the `gguf` package (writer, reader, quantizer), and on forged files."""
 
 import struct
 from pathlib import Path
@@ -11,7 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axzoo.checkpoint.gguf.header import read_head
+from axzoo.checkpoint.gguf.header import read_header
 from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 from axzoo.checkpoint.tensors import row_blocks
 from axzoo.core.errors import AxzooError
@@ -63,13 +63,13 @@ def path(tmp_path: Path) -> Path:
 
 
 def stored(name: str, kind: Kind) -> np.ndarray:
-    """What the file holds for a tensor, by the package's own quantizer and dequantizer."""
+    """The values stored for a tensor, computed with the package's quantizer and dequantizer."""
     values, kind = tensors(kind)[name]
     return np.asarray(gguf.dequantize(gguf.quantize(values, kind), kind))
 
 
 def restored(rows: np.ndarray, heads: int) -> np.ndarray:
-    """Hugging Face's row order, as transformers writes the inverse of llama.cpp's permute."""
+    """Hugging Face's row order, computed with transformers' inverse of llama.cpp's permute."""
     return rows.reshape(heads, HEAD_DIM // 2, 2, -1).swapaxes(1, 2).reshape(rows.shape)
 
 
@@ -95,9 +95,7 @@ def test_values_names_and_row_order(tmp_path: Path, kind: Kind) -> None:
 
 @settings(deadline=None)
 @given(bounds=st.lists(st.integers(0, 64), min_size=2, max_size=2, unique=True))
-def test_any_range_of_rows_is_that_part_of_the_whole(
-    tmp_path_factory: pytest.TempPathFactory, bounds: list[int]
-) -> None:
+def test_any_range_of_rows(tmp_path_factory: pytest.TempPathFactory, bounds: list[int]) -> None:
     start, stop = sorted(bounds)
     path = tmp_path_factory.mktemp("rows") / "tiny.gguf"
     checkpoint = GgufCheckpoint(write(path, tensors(Kind.Q4_1), METADATA))
@@ -106,7 +104,7 @@ def test_any_range_of_rows_is_that_part_of_the_whole(
         np.testing.assert_array_equal(checkpoint.read_rows(name, start, stop), whole[start:stop])
 
 
-def test_the_head_agrees_with_the_packages_own_reader(tmp_path: Path) -> None:
+def test_the_header_agrees_with_the_packages_reader(tmp_path: Path) -> None:
     extra = {
         "a.text": "héllo 世界",
         "a.float": 0.1,
@@ -115,7 +113,7 @@ def test_the_head_agrees_with_the_packages_own_reader(tmp_path: Path) -> None:
         "a.reals": [0.5, 2.0],
     }
     path = write(tmp_path / "tiny.gguf", tensors(Kind.Q4_0), METADATA | extra)
-    head, reader = read_head(path), gguf.GGUFReader(path)
+    head, reader = read_header(path), gguf.GGUFReader(path)
     theirs = {key: field.contents() for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     assert head.metadata == theirs
     assert head.data_start == reader.data_offset
@@ -135,7 +133,7 @@ def test_truncated_files(path: Path, keep: int) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(at=st.integers(0, 700), value=st.binary(min_size=1, max_size=8))
-def test_forged_heads_are_read_or_refused_never_worse(
+def test_randomly_changed_headers_are_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, at: int, value: bytes
 ) -> None:
     path = tmp_path_factory.mktemp("forged") / "tiny.gguf"
@@ -182,23 +180,23 @@ def entry(key: bytes, kind: int, value: bytes) -> bytes:
         (b"", "not a readable GGUF"),
     ],
 )
-def test_forged_heads(tmp_path: Path, data: bytes, said: str) -> None:
+def test_forged_headers(tmp_path: Path, data: bytes, said: str) -> None:
     path = tmp_path / "forged.gguf"
     path.write_bytes(data)
     with pytest.raises(AxzooError, match=said):
-        read_head(path)
+        read_header(path)
 
 
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [
         ({}, "head_count None"),
-        (METADATA | {"llama.attention.head_count": 0}, "make no heads"),
-        (METADATA | {"llama.attention.key_length": 7}, "rotated in pairs"),
-        (METADATA | {"llama.attention.key_length": 24}, "not heads of 24 rows"),
+        (METADATA | {"llama.attention.head_count": 0}, "are not valid"),
+        (METADATA | {"llama.attention.key_length": 7}, "is not a positive even number"),
+        (METADATA | {"llama.attention.key_length": 24}, "must be a multiple of the head dimension 24"),
     ],
 )
-def test_metadata_that_makes_no_heads(tmp_path: Path, metadata: dict[str, Any], said: str) -> None:
+def test_invalid_head_metadata(tmp_path: Path, metadata: dict[str, Any], said: str) -> None:
     path = write(tmp_path / "tiny.gguf", tensors(Kind.F32), metadata)
     with pytest.raises(AxzooError, match=said):
         GgufCheckpoint(path)

@@ -1,4 +1,4 @@
-"""GPTQ against a packer and a dequantizer written from the format's definition, an integer at a time."""
+"""GPTQ compared with a packer and a dequantizer that follow the format's definition one integer at a time."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Layer:
     group: list[int]
 
     def weight(self) -> Array:
-        """[outputs, inputs], each number by itself."""
+        """[outputs, inputs], computed one number at a time."""
         return np.array(
             [
                 [
@@ -77,7 +77,7 @@ class Layer:
 
 
 def make_layer(bits: int, inputs: int, outputs: int, group_size: int, sym: bool, act_order: bool, seed: int) -> Layer:
-    """Random integers over the whole range, zero points too unless `sym`."""
+    """Random integers over the whole range; random zero points unless `sym`."""
     numbers, size = random.Random(seed), inputs if group_size == -1 else group_size
     groups, most = -(-inputs // size), (1 << bits) - 1
     group = [k // size for k in range(inputs)]
@@ -93,7 +93,7 @@ def make_layer(bits: int, inputs: int, outputs: int, group_size: int, sym: bool,
 
 
 class InMemory:
-    """A checkpoint of arrays."""
+    """A checkpoint of arrays in memory."""
 
     def __init__(self, arrays: dict[str, Array]) -> None:
         names = {"float16": "F16", "float32": "F32", "int32": "I32", "bfloat16": "BF16", "int64": "I64"}
@@ -138,7 +138,7 @@ def test_weights(tmp_path: Path, bits: int, group_size: int, sym: bool, act_orde
 
 
 def test_the_order_of_the_fields_is_the_published_one(tmp_path: Path) -> None:
-    """Eight inputs, one word an output, written by hand; zero points 1 to 8 are stored as 0 to 7."""
+    """Eight inputs, one word per output, packed by hand; zero points 1 to 8 are stored as 0 to 7."""
     stored = {
         "x.qweight": np.array([[0x76543210] * 8], np.int32),
         "x.qzeros": np.array([[0x76543210]], np.int32),
@@ -159,7 +159,7 @@ def test_any_range_of_rows_in_any_pieces(
     checkpoint = opened(folder, under("x", layer.stored(less_one=True)), bits=bits, desc_act=True)
     start, stop = sorted((start, stop))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gptq, "_PIECE_BYTES", piece)
+        patch.setattr(gptq, "_CHUNK_BYTES", piece)
         assert_array_equal(checkpoint.read_rows("x.weight", start, stop), layer.weight()[start:stop])
 
 
@@ -182,7 +182,7 @@ def test_scales_of_another_dtype(tmp_path: Path, dtype: Any) -> None:
     assert_array_equal(opened(tmp_path, stored).read_rows("x.weight", 0, 8), (codes - 8) * 0.25)
 
 
-def test_what_is_not_packed_stays(tmp_path: Path) -> None:
+def test_unpacked_tensors_are_unchanged(tmp_path: Path) -> None:
     packed = under("x", make_layer(4, 16, 8, 16, sym=True, act_order=False, seed=0).stored(less_one=True))
     others = {"x.bias": np.ones(8, np.float16), "y.weight": np.ones((2, 2), np.float16), "z.scales": np.ones(2)}
     others["z.scales"] = others["z.scales"].astype(np.float32)
@@ -192,7 +192,7 @@ def test_what_is_not_packed_stays(tmp_path: Path) -> None:
     assert checkpoint.read_rows("x.bias", 2, 4).dtype == np.float16
 
 
-def test_a_scale_that_is_not_finite_is_seen(tmp_path: Path) -> None:
+def test_a_scale_that_is_not_finite_is_detected(tmp_path: Path) -> None:
     stored = under("x", make_layer(4, 16, 8, 16, sym=True, act_order=False, seed=0).stored(less_one=True))
     stored["x.scales"][0, 3] = np.inf
     with pytest.raises(AxzooError, match=r"tensor x\.weight holds NaN or infinite values"):
@@ -200,11 +200,11 @@ def test_a_scale_that_is_not_finite_is_seen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("layout", "less_one"), [("gptq", False), ("gptq_v2", True)])
-def test_symmetric_zero_points_betray_the_wrong_format(tmp_path: Path, layout: str, less_one: bool) -> None:
-    """Some tools declare "gptq" and write "gptq_v2": every weight would be wrong by one step."""
+def test_symmetric_zero_points_reveal_the_wrong_format(tmp_path: Path, layout: str, less_one: bool) -> None:
+    """Some tools declare "gptq" and write "gptq_v2"; every weight would be off by one step."""
     stored = under("x", make_layer(4, 16, 8, 16, sym=True, act_order=False, seed=0).stored(less_one))
     checkpoint = opened(tmp_path, stored, sym=True, checkpoint_format=layout)
-    with pytest.raises(AxzooError, match=r"x\.qzeros has a zero point other than 8, but .*config\.json says sym"):
+    with pytest.raises(AxzooError, match=r"x\.qzeros has a zero point other than 8, but .*config\.json has sym"):
         checkpoint.read_rows("x.weight", 0, 8)
 
 
@@ -212,7 +212,7 @@ def test_symmetric_zero_points_betray_the_wrong_format(tmp_path: Path, layout: s
 def test_a_group_that_does_not_exist(tmp_path: Path, group: int) -> None:
     stored = under("x", make_layer(4, 16, 8, 16, sym=True, act_order=False, seed=0).stored(less_one=True))
     stored["x.g_idx"][5] = group
-    with pytest.raises(AxzooError, match=r"memory: tensor x\.g_idx names groups outside its 1"):
+    with pytest.raises(AxzooError, match=r"memory: tensor x\.g_idx has group indices outside 0 to 0"):
         opened(tmp_path, stored).read_rows("x.weight", 0, 8)
 
 
@@ -223,13 +223,17 @@ WRONG: dict[str, tuple[dict[str, Array | None], dict[str, Any], str]] = {
     "no outputs": ({"x.qweight": np.zeros((2, 0), np.int32)}, {}, r"x\.qweight has shape \[2, 0\]"),
     "short g_idx": ({"x.g_idx": np.zeros(15, np.int32)}, {}, r"x\.g_idx has shape \[15\], but \[16\]"),
     "long scales": ({"x.scales": np.ones((2, 8), np.float16)}, {}, r"x\.scales has shape \[2, 8\]"),
-    "no scales": ({"x.scales": None}, {}, r"lacks tensor x\.scales"),
-    "no zero points": ({"x.qzeros": None}, {}, r"lacks tensor x\.qzeros"),
-    "act order without g_idx": ({"x.g_idx": None}, {"desc_act": True}, r"lacks tensor x\.g_idx"),
+    "no scales": ({"x.scales": None}, {}, r"has no tensor x\.scales"),
+    "no zero points": ({"x.qzeros": None}, {}, r"has no tensor x\.qzeros"),
+    "act order without g_idx": ({"x.g_idx": None}, {"desc_act": True}, r"has no tensor x\.g_idx"),
     "words of 64 bits": ({"x.qweight": np.zeros((2, 8), np.int64)}, {}, r"x\.qweight has dtype I64"),
-    "integer scales": ({"x.scales": np.ones((1, 8), np.int32)}, {}, r"x\.scales has dtype I32; axzoo reads F32"),
-    "both": ({"x.weight": np.ones((8, 16), np.float32)}, {}, r"holds x\.weight both packed and not"),
-    "nothing packed": ({"x.qweight": None}, {}, r"declares gptq, but the checkpoint holds no packed tensor"),
+    "integer scales": (
+        {"x.scales": np.ones((1, 8), np.int32)},
+        {},
+        r"x\.scales has dtype I32, but must have one of F32",
+    ),
+    "both": ({"x.weight": np.ones((8, 16), np.float32)}, {}, r"contains x\.weight both packed and unpacked"),
+    "nothing packed": ({"x.qweight": None}, {}, r"declares gptq, but the checkpoint contains no packed tensor"),
 }
 
 
@@ -246,15 +250,15 @@ def test_tensors_that_contradict_the_config(
 @pytest.mark.parametrize(
     ("said", "message"),
     [
-        ({"quant_method": "awq"}, "says quant_method 'awq'; axzoo reads gptq"),
+        ({"quant_method": "awq"}, "quant_method 'awq' is not supported, only gptq"),
         ({"quant_method": "bitsandbytes"}, "quant_method 'bitsandbytes'"),
         ({"quant_method": "fp8"}, "quant_method 'fp8'"),
         ({"quant_method": None}, "quant_method None"),
-        ({"bits": 3}, "bits of the quantization is 3, but axzoo reads 4 or 8"),
+        ({"bits": 3}, "bits of the quantization is 3, but must be 4 or 8"),
         ({"bits": 4.0}, "bits of the quantization is 4.0"),
         ({"bits": None}, "bits of the quantization is None"),
         ({"group_size": 0}, "group_size of the quantization is 0"),
-        ({"group_size": -2}, "must be positive, or -1"),
+        ({"group_size": -2}, "must be positive or -1"),
         ({"group_size": True}, "group_size"),
         ({"group_size": None}, "group_size"),
         ({"desc_act": 1}, "desc_act of the quantization is 1"),
@@ -263,7 +267,7 @@ def test_tensors_that_contradict_the_config(
         ({"is_marlin_format": True}, "is_marlin_format"),
     ],
 )
-def test_quantizations_that_are_not_read(tmp_path: Path, said: dict[str, Any], message: str) -> None:
+def test_unsupported_quantizations(tmp_path: Path, said: dict[str, Any], message: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": USUAL | said}))
     with pytest.raises(AxzooError, match=message) as error:
         open_checkpoint(tmp_path)
@@ -287,11 +291,11 @@ def test_where_the_quantization_is_declared(tmp_path: Path) -> None:
     for path, content in (("config.json", {"quantization_config": 4}), ("quantize_config.json", [4])):
         (tmp_path / "config.json").write_text("{}")
         (tmp_path / path).write_text(json.dumps(content))
-        with pytest.raises(AxzooError, match=f"{path} has a quantization that is no mapping"):
+        with pytest.raises(AxzooError, match=f"{path}: its quantization is not a JSON object"):
             gptq_config(tmp_path)
 
 
-def test_a_model_locks_as_the_plain_checkpoint_of_its_values_does(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_a_gptq_checkpoint_locks_like_the_dequantized_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
     plain = load_file(checkpoint.folder / "model.safetensors")
     packed = dict(plain)
     for seed, name in enumerate(sorted(plain)):

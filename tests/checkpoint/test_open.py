@@ -1,4 +1,4 @@
-"""Which of a folder's files open_checkpoint reads, and that the format makes no difference to the lock."""
+"""Which files of a folder open_checkpoint reads, and that the lock does not depend on the format."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _index(folder: Path, name: str, shard: str) -> None:
     (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
 
 
-def test_safetensors_go_before_pickles(tmp_path: Path) -> None:
+def test_safetensors_take_precedence_over_pickles(tmp_path: Path) -> None:
     torch.save({"w": torch.tensor([1.0])}, tmp_path / PICKLED)
     assert _value(open_checkpoint(tmp_path)) == 1.0
     torch.save({"w": torch.tensor([2.0])}, tmp_path / "pytorch_model-1.bin")
@@ -49,14 +49,16 @@ def test_safetensors_go_before_pickles(tmp_path: Path) -> None:
 def test_no_weights(tmp_path: Path, name: str | None) -> None:
     if name:
         (tmp_path / name).write_bytes(b"\x80\x04.")
-    with pytest.raises(AxzooError, match=r"holds neither model\.safetensors nor pytorch_model\.bin") as error:
+    with pytest.raises(
+        AxzooError, match=r"no weights that axzoo can read: neither model\.safetensors nor pytorch_model\.bin"
+    ) as error:
         open_checkpoint(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shards", [1, 3])
-def test_a_pickled_model_locks_as_its_safetensors_do(checkpoint: Tiny, tmp_path: Path, dtype: str, shards: int) -> None:
+def test_a_pickled_model_locks_like_its_safetensors(checkpoint: Tiny, tmp_path: Path, dtype: str, shards: int) -> None:
     stored = {name: value.to(DTYPES[dtype]) for name, value in load_file(checkpoint.folder / SAFE).items()}
     folders = {name: tmp_path / name for name in ("safe", "pickled")}
     for folder in folders.values():

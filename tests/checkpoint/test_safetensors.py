@@ -1,4 +1,4 @@
-"""safetensors files, single and sharded, honest and hostile."""
+"""safetensors files, single and sharded, valid and hostile."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("content", LIES.values(), ids=LIES.keys())
-def test_a_lying_header(tmp_path: Path, content: bytes) -> None:
+def test_a_forged_header(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     _refused(tmp_path, "is damaged or incomplete")
 
@@ -128,13 +128,13 @@ def test_a_missing_shard(tmp_path: Path) -> None:
     ],
     ids=repr,
 )
-def test_a_shard_must_lie_beside_its_index(tmp_path: Path, shard: Any) -> None:
+def test_a_shard_must_be_in_the_folder_of_its_index(tmp_path: Path, shard: Any) -> None:
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     save_file({"a": A}, tmp_path / "x.safetensors")  # an outside file that would do
     (folder / "sub").mkdir()
     save_file({"a": A}, folder / "sub" / "x.safetensors")
-    _refused(_sharded(folder, {"a": shard}), "a shard must be a plain file name beside it")
+    _refused(_sharded(folder, {"a": shard}), "a shard must be the name of a file in the same folder")
 
 
 @pytest.mark.parametrize("weight_map", [{}, [], "x", 3, None])
@@ -145,21 +145,21 @@ def test_an_index_without_a_map(tmp_path: Path, weight_map: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"weight_map": {"a": "model-1.safetensors"'])
-def test_an_index_that_is_none(tmp_path: Path, text: str) -> None:
+def test_an_invalid_index(tmp_path: Path, text: str) -> None:
     (_sharded(tmp_path) / "model.safetensors.index.json").write_text(text)
     _refused(tmp_path, "is not valid JSON|has no weight_map")
 
 
-def test_an_index_that_promises_what_no_shard_holds(tmp_path: Path) -> None:
-    _refused(_sharded(tmp_path, {"c": "model-1.safetensors"}), "places 'c' in model-1.*, but no shard holds it")
+def test_an_index_that_lists_a_tensor_no_shard_contains(tmp_path: Path) -> None:
+    _refused(_sharded(tmp_path, {"c": "model-1.safetensors"}), "places 'c' in model-1.*, but no shard contains it")
 
 
 def test_shards_that_repeat_a_tensor(tmp_path: Path) -> None:
     save_file({"a": A, "b": B}, _sharded(tmp_path) / "model-2.safetensors")
-    _refused(tmp_path, r"model-2\.safetensors repeats tensor a of model-1\.safetensors")
+    _refused(tmp_path, r"model-2\.safetensors repeats tensor a, which is also in model-1\.safetensors")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "a\x07"])
-def test_a_name_that_would_disturb_a_terminal(tmp_path: Path, name: str) -> None:
+def test_an_unprintable_name(tmp_path: Path, name: str) -> None:
     save_file({name: A}, tmp_path / "model.safetensors")
     _refused(tmp_path, "has a tensor with an unprintable name")

@@ -1,4 +1,4 @@
-"""Walking over tensors by blocks of rows."""
+"""Reading and hashing tensors in blocks of rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 class InMemory:
-    """A checkpoint of arrays, which counts what is read."""
+    """A checkpoint of arrays in memory that counts the rows read."""
 
     def __init__(self, **arrays: Array) -> None:
         self._arrays = arrays
@@ -57,18 +57,18 @@ def test_blocks_are_the_tensor(monkeypatch: pytest.MonkeyPatch, dtype: Any, shap
         assert _digest(array) == whole
 
 
-def test_digests_are_those_of_the_published_vectors() -> None:
-    """BLAKE3's own test_vectors.json: of nothing, and of the bytes 0, 1, 2."""
+def test_hashes_agree_with_the_published_vectors() -> None:
+    """From BLAKE3's test_vectors.json: the empty input, and the bytes 0, 1, 2."""
     assert blake3(b"").hexdigest() == "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
     assert blake3(bytes(range(3))).hexdigest() == "e1be4d7a8ab5560aa4199eea339849ba8e293d55ca0a81006726d184519e647f"
 
 
 @pytest.mark.parametrize("block_bytes", [1, 25, 10**6])
 @pytest.mark.parametrize("start, stop", [(0, 7), (0, 3), (3, 7), (6, 7), (2, 2)])
-def test_some_rows_are_a_tensor_of_their_own(
+def test_a_slice_of_rows_is_a_tensor_by_itself(
     monkeypatch: pytest.MonkeyPatch, start: int, stop: int, block_bytes: int
 ) -> None:
-    """So that a projection fused with others is the same part as one stored by itself, and reads no row of theirs."""
+    """A projection in a fused tensor hashes like one stored separately, and reads no other rows."""
     array = np.random.default_rng(0).standard_normal((7, 3)).astype(np.float32)
     monkeypatch.setattr(tensors, "BLOCK_BYTES", block_bytes)
     found = _digest(array, (start, stop))
@@ -82,7 +82,7 @@ def test_some_rows_are_a_tensor_of_their_own(
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_one_value_that_is_not_finite_is_seen(dtype: Any, value: float) -> None:
+def test_one_value_that_is_not_finite_is_detected(dtype: Any, value: float) -> None:
     array = np.zeros((5, 4), dtype)
     _digest(array)
     array[4, 3] = value
@@ -91,7 +91,7 @@ def test_one_value_that_is_not_finite_is_seen(dtype: Any, value: float) -> None:
     _digest(array, (0, 4))
 
 
-def test_the_digest_is_of_dtype_and_shape_too() -> None:
+def test_the_hash_includes_dtype_and_shape() -> None:
     zeros = np.zeros((2, 6), np.float32)
     same_bytes: list[Array] = [zeros, zeros.reshape(6, 2), zeros.reshape(12), np.zeros((2, 12), np.float16)]
     same_bytes.append(np.zeros((2, 12), ml_dtypes.bfloat16))
@@ -100,6 +100,8 @@ def test_the_digest_is_of_dtype_and_shape_too() -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.float64, np.uint8, np.bool_])
-def test_a_dtype_that_is_not_read(dtype: Any) -> None:
-    with pytest.raises(AxzooError, match=f"memory: tensor w has dtype {np.dtype(dtype)}; axzoo reads F32, F16, BF16"):
+def test_an_unsupported_dtype(dtype: Any) -> None:
+    with pytest.raises(
+        AxzooError, match=f"memory: tensor w has dtype {np.dtype(dtype)}, but must have one of F32, F16, BF16"
+    ):
         list(row_blocks(InMemory(w=np.zeros((2, 2), dtype)), "w", 0, 2))

@@ -69,7 +69,7 @@ def test_a_failed_checks_report_is_kept_under_another_name(
     kept = first.rename(first.with_suffix(".kept"))
     shutil.copy(second, first)
     assert check(verb, project, name) == 1
-    assert f"its numbers are in results/checks/AX650/tiny-w8a16/{failed}" in capsys.readouterr().err
+    assert f"the numbers are in results/checks/AX650/tiny-w8a16/{failed}" in capsys.readouterr().err
     assert reports() == {failed}
     found = json.loads(Path("results/checks/AX650/tiny-w8a16", failed).read_text())
     assert found["passed"] is False

@@ -26,7 +26,7 @@ def test_every_family_is_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         family = load_family(model_type)
         assert ", ".join(family.ROPE_TYPES) in row
         assert family.PARITY_TESTS in row
-    assert checkpoints.startswith("Checkpoints of every model_type: safetensors")
+    assert checkpoints.startswith("Checkpoint formats of every model_type: safetensors")
 
 
 @pytest.mark.parametrize("model_type", supported_model_types())

@@ -120,7 +120,7 @@ def test_what_no_option_takes(words: list[str], capsys: pytest.CaptureFixture[st
             "--chip: unknown chip 'AX1': known are AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
         ),
         (["--kv_cache_len", "31", "--prompt", ""], "--prompt: '' is not text of at least one character"),
-        (["--model_type", "gpt2"], "config.json as changed by --model_type: model_type 'gpt2' is not supported"),
+        (["--model_type", "gpt2"], "config.json (overridden by --model_type): model_type 'gpt2' is not supported"),
         (["--ignore_config_keys", "nosuchkey"], "--ignore_config_keys nosuchkey: "),
         (["--kv_cache_len", "129"], "--kv_cache_len 129 asks for 129 positions, and config.json gives the model 128"),
         (["--kv_cache_len", "31", "--post_topk", "263"], "--post_topk 263 is more than the vocabulary's 262"),
@@ -179,7 +179,9 @@ def test_a_bad_value_is_said_of_the_file_it_stands_in(
     mine = tmp_path / "mine.json"
     mine.write_text('{"hidden_act": "relu"}')
     said = refusal(capsys, tmp_path, "--input_path", qwen.folder, "--model_config", mine)
-    assert said.startswith(f"{qwen.folder}/config.json as changed by {mine}: hidden_act is 'relu', but must be 'silu'")
+    assert said.startswith(
+        f"{qwen.folder}/config.json (overridden by {mine}): hidden_act is 'relu', but must be 'silu'"
+    )
     mine.write_text('{"model_name": 3}')
     said = refusal(capsys, tmp_path, "--input_path", qwen.folder, "--model_config", mine)
     assert said == f"{mine}: model_name is 3, but must be text\n"

@@ -1,4 +1,4 @@
-"""`axzoo store` over what a build left."""
+"""`axzoo store` on the results of a build."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_size(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     head, shared, alone = capsys.readouterr().out.splitlines()
     assert head.startswith("4 entries, ")
     assert shared.endswith(" MB shared with bundles")
-    assert alone.endswith(" MB held by the store alone")
+    assert alone.endswith(" MB only in the store")
 
 
 def test_list(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,17 +60,17 @@ def test_list(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_verify_and_repair(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "verify"]) == 0
-    assert capsys.readouterr().out == "4 entries, all as their receipts say\n"
+    assert capsys.readouterr().out == "4 entries, all intact\n"
     key = next(path.name for path in sorted(results.glob("store/*/*")) if path.suffix == "")
     with (results / "store" / key[:2] / key).open("ab") as file:
         file.write(b"\0")
-    for words, done in (([], "left"), (["--repair"], "removed")):
+    for words, action in (([], "kept"), (["--repair"], "removed")):
         assert main(["store", "verify", *words]) == 1
         shown = capsys.readouterr()
-        assert shown.out == f"{key}: its bytes are not those its receipt tells of; {done}\n"
+        assert shown.out == f"{key}: its data does not match its receipt; {action}\n"
         assert "axzoo: results/store has 1 damaged entries: " in shown.err
     assert main(["store", "verify"]) == 0
-    assert capsys.readouterr().out == "3 entries, all as their receipts say\n"
+    assert capsys.readouterr().out == "3 entries, all intact\n"
 
 
 def test_gc(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,10 +89,10 @@ def test_gc(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("days", ["-1", "nan", "inf"])
-def test_an_age_that_is_none(results: Path, capsys: pytest.CaptureFixture[str], days: str) -> None:
+def test_an_invalid_age(results: Path, capsys: pytest.CaptureFixture[str], days: str) -> None:
     _age(results)
     assert main(["store", "gc", f"--days={days}"]) == 1
-    assert "is no age: give 0 or more" in capsys.readouterr().err
+    assert "is not valid: give a number of 0 or more" in capsys.readouterr().err
     assert len(list(results.glob("store/*/*.json"))) == 4
 
 

@@ -1,4 +1,4 @@
-"""A reader sees a whole file or none."""
+"""Files are written atomically: a reader sees the complete file or none."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_success_makes_the_file_and_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit, MemoryError])
-def test_failure_leaves_what_there_was(tmp_path: Path, failure: type[BaseException]) -> None:
+def test_a_failure_leaves_the_old_file(tmp_path: Path, failure: type[BaseException]) -> None:
     target = tmp_path / "file"
     for before in (None, "old"):
         if before:
@@ -54,9 +54,9 @@ def test_a_target_that_cannot_be_replaced_leaves_no_temporary_file(tmp_path: Pat
 
 
 def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
-    """Nor is a device, like /dev/full."""
+    """A device such as /dev/full is not replaced either."""
     os.mkfifo(tmp_path / "x")
-    with pytest.raises(AxzooError, match="x exists and is no ordinary file: name another"):
+    with pytest.raises(AxzooError, match="x exists and is not a regular file: choose another path"):
         write_bytes(tmp_path / "x", b"data")
     assert (tmp_path / "x").is_fifo()
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
@@ -74,7 +74,7 @@ def test_permissions_follow_the_umask(tmp_path: Path, umask: int, mode: int) -> 
     before = os.umask(umask)
     try:
         write_text(tmp_path / "file", "")
-        assert os.umask(umask) == umask  # left as it was
+        assert os.umask(umask) == umask  # unchanged
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
@@ -101,7 +101,7 @@ def test_many_writers_and_a_reader(tmp_path: Path) -> None:
 
 
 @given(value=JSON)
-def test_canonical_json_says_the_value_and_nothing_of_its_order(value: Any) -> None:
+def test_canonical_json_does_not_depend_on_key_order(value: Any) -> None:
     text = canonical_json(value)
     assert json.loads(text) == value
     assert canonical_json(_reversed(value)) == text
@@ -113,7 +113,7 @@ def _reversed(value: Any) -> Any:
     return [_reversed(item) for item in value] if isinstance(value, list) else value
 
 
-def test_json_as_written(tmp_path: Path) -> None:
+def test_json_format(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     write_json(path, {"b": "é", "a": [1]})
     assert path.read_text() == '{\n  "a": [\n    1\n  ],\n  "b": "é"\n}\n'
@@ -122,7 +122,7 @@ def test_json_as_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), {1, 2}, Path("x")])
-def test_what_json_cannot_say_is_not_written(tmp_path: Path, value: Any) -> None:
+def test_values_json_cannot_represent_are_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         write_json(tmp_path / "x.json", value)
     assert not list(tmp_path.iterdir())
@@ -131,16 +131,16 @@ def test_what_json_cannot_say_is_not_written(tmp_path: Path, value: Any) -> None
 NOT_JSON = {
     "empty": b"",
     "cut off": b"{",
-    "no text": b"\xff\xfe\0",
+    "not text": b"\xff\xfe\0",
     "two values": b'{"a": 1} x',
     "deep": b"[" * 100_000,
-    "a number without end": b"1" * 5000,
+    "a huge number": b"1" * 5000,
     "half a surrogate": b'{"a": "\\ud800',
 }
 
 
 @pytest.mark.parametrize("data", NOT_JSON.values(), ids=NOT_JSON.keys())
-def test_what_is_not_json(tmp_path: Path, data: bytes) -> None:
+def test_invalid_json(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.json"
     path.write_bytes(data)
     with pytest.raises(AxzooError, match="is not valid JSON") as error:
@@ -149,10 +149,10 @@ def test_what_is_not_json(tmp_path: Path, data: bytes) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_what_is_missing_or_too_large(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_large_one(tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match=r"x\.json is missing"):
         read_json(tmp_path / "x.json")
     (tmp_path / "x.json").write_text("[" + " " * 100 + "]")
     assert read_json(tmp_path / "x.json", limit=102) == []
-    with pytest.raises(AxzooError, match="has 102 bytes; more than 101 is not plausible"):
+    with pytest.raises(AxzooError, match="has 102 bytes, but at most 101 are plausible"):
         read_json(tmp_path / "x.json", limit=101)

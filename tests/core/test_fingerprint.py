@@ -1,4 +1,4 @@
-"""What rebuilds what: the closure of imports, and what a build job loads."""
+"""Fingerprints change with the modules they cover, and a build job imports only what it needs."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ COMPILER = "axzoo.backends.host.compiler"
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """A copy of the package, to be edited."""
+    """A copy of the package that tests may edit."""
     ignored = shutil.ignore_patterns("__pycache__")
     return Path(shutil.copytree(PACKAGE, tmp_path / "axzoo", ignore=ignored))
 
 
 def _fingerprints(package: Path, *modules: str) -> list[str]:
-    """Of a copy, in a process of its own."""
+    """The fingerprints of modules in a copy of the package, computed in a separate process."""
     script = "import sys; from axzoo.core.fingerprint import fingerprint; print(*map(fingerprint, sys.argv[1:]))"
     done = subprocess.run(
         [sys.executable, "-c", script, *modules], cwd=package.parent, capture_output=True, text=True, check=True
@@ -33,7 +33,7 @@ def _fingerprints(package: Path, *modules: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_the_compiler_is_what_determines_the_bytes() -> None:
+def test_the_compilers_modules() -> None:
     core = {"axzoo", "axzoo.core.dtypes", "axzoo.core.errors", "axzoo.core.files", "axzoo.parts.groups"}
     model = {"axzoo.model.rope", "axzoo.model.spec"}
     weights = {f"axzoo.weights.{name}" for name in ("encoding", "recipe", "scales", "stored")}
@@ -41,7 +41,7 @@ def test_the_compiler_is_what_determines_the_bytes() -> None:
     assert set(_closure((COMPILER,))) == core | model | weights | host
 
 
-def test_every_import_of_every_module_is_seen() -> None:
+def test_every_import_is_found() -> None:
     for path in PACKAGE.rglob("*.py"):
         names = set()
         lines = path.read_text().splitlines()
@@ -59,12 +59,12 @@ def test_every_import_of_every_module_is_seen() -> None:
 @pytest.mark.parametrize(
     "name", ["runtime", "matrix", "check", "fetch", "commands", "tokenizer", "bundle", "report", "serving"]
 )
-def test_no_compiler_module_owes_anything_to(name: str) -> None:
+def test_the_compiler_does_not_depend_on(name: str) -> None:
     for module in (COMPILER, "axzoo.weights.bf16"):
         assert not [found for found in _closure((module,)) if found.startswith(f"axzoo.{name}")]
 
 
-def test_a_change_is_seen_where_it_matters_and_nowhere_else(package: Path) -> None:
+def test_a_change_affects_only_dependent_fingerprints(package: Path) -> None:
     modules = [COMPILER, "axzoo.weights.bf16", "axzoo.parts.lock", "axzoo.bundle.completion"]
     before = _fingerprints(package, *modules)
     assert before == [fingerprint(module) for module in modules]
@@ -73,7 +73,7 @@ def test_a_change_is_seen_where_it_matters_and_nowhere_else(package: Path) -> No
     def changed(path: str) -> list[bool]:
         file = package / path
         source = file.read_text()
-        file.write_text(source + "\n# another word\n")
+        file.write_text(source + "\n# a comment\n")
         after = _fingerprints(package, *modules)
         file.write_text(source)
         return [a != b for a, b in zip(after, before, strict=True)]
@@ -89,7 +89,7 @@ def test_a_change_is_seen_where_it_matters_and_nowhere_else(package: Path) -> No
     assert _fingerprints(package, *modules) == before
 
 
-def test_a_module_that_is_moved_is_another(package: Path) -> None:
+def test_renaming_a_module_changes_the_fingerprint(package: Path) -> None:
     before = _fingerprints(package, COMPILER)
     host = package / "backends" / "host"
     (host / "operators.py").rename(host / "nodes.py")
@@ -98,7 +98,7 @@ def test_a_module_that_is_moved_is_another(package: Path) -> None:
     assert _fingerprints(package, COMPILER) != before
 
 
-def test_a_fingerprint_is_sixteen_hex_digits_and_needs_no_order() -> None:
+def test_a_fingerprint_has_sixteen_hex_digits_and_ignores_the_order() -> None:
     assert len(fingerprint(COMPILER)) == 16
     assert int(fingerprint(COMPILER), 16) >= 0
     assert fingerprint(COMPILER, "axzoo.bundle.completion") == fingerprint("axzoo.bundle.completion", COMPILER)
@@ -128,7 +128,7 @@ def test_a_fingerprint_is_sixteen_hex_digits_and_needs_no_order() -> None:
         ("axzoo.parts.lock, axzoo.checkpoint.safetensors", {"torch", "onnx", "onnxruntime", "transformers"}),
     ],
 )
-def test_a_job_loads_only_what_it_uses(modules: str, unwanted: set[str]) -> None:
+def test_a_job_imports_only_what_it_uses(modules: str, unwanted: set[str]) -> None:
     script = f"import sys, {modules}; print(*{unwanted!r} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -1,4 +1,4 @@
-"""The stamp against its pattern, and its colours on a terminal."""
+"""The format of log lines, and their colours on a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TextIO
 
 import pytest
 
-from axzoo.core.console import SUCCESS, open_console, show_by, stamp_lines, stamp_log
+from axzoo.core.console import SUCCESS, log_to_console, log_to_stream, open_console, set_log_handler
 
 logger = logging.getLogger("axzoo.test_log")
 
@@ -23,16 +23,16 @@ class Terminal(io.StringIO):
 @pytest.fixture(autouse=True)
 def restored_log() -> Iterator[None]:
     yield
-    show_by(None)
+    set_log_handler(None)
 
 
-@pytest.mark.parametrize("stamp", [stamp_log, lambda stream: stamp_lines(open_console(stream))])
-def test_a_line_off_a_terminal_is_plain_and_unwrapped(
-    monkeypatch: pytest.MonkeyPatch, stamp: Callable[[TextIO], None]
+@pytest.mark.parametrize("log_to", [log_to_stream, lambda stream: log_to_console(open_console(stream))])
+def test_a_line_in_a_file_is_plain_and_unwrapped(
+    monkeypatch: pytest.MonkeyPatch, log_to: Callable[[TextIO], None]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # CI services set it; it must not put control codes into their logs
     stream = io.StringIO()
-    stamp(stream)
+    log_to(stream)
     logger.log(SUCCESS, "build llm model done! 100 % [b]{x}" + "y" * 200)
     line = (
         r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \| SUCCESS  \| "
@@ -41,30 +41,30 @@ def test_a_line_off_a_terminal_is_plain_and_unwrapped(
     assert re.fullmatch(line, stream.getvalue())
 
 
-def test_a_line_on_a_terminal_is_coloured_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_on_a_terminal_is_coloured_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     coloured, plain = Terminal(), Terminal()
-    stamp_log(coloured)
+    log_to_stream(coloured)
     logger.log(SUCCESS, "done")
-    stamp_lines(open_console(plain, color=False))
+    log_to_console(open_console(plain, color=False))
     logger.log(SUCCESS, "done")
     assert "\x1b[1;32m" in coloured.getvalue()
     assert "\x1b[1;32m" not in plain.getvalue()
 
 
-def test_a_message_moves_no_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_sequences_in_a_message_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     terminal = Terminal()
-    stamp_log(terminal)
-    logger.warning("a name out of a file: \x1b[2J\x1b[H")
-    assert "a name out of a file" in terminal.getvalue()
+    log_to_stream(terminal)
+    logger.warning("a name from a file: \x1b[2J\x1b[H")
+    assert "a name from a file" in terminal.getvalue()
     assert not re.search(r"\x1b\[[\d;]*[^\d;m]", terminal.getvalue())
 
 
-def test_only_the_last_asked_shows_lines() -> None:
+def test_only_the_last_stream_gets_the_log() -> None:
     first, second = io.StringIO(), io.StringIO()
-    stamp_log(first)
-    stamp_log(second)
+    log_to_stream(first)
+    log_to_stream(second)
     logger.info("once")
     assert (first.getvalue(), second.getvalue().count("once")) == ("", 1)

@@ -1,4 +1,4 @@
-"""The Config(...) block against the document's, the bars on and off a terminal."""
+"""The Config(...) block is the documented one; progress bars are drawn only on a terminal."""
 
 import io
 import re
@@ -10,8 +10,8 @@ from axzoo.core.console import format_elapsed, open_console, stage_bars
 from axzoo.model.reading import format_config
 from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
 
-# As llm_build prints Qwen2-0.5B-Instruct, without hidden_act_param, scale_depth, scale_emb and dim_model_base, which no
-# part of Qwen2 uses.
+# What llm_build prints for Qwen2-0.5B-Instruct, except for hidden_act_param, scale_depth, scale_emb and dim_model_base,
+# which Qwen2 does not use.
 DOCUMENTED = """\
 Config(
     model_name='Qwen2-0.5B-Instruct',
@@ -60,12 +60,12 @@ def qwen2() -> DecoderSpec:
     )
 
 
-def test_config_block_is_the_documents(qwen2):
+def test_config_block_is_as_documented(qwen2):
     assert format_config("Qwen2-0.5B-Instruct", qwen2) == DOCUMENTED
 
 
-def test_config_block_shows_the_scales_of_a_model_that_has_them(qwen2):
-    """The document's MiniCPM-V 2.0: 40 layers of 2304."""
+def test_config_block_shows_scales_other_than_1(qwen2):
+    """The documented MiniCPM-V 2.0: 40 layers, hidden_size 2304."""
     layer = replace(qwen2.layer, hidden_size=2304, residual_scale=1.4 / 40**0.5)
     post = replace(qwen2.post, hidden_size=2304, logit_scale=256 / 2304)
     minicpm = replace(qwen2, num_hidden_layers=40, layer=layer, post=post, embedding_scale=12.0)
@@ -73,7 +73,7 @@ def test_config_block_shows_the_scales_of_a_model_that_has_them(qwen2):
     assert block.endswith("    scale_depth=1.4,\n    scale_emb=12,\n    dim_model_base=256\n)")
 
 
-def test_config_block_shows_hostile_names_escaped(qwen2):
+def test_config_block_escapes_hostile_names(qwen2):
     block = format_config("evil\x1b[2J\n'", qwen2)
     assert "\x1b" not in block
     assert len(block.splitlines()) == 16
@@ -92,7 +92,7 @@ def draw_stage(stream):
     return stream.getvalue()
 
 
-def test_bar_reads_as_documented(monkeypatch):
+def test_the_bar_looks_as_documented(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "80")
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", draw_stage(Terminal()))

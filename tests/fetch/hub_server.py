@@ -1,4 +1,4 @@
-"""A small server that speaks the hub's protocol: repository info, resolve with redirects to a second host, ranges.
+"""A small server for the hub's protocol: repository info, resolve with redirects to a second host, ranges.
 
 Large files live behind a redirect to another port (another origin, as the hub's CDN is). `requests` records what was
 asked, so that tests can tell a resumed transfer from a new one.
@@ -31,7 +31,8 @@ def blob_id(data: bytes) -> str:
 
 @dataclass
 class Hub:
-    """One repository. `served` overrides what a file is sent as; `break_at` cuts one transfer after so many bytes."""
+    """One repository. `served` overrides the content sent for a file; `break_at` interrupts a transfer after that many
+    bytes."""
 
     repo: str
     files: dict[str, bytes]
@@ -138,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _reset(connection: socket.socket) -> None:
-    """Breaks the connection off, once everything sent has arrived at the other side."""
+    """Resets the connection after everything sent has arrived."""
     while struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))[0]:
         time.sleep(0.001)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,4 +1,4 @@
-"""`axzoo fetch` as a user starts it: a process, its exit status, its lines."""
+"""`axzoo fetch` as a user runs it: a process, its exit status, its output."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def test_an_output_that_cannot_be_written(tmp_path: Path) -> None:
     assert str(tmp_path / "out") in result.stderr
 
 
-def test_offline_mode_is_named(tmp_path: Path) -> None:
+def test_offline_mode_is_reported(tmp_path: Path) -> None:
     words = ["--hub", "org/model", "--revision", "main", "--output", str(tmp_path / "out")]
     result = axzoo(*words, HF_HUB_OFFLINE="1")
     assert (result.returncode, len(result.stderr.splitlines())) == (1, 1)

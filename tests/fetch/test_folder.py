@@ -9,7 +9,7 @@ from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.gguf.conversion import FILES
 from axzoo.core.errors import AxzooError
 from axzoo.fetch import fetch
-from axzoo.fetch.sources import FolderSource, checkpoint_folder, digested
+from axzoo.fetch.sources import FolderSource, checkpoint_folder, hashed_file
 from axzoo.model.spec import TensorRef
 from axzoo.parts.lock import digest_rows, make_lock
 
@@ -23,7 +23,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_receipt_points_at_the_folder(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_receipt_points_to_the_folder(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fetch(FolderSource("checkpoint"), tmp_path / "output")
     assert [path.name for path in (tmp_path / "output").iterdir()] == ["source.json"]
@@ -31,14 +31,14 @@ def test_the_receipt_points_at_the_folder(checkpoint: Path, tmp_path: Path, monk
         "source": {"path": "checkpoint"},
         "root": str(checkpoint),
         "files": {
-            "config.json": {"size": 11, "sha256": digested(checkpoint / "config.json").sha256},
+            "config.json": {"size": 11, "sha256": hashed_file(checkpoint / "config.json").sha256},
             "model.safetensors": {"size": 17, "modified_ns": (checkpoint / "model.safetensors").stat().st_mtime_ns},
-            "tokenizer.json": {"size": 14, "sha256": digested(checkpoint / "tokenizer.json").sha256},
+            "tokenizer.json": {"size": 14, "sha256": hashed_file(checkpoint / "tokenizer.json").sha256},
         },
     }
 
 
-def test_a_changed_folder_is_seen_again(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_changed_folder_gets_a_new_receipt(checkpoint: Path, tmp_path: Path) -> None:
     fetch(FolderSource(str(checkpoint)), tmp_path)
     before = (tmp_path / "source.json").read_text()
     (checkpoint / "config.json").write_text("CONFIG.JSON")  # the same size
@@ -69,7 +69,7 @@ def test_a_gguf_becomes_a_checkpoint_that_locks(tiny: Tiny, tmp_path: Path, name
     fetch(FolderSource(str(path if named else folder)), output)
     receipt = json.loads((output / "source.json").read_text())
     assert receipt["root"] == "."
-    digests = {name: digested(output / name) for name in FILES}
+    digests = {name: hashed_file(output / name) for name in FILES}
     assert receipt["files"] == {name: {"size": file.size, "sha256": file.sha256} for name, file in digests.items()}
     lock = make_lock(checkpoint_folder(output / "source.json"), "llama", 2)
     save_file({"w": tiny.model.lm_head.weight.detach()}, tmp_path / "model.safetensors")
@@ -78,7 +78,7 @@ def test_a_gguf_becomes_a_checkpoint_that_locks(tiny: Tiny, tmp_path: Path, name
     assert lock.of_kind("embed")[0].tensors["embed.weight"].blake3 == wanted.blake3
 
 
-def test_a_gguf_beside_other_weights_is_left_alone(tiny: Tiny, checkpoint: Path, tmp_path: Path) -> None:
+def test_a_gguf_next_to_other_weights_is_ignored(tiny: Tiny, checkpoint: Path, tmp_path: Path) -> None:
     tiny.write(checkpoint / "tiny.gguf")
     fetch(FolderSource(str(checkpoint)), tmp_path / "output")
     receipt = json.loads((tmp_path / "output" / "source.json").read_text())
@@ -88,7 +88,7 @@ def test_a_gguf_beside_other_weights_is_left_alone(tiny: Tiny, checkpoint: Path,
 def test_several_gguf_files(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
-    with pytest.raises(AxzooError, match=f"{tmp_path} holds 2 GGUF files: give the path of the one to convert"):
+    with pytest.raises(AxzooError, match=f"{tmp_path} contains 2 GGUF files: give the path of the one to convert"):
         fetch(FolderSource(str(tmp_path)), tmp_path / "output")
 
 
@@ -99,8 +99,8 @@ def test_a_damaged_gguf_leaves_no_receipt(tmp_path: Path) -> None:
     assert list((tmp_path / "output").iterdir()) == []
 
 
-def test_a_gguf_is_not_mixed_with_another_fetch(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_gguf_refuses_files_of_another_fetch(tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "vocab.json").touch()
-    with pytest.raises(AxzooError, match=r"holds vocab\.json of another fetch"):
+    with pytest.raises(AxzooError, match=r"contains vocab\.json from another fetch"):
         fetch(FolderSource(str(tiny.write(tmp_path / "tiny.gguf"))), tmp_path / "output")

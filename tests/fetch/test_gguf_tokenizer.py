@@ -1,4 +1,4 @@
-"""The converted tokenizer against the one it was stored from, and against a plain BPE on llama.cpp's own regexes."""
+"""The converted tokenizer compared with the original, and with a plain BPE that uses llama.cpp's regexes."""
 
 import json
 from itertools import pairwise
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from axzoo.checkpoint.gguf.conversion import convert
 
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""llama.cpp, src/llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM: first \\p{N} apart, then GPT-2's words."""
+"""llama.cpp, src/llama-vocab.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM: first single \\p{N}, then GPT-2's words."""
 
 
 def byte_characters() -> dict[int, str]:
@@ -27,7 +27,7 @@ def byte_characters() -> dict[int, str]:
 
 
 def plain_bpe(text: str, vocabulary: dict[str, int], merges: list[list[str]]) -> list[int]:
-    """Byte-level BPE the slow way: in each word, the earliest-learned merge first, leftmost first."""
+    """A slow byte-level BPE: in each word, apply the earliest-learned merge first, leftmost first."""
     ranks, characters = {tuple(pair): rank for rank, pair in enumerate(merges)}, byte_characters()
     ids: list[int] = []
     for piece in regex.findall(r"\p{N}|[^\p{N}]+", text):
@@ -69,7 +69,7 @@ def loaded(folder: Path) -> PreTrainedTokenizerBase:
 @example("they're  there\n\n it's\tthe cat's")
 @example("👩\u200d🚀 你好、世界 naïve\x00")
 @given(st.text(max_size=60) | st.text("the cat's 019 \n你½", max_size=60))
-def test_ids_are_those_of_plain_bpe_and_decode_to_the_text(
+def test_ids_agree_with_plain_bpe_and_decode_to_the_text(
     tokenizer: Tokenizer, model: dict[str, Any], tiny: Tiny, text: str
 ) -> None:
     ids = tokenizer.encode(text).ids
@@ -79,11 +79,11 @@ def test_ids_are_those_of_plain_bpe_and_decode_to_the_text(
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def test_digits_stand_alone(loaded: PreTrainedTokenizerBase) -> None:
+def test_digits_are_split(loaded: PreTrainedTokenizerBase) -> None:
     assert [loaded.decode([index]) for index in loaded("2024 90")["input_ids"]] == ["2", "0", "2", "4", " ", "9", "0"]
 
 
-def test_special_tokens_are_single_and_named(loaded: PreTrainedTokenizerBase) -> None:
+def test_special_tokens(loaded: PreTrainedTokenizerBase) -> None:
     assert loaded("<|im_start|>the<tool><|im_end|>")["input_ids"][0] == 1
     assert [loaded(token)["input_ids"] for token in SPECIAL] == [[0], [1], [2], [3]]
     assert (loaded.bos_token, loaded.eos_token, loaded.pad_token, loaded.unk_token) == (
@@ -95,7 +95,7 @@ def test_special_tokens_are_single_and_named(loaded: PreTrainedTokenizerBase) ->
     assert loaded.decode([1, 0, 2], skip_special_tokens=True) == ""
 
 
-def test_the_chat_template_arrives(loaded: PreTrainedTokenizerBase) -> None:
+def test_the_chat_template_is_converted(loaded: PreTrainedTokenizerBase) -> None:
     text = loaded.apply_chat_template(
         [{"role": "user", "content": "Hi, 你好"}], tokenize=False, add_generation_prompt=True
     )

@@ -1,4 +1,4 @@
-"""Names that point outside: whatever a checkpoint calls its tensors, nothing is written but in the results folder."""
+"""Tensor names that look like paths: nothing is written outside the results folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from axzoo.cli import main
 from tiny_model import Checkpoint
 
 NAMES = ["../../x", "/tmp/axzoo-hostile/x", "model.layers.0.self_attn.../../../x.weight", "../../x.rotary_emb.inv_freq"]
-"""The last one ends as tensors do that families pass over."""
+"""The last one ends like the tensors that families ignore."""
 
 
 def safetensors(folder: Path, checkpoint: Path, name: str) -> Path:
@@ -40,7 +40,7 @@ def gguf(folder: Path, _: Path, name: str) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("write", [safetensors, pickled, gguf])
-def test_a_tensors_name_is_no_path(
+def test_a_tensor_name_is_not_used_as_a_path(
     checkpoint: Checkpoint,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

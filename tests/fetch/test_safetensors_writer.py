@@ -1,4 +1,4 @@
-"""Against the safetensors library: the same bytes, without holding all tensors at once."""
+"""The same bytes as the safetensors library writes, without holding all tensors in memory."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def test_the_librarys_bytes(tmp_path_factory: pytest.TempPathFactory, shapes: di
     assert path.read_bytes() == safetensors.numpy.save(arrays, metadata={"format": "pt"})
 
 
-def test_large_tensors_go_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tensors_are_written_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("axzoo.checkpoint.tensors.BLOCK_BYTES", 100)
     arrays = {"big": np.arange(3000, dtype=np.float32).reshape(300, 10), "row": np.arange(70, dtype=np.float32)}
     write_safetensors(tmp_path / "model.safetensors", InMemory(arrays, "F32"))

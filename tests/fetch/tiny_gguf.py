@@ -1,4 +1,4 @@
-"""A tiny llama with a tiny tokenizer, as transformers has it and as llama.cpp would store it."""
+"""A tiny llama with a tiny tokenizer, as a transformers model and as the GGUF file llama.cpp would make of it."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def make_tiny(tied: bool) -> Tiny:
 
 
 def train_tokenizer() -> Tokenizer:
-    """Trained without splitting digits, so that it has merges of digits, which only the pre-tokenizer keeps apart."""
+    """Trained without splitting digits: it has merges of digits, which only the pre-tokenizer prevents."""
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = words
@@ -132,7 +132,7 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def _tensors(model: Any) -> dict[str, np.ndarray]:
-    """llama.cpp's names by the package's own table, and llama.cpp's permute of q and k."""
+    """llama.cpp's names from the package's table, and llama.cpp's permutation of q and k."""
     config, names = model.config, gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
     stored = {}
     for name, parameter in model.state_dict().items():

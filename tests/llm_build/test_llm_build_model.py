@@ -121,7 +121,7 @@ def test_a_key_that_is_not_there_cannot_be_vouched_for(qwen: Checkpoint) -> None
 
 def test_what_axzoo_builds_by_cannot_be_vouched_for(qwen: Checkpoint) -> None:
     with pytest.raises(
-        AxzooError, match=r"config\.json: hidden_size, num_hidden_layers cannot be ignored, for axzoo builds by"
+        AxzooError, match=r"config\.json: hidden_size, num_hidden_layers cannot be ignored, because the build"
     ):
         read_model(qwen.folder, {}, OPTION, ["num_hidden_layers", "hidden_size"])
 

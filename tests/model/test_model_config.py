@@ -1,4 +1,4 @@
-"""`--model_config`: ax-llm-build's keys and Hugging Face's, over a config.json or instead of one."""
+"""`--model_config` with keys of ax-llm-build or Hugging Face, on top of a config.json or in place of one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from axzoo.model.reading import merge_model_config
 
 PATH = Path("my.json")
 
-# As ax-llm-build publishes it for TinyLlama, which has 2048 positions in truth.
+# As published with ax-llm-build for TinyLlama, which in fact has 2048 positions.
 TINYLLAMA: dict[str, Any] = {
     "model_name": "TinyLlama/TinyLlama-1.1B-Chat-v1.0",
     "model_type": "llama",
@@ -62,7 +62,7 @@ def refusal(config: dict[str, Any], override: dict[str, Any]) -> str:
     return str(error.value)
 
 
-def test_the_vendors_file_alone_describes_a_model_to_its_family() -> None:
+def test_the_vendors_file_is_enough_to_describe_a_model() -> None:
     merged = merge({}, TINYLLAMA)
     view = ConfigView(merged, PATH)
     spec = decoder_spec(view)
@@ -87,13 +87,13 @@ def test_the_vendors_file_overrides_config_json() -> None:
     assert merge(CONFIG, TINYLLAMA) == CONFIG | {"max_position_embeddings": 4096}
 
 
-def test_new_names_are_read_too() -> None:
+def test_hugging_faces_names_are_read_too() -> None:
     override = {"rope_theta": 5e5, "max_position_embeddings": 8192, "rms_norm_eps": 1e-6, "head_dim": 96}
     assert merge(CONFIG, override) == CONFIG | override
 
 
 @given(st.dictionaries(st.sampled_from(sorted(CONFIG.keys() - {"model_type"})), st.integers() | st.text()))
-def test_config_jsons_own_keys_are_replaced_and_the_others_kept(override: dict[str, Any]) -> None:
+def test_overridden_keys_are_replaced_and_all_others_kept(override: dict[str, Any]) -> None:
     before = dict(CONFIG), dict(override)
     assert merge(CONFIG, override) == CONFIG | override
     assert (CONFIG, override) == before
@@ -103,22 +103,24 @@ def test_an_empty_override_changes_nothing() -> None:
     assert merge(CONFIG, {}) == CONFIG
 
 
-def test_a_key_of_this_config_json_can_be_overridden_whatever_it_is() -> None:
+def test_any_key_of_the_config_json_can_be_overridden() -> None:
     config = CONFIG | {"my_own": 1}
     assert merge(config, {"my_own": 2})["my_own"] == 2
 
 
-def test_the_hubs_minicpm_lacks_only_its_model_type() -> None:
+def test_minicpm_on_the_hub_lacks_only_its_model_type() -> None:
     config = {key: value for key, value in CONFIG.items() if key != "model_type"} | {"scale_emb": 12}
     assert merge(config, {"model_type": "minicpm"}) == config | {"model_type": "minicpm"}
-    assert refusal(config, {}) == "my.json: model_type is None, and config.json has none to go by: name it here"
+    assert refusal(config, {}) == "my.json: model_type is None, and config.json has none either: set it here"
     assert refusal(config, {"model_type": 7}).startswith("my.json: model_type is 7,")
 
 
-def test_ax_llm_builds_qwen_is_qwen2() -> None:
+def test_ax_llm_build_calls_qwen2_qwen() -> None:
     assert merge({}, {"model_type": "qwen"})["model_type"] == "qwen2"
     assert merge({"model_type": "qwen2"}, {"model_type": "qwen"})["model_type"] == "qwen2"
-    assert merge({"model_type": "qwen"}, {"hidden_size": 8})["model_type"] == "qwen"  # the first Qwen is another thing
+    assert (
+        merge({"model_type": "qwen"}, {"hidden_size": 8})["model_type"] == "qwen"
+    )  # the first Qwen is a different architecture
 
 
 @pytest.mark.parametrize(
@@ -132,39 +134,43 @@ def test_ax_llm_builds_qwen_is_qwen2() -> None:
         ("modle_name", "model_name"),
     ],
 )
-def test_an_unknown_key_is_refused_with_the_nearest(key: str, nearest: str) -> None:
+def test_an_unknown_key_is_refused_with_a_suggestion(key: str, nearest: str) -> None:
     assert refusal(CONFIG, {key: 1}) == f"my.json: unknown key {key!r}: did you mean {nearest!r}?"
 
 
-def test_an_unknown_key_like_no_other_is_refused() -> None:
-    assert refusal(CONFIG, {"qqq": 1}) == "my.json: unknown key 'qqq': it is neither ax-llm-build's nor config.json's"
+def test_an_unknown_key_without_a_similar_one_is_refused() -> None:
+    assert refusal(CONFIG, {"qqq": 1}) == (
+        "my.json: unknown key 'qqq': neither ax-llm-build nor config.json has such a key"
+    )
     assert len(refusal(CONFIG, {"q" * 10_000: 1})) < 200
 
 
-def test_one_thing_under_two_names_is_refused() -> None:
+def test_one_value_under_two_names_is_refused() -> None:
     assert refusal(CONFIG, {"rope_theta": 1, "rope_theta_base": 2}) == (
-        "my.json says the same twice, as rope_theta and as rope_theta_base: remove one"
+        "my.json sets the same value twice, as rope_theta and as rope_theta_base: remove one of them"
     )
 
 
 @pytest.mark.parametrize(
     ("model_type", "override", "message"),
     [
-        ("llama", {"norm_type": "layer_norm"}, "norm_type is 'layer_norm', but a llama model has 'rms_norm'"),
-        ("phi", {"norm_type": "rms_norm"}, "norm_type is 'rms_norm', but a phi model has 'layer_norm'"),
-        ("llama", {"rope_partial_factor": 0.4}, "rope_partial_factor is 0.4, but a llama model has 1.0"),
-        ("chatglm", {"rope_partial_factor": 1.0}, "rope_partial_factor is 1.0, but a chatglm model has 0.5"),
-        ("phi", {"scale_emb": 12}, "unknown key 'scale_emb': it is neither ax-llm-build's nor config.json's"),
+        ("llama", {"norm_type": "layer_norm"}, "norm_type is 'layer_norm', but is always 'rms_norm' in llama"),
+        ("phi", {"norm_type": "rms_norm"}, "norm_type is 'rms_norm', but is always 'layer_norm' in phi"),
+        ("llama", {"rope_partial_factor": 0.4}, "rope_partial_factor is 0.4, but is always 1.0 in llama"),
+        ("chatglm", {"rope_partial_factor": 1.0}, "rope_partial_factor is 1.0, but is always 0.5 in chatglm"),
+        ("phi", {"scale_emb": 12}, "unknown key 'scale_emb': neither ax-llm-build nor config.json has such a key"),
     ],
 )
-def test_what_a_model_type_cannot_have_is_refused(model_type: str, override: dict[str, Any], message: str) -> None:
+def test_values_a_model_type_cannot_have_are_refused(model_type: str, override: dict[str, Any], message: str) -> None:
     assert refusal({"model_type": model_type}, override) == f"my.json: {message}"
 
 
-def test_a_family_has_keys_of_its_own() -> None:
+def test_a_familys_own_keys() -> None:
     assert merge({}, {"model_type": "minicpm", "scale_emb": 12})["scale_emb"] == 12
     assert merge({}, {"model_type": "phi3", "rope_partial_factor": 0.75})["partial_rotary_factor"] == 0.75
-    assert merge({"model_type": "unheard_of"}, {"hidden_size": 8})["hidden_size"] == 8  # the lock refuses the type
+    assert (
+        merge({"model_type": "unheard_of"}, {"hidden_size": 8})["hidden_size"] == 8
+    )  # making the lock refuses the type
 
 
 def test_phis_own_names() -> None:
@@ -214,7 +220,7 @@ def rope(config: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     return spec.theta, spec.scaling
 
 
-def test_transformers_5s_rope_parameters_take_an_override_of_either_half() -> None:
+def test_either_half_of_rope_parameters_can_be_overridden() -> None:
     scaled = {"rope_type": "linear", "factor": 2.0}
     config = {"model_type": "llama", "rope_parameters": {"rope_theta": 1e6, **scaled}}
     assert rope(merge(config, {})) == (1e6, scaled) == rope(config)
@@ -227,6 +233,6 @@ def test_transformers_5s_rope_parameters_take_an_override_of_either_half() -> No
     )
 
 
-def test_phis_rotary_share_inside_rope_parameters_is_overridden() -> None:
+def test_partial_rotary_factor_inside_rope_parameters_can_be_overridden() -> None:
     config = {"model_type": "phi", "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.4}}
     assert merge(config, {"rope_partial_factor": 0.5})["partial_rotary_factor"] == 0.5

@@ -1,4 +1,4 @@
-"""Rotary frequencies of every kind against transformers' own, and scalings that make no sense."""
+"""Rotary frequencies of every rope type against those of transformers, and invalid parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from axzoo.core.errors import AxzooError
-from axzoo.model.rope import frequencies, is_positive_number, make_rope, reach, rope_tables
+from axzoo.model.rope import frequencies, is_positive_number, make_rope, rope_tables, supported_length
 from axzoo.model.spec import RopeSpec
 
 LENGTH = 4096
@@ -80,8 +80,8 @@ SCALINGS: dict[str, Any] = {
 @pytest.mark.parametrize("scaling", SCALINGS.values(), ids=SCALINGS)
 @pytest.mark.parametrize("theta", [10000.0, 500000.0])
 @pytest.mark.parametrize("dim", [16, 96, 128])
-def test_every_kind_is_as_transformers_has_it(scaling: Any, theta: float, dim: int, positions: int) -> None:
-    """Where a sequence's length matters, that of the longest sequence."""
+def test_every_rope_type_agrees_with_transformers(scaling: Any, theta: float, dim: int, positions: int) -> None:
+    """Types that depend on the sequence length are compared at the longest sequence."""
     scaling = scaling(dim) if callable(scaling) else scaling
     theirs, their_factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](
         _config(dim, theta, scaling), torch.device("cpu"), seq_len=positions
@@ -95,8 +95,8 @@ def test_every_kind_is_as_transformers_has_it(scaling: Any, theta: float, dim: i
     assert factor == pytest.approx(their_factor, rel=1e-12)
 
 
-def test_the_kinds_transformers_has() -> None:
-    """proportional is Gemma's alone; a new name here wants to be looked at."""
+def test_the_rope_types_of_transformers() -> None:
+    """proportional is used by Gemma only; a new name here needs a decision."""
     assert set(ROPE_INIT_FUNCTIONS) == {"linear", "dynamic", "llama3", "yarn", "longrope", "proportional"}
     assert {s["rope_type"] for s in SCALINGS.values() if isinstance(s, dict)} | {"longrope", "proportional"} == set(
         ROPE_INIT_FUNCTIONS
@@ -105,14 +105,14 @@ def test_the_kinds_transformers_has() -> None:
 
 @pytest.mark.parametrize("scaling", [DEFAULT, LINEAR, LLAMA_3_1, YARN])
 @pytest.mark.parametrize("dim", [16, 64, 128])
-def test_tables_are_as_transformers_has_them(scaling: dict[str, Any], dim: int) -> None:
+def test_tables_agree_with_transformers(scaling: dict[str, Any], dim: int) -> None:
     theirs = LlamaRotaryEmbedding(_config(dim, 10000.0, scaling))
     ours = make_rope(dim, 10000.0, scaling, LENGTH)
     cos, sin = rope_tables(ours, 2048)
     their_cos, their_sin = theirs(torch.zeros(1), torch.arange(2048)[None])
     assert (cos.shape, cos.dtype.type, sin.dtype.type) == ((2048, dim // 2), np.float32, np.float32)
     inv_freq, _ = frequencies(ours, 2048)
-    apart = np.abs(inv_freq - theirs.inv_freq.numpy())  # in the last place, which 2048 positions multiply
+    apart = np.abs(inv_freq - theirs.inv_freq.numpy())  # an error in the last place, which grows 2048-fold
     apart = 3e-7 + 1.2 * np.where(apart > 0, 2048 * apart + np.spacing(2048 * inv_freq), 0)
     assert (np.abs(cos - their_cos[0, :, : dim // 2].numpy()) <= apart).all()
     assert (np.abs(sin - their_sin[0, :, : dim // 2].numpy()) <= apart).all()
@@ -153,15 +153,15 @@ def test_the_attention_factor_scales_both_tables() -> None:
         ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 16}, 64),
     ],
 )
-def test_how_far_a_rope_reaches(scaling: dict[str, Any], positions: int) -> None:
-    assert reach(make_rope(8, 1e4, scaling, 64), 64) == positions
+def test_the_length_a_rope_supports(scaling: dict[str, Any], positions: int) -> None:
+    assert supported_length(make_rope(8, 1e4, scaling, 64), 64) == positions
 
 
-def test_what_a_spec_keeps() -> None:
-    """All that frequencies needs: the trained length and a longrope's factor are filled in, null is absent."""
+def test_a_spec_is_complete() -> None:
+    """make_rope fills in the training length and the factor of longrope, and drops parameters that are null."""
     trained = {"original_max_position_embeddings": LENGTH}
     assert make_rope(8, 1.0, {"rope_type": "dynamic", "factor": 2}, LENGTH).scaling == DYNAMIC | trained | {"factor": 2}
-    # as in transformers, dynamic looks at max_position_embeddings whatever else there is
+    # as in transformers, dynamic always uses max_position_embeddings
     assert make_rope(8, 1.0, DYNAMIC | {"original_max_position_embeddings": 7}, LENGTH).scaling == DYNAMIC | trained
     assert make_rope(8, 2.0, YARN | {"mscale": None}, LENGTH).scaling == YARN
     assert make_rope(8, 2.0, {"rope_type": "yarn", "factor": 4.0}, LENGTH).scaling == YARN | trained
@@ -182,7 +182,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("scaling, key", NUMBERS)
-def test_parameters_that_are_no_positive_numbers(scaling: dict[str, Any], key: str, value: Any) -> None:
+def test_parameters_must_be_positive_numbers(scaling: dict[str, Any], key: str, value: Any) -> None:
     with pytest.raises(AxzooError, match=f"rope parameter {key} is .*, but must be a positive number") as error:
         make_rope(16, 1000.0, scaling | {key: value}, LENGTH)
     assert "\n" not in str(error.value)
@@ -193,13 +193,13 @@ def test_parameters_that_are_no_positive_numbers(scaling: dict[str, Any], key: s
               [[1.0]] * 8, (1.0,) * 8]
 )  # fmt: skip
 @pytest.mark.parametrize("key", ["short_factor", "long_factor"])
-def test_longrope_factors_that_are_no_list_of_positive_numbers(key: str, value: Any) -> None:
+def test_longrope_factors_must_be_a_list_of_positive_numbers(key: str, value: Any) -> None:
     with pytest.raises(AxzooError, match=f"rope parameter {key} must be a list of 8 positive numbers"):
         make_rope(16, 1000.0, _longrope(16) | {key: value}, LENGTH)
 
 
 @pytest.mark.parametrize("value", [0, 1, "no", [], {}])
-def test_truncate_is_a_flag(value: Any) -> None:
+def test_truncate_must_be_a_boolean(value: Any) -> None:
     with pytest.raises(AxzooError, match=r"rope parameter truncate is .*, but must be true or false"):
         make_rope(16, 1000.0, YARN | {"truncate": value}, LENGTH)
 
@@ -230,7 +230,7 @@ KINDS = "default, linear, dynamic, llama3, yarn, longrope"
         (LLAMA_3_1 | {"high_freq_factor": 1.0}, "high_freq_factor 1.0 must be above low_freq_factor 1.0"),
     ],
 )
-def test_scalings_that_make_no_sense(scaling: dict[str, Any], message: str) -> None:
+def test_invalid_scalings(scaling: dict[str, Any], message: str) -> None:
     with pytest.raises(AxzooError, match=message):
         make_rope(16, 1000.0, scaling, LENGTH)
 
@@ -255,14 +255,16 @@ TOGETHER: dict[str, tuple[float, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("theta, scaling", TOGETHER.values(), ids=TOGETHER)
-def test_parameters_that_make_no_sense_together(theta: float, scaling: dict[str, Any]) -> None:
-    with pytest.raises(AxzooError, match="gives no positive, finite frequencies: the config is wrong") as error:
+def test_invalid_combinations_of_parameters(theta: float, scaling: dict[str, Any]) -> None:
+    with pytest.raises(
+        AxzooError, match="gives frequencies that are not positive and finite: the config is wrong"
+    ) as error:
         make_rope(16, theta, scaling, LENGTH)
     assert "\n" not in str(error.value)
 
 
-def test_dynamic_cannot_turn_a_single_pair() -> None:
-    with pytest.raises(AxzooError, match="gives no positive, finite frequencies"):
+def test_dynamic_needs_more_than_one_pair() -> None:
+    with pytest.raises(AxzooError, match="gives frequencies that are not positive and finite"):
         make_rope(2, 1000.0, DYNAMIC, LENGTH)
 
 
@@ -299,8 +301,8 @@ def test_any_parameters_give_finite_tables_or_are_refused(
 
 
 @pytest.mark.parametrize("dim", [-2, 0, 1, 3, 7, 1 << 17, 2**31 - 2])
-def test_dimensions_that_make_no_sense(dim: int) -> None:
-    with pytest.raises(AxzooError, match=f"takes an even number of 2 to 65536 dimensions, not {dim}"):
+def test_invalid_dimensions(dim: int) -> None:
+    with pytest.raises(AxzooError, match=f"needs an even number of dimensions from 2 to 65536, not {dim}"):
         make_rope(dim, 1000.0, DEFAULT, LENGTH)
 
 

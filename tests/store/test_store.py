@@ -1,4 +1,4 @@
-"""The store: one truth for any number of processes, and nothing damaged ever linked."""
+"""The store finds, adds and links entries, and never links a damaged one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def test_keys_are_of_contents() -> None:
+def test_keys_depend_on_the_contents() -> None:
     assert content_key({"a": 1, "b": [2]}) == content_key({"b": [2], "a": 1})
     assert len(KEY) == 64
     different: list[dict[str, Any]] = [{}, {"a": 1}, {"a": 2}, {"a": "1"}, {"b": 1}, {"a": [1]}, {"a": 1, "b": None}]
@@ -47,7 +47,7 @@ def test_different_contents_have_different_keys(values: list[dict[str, Any]]) ->
     assert len({content_key(value) for value in values}) == len(unique)
 
 
-def test_what_was_added_is_found(store: Store, tmp_path: Path) -> None:
+def test_an_added_entry_is_found(store: Store, tmp_path: Path) -> None:
     assert store.find(KEY) is None
     added = store.add(KEY, _write_hello)
     found = Store(tmp_path / "store").find(KEY)
@@ -86,7 +86,7 @@ def _damages(path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("damage", _damages(Path("x")).keys())
-def test_damage_is_found_and_built_again(store: Store, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_entry_is_rebuilt(store: Store, tmp_path: Path, damage: str) -> None:
     path = store.add(KEY, _write_hello).path
     _damages(path)[damage]()
     assert store.find(KEY) is None
@@ -99,7 +99,7 @@ def test_damage_is_found_and_built_again(store: Store, tmp_path: Path, damage: s
 def test_finding_damage_does_not_undo_another_processs_repair(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both see the damage; the other one has replaced the entry before this one has finished looking."""
+    """Both processes see the damage, and the other one replaces the entry before this one has finished checking."""
     path = store.add(KEY, _write_hello).path
     path.write_bytes(b"damaged")
     real = hashlib.file_digest
@@ -117,8 +117,8 @@ def test_finding_damage_does_not_undo_another_processs_repair(
     assert found.path.read_bytes() == b"hello"
 
 
-def test_an_entry_another_process_added_meanwhile_stays(store: Store, tmp_path: Path) -> None:
-    """Each of two builds has looked for the entry and found none."""
+def test_an_entry_added_by_another_process_is_kept(store: Store, tmp_path: Path) -> None:
+    """Two builds have both looked for the entry and not found it."""
 
     def slow(file: BinaryIO) -> Mapping[str, Any]:
         link(Store(tmp_path / "store").add(KEY, _write_hello), tmp_path / "theirs")
@@ -130,7 +130,7 @@ def test_an_entry_another_process_added_meanwhile_stays(store: Store, tmp_path: 
     assert not [name for name in _files(tmp_path) if name.endswith(".part")]
 
 
-def test_an_entry_damaged_meanwhile_is_replaced(store: Store, tmp_path: Path) -> None:
+def test_an_entry_damaged_in_the_meantime_is_replaced(store: Store, tmp_path: Path) -> None:
     def slow(file: BinaryIO) -> Mapping[str, Any]:
         Store(tmp_path / "store").add(KEY, _write_hello).path.write_bytes(b"hellp")
         return _write_hello(file)
@@ -140,7 +140,7 @@ def test_an_entry_damaged_meanwhile_is_replaced(store: Store, tmp_path: Path) ->
     assert store.find(KEY) == entry
 
 
-def test_finding_makes_an_entry_young(store: Store) -> None:
+def test_finding_an_entry_refreshes_its_mtime(store: Store) -> None:
     entry = store.add(KEY, _write_hello)
     data, receipt = store.paths(KEY)
     for path in (data, receipt):
@@ -151,7 +151,7 @@ def test_finding_makes_an_entry_young(store: Store) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES])
-def test_a_read_only_store_serves(store: Store, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_read_only_store_can_be_used(store: Store, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     entry = store.add(KEY, _write_hello)
 
     def refuse(*_: object, **__: object) -> None:
@@ -181,7 +181,7 @@ def test_other_trouble_with_the_lock_is_an_error(store: Store, monkeypatch: pyte
     assert store.find(KEY) is None
 
 
-def test_link_is_a_hard_link_with_todays_date(store: Store, tmp_path: Path) -> None:
+def test_link_is_a_hard_link_with_the_current_mtime(store: Store, tmp_path: Path) -> None:
     entry = store.add(KEY, _write_hello)
     os.utime(entry.path, (0, 0))
     link(entry, tmp_path / "bundle" / "file")
@@ -192,7 +192,7 @@ def test_link_is_a_hard_link_with_todays_date(store: Store, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("before", ["another file", "the same link", "a broken symlink"])
-def test_link_replaces_what_was_there(store: Store, tmp_path: Path, before: str) -> None:
+def test_link_replaces_an_existing_file(store: Store, tmp_path: Path, before: str) -> None:
     entry, target = store.add(KEY, _write_hello), tmp_path / "bundle" / "file"
     target.parent.mkdir()
     if before == "another file":
@@ -209,9 +209,7 @@ def test_link_replaces_what_was_there(store: Store, tmp_path: Path, before: str)
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOENT])
-def test_where_links_are_refused_it_is_a_copy(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_link_falls_back_to_a_copy(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     entry = store.add(KEY, _write_hello)
 
     def refuse(*_: object, **__: object) -> None:
@@ -228,7 +226,7 @@ def test_where_links_are_refused_it_is_a_copy(
     assert _files(target.parent) == ["file"]
 
 
-def test_a_full_disk_is_no_reason_to_copy(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_link_does_not_copy_on_a_full_disk(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = store.add(KEY, _write_hello)
 
     def full(*_: object, **__: object) -> None:
@@ -240,7 +238,7 @@ def test_a_full_disk_is_no_reason_to_copy(store: Store, tmp_path: Path, monkeypa
     assert not _files(tmp_path / "bundle")
 
 
-def test_an_entry_that_vanished_is_an_error(store: Store, tmp_path: Path) -> None:
+def test_linking_a_missing_entry_is_an_error(store: Store, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         link(Entry(tmp_path / "gone", "", 0, {}), tmp_path / "file")
     assert not _files(tmp_path)

@@ -1,4 +1,4 @@
-"""Many processes at one store: nothing lost, nothing mixed up, one file for one entry."""
+"""Many processes use one store: no entry is lost or mixed up with another, and each has one file."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _write(number: int) -> Callable[[BinaryIO], Mapping[str, Any]]:
 
 
 def _use(store: Store, number: int, target: Path) -> None:
-    """What a job does: find or build, then link."""
+    """The steps of a job: find or build, then link."""
     entry = store.find(_key(number)) or store.add(_key(number), _write(number))
     assert entry.about == {"n": number}
     link(entry, target)
@@ -47,7 +47,7 @@ def _use(store: Store, number: int, target: Path) -> None:
 
 
 def _run(*jobs: tuple[Callable[..., None], tuple[Any, ...]]) -> list[int | None]:
-    """Exit codes of one process for each job."""
+    """Runs each job in its own process; returns the exit codes."""
     processes = [CONTEXT.Process(target=job, args=arguments) for job, arguments in jobs]
     for process in processes:
         process.start()
@@ -66,8 +66,8 @@ def _use_together(root: Path, target: Path, barrier: Barrier) -> None:
         _use(Store(root), number, target / str(number))
 
 
-def test_adders_of_one_entry_end_with_one_file(tmp_path: Path) -> None:
-    """Two build into one folder, two into another, each entry at the same moment."""
+def test_concurrent_builds_of_one_entry_leave_one_file(tmp_path: Path) -> None:
+    """Two processes build into one folder and two into another, each entry at the same time."""
     root, barrier = tmp_path / "store", CONTEXT.Barrier(4)
     assert _run(*[(_use_together, (root, tmp_path / name, barrier)) for name in "aabb"]) == [0] * 4
     for number in range(15):
@@ -80,7 +80,8 @@ def test_adders_of_one_entry_end_with_one_file(tmp_path: Path) -> None:
 
 
 def _use_at_random(root: Path, target: Path, seed: int) -> None:
-    """Collected at any age, an entry may vanish before it is linked, which is said; it is never another one's bytes."""
+    """If entries of any age are collected, one may be gone before it is linked. That is reported, and no other entry's
+    bytes are ever linked."""
     chance = random.Random(seed)
     for _ in range(40):
         number = chance.randrange(5)
@@ -98,14 +99,14 @@ def _until(done: Event, work: Callable[[], object]) -> None:
 
 
 def _tear_receipts(root: Path) -> None:
-    """What a disk may do to a receipt."""
+    """Damages a receipt."""
     for path in root.glob("*/*.json"):
         with contextlib.suppress(FileNotFoundError):
             path.write_bytes(path.read_bytes()[:20])
     time.sleep(0.005)
 
 
-def test_find_add_link_collect_and_verify_all_at_once(tmp_path: Path) -> None:
+def test_all_operations_at_once(tmp_path: Path) -> None:
     root, done = tmp_path / "store", CONTEXT.Event()
     root.mkdir()
     store = Store(root)
@@ -141,8 +142,8 @@ def _use_old_ones(root: Path, target: Path, numbers: list[int]) -> None:
                     os.utime(path, (0, 0))
 
 
-def test_what_a_build_has_found_is_not_collected_before_it_is_linked(tmp_path: Path) -> None:
-    """Each entry is old whenever it is looked for, and unused; the collector takes what is older than an hour."""
+def test_an_entry_found_by_a_build_is_not_collected_before_it_is_linked(tmp_path: Path) -> None:
+    """Each entry is old and unused when it is found; the collector removes entries older than an hour."""
     root, done = tmp_path / "store", CONTEXT.Event()
     root.mkdir()
     store = Store(root)

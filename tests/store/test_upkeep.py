@@ -1,4 +1,4 @@
-"""What a store says of itself, and what is removed from it."""
+"""Listing, verifying and collecting the entries of a store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import write_json
 from axzoo.store import Store, content_key, link
-from axzoo.store.upkeep import collect, contents, find_damage, leftovers, look, used_by
+from axzoo.store.upkeep import collect, contents, find_damage, leftovers, read_entry, used_by
 
 DAY_S = 86_400
 LAYER = {"weight_type": "s4", "hidden_state_type": "bf16", "weight_group_size": 32, "weight_errors": {"q_proj": 0.1}}
@@ -58,7 +58,7 @@ def _keys(store: Store) -> set[str]:
     return {stored.key for stored in contents(store)}
 
 
-def test_entries_as_they_lie_there(store: Store) -> None:
+def test_list_entries(store: Store) -> None:
     layer, post = _add(store, "layer", LAYER, "layer"), _add(store, "post", POST, "post")
     embed, old = _add(store, "embedding", kind="embed"), _add(store, "old entry", LAYER)
     _use(store, layer, "AX650/a-w4a16")
@@ -69,7 +69,7 @@ def test_entries_as_they_lie_there(store: Store) -> None:
     (store.root / "zz").mkdir()
     found = {stored.key: stored for stored in contents(store)}
     assert [stored.key for stored in contents(store)] == sorted([layer, post, embed, old])
-    assert {key: (s.kind, s.words, s.size, s.links) for key, s in found.items()} == {
+    assert {key: (s.kind, s.recipe_summary, s.size, s.links) for key, s in found.items()} == {
         layer: ("layer", "s4 bf16 g32", 5, 2),
         post: ("post", "s8 bf16", 4, 0),
         embed: ("embed", "", 9, 0),
@@ -79,18 +79,18 @@ def test_entries_as_they_lie_there(store: Store) -> None:
     assert found[layer].age_s == pytest.approx(0, abs=60)
 
 
-def test_half_an_entry(store: Store) -> None:
+def test_an_incomplete_entry(store: Store) -> None:
     lone, headless, torn = (_add(store, name, LAYER, "layer") for name in "abc")
     store.paths(lone)[1].unlink()
     store.paths(headless)[0].unlink()
     store.paths(torn)[1].write_text("{")
     found = {stored.key: (stored.kind, stored.size) for stored in contents(store)}
     assert found == {lone: ("unknown", 1), headless: ("layer", 0), torn: ("unknown", 1)}
-    assert look(store, "0" * 64) is None
+    assert read_entry(store, "0" * 64) is None
 
 
-def test_a_store_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(AxzooError, match="nowhere is not a folder: name the store of a project with --store"):
+def test_a_missing_store(tmp_path: Path) -> None:
+    with pytest.raises(AxzooError, match="nowhere is not a folder: pass a project's store with --store"):
         list(contents(Store(tmp_path / "nowhere")))
 
 
@@ -109,37 +109,37 @@ def test_bundles_that_use_an_entry(store: Store) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"key": 1}'])
-def test_a_damaged_receipt_hides_who_uses_what(store: Store, text: str) -> None:
+def test_a_damaged_receipt_is_an_error(store: Store, text: str) -> None:
     _use(store, _add(store, "one"), "AX650/a-w8a16")
     receipts = store.root.parent / "receipts"
     (receipts / "AX650/a-w8a16/x.json").write_text(text)
     with pytest.raises(AxzooError, match=r"x\.json is"):
         used_by(receipts)
-    with pytest.raises(AxzooError, match="is not a folder: name the receipts of the store's project with --receipts"):
+    with pytest.raises(AxzooError, match="is not a folder: pass the receipts of the store's project with --receipts"):
         used_by(receipts / "AX9")
 
 
 DAMAGES = {
-    "its bytes are not those its receipt tells of": lambda data, receipt: data.write_bytes(b"onf"),
-    "its file is gone": lambda data, receipt: data.unlink(),
+    "its data does not match its receipt": lambda data, receipt: data.write_bytes(b"onf"),
+    "its data is missing": lambda data, receipt: data.unlink(),
     "its receipt cannot be read": lambda data, receipt: receipt.write_text("{"),
-    "it has no receipt: a process was killed while it added it": lambda data, receipt: receipt.unlink(),
+    "it has no receipt: a process was killed while adding it": lambda data, receipt: receipt.unlink(),
 }
 
 
 @pytest.mark.parametrize("reason", DAMAGES)
-def test_damage_is_named_and_removed_when_asked(store: Store, reason: str) -> None:
+def test_damage_is_reported_and_removed_on_request(store: Store, reason: str) -> None:
     key, other = _add(store, "one"), _add(store, "two")
     DAMAGES[reason](*store.paths(key))
     for repair in (False, True):
-        assert [(found.stored.key, found.reason) for found in find_damage(store, repair)] == [(key, reason)]
+        assert [(found.entry.key, found.reason) for found in find_damage(store, repair)] == [(key, reason)]
     assert not list(find_damage(store, repair=False))
     assert _keys(store) == {other}
     assert _add(store, "one") == key
     assert store.find(key) is not None
 
 
-def test_only_what_is_old_and_unused_is_collected(store: Store) -> None:
+def test_only_old_unused_entries_are_collected(store: Store) -> None:
     used, old, young, torn = (_add(store, name) for name in ("used", "old", "young", "torn"))
     _use(store, used, "AX650/a-w8a16")
     store.paths(torn)[1].unlink()
@@ -153,7 +153,7 @@ def test_only_what_is_old_and_unused_is_collected(store: Store) -> None:
     assert store.find(used) is not None
 
 
-def test_a_bundle_keeps_its_bytes_whatever_is_collected(store: Store) -> None:
+def test_collecting_does_not_affect_bundles(store: Store) -> None:
     key = _aged(store, _add(store, "one"))
     bundle = _use(store, key, "AX650/a-w8a16")
     collect(store, [], 0, dry_run=False)

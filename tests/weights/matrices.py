@@ -10,12 +10,12 @@ from hypothesis.extra import numpy as hnp
 
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)
 ANY = hnp.arrays(np.float32, SHAPES, elements=st.floats(-(2.0**127), 2.0**127, width=32))
-"""Denormals and zeros included, up to the end of fp32's range."""
+"""The whole range of fp32, including denormals and zeros."""
 TIES = st.sampled_from([0.0, 0.5, 1.5, 3.5, 7.0, 7.5, 8.0, 63.5, 127.0, 127.5, 128.0])
 TAME = hnp.arrays(np.float32, SHAPES, elements=TIES).flatmap(
     lambda w: hnp.arrays(np.float32, w.shape, elements=st.sampled_from([-1.0, 1.0, 2.0**-30, -3.0])).map(w.__mul__)
 )
-"""Ties and peaks, of both signs."""
+"""Ties and peaks of both signs."""
 MATRICES = st.one_of(ANY, TAME)
 
 

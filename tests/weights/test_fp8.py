@@ -1,4 +1,4 @@
-"""fp8 codes against the list of all 256 numbers of the type, built from its definition."""
+"""fp8 codes compared with the list of all numbers of the type, built from its definition."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from matrices import MATRICES
 from numpy.typing import NDArray
 
 from axzoo.core.dtypes import NUMPY_DTYPES
-from axzoo.weights.encoding import float8_codes, largest_of
+from axzoo.weights.encoding import float8_codes, float8_max
 from axzoo.weights.scales import symmetric_scales
 
 Floats = NDArray[np.float32]
@@ -19,7 +19,7 @@ TYPES = pytest.mark.parametrize("name, largest", [("fp8_e4m3", 448), ("fp8_e5m2"
 
 
 def _numbers(name: str) -> dict[int, float]:
-    """The finite numbers >= 0 by their bytes: exponent and mantissa as OCP's "8-bit floating point" defines them."""
+    """The finite numbers >= 0 by their byte, with exponent and mantissa as defined by OCP "8-bit floating point"."""
     exponent_bits, mantissa_bits = (4, 3) if name == "fp8_e4m3" else (5, 2)
     bias = 2 ** (exponent_bits - 1) - 1
     found = {}
@@ -32,7 +32,7 @@ def _numbers(name: str) -> dict[int, float]:
 
 @TYPES
 def test_the_largest_number(name: str, largest: int) -> None:
-    assert largest_of(NUMPY_DTYPES[name]) == largest == max(_numbers(name).values())
+    assert float8_max(NUMPY_DTYPES[name]) == largest == max(_numbers(name).values())
 
 
 @TYPES
@@ -44,7 +44,7 @@ def test_each_code_is_the_nearest_number(name: str, largest: int, weight: Floats
     assert (codes.dtype, codes.shape) == (dtype, weight.shape)
     numbers = _numbers(name)
     for value, byte in zip((weight / scales[:, None]).ravel().tolist(), codes.view(np.uint8).ravel(), strict=True):
-        nearest = min(numbers, key=lambda b: (abs(numbers[b] - abs(value)), b % 2))  # of two as near, the even
+        nearest = min(numbers, key=lambda b: (abs(numbers[b] - abs(value)), b % 2))  # ties to even
         assert byte & 0x7F == nearest
         assert bool(byte & 0x80) == (np.signbit(value))
 
@@ -59,6 +59,6 @@ def test_golden(name: str, largest: int) -> None:
 
 
 @TYPES
-def test_beyond_the_range_is_saturated(name: str, largest: int) -> None:
+def test_values_beyond_the_range_saturate(name: str, largest: int) -> None:
     codes = float8_codes(np.array([[1e6, -1e30, 3e38]], np.float32), np.ones(1, np.float32), NUMPY_DTYPES[name])
     assert codes.astype(np.float32).tolist() == [[largest, -largest, largest]]

@@ -1,4 +1,4 @@
-"""Searched scales: never worse than the vendor's, and as good as a search without hurry finds."""
+"""Searched scales are never worse than the vendor's, and almost as good as those of an exhaustive search."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Floats = NDArray[np.float32]
 LEVELS = pytest.mark.parametrize("levels", [8, 128])
 
 SMALLEST_EXACT = 256 * 2.0**-126
-"""Below this peak a scale is denormal, and no search can promise anything."""
+"""Below this peak the scale is denormal, and the search guarantees nothing."""
 
 
 def _errors(weight: Floats, scales: Floats, levels: int) -> NDArray[np.float64]:
-    """Each row's squared error in units of its peak."""
+    """The squared error of each row, relative to its peak."""
     peak = np.maximum(np.abs(weight).max(axis=1, keepdims=True), np.float32(2.0**-149)).astype(np.float64)
     restored = full_range_codes(weight, scales, levels).astype(np.float64) * scales[:, None].astype(np.float64)
     return np.asarray((((restored - weight) / peak) ** 2).sum(axis=1))
@@ -50,7 +50,7 @@ def test_any_row_gets_a_scale(levels: int, weight: Floats) -> None:
 
 
 @LEVELS
-def test_what_lies_on_the_grid_is_kept(levels: int) -> None:
+def test_weights_on_the_grid_are_exact(levels: int) -> None:
     codes = np.random.default_rng(0).integers(-levels, levels, (7, 50)).astype(np.int8)
     codes[:, 3] = -levels
     weight = codes * np.float32(-0.25)
@@ -60,7 +60,7 @@ def test_what_lies_on_the_grid_is_kept(levels: int) -> None:
 
 
 def _plain(row: list[float], levels: int) -> float:
-    """One row's scale by the documented search, in double precision."""
+    """The scale of one row, found by the documented search in double precision."""
     vendor = fp32(-max(row, key=abs) / levels)
     steps = [w / vendor for w in row]
 
@@ -79,14 +79,14 @@ def _plain(row: list[float], levels: int) -> float:
 
 
 @LEVELS
-def test_as_plain_python_does_it(levels: int) -> None:
+def test_it_agrees_with_plain_python(levels: int) -> None:
     weight = np.random.default_rng(1).standard_t(3, (40, 33)).astype(np.float32)
     wanted = np.array([_plain(row, levels) for row in weight.tolist()])
     np.testing.assert_allclose(least_squares_scales(weight, levels), wanted, rtol=1e-5)
 
 
-def test_close_to_the_best_there_is() -> None:
-    """A hundred times finer a search gains little more."""
+def test_close_to_the_optimum() -> None:
+    """A search that is a hundred times finer gains little."""
     weight = np.random.default_rng(2).standard_t(5, (60, 128)).astype(np.float32)
     vendors = full_range_scales(weight, 8)
     found = _errors(weight, least_squares_scales(weight, 8), 8)
@@ -98,7 +98,7 @@ def test_close_to_the_best_there_is() -> None:
 
 
 def test_the_sign_is_searched_too() -> None:
-    """The peak stands alone, its opposites are many: they get the code that has no opposite."""
+    """With one peak and many values of opposite sign, the latter get the code that exists with one sign only."""
     weight = np.array([[8.01, *[-8.0] * 30]], np.float32)
     assert least_squares_scales(weight, 8)[0] == pytest.approx(1, rel=0.01)
     assert full_range_scales(weight, 8)[0] < 0

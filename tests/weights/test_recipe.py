@@ -1,4 +1,4 @@
-"""Recipes that contradict themselves are refused with the number that would do."""
+"""Contradictory recipes are refused, and the message says which value would be valid."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_tags(weight: Any, state: Any, wanted: str) -> None:
         ({"weight_type": "s4", "scale_rule": "mse", "rounding": "gptq"}, "w4a16-mse-gptq"),
     ],
 )
-def test_tags_tell_how_integers_were_found(values: dict[str, Any], wanted: str) -> None:
+def test_tags_include_scale_rule_and_rounding(values: dict[str, Any], wanted: str) -> None:
     assert tag(Recipe(**values)) == wanted
 
 
@@ -108,7 +108,7 @@ def test_json_that_is_not_a_recipe(data: Any, message: str) -> None:
         Recipe.from_dict(data)
 
 
-def test_prompts_reach_as_far_as_the_groups() -> None:
+def test_the_groups_limit_the_prompt() -> None:
     assert Recipe(last_kv_cache_len=tuple(range(128, 1024, 128))).max_prompt_len == 1024
     assert Recipe(prefill_len=0).max_prompt_len == 0
 
@@ -145,7 +145,7 @@ def test_contradictions(values: dict[str, Any], message: str) -> None:
 
 
 @given(prefill=st.integers(-2, 9), cache=st.integers(-2, 40), last=st.lists(st.integers(0, 30), max_size=3))
-def test_what_is_accepted_fits(prefill: int, cache: int, last: list[int]) -> None:
+def test_accepted_recipes_are_consistent(prefill: int, cache: int, last: list[int]) -> None:
     try:
         recipe = Recipe(prefill_len=prefill, kv_cache_len=cache, last_kv_cache_len=tuple(last))
     except AxzooError:
@@ -154,7 +154,7 @@ def test_what_is_accepted_fits(prefill: int, cache: int, last: list[int]) -> Non
     assert len(set(recipe.last_kv_cache_len)) == len(last)
 
 
-def test_parts_depend_on_what_concerns_them() -> None:
+def test_parts_depend_only_on_their_own_fields() -> None:
     recipe = Recipe()
     post_only, layer_only = replace(recipe, post_weight_type="bf16"), replace(recipe, kv_cache_len=255)
     assert post_only.for_layers() == recipe.for_layers()

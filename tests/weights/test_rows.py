@@ -1,4 +1,4 @@
-"""The two row rules: golden codes, a second implementation in plain Python, and what must hold of any matrix."""
+"""The two row rules: golden codes, a second implementation in plain Python, and invariants for any matrix."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Floats = NDArray[np.float32]
 Quantized = tuple[NDArray[np.int8], Floats]
 
 SMALLEST_EXACT = 128 * 2.0**-126
-"""Below this peak a scale is denormal, and only the size of the error can be promised."""
+"""Below this peak the scale is denormal, and only the magnitude of the error is guaranteed."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ RULES = pytest.mark.parametrize("rule", [A8, A4, B8], ids=["A-s8", "A-s4", "B-s8
 
 
 def _plain(rule: Rule, row: list[float]) -> tuple[list[int], float]:
-    """One row by the documented formulas, each operation rounded to fp32."""
-    peak, levels = max(row, key=abs), rule.levels  # the first of the largest
+    """One row with the documented formulas, each operation rounded to fp32."""
+    peak, levels = max(row, key=abs), rule.levels  # the first one of largest magnitude
     if rule.full_range:
         scale = fp32(-peak / levels) or 1.0
         return [min(levels - 1, max(-levels, math.floor(fp32(fp32(w / scale) + 0.5)))) for w in row], scale
@@ -54,7 +54,7 @@ def _restored(codes: NDArray[np.int8], scales: Floats) -> Floats:
 
 @RULES
 @given(weight=MATRICES)
-def test_as_plain_python_does_it(rule: Rule, weight: Floats) -> None:
+def test_it_agrees_with_plain_python(rule: Rule, weight: Floats) -> None:
     codes, scales = rule(weight)
     assert (codes.dtype.type, scales.dtype.type, codes.shape, scales.shape) == (
         np.int8,
@@ -94,7 +94,7 @@ def test_the_error_is_at_most_half_a_step(rule: Rule, weight: Floats) -> None:
     exact = weight.astype(np.float64)
     error = np.abs(codes.astype(np.float64) * scales[:, None].astype(np.float64) - exact)
     peak, step = np.abs(exact).max(axis=1, keepdims=True), np.abs(scales[:, None].astype(np.float64))
-    # rule A has no code for the peak's opposite: what lies there is clipped, by at most one step
+    # rule A has no code for the negated peak: values there are clipped by at most one step
     clipped = (exact / scales[:, None] > rule.levels - 0.5) & rule.full_range
     bound = np.where(clipped, step, step / 2) * (1 + 1e-5)
     assert (error <= np.where(peak < SMALLEST_EXACT, SMALLEST_EXACT, bound)).all()
@@ -102,7 +102,7 @@ def test_the_error_is_at_most_half_a_step(rule: Rule, weight: Floats) -> None:
 
 @RULES
 @given(weight=MATRICES)
-def test_codes_and_scales_are_of_the_rule(rule: Rule, weight: Floats) -> None:
+def test_codes_and_scales_follow_the_rule(rule: Rule, weight: Floats) -> None:
     codes, scales = rule(weight)
     peaks = np.take_along_axis(weight, np.abs(weight).argmax(axis=1, keepdims=True), axis=1)[:, 0]
     assert np.isfinite(scales).all()
@@ -123,7 +123,7 @@ def test_codes_and_scales_are_of_the_rule(rule: Rule, weight: Floats) -> None:
 @RULES
 @given(weight=MATRICES)
 def test_quantizing_again_changes_nothing(rule: Rule, weight: Floats) -> None:
-    """What lies on the grid is kept exactly."""
+    """Weights on the grid are stored exactly."""
     weight = np.where(np.abs(weight).max(axis=1, keepdims=True) < SMALLEST_EXACT, np.float32(0), weight)
     codes, scales = rule(weight)
     again, scales_again = rule(_restored(codes, scales))
@@ -133,7 +133,7 @@ def test_quantizing_again_changes_nothing(rule: Rule, weight: Floats) -> None:
 
 @RULES
 @given(weight=MATRICES)
-def test_a_row_does_not_know_the_others(rule: Rule, weight: Floats) -> None:
+def test_rows_are_independent(rule: Rule, weight: Floats) -> None:
     codes, scales = rule(weight)
     for index in range(len(weight)):
         alone, scale = rule(weight[index : index + 1])
@@ -143,7 +143,7 @@ def test_a_row_does_not_know_the_others(rule: Rule, weight: Floats) -> None:
 
 @RULES
 @given(weight=MATRICES)
-def test_columns_can_be_coded_apart_under_the_same_scales(rule: Rule, weight: Floats) -> None:
+def test_columns_can_be_encoded_separately_with_the_same_scales(rule: Rule, weight: Floats) -> None:
     codes, scales = rule(weight)
     code = full_range_codes if rule.full_range else symmetric_codes
     for column in range(weight.shape[1]):
@@ -152,7 +152,7 @@ def test_columns_can_be_coded_apart_under_the_same_scales(rule: Rule, weight: Fl
 
 @pytest.mark.parametrize("rule", [A8, A4])
 @given(weight=ANY)
-def test_full_range_of_the_negative_is_the_same_codes(rule: Rule, weight: Floats) -> None:
+def test_full_range_codes_of_the_negated_weight_are_equal(rule: Rule, weight: Floats) -> None:
     codes, scales = rule(weight)
     mirrored, mirrored_scales = rule(-weight)
     some = np.abs(weight).max(axis=1) >= SMALLEST_EXACT

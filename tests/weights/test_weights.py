@@ -1,4 +1,4 @@
-"""Weights as files store them, in every format a recipe can ask for."""
+"""Stored weights in every format that a recipe supports."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_layers_integers_are_transposed_codes_of_rule_a(weight_type: Any, levels
 @INTEGERS
 @pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("scale_rule", ["vendor", "mse"])
-def test_groups_are_rows_of_their_own(weight_type: Any, levels: int, group: Any, scale_rule: Any) -> None:
+def test_groups_are_encoded_like_rows(weight_type: Any, levels: int, group: Any, scale_rule: Any) -> None:
     stored = _store(layer_format(Recipe(weight_type=weight_type, weight_group_size=group, scale_rule=scale_rule)))
     assert stored.values.shape == (128, 23)
     assert stored.scales.shape == (128 // group, 23)
@@ -81,7 +81,7 @@ def test_searched_scales_store_with_less_error() -> None:
     assert _store(FORMATS["s4 g32"]).error < 0.95 * plain.error
 
 
-def test_the_posts_integers_are_of_rule_b() -> None:
+def test_the_post_layers_integers_follow_rule_b() -> None:
     scales = symmetric_scales(WEIGHT, 127)
     stored = _store(FORMATS["post s8"])
     assert_array_equal(stored.values, symmetric_codes(WEIGHT, scales, 127).T)
@@ -89,7 +89,7 @@ def test_the_posts_integers_are_of_rule_b() -> None:
 
 
 @pytest.mark.parametrize("name, largest, error", [("fp8_e4m3", 448, 0.03), ("fp8_e5m2", 57344, 0.06)])
-def test_the_posts_small_floats(name: Any, largest: int, error: float) -> None:
+def test_the_post_layers_fp8_formats(name: Any, largest: int, error: float) -> None:
     stored = _store(post_format(name))
     assert stored.values.dtype == {"fp8_e4m3": ml_dtypes.float8_e4m3fn, "fp8_e5m2": ml_dtypes.float8_e5m2}[name]
     assert_array_equal(stored.scales[0], np.abs(WEIGHT).max(axis=1) / np.float32(largest))
@@ -106,7 +106,7 @@ def test_the_error_is_that_of_the_dequantized_weights(form: WeightFormat) -> Non
 
 @ALL
 @given(cuts=st.lists(st.integers(0, len(WEIGHT)), max_size=5).map(sorted))
-def test_blocks_are_the_whole_matrix(form: WeightFormat, cuts: list[int]) -> None:
+def test_the_result_does_not_depend_on_the_blocks(form: WeightFormat, cuts: list[int]) -> None:
     whole = _store(form)
     blocks = [block for block in np.split(WEIGHT, cuts) if len(block)]
     parts = store_weight("q_proj.weight", blocks, (23, 128), form)
@@ -116,7 +116,7 @@ def test_blocks_are_the_whole_matrix(form: WeightFormat, cuts: list[int]) -> Non
 
 
 @ALL
-def test_pieces_are_the_whole_matrix(form: WeightFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_result_does_not_depend_on_the_piece_size(form: WeightFormat, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _store(form)
     monkeypatch.setattr("axzoo.weights.stored.PIECE", 300)
     parts = _store(form)
@@ -141,7 +141,7 @@ def test_zeros_have_no_error(form: WeightFormat) -> None:
 
 @pytest.mark.parametrize("name", ["s8", "s4", "s4 mse", "s8 g64 mse"])
 def test_huge_weights_have_a_finite_error(name: str) -> None:
-    """Their squares are beyond fp32."""
+    """Their squares overflow fp32."""
     huge = _store(FORMATS[name], WEIGHT * np.float32(1e30))
     assert huge.error == pytest.approx(_store(FORMATS[name]).error, rel=1e-3)
 
@@ -156,7 +156,9 @@ def test_a_weight_beyond_the_type_is_refused() -> None:
 
 @pytest.mark.parametrize("columns", [31, 33, 48])
 def test_groups_that_do_not_divide_a_row_are_refused(columns: int) -> None:
-    message = f"^q_proj.weight: weight_group_size 32 does not divide its {columns} input features: choose another, or 0"
+    message = (
+        f"^q_proj.weight: weight_group_size 32 does not divide its {columns} input features: choose another size, or 0"
+    )
     with pytest.raises(AxzooError, match=message):
         _store(FORMATS["s4 g32"], np.ones((4, columns), np.float32))
 

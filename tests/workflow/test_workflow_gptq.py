@@ -34,10 +34,10 @@ def test_calibration_is_a_job_of_its_own(project: Project) -> None:
     assert {name for name in before if name.endswith(".axmodel") and before[name] != after[name]} == layers
 
 
-def test_a_text_that_will_not_do_is_named(project: Project) -> None:
+def test_an_unusable_text_is_reported(project: Project) -> None:
     (project / "text.txt").write_text("short")
     project.write_matrix({"tiny": ENTRY | GPTQ})
     run = project.snakemake(f"{BUNDLE}/manifest.json")
     assert run.status == 1
-    assert "text.txt has" in run.shown and "calibration_tokens asks for 512" in run.shown
+    assert "text.txt has" in run.shown and "calibration_tokens needs 512" in run.shown
     assert not (project / "results/calibration/tiny/index.json").exists()

@@ -156,7 +156,7 @@ def test_a_file_changed_behind_our_back_is_refused_and_then_built_again(rebuilt:
     assert run.jobs == {"layer": 1, "bundle": 1}
     assert compiled(rebuilt) == sound
     assert stored(rebuilt, LAYER) == entry
-    assert "is damaged, building it again" in (rebuilt / LAYER_LOG).read_text()
+    assert "is damaged: building it again" in (rebuilt / LAYER_LOG).read_text()
 
 
 def _truncate(entry: Path) -> None:

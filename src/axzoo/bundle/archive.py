@@ -20,7 +20,7 @@ from typing import BinaryIO
 from axzoo.bundle.manifest import MANIFEST, MANIFEST_LIMIT, FileRecord, Manifest, parse_manifest
 from axzoo.bundle.verification import refuse_deviations
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import TEMPORARY_SUFFIX, atomic_path, need_space
+from axzoo.core.files import TEMPORARY_SUFFIX, atomic_path, require_space
 
 _BLOCK = tarfile.BLOCKSIZE
 _RECORD = tarfile.RECORDSIZE
@@ -60,7 +60,7 @@ def unpack(path: Path, target: Path) -> Manifest:
     target.parent.mkdir(parents=True, exist_ok=True)
     with path.open("rb") as archive, _temporary_folder(target) as temporary:
         manifest = _take_manifest(archive, path, temporary)
-        need_space(temporary, manifest.size)
+        require_space(temporary, manifest.size)
         damaged = f"{path} is damaged, or no archive of `axzoo pack`: fetch it again"
         for name, record in sorted(manifest.files.items()):
             _expect(archive, _header(manifest.name, name, record.size), damaged)

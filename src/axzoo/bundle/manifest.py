@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json, require_format
-from axzoo.model.spec import DecoderSpec
+from axzoo.model.spec import DecoderSpec, SpecError
 from axzoo.parts.kind import PartId
 from axzoo.weights.recipe import Recipe
 
@@ -93,6 +93,8 @@ def parse_manifest(data: Any, path: Path) -> Manifest:
             parts=parts,
             part_ids={} if number == 1 else {name: PartId.from_dict(part) for name, part in parts.items()},
         )
+    except SpecError as error:
+        raise AxzooError(f"{path}: {error}") from None
     except (AxzooError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise AxzooError(f"{path} is damaged ({error!r:.200}): build the bundle again") from None
 

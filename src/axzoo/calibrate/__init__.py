@@ -1,1 +1,1 @@
-"""What a layer meets when the model runs: tokens, the hidden states they become, and rounding that heeds them."""
+"""Calibration: tokens, the hidden states they produce in each layer, and calibration-aware rounding."""

@@ -1,4 +1,4 @@
-"""Threads over independent pieces of work, each piece on one core: the number of cores does not enter the numbers."""
+"""Runs independent tasks in threads, each on one core, so that results do not depend on the number of cores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 @contextmanager
 def single_core() -> Iterator[int]:
-    """torch computes every operation on one core, so that sums are formed in one order. Gives the cores it had."""
+    """Limits torch to one core per operation, so that the order of summation is fixed. Yields the previous limit."""
     cores = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -24,12 +24,12 @@ def single_core() -> Iterator[int]:
         torch.set_num_threads(cores)
 
 
-def in_parallel(function: Callable[[T], R], pieces: Iterable[T]) -> list[R]:
-    """function(piece) for each piece, in their order; run on as many threads as torch would use, without gradients."""
+def in_parallel(function: Callable[[T], R], tasks: Iterable[T]) -> list[R]:
+    """function(task) for each task, in order, on as many threads as torch would use, without gradients."""
 
-    def infer(piece: T) -> R:
+    def infer(task: T) -> R:
         with torch.inference_mode():
-            return function(piece)
+            return function(task)
 
     with single_core() as cores, ThreadPoolExecutor(cores) as pool:
-        return list(pool.map(infer, pieces))
+        return list(pool.map(infer, tasks))

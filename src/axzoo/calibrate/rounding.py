@@ -1,4 +1,4 @@
-"""A layer's weights rounded by GPTQ, for what its linear layers are given while the model reads."""
+"""Rounds a layer's weights with GPTQ, for the inputs of its linear layers during calibration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from axzoo.calibrate.parallel import single_core
-from axzoo.model.oracle import activations, mixed_values, norm, project
+from axzoo.model.oracle import attention_context, mlp_activations, norm, project
 from axzoo.model.spec import LayerSpec
 from axzoo.weights.encoding import ScaledFormat, layer_format
 from axzoo.weights.recipe import Recipe
@@ -21,15 +21,15 @@ from axzoo.weights.scales import Floats
 from axzoo.weights.stored import StoredWeight, store_weight
 
 DAMPING = 0.01
-"""Of the diagonal's mean, added to it: what the paper adds."""
+"""Added to the diagonal, as a fraction of its mean; the value is that of the GPTQ paper."""
 
 BLOCK = 128
-"""Columns whose errors reach the columns behind them at once."""
+"""Columns whose errors are propagated to all later columns together."""
 
 
 @dataclass(frozen=True)
-class Curvature:
-    """What GPTQ needs of a Hessian: the order of the columns, and the upper Cholesky factor of its inverse so ordered.
+class InverseHessian:
+    """The column order of GPTQ, and the upper Cholesky factor of the inverse Hessian in that order.
 
     order [columns] int64, factor [columns, columns] fp32.
     """
@@ -38,30 +38,30 @@ class Curvature:
     factor: torch.Tensor
 
 
-def curvature(hessian: torch.Tensor) -> Curvature:
-    """hessian [columns, columns] fp32: X^T X of a linear layer's inputs X, or a multiple of it; overwritten.
+def invert_hessian(hessian: torch.Tensor) -> InverseHessian:
+    """Inverts hessian [columns, columns] fp32, X^T X of a linear layer's inputs X or a multiple of it; overwrites it.
 
-    A column that no input ever excites costs nothing whatever it is rounded to: it stands for itself.
+    Columns whose input is always 0 can be rounded to anything; their diagonal entry is set to 1.
     """
     diagonal = hessian.diagonal()
     diagonal[diagonal == 0] = 1
-    backwards = torch.argsort(diagonal, stable=True)
+    ascending = torch.argsort(diagonal, stable=True)
     diagonal += DAMPING * diagonal.mean()
-    # With J the reversal: J H J = L L^T, so H^-1 = U^T U with U = J L^-1 J, which is upper. No inverse of H is formed.
-    lower = torch.linalg.cholesky(hessian[backwards][:, backwards])
+    # With J the reversal, J H J = L L^T, so H^-1 = U^T U with the upper triangular U = J L^-1 J: H is never inverted.
+    lower = torch.linalg.cholesky(hessian[ascending][:, ascending])
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False)
-    return Curvature(backwards.flip(0), inverse.flip(0, 1))
+    return InverseHessian(ascending.flip(0), inverse.flip(0, 1))
 
 
 def gptq_codes(
-    weight: Floats, scales: Floats, codes: Callable[[Floats, Floats], NDArray[Any]], curved: Curvature
+    weight: Floats, scales: Floats, codes: Callable[[Floats, Floats], NDArray[Any]], inverse: InverseHessian
 ) -> NDArray[np.int8]:
-    """weight [rows, columns], scales [rows, groups] for equal groups of its columns -> codes [rows, columns].
+    """weight [rows, columns], scales [rows, groups] for groups of equal width -> codes [rows, columns].
 
-    `codes` rounds: it gives the codes [rows, 1] of a column [rows, 1] under scales [rows].
+    `codes` rounds a column: it maps weights [rows, 1] and scales [rows] to codes [rows, 1].
     """
     rows, columns = weight.shape
-    order, factor = curved.order, curved.factor
+    order, factor = inverse.order, inverse.factor
     group = (order // (columns // scales.shape[1])).tolist()
     rest = torch.from_numpy(weight).T[order]  # a copy [columns, rows], in GPTQ's order
     chosen = torch.empty((columns, rows), dtype=torch.int8)
@@ -82,18 +82,18 @@ def gptq_codes(
 
 
 SEQUENCES = 8
-"""Sequences whose attention scores are held at once."""
+"""Sequences whose attention scores are in memory at the same time."""
 
 
 @dataclass(frozen=True)
 class GptqFormat:
-    """`base`, its codes chosen by GPTQ for inputs of that curvature.
+    """`base` with codes chosen by GPTQ.
 
-    `importance` [columns], for a scale rule that weighs errors: how much a column's counts.
+    `importance` [columns] weights the error of each column, for scale rules that minimize it.
     """
 
     base: ScaledFormat
-    curved: Curvature
+    inverse: InverseHessian
     importance: Floats | None
 
     @property
@@ -101,13 +101,13 @@ class GptqFormat:
         return self.base.dtype
 
     def groups(self, columns: int) -> int:
-        """Scales to a row. Raises FormatError when the groups do not divide it."""
+        """Scales per row. Raises FormatError when the group size does not divide `columns`."""
         return self.base.groups(columns)
 
     def encode(self, weight: Floats) -> tuple[NDArray[Any], Floats]:
         """weight [rows, columns] -> values [rows, columns], scales [rows, groups]."""
         scales = self._scales(weight, self.groups(weight.shape[1]))
-        return gptq_codes(weight, scales, self.base.codes, self.curved).view(self.dtype), scales
+        return gptq_codes(weight, scales, self.base.codes, self.inverse).view(self.dtype), scales
 
     def _scales(self, weight: Floats, groups: int) -> Floats:
         rows = len(weight)
@@ -118,34 +118,36 @@ class GptqFormat:
 
 
 def linear_inputs(
-    spec: LayerSpec, weights: Mapping[str, Tensor], x: Tensor, longest: int
+    spec: LayerSpec, weights: Mapping[str, Tensor], x: Tensor, max_length: int
 ) -> Iterator[tuple[tuple[str, ...], Tensor]]:
-    """x [sequences, length, hidden_size] -> the layer's linear layers in the order they compute, those that share an
-    input together, with that input [sequences, length, in_features].
+    """Yields the names of linear layers that share an input, with that input [sequences, length, in_features], in the
+    order of execution.
+
+    x [sequences, length, hidden_size] is the input of the decoder layer.
     """
     x = x * spec.input_scale
     normed = norm(spec.norm, weights, x, "input_norm")
     yield ("q_proj", "k_proj", "v_proj"), normed
-    mix = torch.vmap(lambda one: mixed_values(spec, weights, one, None, longest)[0], chunk_size=SEQUENCES)
-    mixed = mix(normed)
-    yield ("o_proj",), mixed
+    attend = torch.vmap(lambda one: attention_context(spec, weights, one, None, max_length)[0], chunk_size=SEQUENCES)
+    context = attend(normed)
+    yield ("o_proj",), context
     if not spec.parallel:
-        x = x + project(weights, "o_proj", mixed) * spec.residual_scale
+        x = x + project(weights, "o_proj", context) * spec.residual_scale
         normed = norm(spec.norm, weights, x, "mlp_norm")
     yield ("gate_proj", "up_proj") if spec.gated else ("up_proj",), normed
-    yield ("down_proj",), activations(spec, weights, normed)
+    yield ("down_proj",), mlp_activations(spec, weights, normed)
 
 
 def gptq_weights(
     spec: LayerSpec, recipe: Recipe, tensors: Mapping[str, NDArray[np.float32]], states: Tensor
 ) -> dict[str, StoredWeight]:
-    """The layer's matrices as the recipe stores them, by role ("q_proj.weight").
+    """The layer's stored matrices by role ("q_proj.weight"), rounded with GPTQ.
 
-    `tensors` are the layer's, by role; states [sequences, length, hidden_size] are its inputs. Equal arguments give
-    equal results on one kind of processor, however many cores it has. One Hessian is held at a time.
+    `tensors` are the layer's tensors by role, states [sequences, length, hidden_size] its inputs. On one type of CPU,
+    equal arguments give equal results for any number of cores. One Hessian is in memory at a time.
     """
     base = layer_format(recipe)
-    assert isinstance(base, ScaledFormat), "Recipe admits gptq for integers alone"
+    assert isinstance(base, ScaledFormat), "Recipe allows gptq for integer weights only"
     weights = {role: torch.from_numpy(tensor) for role, tensor in tensors.items()}
     stored: dict[str, StoredWeight] = {}
     with single_core(), torch.inference_mode():
@@ -153,7 +155,7 @@ def gptq_weights(
             rows = inputs.flatten(0, 1)
             hessian = rows.T @ rows
             importance = hessian.diagonal().numpy().copy() if recipe.scale_rule == "mse" else None
-            form = GptqFormat(base, curvature(hessian), importance)
+            form = GptqFormat(base, invert_hessian(hessian), importance)
             for name in roles:
                 role = f"{name}.weight"
                 matrix = tensors[role]

@@ -1,4 +1,4 @@
-"""The whole of `axzoo calibrate`: tokens, then the hidden states they become."""
+"""`axzoo calibrate`: choose the tokens, then compute and store the hidden states of each layer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 INDEX = "index.json"
 GROUP = 8
-"""Sequences that one core works on at once."""
+"""Sequences per task of one core."""
 
 _TENSOR = "hidden_states"
 
@@ -44,20 +44,21 @@ def states_file(part: PartId) -> str:
 
 
 def layer_inputs(oracle: Oracle, tokens: Tensor) -> Iterator[Tensor]:
-    """tokens [sequences, length] -> each layer's input in fp32, [sequences, length, hidden_size].
+    """Yields each layer's input for tokens [sequences, length]: [sequences, length, hidden_size] fp32.
 
-    One layer's weights are held at a time.
+    One layer's weights are in memory at a time.
     """
     x = torch.stack([oracle.embed(ids) for ids in tokens.tolist()])
     yield x
     for index in range(oracle.spec.num_hidden_layers - 1):
-        run = partial(layer, oracle.spec.layer_spec(index), oracle.layer_weights(index), longest=oracle.longest)
+        run = partial(layer, oracle.spec.layer_spec(index), oracle.layer_weights(index), max_length=oracle.max_length)
         x = torch.cat([output for output, _ in in_parallel(torch.vmap(run), torch.split(x, GROUP))])
         yield x
 
 
 def write_states(folder: Path, oracle: Oracle, tokens: Tensor, origin: Mapping[str, Any]) -> None:
-    """Writes the layers' files, rounded to bf16, and the index; `origin`, plain JSON, says whence the tokens are."""
+    """Writes each layer's hidden states in bf16, and the index. `origin`, plain JSON, records where the tokens come
+    from."""
     digests = {}
     for index, states in enumerate(layer_inputs(oracle, tokens)):
         path = folder / states_file(PartId("layer", index))
@@ -68,8 +69,8 @@ def write_states(folder: Path, oracle: Oracle, tokens: Tensor, origin: Mapping[s
 
 
 @dataclass(frozen=True)
-class States:
-    """One layer's file as its index tells of it."""
+class LayerStates:
+    """The hidden states file of one layer, as listed in the index."""
 
     path: Path
     sha256: str
@@ -81,46 +82,49 @@ class States:
         return {"sha256": self.sha256, **self.origin}
 
     def read(self, hidden_size: int) -> Tensor:
-        """[sequences, length, hidden_size] fp32. Raises AxzooError when the file is missing, not what was written, or
-        another model's."""
-        again = f"remove {self.path.parent / INDEX} and calibrate again"
+        """The layer's inputs, [sequences, length, hidden_size] fp32.
+
+        Raises AxzooError when the file is missing, was changed, or belongs to another model.
+        """
+        remedy = f"remove {self.path.parent / INDEX} and calibrate again"
         if not self.path.is_file():
-            raise AxzooError(f"{self.path} is missing: {again}")
+            raise AxzooError(f"{self.path} is missing: {remedy}")
         if sha256_of(self.path) != self.sha256:
-            raise AxzooError(f"{self.path} changed after it was written: {again}")
+            raise AxzooError(f"{self.path} was changed after it was written: {remedy}")
         try:
             with safe_open(self.path, framework="pt") as file:
                 states: Tensor = file.get_tensor(_TENSOR)
         except SafetensorError as error:
-            raise AxzooError(f"{self.path} holds no hidden states ({error}): {again}") from None
+            raise AxzooError(f"{self.path} contains no hidden states ({error}): {remedy}") from None
         if states.ndim != 3 or states.shape[2] != hidden_size:
-            raise AxzooError(f"{self.path} has {list(states.shape)} and the layer is {hidden_size} wide: {again}")
+            raise AxzooError(f"{self.path} has shape {list(states.shape)}, but hidden_size is {hidden_size}: {remedy}")
         return states.float()
 
 
-def find_states(path: Path) -> States:
-    """Looks a layer's file up in the index beside it. Raises AxzooError when there is none, or it is damaged."""
+def find_states(path: Path) -> LayerStates:
+    """Looks up a layer's file in the index next to it. Raises AxzooError when the index is missing or damaged."""
     index = path.parent / INDEX
     content = read_json(index)
     try:
-        return States(path, str(content["layers"][path.name]), dict(content["origin"]))
+        return LayerStates(path, str(content["layers"][path.name]), dict(content["origin"]))
     except (KeyError, TypeError, ValueError):
         raise AxzooError(f"{index} does not list {path.name}: remove {index} and calibrate again") from None
 
 
 def calibrate(locks: Path, source: Path, output: Path, text: Path | None, tokens: int) -> None:
-    """Reads whole sequences up to `tokens` and writes the folder `output`; index.json comes last.
+    """Runs as many whole sequences as fit in `tokens` and writes the folder `output`, index.json last.
 
-    Raises AxzooError when the text is too short, or there is none and the model does not fit in memory.
+    Without `text`, the model generates the tokens. Raises AxzooError when the text is too short, or when there is none
+    and the model does not fit in memory.
     """
     if tokens < LENGTH:
-        raise AxzooError(f"{tokens} tokens are less than one sequence: give at least {LENGTH}")
+        raise AxzooError(f"{tokens} tokens are fewer than one sequence: give at least {LENGTH}")
     oracle = checkpoint_oracle(locks, source, LENGTH)
     ids = _tokens(oracle, locks, checkpoint_folder(source), text, tokens // LENGTH)
     origin: dict[str, Any] = {"tokens": ids.numel(), "length": LENGTH}
     origin |= {"seed": SEED} if text is None else {"text": sha256_of(text)}
     write_states(output, oracle, ids, origin)
-    logger.log(SUCCESS, f"calibrated {output}: {ids.numel()} tokens through {oracle.spec.num_hidden_layers} layers")
+    logger.log(SUCCESS, f"calibrated {output}: {ids.numel()} tokens, {oracle.spec.num_hidden_layers} layers")
 
 
 def _tokens(oracle: Oracle, locks: Path, checkpoint: Path, text: Path | None, sequences: int) -> Tensor:
@@ -136,6 +140,6 @@ def _check_memory(oracle: Oracle, locks: Path) -> None:
     needed, memory = 4 * sum(part.parameters for part in parts), physical_memory()
     if needed > memory:
         raise AxzooError(
-            f"self-generated calibration text takes {needed >> 20} MB of memory, and this machine has {memory >> 20} "
-            f"MB: name a calibration_text, which is read with one layer in memory"
+            f"the model needs {needed >> 20} MB of memory to generate its calibration text, but this machine has "
+            f"{memory >> 20} MB: set calibration_text, which needs one layer in memory at a time"
         )

@@ -1,4 +1,4 @@
-"""What building cost a model: its predictions over a text, and its greedy answers, beside the oracle's."""
+"""Fidelity of a built model: its predictions over a text and its greedy answers, compared with the oracle."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from axzoo.runtime.model import Model
 
 @dataclass(frozen=True)
 class TextFidelity:
-    """Over every token of a text: how often both find the same token likeliest, KL(oracle || built) in nats, and each
-    one's perplexity."""
+    """Averages over the tokens of a text: top-1 agreement, KL(oracle || built) in nats, and both perplexities."""
 
     tokens: int
     top1_agreement: float
@@ -27,7 +26,7 @@ class TextFidelity:
 
 
 def text_fidelity(model: Model, want: NDArray[np.float32], ids: Sequence[int]) -> TextFidelity:
-    """Compares the predictions after each of `ids` (as many as one context holds) with the oracle's, `want`
+    """Compares the predictions after each of `ids`, which must fit in one context, with the oracle's logits `want`
     [len(ids), vocab_size]."""
     got = _logits_after_each(model, ids)
     targets = np.asarray(ids[1:])
@@ -42,39 +41,40 @@ def text_fidelity(model: Model, want: NDArray[np.float32], ids: Sequence[int]) -
 
 @dataclass(frozen=True)
 class GreedyAgreement:
-    """How many greedy tokens agree before the first difference, of those the oracle says until it ends.
+    """The number of greedy tokens that agree before the first difference, out of those the oracle generates.
 
-    Where they differ, `lead` is by how many logits the oracle prefers its own choice, and `bf16_step` the distance of
-    neighbouring bf16 numbers there: a lead within one step is a tie, which a file with bf16 logits cannot resolve.
+    At the first difference, `margin` is the oracle's logit of its own choice minus that of the built model's choice,
+    and `bf16_step` the distance between neighbouring bf16 numbers there. A margin within one step is a tie, which bf16
+    logits cannot resolve.
     """
 
     agreed: int
     tokens: int
-    lead: float = 0.0
+    margin: float = 0.0
     bf16_step: float = 0.0
 
     @property
     def is_tie(self) -> bool:
-        return self.lead <= self.bf16_step
+        return self.margin <= self.bf16_step
 
 
 def greedy_agreement(
     model: Model, oracle: Oracle, ids: Sequence[int], tokens: int, ends: Collection[int]
 ) -> GreedyAgreement:
-    """Lets both continue the prompt `ids` greedily, up to `tokens` tokens or one of `ends` from the oracle."""
+    """Continues the prompt `ids` greedily with both, up to `tokens` tokens or until the oracle gives one of `ends`."""
     model.reset()
     logits = model.prefill(ids)
-    said = 0
+    agreed = 0
     for token, wanted in oracle.greedy(ids, tokens):
         chosen = int(logits.argmax())
         if chosen != token:
             peak = float(wanted[token])
-            return GreedyAgreement(said, tokens, peak - float(wanted[chosen]), 2.0 ** (np.frexp(peak)[1] - 8))
-        said += 1
-        if token in ends or said == tokens:
+            return GreedyAgreement(agreed, tokens, peak - float(wanted[chosen]), 2.0 ** (np.frexp(peak)[1] - 8))
+        agreed += 1
+        if token in ends or agreed == tokens:
             break
         logits = model.decode(token)
-    return GreedyAgreement(said, said)
+    return GreedyAgreement(agreed, agreed)
 
 
 def _logits_after_each(model: Model, ids: Sequence[int]) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
-"""Level 2: the prompt through the built files, greedily, and the oracle's opinion of every token.
+"""Check level 2: greedy generation with the built files, compared with the oracle token by token.
 
-The oracle reads the same text in one pass, so its logits stand beside the built model's at every step.
+The oracle runs over the same text in one pass, which gives its logits at every step.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ logger = logging.getLogger(__name__)
 
 
 _SHOWN = 5
-"""Values of a single token's hidden state."""
+"""Number of values shown of a single token's hidden state."""
 
 
 @dataclass(frozen=True)
 class HiddenState:
-    """A layer's output for `tokens` tokens from position `start_indice` on: the first `values` of the last token's, and
-    the root mean square of all."""
+    """Summary of a layer's output for `tokens` tokens from position `start_indice` on: the first `values` of the last
+    token, and the root mean square of all."""
 
     layer: int
     start_indice: int
@@ -38,10 +38,10 @@ class HiddenState:
     rms: float
 
 
-class Narrator:
-    """Tells of a simulation of `layers` layers, pass by pass: `begin`, `hidden` after each layer, `token`.
+class GenerationLog:
+    """Logs a generation with `layers` layers: per pass `begin`, then `hidden` after each layer, then `token`.
 
-    Lines of an instant go through the logger, with their time; the rest goes to stdout.
+    Events go through the logger, with a timestamp; values go to stdout.
     """
 
     def __init__(self, layers: int) -> None:
@@ -52,17 +52,17 @@ class Narrator:
         self.hidden_states: list[HiddenState] = []
 
     def begin(self, start: int, end: int) -> None:
-        """A pass that extends the context from `start` to `end` tokens. What is kept is this pass's from now on."""
+        """Starts a pass that extends the context from `start` to `end` tokens, and resets `hidden_states`."""
         self.start, self._end, self._is_decode = start, end, end - start == 1
         self.hidden_states = []
         self._announce(0, start)
 
     def hidden(self, layer: int, position: int, rows: NDArray[Any]) -> None:
-        """A layer's output [n, hidden_size] for the tokens from `position` on; one token's is shown in short."""
+        """Logs a layer's output [n, hidden_size] for the tokens from `position` on; of one token, the first values."""
         logger.info("end simulate")
         values = rows.astype(np.float32)
-        self.hidden_states.append(in_short(layer, position, values))
-        _tell(format_hidden(values[0, :_SHOWN] if len(values) == 1 else values[None]))
+        self.hidden_states.append(summarize(layer, position, values))
+        _print(format_hidden(values[0, :_SHOWN] if len(values) == 1 else values[None]))
         after = position + len(rows)
         if layer + 1 < self._layers:
             self._announce(layer + 1, position)
@@ -70,37 +70,37 @@ class Narrator:
             self._announce(0, after)
 
     def token(self, text: str, candidates: tuple[tuple[str, float], ...]) -> None:
-        """The pass's result: the token chosen, and the likeliest ones."""
+        """Logs the result of the pass: the chosen token and the most probable ones."""
         if self._is_decode:
-            _tell(f"start_indice = {self._end - 1}")
-        _tell(visible(text))
-        # The document's spelling: who reads these logs by program looks for it.
-        _tell("posibile " + ",".join(f"({text!r}, {round(probability, 4)})" for text, probability in candidates))
+            _print(f"start_indice = {self._end - 1}")
+        _print(visible(text))
+        # The vendor's spelling, which programs that parse these logs look for.
+        _print("posibile " + ",".join(f"({text!r}, {round(probability, 4)})" for text, probability in candidates))
 
     def _announce(self, layer: int, position: int) -> None:
         if self._is_decode:
-            _tell(f"start_indice = {position}")
+            _print(f"start_indice = {position}")
         logger.info(f"simulate layer {layer}")
 
 
-def in_short(layer: int, position: int, rows: NDArray[np.float32]) -> HiddenState:
-    """rows [n, hidden_size], a layer's output for the tokens from `position` on."""
+def summarize(layer: int, position: int, rows: NDArray[np.float32]) -> HiddenState:
+    """Summarizes rows [n, hidden_size], a layer's output for the tokens from `position` on."""
     first = tuple(map(float, rows[-1, :_SHOWN]))
     return HiddenState(layer, position, len(rows), first, float(np.sqrt(np.square(rows, dtype=np.float64).mean())))
 
 
 def format_hidden(values: NDArray[np.float32]) -> str:
-    """A hidden state with six digits a number, and three dots for the middle of what is long."""
+    """A hidden state with six digits per number; the middle of long arrays is replaced by three dots."""
     return np.array2string(values, threshold=0, formatter={"float_kind": lambda value: f"{value:.6g}"})
 
 
 def visible(text: str) -> str:
-    """Text on one line, without control characters a terminal would obey: a newline is \\n."""
+    """Text on one line with control characters escaped: a newline becomes \\n."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def _tell(text: str) -> None:
-    print(text, flush=True)  # logger lines, which go to stderr, may share the file
+def _print(text: str) -> None:
+    print(text, flush=True)  # log lines on stderr may go to the same file
 
 
 CANDIDATES = 10
@@ -108,10 +108,10 @@ CANDIDATES = 10
 
 @dataclass(frozen=True)
 class Step:
-    """One generated token: the ten likeliest with their probabilities, and how the oracle differs.
+    """One generated token: the ten most probable candidates with their probabilities, and the oracle's choice.
 
-    From a post layer that names its likeliest tokens only, there may be fewer, and their probabilities sum to 1.
-    `hidden_states` are the layers' outputs it came of, for the tokens of the context from `start_indice` on.
+    With a post layer that returns top-k, there may be fewer candidates, and their probabilities sum to 1.
+    `hidden_states` are the outputs of the layers in this pass, for the tokens from `start_indice` on.
     """
 
     token: int
@@ -125,8 +125,11 @@ class Step:
 
 @dataclass(frozen=True)
 class GenerationCheck:
-    """The whole answer. `kl` is KL(oracle || built) in nats, over `compared_tokens`: the vocabulary, or as many as the
-    post layer names. `conversation` is prompt and answer with their special tokens."""
+    """The whole answer.
+
+    KL(oracle || built) is in nats, over `compared_tokens` tokens: the vocabulary, or the top k of the post layer.
+    `conversation` is the prompt and the answer with their special tokens.
+    """
 
     prompt: str
     answer: str
@@ -138,31 +141,31 @@ class GenerationCheck:
     top1_agreement: float
 
     def failures(self, thresholds: Thresholds, expect: str | None) -> list[str]:
-        """What keeps the answer from passing, in words; empty when it passes."""
-        said = []
-        if not self.mean_kl <= thresholds.max_mean_kl:  # it may be no number
-            said.append(f"mean KL divergence {self.mean_kl:.4f} is above {thresholds.max_mean_kl}")
+        """The reasons why the answer fails; empty if it passes."""
+        reasons = []
+        if not self.mean_kl <= thresholds.max_mean_kl:  # NaN fails
+            reasons.append(f"mean KL divergence {self.mean_kl:.4f} is above {thresholds.max_mean_kl}")
         if self.top1_agreement < thresholds.min_top1_agreement:
-            said.append(f"top-1 agreement {self.top1_agreement:.3f} is below {thresholds.min_top1_agreement}")
+            reasons.append(f"top-1 agreement {self.top1_agreement:.3f} is below {thresholds.min_top1_agreement}")
         if expect is not None and expect not in self.answer:
-            said.append(f"the answer {self.answer!r} does not contain {expect!r}")
-        return said
+            reasons.append(f"the answer {self.answer!r} does not contain {expect!r}")
+        return reasons
 
 
 def check_generation(
-    model: Model, tokenizer: LocalTokenizer, oracle: Oracle, ids: Sequence[int], max_tokens: int, narrator: Narrator
+    model: Model, tokenizer: LocalTokenizer, oracle: Oracle, ids: Sequence[int], max_tokens: int, log: GenerationLog
 ) -> GenerationCheck:
-    """Generates up to `max_tokens` tokens after the prompt `ids`, then asks the oracle about each."""
-    narrator.begin(0, len(ids))
-    logits = [model.prefill(ids, narrator.hidden)]
-    passes = [(narrator.start, tuple(narrator.hidden_states))]
-    tokens = [_told(narrator, tokenizer, logits[0])]
+    """Generates up to `max_tokens` tokens after the prompt `ids`, then compares each with the oracle."""
+    log.begin(0, len(ids))
+    logits = [model.prefill(ids, log.hidden)]
+    passes = [(log.start, tuple(log.hidden_states))]
+    tokens = [_choose(log, tokenizer, logits[0])]
     ends = set(tokenizer.eos_token_ids)
     while tokens[-1] not in ends and len(tokens) < max_tokens and not model.is_full:
-        narrator.begin(model.used, model.used + 1)
-        logits.append(model.decode(tokens[-1], narrator.hidden))
-        passes.append((narrator.start, tuple(narrator.hidden_states)))
-        tokens.append(_told(narrator, tokenizer, logits[-1]))
+        log.begin(model.used, model.used + 1)
+        logits.append(model.decode(tokens[-1], log.hidden))
+        passes.append((log.start, tuple(log.hidden_states)))
+        tokens.append(_choose(log, tokenizer, logits[-1]))
     wanted = oracle.logits([*ids, *tokens[:-1]])[len(ids) - 1 :].numpy()
     kls = kl_divergence(wanted, np.stack(logits))
     steps = tuple(
@@ -183,9 +186,9 @@ def check_generation(
     )
 
 
-def _told(narrator: Narrator, tokenizer: LocalTokenizer, logits: np.ndarray) -> int:
+def _choose(log: GenerationLog, tokenizer: LocalTokenizer, logits: np.ndarray) -> int:
     token = int(logits.argmax())
-    narrator.token(tokenizer.decode([token], False), _candidates(tokenizer, logits))
+    log.token(tokenizer.decode([token], False), _candidates(tokenizer, logits))
     return token
 
 

@@ -1,8 +1,8 @@
-"""Level 1: every layer's file against the oracle, on the activations of a real prompt.
+"""Check level 1: every compiled layer against the oracle, on the activations of a real prompt.
 
-File and oracle are given the same input: the oracle's activations, rounded between layers to the file's dtype. So a
-layer's error is its own, and not what the layers before it made. All tokens but the last go through prefill, the last
-through decode behind the cache that prefill left. Of a decode-only build all tokens go through decode.
+Both get the same input: the oracle's activations, rounded to the file's dtype between layers. So the error of a layer
+does not include the errors of earlier layers. All tokens but the last go through prefill, the last one through decode
+with the cache from prefill. In a decode-only build, all tokens go through decode.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from axzoo.weights.formats import Thresholds
 
 
 def prompt_ids(tokenizer: LocalTokenizer, prompt: str, chat: bool) -> list[int]:
-    """The prompt as the user's message of the chat template, or as it stands."""
+    """Token ids of the prompt, as the user message of the chat template if `chat`, else unchanged."""
     return tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
 
 
@@ -35,12 +35,12 @@ Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Closeness:
-    """A layer's output against the oracle's, token by token.
+class OutputError:
+    """A layer's output compared with the oracle's, token by token.
 
-    `cosine` is the worst token's. `delta_l2` is the relative L2 error of what the layer added to the residual stream,
-    the median token's: the first tokens may carry activations so large that rounding them to bf16 alone outweighs what
-    a layer adds. `max_abs` is over everything.
+    `cosine` is the minimum over tokens. `delta_l2` is the relative L2 error of what the layer adds to the residual
+    stream, the median over tokens: activations of the first tokens can be so large that rounding them to bf16 is a
+    larger error than what the layer adds. `max_abs` is the maximum absolute error.
     """
 
     cosine: float
@@ -53,20 +53,20 @@ class Closeness:
 
 @dataclass(frozen=True)
 class LayerCheck:
-    """One layer's verdict-bearing numbers; a decode-only build has no `prefill`."""
+    """The errors of one layer; `prefill` is None in a decode-only build."""
 
     layer: int
-    decode: Closeness
-    prefill: Closeness | None
+    decode: OutputError
+    prefill: OutputError | None
 
     def passes(self, thresholds: Thresholds) -> bool:
         return all(part.passes(thresholds) for part in (self.decode, self.prefill) if part)
 
 
 def check_layers(bundle: Bundle, oracle: Oracle, ids: Sequence[int]) -> Iterator[LayerCheck]:
-    """Checks the layers in order, holding one at a time. Raises AxzooError for a prompt of fewer than two tokens."""
+    """Checks the layers in order, one in memory at a time. Raises AxzooError for a prompt of fewer than two tokens."""
     if len(ids) < 2:
-        raise AxzooError(f"level 1 needs a prompt of at least 2 tokens, not {len(ids)}: use a longer one")
+        raise AxzooError(f"level 1 needs a prompt of at least 2 tokens, but this one has {len(ids)}: use a longer one")
     state = oracle.embed(ids)
     for index, path in enumerate(bundle.layers):
         session = InferenceSession(path)
@@ -77,8 +77,8 @@ def check_layers(bundle: Bundle, oracle: Oracle, ids: Sequence[int]) -> Iterator
         prefilled = len(ids) - 1 if session.num_shape_groups > 1 else 0
         yield LayerCheck(
             layer=index,
-            decode=closeness(x[prefilled:], got[prefilled:], want[prefilled:]),
-            prefill=closeness(x[:prefilled], got[:prefilled], want[:prefilled]) if prefilled else None,
+            decode=output_error(x[prefilled:], got[prefilled:], want[prefilled:]),
+            prefill=output_error(x[:prefilled], got[:prefilled], want[:prefilled]) if prefilled else None,
         )
 
 
@@ -91,12 +91,12 @@ def _run_layer(session: InferenceSession, rows: Array) -> Array:
     return np.concatenate(outputs).astype(np.float32)
 
 
-def closeness(given: Array, got: Array, want: Array) -> Closeness:
-    """given, got, want [tokens, hidden_size]: a layer's input, its output and the oracle's."""
+def output_error(given: Array, got: Array, want: Array) -> OutputError:
+    """The error of a layer's output; given, got, want [tokens, hidden_size] are its input, its output, the oracle's."""
     tokens = list(zip(given, got, want, strict=True))
     deltas = [relative_l2(g - x, w - x) for x, g, w in tokens]
-    return Closeness(
+    return OutputError(
         cosine=min(cosine(g, w) for _, g, w in tokens),
-        delta_l2=float(np.percentile(deltas, 50, method="lower")),  # of two tokens the better one
+        delta_l2=float(np.percentile(deltas, 50, method="lower")),  # the smaller one of two tokens
         max_abs=max_abs(got, want),
     )

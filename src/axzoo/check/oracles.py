@@ -1,4 +1,4 @@
-"""The oracle over real weights: those of a locked checkpoint, or those of built files, dequantized."""
+"""The oracle on the dequantized weights of a built bundle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from axzoo.runtime.bundle_folder import open_bundle
 
 
 def bundle_oracle(folder: Path) -> Oracle:
-    """The weights of a built bundle, dequantized to fp32: what remains of its error is rounding between layers."""
+    """The oracle on a bundle's dequantized weights: what differs from it is only rounding between layers."""
     import onnx
 
     bundle = open_bundle(folder)
@@ -36,14 +36,14 @@ def bundle_oracle(folder: Path) -> Oracle:
         layer_weights=lambda index: weights(bundle.layers[index]),
         post_weights=lambda: weights(bundle.post),
         embed=lambda ids: torch.from_numpy(embedding.rows(ids).astype(np.float32)),
-        longest=manifest.recipe.positions,
+        max_length=manifest.recipe.positions,
     )
 
 
 def _dequantized(values: Array, scale: Array | None) -> torch.Tensor:
-    """A matrix as stored, [in_features, out_features], becomes [out_features, in_features]; vectors stay.
+    """Dequantizes a stored matrix [in_features, out_features] -> [out_features, in_features]; vectors are unchanged.
 
-    scale [out_features] or, for equal groups of rows as stored, [groups, out_features].
+    scale [out_features], or [groups, out_features] for groups of equal size along in_features.
     """
     numbers = values.astype(np.float32)
     if scale is not None:
@@ -53,7 +53,7 @@ def _dequantized(values: Array, scale: Array | None) -> torch.Tensor:
 
 
 def in_memory(oracle: Oracle) -> Oracle:
-    """The same oracle, keeping every weight it has read: for models that fit, asked again and again."""
+    """The same oracle with all weights cached after their first use, for models that fit in memory."""
     return replace(
         oracle,
         layer_weights=functools.cache(oracle.layer_weights),

@@ -1,7 +1,7 @@
-"""Where a check's report is kept.
+"""The report files of checks.
 
-A report that passed is what the workflow's rule promises. One that failed lies beside it under another name: Snakemake
-removes the promised file of a job that fails, and whoever's check failed needs exactly its numbers.
+A passing report is the output file of the workflow's rule. A failing one is written next to it under another name,
+because Snakemake removes the outputs of failed jobs and the numbers are needed most when a check fails.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ from axzoo.core.files import write_json
 
 
 def failed_report(report: Path) -> Path:
-    """layers.json -> layers.failed.json"""
+    """The path of a failing report: layers.json -> layers.failed.json."""
     return report.with_suffix(f".failed{report.suffix}")
 
 
 def remove_reports(report: Path) -> None:
-    """Removes what an earlier check left, passed or failed."""
+    """Removes the report of an earlier check, passing or failing."""
     report.unlink(missing_ok=True)
     failed_report(report).unlink(missing_ok=True)
 
 
 def write_report(report: Path, content: dict[str, Any]) -> Path:
-    """Writes a report, by its own `passed` under one name or the other; returns the file. A number that is infinite or
-    none, as files that overflow give, becomes null."""
+    """Writes a report to `report`, or to `failed_report(report)` if its `passed` is false; returns the path.
+
+    Infinite numbers and NaN, which come from files that overflow, become null.
+    """
     path = report if content["passed"] else failed_report(report)
     write_json(path, _finite(content))
     return path
@@ -44,7 +46,7 @@ def _finite(value: Any) -> Any:
 
 
 def worst_cosine(layers_report: Any) -> tuple[float | None, int]:
-    """The least cosine of level 1 and its layer; None where one is no number."""
+    """The lowest cosine of level 1 and its layer. A cosine of None, from NaN, counts as lowest."""
     kinds = [(layer[kind], layer["layer"]) for layer in layers_report["layers"] for kind in ("decode", "prefill")]
-    found = [(closeness["cosine"], layer) for closeness, layer in kinds if closeness]
+    found = [(errors["cosine"], layer) for errors, layer in kinds if errors]
     return min(found, key=lambda item: -math.inf if item[0] is None else item[0])

@@ -1,4 +1,4 @@
-"""Opening a checkpoint lazily: names, shapes and dtypes first, values a tensor at a time."""
+"""Opens checkpoints lazily: names, shapes and dtypes first, values on demand."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 from axzoo.core.errors import AxzooError
 
 if TYPE_CHECKING:
-    from axzoo.checkpoint.tensors import Checkpoint  # numpy, which a plan does without
+    from axzoo.checkpoint.tensors import Checkpoint  # imports numpy, which planning does not need
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Opens the tensors of a Hugging Face checkpoint folder without reading their values, GPTQ's dequantized.
+    """Opens the tensors of a Hugging Face checkpoint folder without reading their values. GPTQ is dequantized on read.
 
-    Raises AxzooError when the folder holds no weights axzoo reads, damaged ones, or a quantization it does not know.
+    Raises AxzooError when the folder holds no supported weights, damaged ones, or an unsupported quantization.
     """
     from axzoo.checkpoint.gptq import GptqCheckpoint, gptq_config
 
@@ -24,7 +24,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _open_stored(folder: Path) -> Checkpoint:
-    """The tensors as the files hold them: safetensors if there are any, else torch's pickles."""
+    """The tensors as stored in the files: safetensors if there are any, else PyTorch pickles."""
     if _holds(folder, "model.safetensors"):
         from axzoo.checkpoint.safetensors import SafetensorsCheckpoint
 
@@ -34,8 +34,8 @@ def _open_stored(folder: Path) -> Checkpoint:
 
         return PickledCheckpoint(folder)
     raise AxzooError(
-        f"{folder} holds neither model.safetensors nor pytorch_model.bin, nor the index of either: these are the "
-        f"weights axzoo reads"
+        f"{folder} contains no weights that axzoo can read: neither model.safetensors nor pytorch_model.bin, nor an "
+        f"index of either"
     )
 
 

@@ -1,17 +1,18 @@
-"""GPTQ checkpoints: 4 or 8 bit integers with a scale and a zero point per group, dequantized as they are read.
+"""GPTQ checkpoints: 4-bit or 8-bit integers with a scale and a zero point per group, dequantized on read.
 
-A linear layer X of K inputs and N outputs is stored transposed, several fields of `bits` bits to an int32, the first in
-the lowest bits (AutoGPTQ's QuantLinear; G groups):
+A linear layer X with K inputs and N outputs is stored transposed. Each int32 packs several fields of `bits` bits, the
+first in the lowest bits (AutoGPTQ's QuantLinear, with G groups):
 
     X.qweight  int32  [K * bits / 32, N]   the integers, packed along the inputs
     X.qzeros   int32  [G, N * bits / 32]   the zero points, packed along the outputs
     X.scales   float  [G, N]
-    X.g_idx    int32  [K]                  the group of each input; without it, groups of group_size in order
+    X.g_idx    int32  [K]                  the group of each input; if absent, consecutive groups of group_size
 
     X.weight[n, k] = (qweight[k, n] - qzeros[g_idx[k], n]) * scales[g_idx[k], n]
 
-checkpoint_format "gptq" stores each word of qzeros less one in every field, "gptq_v2" as it is. The one is added to the
-whole word, as GPTQModel's convert_gptq_v1_to_v2_format does: a zero point of 0 has borrowed from its neighbour.
+checkpoint_format "gptq" stores the zero points minus one, "gptq_v2" stores them as they are. The one is added back to
+all fields of a word in a single addition, as GPTQModel's convert_gptq_v1_to_v2_format does: storing a zero point of 0
+has borrowed from the next field.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 
 _FORMATS = ("gptq", "gptq_v2")
-_PIECE_BYTES = 1 << 20  # of packed integers; unpacking them takes some thirty times as much
+_CHUNK_BYTES = 1 << 20  # of packed integers; unpacking takes about thirty times as much memory
 
 
 @dataclass(frozen=True)
 class GptqConfig:
-    """How the integers are packed, as the file at `path` says. `group_size` counts inputs; -1 is all of them."""
+    """How the integers are packed, as declared in `path`. `group_size` counts inputs; -1 means all of them."""
 
     path: Path
     bits: int
@@ -44,61 +45,62 @@ class GptqConfig:
 
     @property
     def fields(self) -> int:
-        """Integers in an int32."""
+        """Integers per int32."""
         return 32 // self.bits
 
 
 def gptq_config(folder: Path) -> GptqConfig | None:
-    """The quantization that config.json's quantization_config, or else quantize_config.json, declares; None without.
+    """The quantization declared in config.json or else quantize_config.json; None if neither declares one.
 
-    Raises AxzooError for a quantization method, width or format axzoo does not read.
+    Raises AxzooError for an unsupported quantization method, bit width or format.
     """
     path = folder / "config.json"
     config = read_json(path) if path.exists() else None
-    said = config.get("quantization_config") if isinstance(config, dict) else None
-    if said is None:
+    declared = config.get("quantization_config") if isinstance(config, dict) else None
+    if declared is None:
         path = folder / "quantize_config.json"
         if not path.exists():
             return None
-        said = read_json(path)
-        said = {"quant_method": "gptq"} | said if isinstance(said, dict) else said  # AutoGPTQ's own file
-    if not isinstance(said, dict):
-        raise AxzooError(f"{path} has a quantization that is no mapping: fetch it again")
-    method = said.get("quant_method")
+        declared = read_json(path)
+        if isinstance(declared, dict):  # AutoGPTQ writes this file without quant_method
+            declared = {"quant_method": "gptq"} | declared
+    if not isinstance(declared, dict):
+        raise AxzooError(f"{path}: its quantization is not a JSON object: fetch the file again")
+    method = declared.get("quant_method")
     if method != "gptq":
         raise AxzooError(
-            f"{path} says quant_method {method!r:.80}; axzoo reads gptq: take the model's unquantized checkpoint"
+            f"{path}: quant_method {method!r:.80} is not supported, only gptq: use the model's unquantized checkpoint"
         )
-    _one_of(path, said, "is_marlin_format", (False,), False)
+    _one_of(path, declared, "is_marlin_format", (False,), False)
     return GptqConfig(
         path=path,
-        bits=_one_of(path, said, "bits", (4, 8)),
-        group_size=_group_size(path, said.get("group_size")),
-        act_order=_one_of(path, said, "desc_act", (False, True), False),
-        symmetric=_one_of(path, said, "sym", (False, True), False),
-        zeros_less_one=_one_of(path, said, "checkpoint_format", _FORMATS, "gptq") == "gptq",
+        bits=_one_of(path, declared, "bits", (4, 8)),
+        group_size=_group_size(path, declared.get("group_size")),
+        act_order=_one_of(path, declared, "desc_act", (False, True), False),
+        symmetric=_one_of(path, declared, "sym", (False, True), False),
+        zeros_less_one=_one_of(path, declared, "checkpoint_format", _FORMATS, "gptq") == "gptq",
     )
 
 
-def _one_of(path: Path, said: dict[str, Any], key: str, allowed: tuple[Any, ...], default: Any = None) -> Any:
-    value = default if said.get(key) is None else said[key]
+def _one_of(path: Path, declared: dict[str, Any], key: str, allowed: tuple[Any, ...], default: Any = None) -> Any:
+    value = default if declared.get(key) is None else declared[key]
     if not any(value == known and type(value) is type(known) for known in allowed):
         wanted = " or ".join(map(repr, allowed))
-        raise AxzooError(f"{path}: {key} of the quantization is {value!r:.80}, but axzoo reads {wanted}")
+        raise AxzooError(f"{path}: {key} of the quantization is {value!r:.80}, but must be {wanted}")
     return value
 
 
 def _group_size(path: Path, value: Any) -> int:
     if type(value) is not int or (value != -1 and not 0 < value < 1 << 31):
-        raise AxzooError(f"{path}: group_size of the quantization is {value!r:.80}, but must be positive, or -1")
+        raise AxzooError(f"{path}: group_size of the quantization is {value!r:.80}, but must be positive or -1")
     return value
 
 
 class GptqCheckpoint:
-    """Another checkpoint, whose packed layers are seen as X.weight, fp32 [outputs, inputs]; the rest is as stored."""
+    """Wraps a checkpoint: packed layers appear as X.weight, fp32 [outputs, inputs]; other tensors are unchanged."""
 
     def __init__(self, stored: Checkpoint, config: GptqConfig) -> None:
-        """Raises AxzooError when nothing is packed, or the tensors' shapes contradict `config`."""
+        """Raises AxzooError when no tensor is packed, or the shapes contradict `config`."""
         self._stored, self._config = stored, config
         self._layers = {
             name.removesuffix("qweight") + "weight": name.removesuffix("qweight")
@@ -106,18 +108,20 @@ class GptqCheckpoint:
             if name.endswith(".qweight")
         }
         if not self._layers:
-            raise AxzooError(f"{config.path} declares gptq, but the checkpoint holds no packed tensor, *.qweight")
+            raise AxzooError(f"{config.path} declares gptq, but the checkpoint contains no packed tensor (*.qweight)")
         replaced = {
             layer + part for layer in self._layers.values() for part in ("qweight", "qzeros", "scales", "g_idx")
         }
         self.tensors = {name: info for name, info in stored.tensors.items() if name not in replaced}
         for name, layer in self._layers.items():
             if name in self.tensors:
-                raise AxzooError(f"{config.path}: the checkpoint holds {name} both packed and not: fetch it again")
+                raise AxzooError(
+                    f"{config.path}: the checkpoint contains {name} both packed and unpacked: fetch it again"
+                )
             self.tensors[name] = self._checked(name, layer)
 
     def _checked(self, name: str, layer: str) -> TensorInfo:
-        """The dequantized tensor. Raises AxzooError unless what is stored of it fits the config and itself."""
+        """The dequantized tensor. Raises AxzooError if its stored tensors contradict the config or each other."""
         config, packed = self._config, self._stored.tensors[layer + "qweight"]
         words, outputs = packed.shape if len(packed.shape) == 2 else (0, 0)
         inputs = words * config.fields
@@ -133,41 +137,41 @@ class GptqCheckpoint:
         for part, shape in expected.items():
             info = self._stored.tensors.get(layer + part)
             if info is None:
-                raise AxzooError(f"{config.path} declares gptq, but the checkpoint lacks tensor {layer}{part}")
+                raise AxzooError(f"{config.path} declares gptq, but the checkpoint has no tensor {layer}{part}")
             if info.shape != shape or 0 in shape:
                 raise AxzooError(
                     f"{info.file}: tensor {info.name} has shape {list(info.shape)}, but {list(shape)} follows from "
                     f"{packed.name} and from bits {config.bits} and group_size {config.group_size} of {config.path}"
                 )
             if part != "scales" and info.dtype != "I32":
-                raise AxzooError(f"{info.file}: tensor {info.name} has dtype {info.dtype}, but gptq packs into I32")
+                raise AxzooError(f"{info.file}: tensor {info.name} has dtype {info.dtype}, but gptq requires I32")
         numpy_dtype(self._stored.tensors[layer + "scales"])
         return TensorInfo(name, packed.file, "F32", (outputs, inputs))
 
     def read_rows(self, name: str, start: int, stop: int) -> Array:
-        """Rows `start` to `stop`: of a packed layer the outputs, fp32, else as stored.
+        """Rows `start` to `stop`: in fp32 for a packed layer, else in the stored dtype.
 
-        Raises AxzooError when the file is damaged, or its groups or zero points are not what the config declares.
+        Raises AxzooError when the file is damaged, or its groups or zero points contradict the config.
         """
         layer = self._layers.get(name)
         if layer is None:
             return self._stored.read_rows(name, start, stop)
         group = self._groups(layer)
         zeros = self._zeros(layer)[:, start:stop].T.astype(np.float32)
-        scales = self._whole(layer + "scales")[:, start:stop].T.astype(np.float32)
+        scales = self._read_all(layer + "scales")[:, start:stop].T.astype(np.float32)
         rows = np.empty((stop - start, len(group)), np.float32)
         packed = self._stored.tensors[layer + "qweight"]
-        step = max(1, _PIECE_BYTES // (4 * packed.shape[1]))
+        step = max(1, _CHUNK_BYTES // (4 * packed.shape[1]))
         for first in range(0, packed.shape[0], step):
             last = min(first + step, packed.shape[0])
             codes = _unpack(self._stored.read_rows(packed.name, first, last)[:, start:stop].T, self._config.bits)
             inputs = slice(first * self._config.fields, last * self._config.fields)
-            with np.errstate(all="ignore"):  # what is not finite is the lock's to find
+            with np.errstate(all="ignore"):  # the lock checks for non-finite values
                 rows[:, inputs] = codes - zeros[:, group[inputs]]
                 rows[:, inputs] *= scales[:, group[inputs]]
         return rows
 
-    def _whole(self, name: str) -> Array:
+    def _read_all(self, name: str) -> Array:
         return self._stored.read_rows(name, 0, self._stored.tensors[name].shape[0])
 
     def _groups(self, layer: str) -> NDArray[np.int64]:
@@ -176,30 +180,32 @@ class GptqCheckpoint:
         if layer + "g_idx" not in self._stored.tensors:
             size = inputs if self._config.group_size == -1 else self._config.group_size
             return np.arange(inputs) // size
-        group = self._whole(layer + "g_idx").astype(np.int64)
+        group = self._read_all(layer + "g_idx").astype(np.int64)
         count, info = self._stored.tensors[layer + "scales"].shape[0], self._stored.tensors[layer + "g_idx"]
         if group.min() < 0 or group.max() >= count:
-            raise AxzooError(f"{info.file}: tensor {info.name} names groups outside its {count}: fetch the file again")
+            raise AxzooError(
+                f"{info.file}: tensor {info.name} has group indices outside 0 to {count - 1}: fetch the file again"
+            )
         return group
 
     def _zeros(self, layer: str) -> NDArray[np.uint8]:
         """The zero points, [groups, outputs]."""
         config, info = self._config, self._stored.tensors[layer + "qzeros"]
-        words = self._whole(info.name).view(np.uint32)
+        words = self._read_all(info.name).view(np.uint32)
         if config.zeros_less_one:
             words = words + np.uint32(sum(1 << shift for shift in range(0, 32, config.bits)))
         zeros = _unpack(words, config.bits)[:, : self.tensors[layer + "weight"].shape[0]]
         middle = 1 << (config.bits - 1)
         if config.symmetric and (zeros != middle).any():
             raise AxzooError(
-                f"{info.file}: tensor {info.name} has a zero point other than {middle}, but {config.path} says sym: "
-                f"true: sym or checkpoint_format ({' or '.join(_FORMATS)}) is wrong there"
+                f"{info.file}: tensor {info.name} has a zero point other than {middle}, but {config.path} has sym: "
+                f"true. Either sym or checkpoint_format ({' or '.join(_FORMATS)}) is wrong there"
             )
         return zeros
 
 
 def _unpack(words: Array, bits: int) -> NDArray[np.uint8]:
-    """Fields of `bits` bits, the lowest first: 32-bit words [n, m] -> uint8 [n, m * 32 / bits]."""
+    """Unpacks fields of `bits` bits, lowest first: 32-bit words [n, m] -> uint8 [n, m * 32 / bits]."""
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
     fields = (words.view(np.uint32)[..., np.newaxis] >> shifts) & np.uint32((1 << bits) - 1)
     return fields.astype(np.uint8).reshape(len(words), words.shape[1] * len(shifts))

@@ -1,8 +1,8 @@
-"""Checkpoints in files of torch.save, `pytorch_model.bin`, single or sharded.
+"""Checkpoints written by torch.save: `pytorch_model.bin`, single or sharded.
 
-Only torch's restricted unpickler reads them (weights_only), which builds tensors and runs no code. The files are mapped
-into memory: opening reads the tensors' names and shapes, and rows come off the disk when they are asked for. torch's
-format of before version 1.6 cannot be mapped and is refused, as is an archive whose entries are compressed.
+They are read only with torch's restricted unpickler (weights_only), which builds tensors and runs no code. The files
+are memory-mapped: opening one reads names and shapes, and rows are read from disk on demand. Files written before
+torch 1.6 and archives with compressed entries cannot be mapped and are refused.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from axzoo.core.errors import AxzooError
 
 _NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int32: "I32"}
 
-_MOST_PICKLED_BYTES = 16 << 20
-"""Of names and shapes, some hundred bytes a tensor; the values lie beside them."""
+_MAX_PICKLE_BYTES = 16 << 20
+"""The pickle holds names and shapes, about 100 bytes per tensor; values are stored in separate entries."""
 
 
 class PickledCheckpoint:
@@ -42,11 +42,13 @@ class PickledCheckpoint:
     def _open(self, path: Path) -> None:
         for name, value in _load(path).items():
             if not isinstance(name, str) or not name.isprintable():
-                raise AxzooError(f"{path} has an entry with an unprintable name, {name!r:.80}: it is no model's")
+                raise AxzooError(f"{path} has an entry with an unprintable name, {name!r:.80}: it is not a model")
             if not _is_plain_tensor(value):
-                raise AxzooError(f"{path}: entry {name} is no tensor of plain rows: axzoo reads a model's state_dict")
+                raise AxzooError(
+                    f"{path}: entry {name} is not a dense tensor: the file must contain a model's state_dict"
+                )
             if name in self.tensors:
-                raise AxzooError(f"{path} repeats tensor {name} of {self.tensors[name].file}")
+                raise AxzooError(f"{path} repeats tensor {name}, which is also in {self.tensors[name].file}")
             self._values[name] = value.detach()
             dtype = _NAMES.get(value.dtype, str(value.dtype))
             self.tensors[name] = TensorInfo(name, path.name, dtype, tuple(value.shape))
@@ -55,24 +57,24 @@ class PickledCheckpoint:
         rows = self._values[name][start:stop].contiguous()
         if rows.dtype != torch.bfloat16:
             return rows.numpy()
-        values: Array = rows.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # numpy knows no bf16 of torch's
+        values: Array = rows.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # torch cannot convert bf16 to numpy
         return values
 
 
 def _load(path: Path) -> dict[Any, Any]:
-    """What the file holds, its tensors mapped. Raises AxzooError when it is damaged or asks for more than tensors."""
+    """The file's content with memory-mapped tensors. Raises AxzooError if it is damaged or contains anything else."""
     _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a forged pickle makes the unpickler raise almost anything
-        wanted = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
-        if wanted:
+        name = re.search(r"GLOBAL ([\w.]{1,80})", str(error))
+        if name:
             raise AxzooError(
-                f"{path} asks for {wanted[1]} while it is read, which is no tensor: refused, nothing of it was run"
+                f"{path} is refused because its pickle refers to {name[1]}, which is not a tensor; no code was run"
             ) from None
         raise AxzooError(f"{path} is damaged ({_first_sentence(error)}): fetch it again") from None
     if not isinstance(content, dict):
-        raise AxzooError(f"{path} holds a {type(content).__name__}, not tensors by name: it is no model's")
+        raise AxzooError(f"{path} contains a {type(content).__name__}, not a dict of tensors: it is not a model")
     return content
 
 
@@ -82,8 +84,8 @@ def _check_archive(path: Path) -> None:
         with path.open("rb") as file:
             if file.read(4) != b"PK\3\4":
                 raise AxzooError(
-                    f"{path} is not of the zip format that torch writes since version 1.6: fetch it again, or load an "
-                    f"older file with torch and save it with torch.save"
+                    f"{path} is not in the zip format that torch has written since version 1.6: fetch it again, or "
+                    f"convert an older file with torch.load and torch.save"
                 )
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -92,14 +94,16 @@ def _check_archive(path: Path) -> None:
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise AxzooError(f"{path} is damaged or incomplete ({error}): fetch it again") from None
     if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        raise AxzooError(f"{path} is a compressed archive, which cannot be read in parts: save it with torch.save")
+        raise AxzooError(
+            f"{path} is a compressed archive, which cannot be memory-mapped: save it again with torch.save"
+        )
     pickled = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
-    if pickled > _MOST_PICKLED_BYTES:
-        raise AxzooError(f"{path} holds a pickle of {pickled} bytes; more than {_MOST_PICKLED_BYTES} is not plausible")
+    if pickled > _MAX_PICKLE_BYTES:
+        raise AxzooError(f"{path} contains a pickle of {pickled} bytes, but at most {_MAX_PICKLE_BYTES} are plausible")
 
 
 def _is_plain_tensor(value: Any) -> bool:
-    """Whether this is a tensor of stored numbers: not sparse, quantized, nested, lazily negated or without values."""
+    """Whether this is a dense CPU tensor: not sparse, quantized, nested, lazily negated or conjugated, or meta."""
     return (
         type(value) in (torch.Tensor, torch.nn.Parameter)
         and value.layout == torch.strided
@@ -109,6 +113,6 @@ def _is_plain_tensor(value: Any) -> bool:
 
 
 def _first_sentence(error: Exception) -> str:
-    """The beginning of torch's messages, which run over paragraphs."""
-    said = re.split(r"\. |\n", str(error), maxsplit=1)[0]
-    return said if said and said.isprintable() else type(error).__name__
+    """The first sentence of torch's messages, which can be several paragraphs long."""
+    sentence = re.split(r"\. |\n", str(error), maxsplit=1)[0]
+    return sentence if sentence and sentence.isprintable() else type(error).__name__

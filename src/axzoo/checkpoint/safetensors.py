@@ -1,8 +1,8 @@
 """Checkpoints in safetensors files, single or sharded.
 
-The `safetensors` library validates every header against its file, so a truncated file or a lying header is refused on
-opening; nothing is executed. It maps files into memory, and a page once read stays until the file is closed: so a file
-is open only while rows of it are read.
+The `safetensors` library validates each header against its file, so truncated files and forged headers are refused when
+they are opened; no code is executed. It memory-maps files, and pages stay resident until the file is closed, so a file
+is kept open only while rows are being read.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class SafetensorsCheckpoint:
         with _opened(path) as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 if not name.isprintable():
-                    raise AxzooError(f"{path} has a tensor with an unprintable name, {name!r}: it is no model's")
+                    raise AxzooError(f"{path} has a tensor with an unprintable name, {name!r}: it is not a model")
                 part = file.get_slice(name)
                 if name in self.tensors:
-                    raise AxzooError(f"{path} repeats tensor {name} of {self.tensors[name].file}")
+                    raise AxzooError(f"{path} repeats tensor {name}, which is also in {self.tensors[name].file}")
                 self.tensors[name] = TensorInfo(name, path.name, part.get_dtype(), tuple(part.get_shape()))
 
     def read_rows(self, name: str, start: int, stop: int) -> Array:

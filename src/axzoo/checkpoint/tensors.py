@@ -1,4 +1,4 @@
-"""What a checkpoint of any format offers."""
+"""The interface of checkpoints of any format."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from axzoo.core.errors import AxzooError
 Array = NDArray[Any]
 
 BLOCK_BYTES = 4 << 20
-"""Tensors larger than this are read in blocks of rows, which bounds the memory of everything that walks over them."""
+"""Tensors larger than this are read in blocks of rows, to bound memory."""
 
 DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-"""The weight dtypes axzoo reads, by their safetensors names."""
+"""The supported weight dtypes, by their safetensors names."""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """A tensor as its file declares it."""
+    """A tensor as declared by its file."""
 
     name: str
     file: str
@@ -37,9 +37,11 @@ class TensorInfo:
 
 
 def numpy_dtype(info: TensorInfo) -> np.dtype[Any]:
-    """Raises AxzooError for a dtype axzoo does not read."""
+    """The numpy dtype of a tensor. Raises AxzooError for an unsupported one."""
     if info.dtype not in DTYPES:
-        raise AxzooError(f"{info.file}: tensor {info.name} has dtype {info.dtype}; axzoo reads {', '.join(DTYPES)}")
+        raise AxzooError(
+            f"{info.file}: tensor {info.name} has dtype {info.dtype}, but must have one of {', '.join(DTYPES)}"
+        )
     return DTYPES[info.dtype]
 
 
@@ -58,9 +60,9 @@ class Checkpoint(Protocol):
 
 
 def row_blocks(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Iterator[Array]:
-    """Rows `start` to `stop` in order, at most about BLOCK_BYTES at a time, in the stored dtype.
+    """Yields rows `start` to `stop` in order, about BLOCK_BYTES at a time, in the stored dtype.
 
-    Raises AxzooError for a dtype axzoo does not read, or a damaged file.
+    Raises AxzooError for an unsupported dtype or a damaged file.
     """
     info = checkpoint.tensors[name]
     row_bytes = max(1, int(np.prod(info.shape[1:])) * numpy_dtype(info).itemsize)
@@ -70,5 +72,5 @@ def row_blocks(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Iter
 
 
 def rows_digest(dtype: str, shape: tuple[int, ...]) -> blake3:
-    """The BLAKE3 of rows of a tensor, to be fed with their little-endian bytes."""
+    """A BLAKE3 hash of rows of a tensor; the caller updates it with their little-endian bytes."""
     return blake3(f"{dtype}{list(shape)}".encode())

@@ -18,7 +18,7 @@ from axzoo.weights.recipe import (
 )
 
 if TYPE_CHECKING:
-    from axzoo.weights.bf16 import Rounding
+    from axzoo.weights.bf16 import Bf16Rounding
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +157,7 @@ def add_truncate(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def rounding_of(args: argparse.Namespace) -> Rounding:
+def rounding_of(args: argparse.Namespace) -> Bf16Rounding:
     from axzoo.weights.bf16 import nearest_even, truncated
 
     return truncated if args.truncate else nearest_even

@@ -1,4 +1,4 @@
-"""Check level 2: the prompt through the built files, beside the fp32 oracle."""
+"""Check level 2: generate an answer with the built files and compare it with the fp32 oracle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RULE = "=" * 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_check_arguments(parser)
-    parser.add_argument("--expect", metavar="TEXT", help="what the answer must contain")
+    parser.add_argument("--expect", metavar="TEXT", help="text that the answer must contain")
     parser.add_argument("--max_tokens", type=int, default=64, metavar="N", help="end the answer after N tokens")
 
 
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from axzoo.bundle.manifest import read_manifest
-    from axzoo.check.generation import Narrator, check_generation
+    from axzoo.check.generation import GenerationLog, check_generation
     from axzoo.check.layers import prompt_ids
     from axzoo.check.verdict import remove_reports, write_report
     from axzoo.core.errors import AxzooError
@@ -46,14 +46,14 @@ def run(args: argparse.Namespace) -> None:
     oracle = checkpoint_oracle(args.lock, args.source, recipe.positions)
     loading = iter((bundle.embedding, *bundle.layers, bundle.post))
     model = load_model(args.bundle, on_step=lambda: print(f"load {next(loading).with_suffix('')}", flush=True))
-    narrator = Narrator(len(bundle.layers))
-    check = check_generation(model, tokenizer, oracle, ids, args.max_tokens, narrator)
+    log = GenerationLog(len(bundle.layers))
+    check = check_generation(model, tokenizer, oracle, ids, args.max_tokens, log)
     failures = check.failures(thresholds, args.expect)
     _print_end(check)
     report = {"passed": not failures, "failures": failures, "thresholds": asdict(thresholds), **asdict(check)}
     written = write_report(args.output, report)
     if failures:
-        raise AxzooError(f"{args.bundle}: level 2 failed: {'; '.join(failures)}; its numbers are in {written}")
+        raise AxzooError(f"{args.bundle}: level 2 failed: {'; '.join(failures)}; the numbers are in {written}")
     logger.log(SUCCESS, f"level 2 passed: {len(check.steps)} tokens")
 
 

@@ -1,4 +1,4 @@
-"""Check level 1: every layer against the fp32 oracle on a real prompt's activations."""
+"""Check level 1: compare every layer with the fp32 oracle on the activations of a real prompt."""
 
 from __future__ import annotations
 
@@ -56,5 +56,5 @@ def run(args: argparse.Namespace) -> None:
     }
     written = write_report(args.output, report)
     if failed:
-        raise AxzooError(f"{args.bundle}: level 1 failed for {failures}; its numbers are in {written}")
+        raise AxzooError(f"{args.bundle}: level 1 failed for {failures}; the numbers are in {written}")
     logger.log(SUCCESS, f"level 1 passed: {len(checks)} layers")

@@ -14,12 +14,11 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", type=Path, metavar="IN", help="a checkpoint folder, or a GGUF file")
-    parser.add_argument("output", type=Path, metavar="OUT", help="the folder, a bundle's say, that the files go to")
+    parser.add_argument("output", type=Path, metavar="OUT", help="the folder to write the files to, such as a bundle")
     add_truncate(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-
     from axzoo.parts.embedding_files import extract_embedding
 
     for path in extract_embedding(args.input, args.output, rounding_of(args)):

@@ -1,17 +1,17 @@
-"""List the architectures axzoo compiles."""
+"""List the supported architectures."""
 
 from __future__ import annotations
 
 import argparse
 
 CHECKPOINTS = (
-    "Checkpoints of every model_type: safetensors and pytorch_model.bin, single or sharded, in fp32, fp16 or bf16, and "
-    "GPTQ of 4 and 8 bits; of llama also GGUF."
+    "Checkpoint formats of every model_type: safetensors and pytorch_model.bin, single or sharded, in fp32, fp16 or "
+    "bf16, and 4-bit and 8-bit GPTQ; llama also as GGUF."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Takes none."""
+    """This command has no arguments."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -21,7 +21,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.model.families import load_family, supported_model_types
 
     table = Table(box=None, header_style="bold")
-    for column in ("model_type", "models and what is particular", "rope_type", "parity tests: pytest ..."):
+    for column in ("model_type", "models and their features", "rope_type", "parity tests: pytest ..."):
         table.add_column(column, overflow="fold")
     for model_type in supported_model_types():
         family = load_family(model_type)

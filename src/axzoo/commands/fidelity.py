@@ -73,4 +73,4 @@ def _difference(result: GreedyAgreement) -> str:
     if result.agreed == result.tokens:
         return ""
     kind = "a tie" if result.is_tie else "not a tie"
-    return f" ({kind}: a margin of {result.lead:.3f} logits, with a bf16 step of {result.bf16_step})"
+    return f" ({kind}: a margin of {result.margin:.3f} logits, where the bf16 step is {result.bf16_step})"

@@ -9,8 +9,8 @@ from axzoo.commands._arguments import add_truncate, rounding_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", type=Path, metavar="IN", help="little-endian fp32, X.float32.bin")
-    parser.add_argument("output", type=Path, metavar="OUT", help="little-endian bf16, X.bfloat16.bin")
+    parser.add_argument("input", type=Path, metavar="IN", help="little-endian fp32 numbers: X.float32.bin")
+    parser.add_argument("output", type=Path, metavar="OUT", help="little-endian bf16 numbers: X.bfloat16.bin")
     add_truncate(parser)
 
 

@@ -1,4 +1,4 @@
-"""Look into the store of compiled parts, re-hash it, remove what no bundle uses."""
+"""List, verify and clean up the store of compiled parts."""
 
 from __future__ import annotations
 
@@ -14,17 +14,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_argument("--store", type=Path, default=Path("results/store"), metavar="DIR", help="default: %(default)s")
     used = argparse.ArgumentParser(add_help=False)
     used.add_argument(
-        "--receipts", type=Path, metavar="DIR", help="tell which bundles use what; default: `receipts` beside the store"
+        "--receipts",
+        type=Path,
+        metavar="DIR",
+        help="receipts that say which bundles use which entries; default: `receipts` next to the store",
     )
-    actions.add_parser("size", parents=[common], help="how many entries, and their bytes")
-    shown = actions.add_parser("list", parents=[common, used], help="every entry, and the bundles that use it")
-    shown.add_argument("--json", action="store_true", help="all of it as JSON")
-    verify = actions.add_parser("verify", parents=[common], help="re-hash everything; exit 1 if something is damaged")
-    verify.add_argument("--repair", action="store_true", help="remove what is damaged: the next build makes it again")
-    gc = actions.add_parser("gc", parents=[common, used], help="remove entries that no bundle uses")
-    gc.add_argument("--dry-run", action="store_true", help="only say what would be removed")
+    actions.add_parser("size", parents=[common], help="number of entries and their size")
+    shown = actions.add_parser("list", parents=[common, used], help="every entry and the bundles that use it")
+    shown.add_argument("--json", action="store_true", help="print everything as JSON")
+    verify = actions.add_parser(
+        "verify", parents=[common], help="re-hash all entries; exit with status 1 if any is damaged"
+    )
+    verify.add_argument(
+        "--repair", action="store_true", help="remove damaged entries; the next build compiles them again"
+    )
+    gc = actions.add_parser("gc", parents=[common, used], help="remove unused entries")
+    gc.add_argument("--dry-run", action="store_true", help="only print what would be removed")
     gc.add_argument(
-        "--days", type=float, default=1.0, metavar="N", help="leave what was used in the last N days; default: 1"
+        "--days", type=float, default=1.0, metavar="N", help="keep entries used in the last N days; default: 1"
     )
 
 
@@ -41,7 +48,7 @@ def _size(args: argparse.Namespace) -> None:
     alone = sum(entry.size for entry in entries if not entry.links)
     print(f"{len(entries)} entries, {_mb(shared + alone)}")
     print(f"  {_mb(shared)} shared with bundles")
-    print(f"  {_mb(alone)} held by the store alone")
+    print(f"  {_mb(alone)} only in the store")
 
 
 def _list(args: argparse.Namespace) -> None:
@@ -60,7 +67,7 @@ def _list(args: argparse.Namespace) -> None:
     for entry in entries:
         bundles = ", ".join(users.get(entry.key, [])) or "unused"
         age = f"{entry.age_s / _DAY_S:.1f} d"
-        print(f"{entry.key}  {_mb(entry.size):>10}  {age:>7}  {entry.kind:7}  {entry.words:20}  {bundles}")
+        print(f"{entry.key}  {_mb(entry.size):>10}  {age:>7}  {entry.kind:7}  {entry.recipe_summary:20}  {bundles}")
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -69,15 +76,17 @@ def _verify(args: argparse.Namespace) -> None:
     from axzoo.store.upkeep import contents, find_damage
 
     store = Store(args.store)
-    done = "removed" if args.repair else "left"
+    action = "removed" if args.repair else "kept"
     count = 0
     for damage in find_damage(store, args.repair):
-        print(f"{damage.stored.key}: {damage.reason}; {done}", flush=True)
+        print(f"{damage.entry.key}: {damage.reason}; {action}", flush=True)
         count += 1
     if count:
-        hint = "the next build makes them again" if args.repair else "remove them with --repair"
-        raise AxzooError(f"{args.store} has {count} damaged entries: {hint}; verify the bundles that link to them")
-    print(f"{sum(1 for _ in contents(store))} entries, all as their receipts say")
+        hint = "the next build compiles them again" if args.repair else "remove them with --repair"
+        raise AxzooError(
+            f"{args.store} has {count} damaged entries: {hint}, and run `axzoo verify` on the bundles that link to them"
+        )
+    print(f"{sum(1 for _ in contents(store))} entries, all intact")
 
 
 def _gc(args: argparse.Namespace) -> None:
@@ -86,10 +95,10 @@ def _gc(args: argparse.Namespace) -> None:
     from axzoo.store.upkeep import collect, used_by
 
     if not 0 <= args.days < float("inf"):
-        raise AxzooError(f"--days {args.days} is no age: give 0 or more")
+        raise AxzooError(f"--days {args.days} is not valid: give a number of 0 or more")
     removed, temporary = collect(Store(args.store), used_by(_receipts(args)), args.days * _DAY_S, args.dry_run)
     for entry in removed:
-        print(f"{entry.key}  {_mb(entry.size):>10}  {entry.kind:7}  {entry.words}")
+        print(f"{entry.key}  {_mb(entry.size):>10}  {entry.kind:7}  {entry.recipe_summary}")
     verb = "would remove" if args.dry_run else "removed"
     freed = sum(entry.size for entry in removed if not entry.links)
     print(f"{verb} {len(removed)} entries, {_mb(freed)} of them in no bundle, and {len(temporary)} temporary files")

@@ -1,1 +1,1 @@
-"""What every other package stands on: errors, atomic files, locks, the log, fingerprints, dtypes."""
+"""Shared foundations: errors, atomic files, locks, logging and progress bars, fingerprints, dtypes."""

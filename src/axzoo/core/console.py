@@ -1,4 +1,4 @@
-"""What a command shows while it runs: log lines, and progress bars on a terminal."""
+"""Console output of a running command: log lines, and progress bars on a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 SUCCESS = 25
-"""Above INFO, below WARNING."""
+"""Log level between INFO and WARNING."""
 
 _TIME = "%Y-%m-%d %H:%M:%S"
 _STYLES = {logging.DEBUG: "bold blue", SUCCESS: "bold green", logging.WARNING: "bold yellow", logging.ERROR: "bold red"}
@@ -22,31 +22,31 @@ _STYLES = {logging.DEBUG: "bold blue", SUCCESS: "bold green", logging.WARNING: "
 logging.addLevelName(SUCCESS, "SUCCESS")
 
 
-def stamp_log(stream: TextIO) -> None:
-    """Makes every line of axzoo's log go to `stream`: `time | SUCCESS  | name:function:line - message`.
+def log_to_stream(stream: TextIO) -> None:
+    """Sends axzoo's log to `stream`, formatted as `time | SUCCESS  | name:function:line - message`.
 
-    A job's log needs no rich, which takes a tenth of a small job's time to import.
+    rich is imported for terminals only: its import takes a tenth of the run time of a small job.
     """
     if stream.isatty():
         from axzoo.core.console import open_console
 
-        stamp_lines(open_console(stream))
+        log_to_console(open_console(stream))
     else:
         handler = logging.StreamHandler(stream)
         place = "{name}:{funcName}:{lineno}"
         handler.setFormatter(
             logging.Formatter(f"{{asctime}}.{{msecs:03.0f}} | {{levelname:<8}} | {place} - {{message}}", _TIME, "{")
         )
-        show_by(handler)
+        set_log_handler(handler)
 
 
-def stamp_lines(console: Console) -> None:
-    """As `stamp_log`, above the bars that `console` shows, in colours where it has them."""
-    show_by(_ConsoleHandler(console))
+def log_to_console(console: Console) -> None:
+    """Sends axzoo's log to `console`, above its progress bars and in colour where it supports colours."""
+    set_log_handler(_ConsoleHandler(console))
 
 
-def show_by(handler: logging.Handler | None) -> None:
-    """Lets `handler`, and no other, show axzoo's log; None: the standard library, which shows warnings."""
+def set_log_handler(handler: logging.Handler | None) -> None:
+    """Makes `handler` the only handler of axzoo's log. None restores the logging module's default: warnings only."""
     log = logging.getLogger("axzoo")
     log.handlers = [] if handler is None else [handler]
     log.setLevel(logging.NOTSET if handler is None else logging.DEBUG)
@@ -70,7 +70,10 @@ class _ConsoleHandler(logging.Handler):
 
 
 def open_console(stream: TextIO, *, color: bool = True) -> Console:
-    """A console that draws and colours only on a real terminal, whatever FORCE_COLOR says: piped output stays plain."""
+    """A console that draws bars and colours only on a real terminal.
+
+    FORCE_COLOR is ignored: piped output stays plain.
+    """
     from rich.console import Console
 
     drawable = stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -78,7 +81,7 @@ def open_console(stream: TextIO, *, color: bool = True) -> Console:
 
 
 def stage_bars(console: Console) -> Progress:
-    """Bars of the form "building llm decode layers ━━━ 24/24 0:05:03"; on anything but a terminal they draw nothing.
+    """Progress bars of the form "building llm decode layers ━━━ 24/24 0:05:03", drawn only on a terminal.
 
     The caller starts and stops them. Lines printed through `console` meanwhile appear above the bars.
     """
@@ -86,17 +89,17 @@ def stage_bars(console: Console) -> Progress:
 
     return Progress(
         TextColumn("{task.description}  ", markup=False),
-        BarColumn(bar_width=None, finished_style="green"),  # rich's own finished style is grey on 16 colours
+        BarColumn(bar_width=None, finished_style="green"),  # rich's default is grey on terminals with 16 colours
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
         expand=True,
         refresh_per_second=4,
         disable=not console.is_terminal,
-        redirect_stdout=sys.stdout.isatty(),  # a pipe on stdout must keep its bytes
+        redirect_stdout=sys.stdout.isatty(),  # what a pipe on stdout receives must not change
     )
 
 
 def format_elapsed(seconds: float) -> str:
-    """Seconds as H:MM:SS, as the bars show them."""
+    """Seconds as H:MM:SS, the format of the progress bars."""
     return str(timedelta(seconds=int(seconds)))

@@ -1,4 +1,4 @@
-"""The dtypes of graph values by the names recipes use."""
+"""The dtypes of graph values, by the names used in recipes."""
 
 from __future__ import annotations
 
@@ -32,4 +32,4 @@ ONNX_DTYPES: dict[str, int] = {
     "int64": 7,
     "uint32": 12,
 }
-"""The numbers of onnx.TensorProto.DataType, spelled out so that the engine need not import onnx."""
+"""The values of onnx.TensorProto.DataType, repeated here so that the engine does not have to import onnx."""

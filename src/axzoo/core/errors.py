@@ -1,10 +1,10 @@
-"""The one exception a user is meant to read."""
+"""The exception whose message is written for users."""
 
 from __future__ import annotations
 
 
 class AxzooError(Exception):
-    """Something the user can mend: the message says what happened, in which file, and what to do.
+    """An error the user can fix: the message says what happened, in which file, and what to do.
 
-    `axzoo` prints it as one line without a traceback and exits with 1.
+    `axzoo` prints the message on one line, without a traceback, and exits with status 1.
     """

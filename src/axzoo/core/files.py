@@ -1,4 +1,4 @@
-"""Room on the disk, asked for before it is needed."""
+"""Atomic writes, JSON files, checksums and disk space."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 from axzoo.core.errors import AxzooError
 
 TEMPORARY_SUFFIX = ".part"
-"""Of files being written, whose names begin with a dot; what a killed process leaves."""
+"""Suffix of files that are still being written; their names start with a dot. Killed processes leave them behind."""
 
 
 @contextmanager
 def temporary_path(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, gone when the block ends unless `publish` made it `path`."""
+    """A temporary file next to `path`, removed when the block ends unless `publish` renamed it to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX, dir=path.parent)
     os.close(handle)
@@ -32,7 +32,7 @@ def temporary_path(path: Path) -> Iterator[Path]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Makes a temporary file `path`, with the permissions of an ordinary one: mkstemp's are private."""
+    """Renames a temporary file to `path` and gives it the usual permissions, since those of mkstemp are private."""
     umask = os.umask(0)
     os.umask(umask)
     temporary.chmod(0o666 & ~umask)
@@ -41,19 +41,19 @@ def publish(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`; it becomes `path` if the block succeeds and vanishes if it does not.
+    """A temporary path next to `path`: renamed to `path` if the block succeeds, removed if it fails.
 
-    Raises AxzooError when `path` is a device or a pipe, which a file would replace.
+    Raises AxzooError when `path` is a device or a pipe, because the rename would replace it.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
-        raise AxzooError(f"{path} exists and is no ordinary file: name another")
+        raise AxzooError(f"{path} exists and is not a regular file: choose another path")
     with temporary_path(path) as temporary:
         yield temporary
         publish(temporary, path)
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's contents, in hexadecimal digits."""
+    """The sha256 of a file's contents, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -68,12 +68,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of a value: what keys and digests are taken over."""
+    """The canonical JSON text of a value, the input of keys and hashes: equal values give equal text."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Sorted, indented and ending in a newline, so that equal values are equal bytes."""
+    """Writes JSON with sorted keys, indented, ending in a newline: equal values give equal bytes."""
     write_text(path, json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -81,13 +81,13 @@ def require_size(path: Path, limit: int) -> None:
     """Raises AxzooError when the file has more than `limit` bytes."""
     size = path.stat().st_size
     if size > limit:
-        raise AxzooError(f"{path} has {size} bytes; more than {limit} is not plausible for this file")
+        raise AxzooError(f"{path} has {size} bytes, but at most {limit} are plausible for this file")
 
 
 def read_json(path: Path, limit: int = 64 << 20) -> Any:
     """Parses a JSON file of at most `limit` bytes.
 
-    Raises AxzooError when it is missing, larger, or not JSON.
+    Raises AxzooError when the file is missing, larger than that, or not valid JSON.
     """
     try:
         require_size(path, limit)
@@ -102,12 +102,13 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB"
 
 
-def need_space(folder: Path, size: int) -> None:
-    """Raises AxzooError when the disk of `folder` (which exists) has less than `size` bytes left."""
+def require_space(folder: Path, size: int) -> None:
+    """Raises AxzooError when the disk of `folder`, which must exist, has less than `size` bytes free."""
     free = shutil.disk_usage(folder).free
     if free < size:
         raise AxzooError(
-            f"no space for {megabytes(size)} in {folder}: its disk has {megabytes(free)} left; free some and run again"
+            f"not enough disk space in {folder}: {megabytes(size)} needed, {megabytes(free)} free. "
+            f"Free some space and run again"
         )
 
 

@@ -1,8 +1,8 @@
-"""What a result owes to our own code: the hash of a module and of every axzoo module it imports.
+"""Fingerprints of axzoo's own code: a hash over a module and every axzoo module it imports.
 
-Passed as a Snakemake param and put into store keys, it rebuilds what a change of the compiler determines, and nothing
-after a change of anything else. Library versions do not enter: what the compiler asks of numpy and onnx is exactly
-specified.
+A fingerprint is a Snakemake param and part of the store keys, so a change to the compiler rebuilds the parts it
+compiles, and other changes rebuild nothing. Library versions are left out: the numpy and onnx functions that the
+compiler uses have exactly specified results.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
 _IMPORT = re.compile(r"^[ \t]*(?:import (axzoo[\w.]*)|from (axzoo[\w.]*) import (\([^)]*\)|.*))", re.MULTILINE)
-"""Imports as this package writes them. A test holds it against Python's own parser, which takes twenty times longer."""
+"""Matches imports as this package writes them. A test compares it with Python's parser, which is 20 times slower."""
 
 _UNFOLLOWED = "# unfollowed"
-"""Marks an import of what determines no result, such as a description for a manifest."""
+"""Marks an import that cannot change a result, such as one used for a description in a manifest."""
 
 
 @functools.cache
 def fingerprint(*modules: str) -> str:
-    """16 hex digits over the sources of `modules` ("axzoo.backends.host") and of all they import from
-    axzoo."""
+    """16 hex digits: a hash of the sources of `modules`, e.g. "axzoo.backends.host", and of all axzoo modules they
+    import."""
     digest = hashlib.sha256()
     for name, path in sorted(_closure(modules).items()):
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -49,12 +49,12 @@ def _source(name: str) -> Path | None:
 
 @functools.cache
 def _imports(path: Path) -> list[str]:
-    """What a module imports from axzoo; of `from a import b`, both a and a.b."""
+    """The axzoo modules that a module imports; `from a import b` counts as both a and a.b."""
     names = []
     for module, package, imported in _IMPORT.findall(path.read_text(encoding="utf-8")):
         if _UNFOLLOWED in imported:
             continue
-        said = re.sub(r"#.*", "", imported).strip("()")
-        inner = [alias.split()[0] for alias in said.split(",") if alias.strip()]
+        aliases = re.sub(r"#.*", "", imported).strip("()")
+        inner = [alias.split()[0] for alias in aliases.split(",") if alias.strip()]
         names += [module] if module else [package, *(f"{package}.{name}" for name in inner)]
     return names

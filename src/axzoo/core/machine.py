@@ -1,4 +1,4 @@
-"""What the machine has: memory, and memory that the allocator keeps."""
+"""The memory of this machine, and returning freed memory to the operating system."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ def physical_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def give_back() -> None:
-    """Returns freed memory to the system. glibc would keep it: after loading a model, as much as its weights."""
+def release_freed_memory() -> None:
+    """Returns freed memory to the operating system.
+
+    glibc keeps it otherwise; after loading a model that can be as much as the model's weights.
+    """
     libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):  # other C libraries keep little
+    if hasattr(libc, "malloc_trim"):  # other C libraries keep very little
         libc.malloc_trim(0)

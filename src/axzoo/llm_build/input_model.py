@@ -15,7 +15,7 @@ from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 from axzoo.fetch.folder import find_gguf
 from axzoo.model.families import load_family
-from axzoo.model.reading import changed_by, merge_model_config, spec_of
+from axzoo.model.reading import merge_model_config, overridden_path, spec_of
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import KINDS
@@ -84,7 +84,7 @@ def read_model(
     source = config_path
     if override:
         config = merge_model_config(config, override, overridden_by)
-        source = changed_by(config_path, overridden_by)
+        source = overridden_path(config_path, overridden_by)
     for key in ignore_config_keys:
         if key not in config:
             raise AxzooError(f"--ignore_config_keys {key}: {config_path} has no such key: leave it away")

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from axzoo.backends import DEFAULT, Backend, Needs, compiler_identity, load_backend
-from axzoo.checkpoint.selection import belongs
+from axzoo.checkpoint.selection import is_checkpoint_file
 from axzoo.core.files import canonical_json
 from axzoo.fetch.sources import FolderSource, Source
 from axzoo.matrix.resources import DeviceMemory, parameters, part_needs, stage_needs
@@ -165,7 +165,7 @@ class Build:
         folder = Path(self.source.path)
         if folder.is_file():  # a GGUF
             return [self.source.path]
-        return sorted(str(path) for path in folder.glob("*") if belongs(path.name) or path.suffix == ".gguf")
+        return sorted(str(path) for path in folder.glob("*") if is_checkpoint_file(path.name) or path.suffix == ".gguf")
 
     @property
     def model_config_files(self) -> list[str]:

@@ -16,7 +16,7 @@ from axzoo.matrix.build import Build
 from axzoo.matrix.chips import ChipTable
 from axzoo.matrix.resources import device_memory
 from axzoo.model.families import load_family
-from axzoo.model.rope import reach
+from axzoo.model.rope import supported_length
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kinds import kind_of
 from axzoo.parts.lock import Lock
@@ -78,7 +78,7 @@ def check_room(lock: Lock, folder: Path) -> None:
 
 def refuse_recipe(spec: DecoderSpec, recipe: Recipe) -> None:
     """Raises AxzooError when the model has no such positions, tokens or groups of weights."""
-    known = reach(spec.layer.rope, spec.layer.max_position_embeddings)
+    known = supported_length(spec.layer.rope, spec.layer.max_position_embeddings)
     if recipe.positions > known:
         raise AxzooError(
             f"--kv_cache_len {recipe.kv_cache_len} asks for {recipe.positions} positions, and config.json gives the "

@@ -1,7 +1,7 @@
-"""Reading config.json so that nothing in it is passed over.
+"""Reading config.json without silently skipping keys.
 
-Every key must be read by the family, be known to have no effect on the numbers, or be vouched for by the user; a key
-nobody knows is refused, because it may change what the model computes.
+Every key must be read by the family, be known not to affect the numbers, or be ignored explicitly by the user. Unknown
+keys are refused, because they may change what the model computes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ WITHOUT_EFFECT = frozenset({
     "output_hidden_states", "pad_token_id", "problem_type", "quantization_config", "resid_pdrop", "return_dict",
     "torch_dtype", "transformers.js_config", "transformers_version", "unsloth_version", "use_cache",
 })  # fmt: skip
-"""Keys about training, tokens, dtypes on disk or software, which change nothing a decoder layer computes."""
+"""Keys about training, tokens, stored dtypes or software. They do not affect what a decoder layer computes."""
 
 _REQUIRED: Any = object()
 
 
 class ConfigView:
-    """A config.json whose reads are recorded."""
+    """A config.json that records which keys were read."""
 
     def __init__(self, values: Mapping[str, Any], path: Path) -> None:
         self._values = values
@@ -35,55 +35,55 @@ class ConfigView:
         self.path = path
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A positive number. Raises AxzooError when absent (without default) or of another type."""
+        """A positive number. Raises AxzooError if the key is absent without default, or its value is not one."""
         value = self._get(key, default)
         if not is_positive_number(value):
             raise self._wrong(key, value, "a positive number")
         return float(value)
 
     def size(self, key: str, default: Any = _REQUIRED) -> int:
-        """A positive integer below 2**31. Raises AxzooError otherwise."""
+        """A positive integer below 2**31. Raises AxzooError if it is not one."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 1 << 31:
             raise self._wrong(key, value, "a positive integer")
         return value
 
-    def length(self, key: str) -> int | None:
-        """A positive integer, or None where the key is absent, null or 0. Raises AxzooError otherwise."""
-        return self.whole(key, 0) or None
+    def optional_size(self, key: str) -> int | None:
+        """A positive integer, or None if the key is absent, null or 0. Raises AxzooError for any other value."""
+        return self.count(key, 0) or None
 
-    def whole(self, key: str, default: Any = _REQUIRED) -> int:
-        """An integer of 0 or more, below 2**31. Raises AxzooError otherwise."""
+    def count(self, key: str, default: Any = _REQUIRED) -> int:
+        """An integer from 0 to 2**31 - 1. Raises AxzooError if it is not one."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
             raise self._wrong(key, value, "an integer of 0 or more")
         return value
 
     def flag(self, key: str, default: Any = _REQUIRED) -> bool:
-        """true or false. Raises AxzooError otherwise."""
+        """A boolean. Raises AxzooError if it is not one."""
         value = self._get(key, default)
         if not isinstance(value, bool):
             raise self._wrong(key, value, "true or false")
         return value
 
     def choice(self, key: str, allowed: Collection[Any], default: Any = _REQUIRED) -> Any:
-        """One of `allowed`. Raises AxzooError otherwise."""
+        """One of the `allowed` values. Raises AxzooError if it is not one of them."""
         value = self._get(key, default)
         if value not in list(allowed):
             raise self._wrong(key, value, " or ".join(repr(item) for item in allowed))
         return value
 
-    def text(self, key: str, default: Any = _REQUIRED) -> str:
-        """A text. Raises AxzooError otherwise."""
+    def string(self, key: str, default: Any = _REQUIRED) -> str:
+        """A string. Raises AxzooError if it is not one."""
         value = self._get(key, default)
         if not isinstance(value, str):
-            raise self._wrong(key, value, "text")
+            raise self._wrong(key, value, "a string")
         return value
 
     def heads(self) -> tuple[int, int]:
-        """num_attention_heads and num_key_value_heads (by default as many).
+        """num_attention_heads and num_key_value_heads, which defaults to the former.
 
-        Raises AxzooError when the query heads do not divide evenly among the key/value heads.
+        Raises AxzooError if the first is not a multiple of the second.
         """
         heads = self.size("num_attention_heads")
         kv_heads = self.size("num_key_value_heads", heads)
@@ -92,7 +92,7 @@ class ConfigView:
         return heads, kv_heads
 
     def ignore(self, *keys: str) -> None:
-        """Takes note of keys the family knows to have no effect."""
+        """Marks keys as read that have no effect in this family."""
         self._read.update(keys)
 
     def __contains__(self, key: str) -> bool:
@@ -105,16 +105,17 @@ class ConfigView:
         partial_rotary_factor: float | None = None,
         types: Collection[str] = ROPE_TYPES,
     ) -> RopeSpec:
-        """The rotary embedding, from either generation of keys.
+        """The rotary embedding, from the keys of transformers 4 or 5.
 
-        `partial_rotary_factor` is the family's default; None where the family turns whole heads and reads no such key.
-        `types` are the kinds of scaling the family can have.
-        Until transformers 4: rope_theta, rope_scaling (null, or {"rope_type" or "type": ...}) and
-        partial_rotary_factor. Since 5: rope_parameters {"rope_theta": ..., "rope_type": ..., ...}. The trained length
-        stands beside the parameters, or among them.
+        `partial_rotary_factor` is the family's default, or None if the family always rotates whole heads. `types` are
+        the rope types the family supports.
 
-        Raises AxzooError for what `axzoo.model.rope.make_rope` refuses, and when theta or
-        the partial factor are said twice and differently.
+        transformers 4 writes rope_theta, rope_scaling (null, or {"rope_type" or "type": ...}) and
+        partial_rotary_factor; transformers 5 writes rope_parameters {"rope_theta": ..., "rope_type": ..., ...}.
+        original_max_position_embeddings can be a key of config.json or one of the parameters.
+
+        Raises AxzooError for everything that `axzoo.model.rope.make_rope` refuses, and for two different values of
+        rope_theta or partial_rotary_factor.
         """
         scaling = self._mapping("rope_parameters") or self._mapping("rope_scaling")
         theta = self._in_or_beside(scaling, "rope_theta", 10000.0)
@@ -129,19 +130,19 @@ class ConfigView:
         if partial > 1:
             raise self._wrong("partial_rotary_factor", partial, "above 0 and at most 1")
         if partial_rotary_factor is None and partial != 1:
-            raise self._wrong("partial_rotary_factor", partial, "1, since this model_type turns whole heads")
+            raise self._wrong("partial_rotary_factor", partial, "1, since this model_type rotates whole heads")
         return make_rope(int(head_dim * partial), theta, scaling, max_position_embeddings)
 
     def _in_or_beside(self, parameters: dict[str, Any], key: str, default: float) -> float:
-        """A positive number out of `parameters`, which it leaves, or of the config itself."""
+        """A positive number, removed from `parameters` if it is there, else read from the config itself."""
         inside = parameters.pop(key, None)
         value = self.number(key, default if inside is None else inside)
         if inside is not None and value != inside:
-            raise self._wrong(key, value, f"{inside!r}, as its rope parameters say")
+            raise self._wrong(key, value, f"{inside!r}, the value in its rope parameters")
         return value
 
     def sliding_windows(self, layers: int, window: int | None) -> tuple[int | None, ...]:
-        """One window (or None) per layer, from layer_types where config.json has it, else `window` for all."""
+        """One window or None per layer: from layer_types if config.json has that key, else `window` for all layers."""
         kinds = self._get("layer_types", [])
         if not kinds:
             return (window,) * layers if window else ()
@@ -150,24 +151,26 @@ class ConfigView:
             or len(kinds) != layers
             or not all(kind in ("full_attention", "sliding_attention") for kind in kinds)
         ):
-            raise self._wrong("layer_types", kinds, f"a list of {layers} times full_attention or sliding_attention")
+            raise self._wrong("layer_types", kinds, f"a list of {layers} entries, full_attention or sliding_attention")
         if "sliding_attention" in kinds and not window:
-            raise self._wrong("sliding_window", window, "a length, since layer_types has sliding_attention")
+            raise self._wrong("sliding_window", window, "a length, since layer_types contains sliding_attention")
         windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
         return windows if any(windows) else ()
 
-    def finish(self, vouched: Collection[str] = ()) -> None:
-        """Raises AxzooError for keys that nobody read, and for those that are vouched for although they were."""
-        if read := sorted(set(vouched) & self._read & self._values.keys()):
+    def finish(self, ignored: Collection[str] = ()) -> None:
+        """Raises AxzooError for keys that were neither read nor `ignored` by the user, and for ignored ones that were
+        read."""
+        if read := sorted(set(ignored) & self._read & self._values.keys()):
             raise AxzooError(
-                f"{self.path}: {', '.join(read)} cannot be ignored, for axzoo builds by it: leave it out of "
+                f"{self.path}: {', '.join(read)} cannot be ignored, because the build depends on it: remove it from "
                 f"ignore_config_keys"
             )
-        unknown = sorted(set(self._values) - self._read - WITHOUT_EFFECT - set(vouched))
+        unknown = sorted(set(self._values) - self._read - WITHOUT_EFFECT - set(ignored))
         if unknown:
             raise AxzooError(
                 f"{self.path} has keys axzoo does not know: {', '.join(unknown)}. They may change what the model "
-                f"computes; if they do not, vouch for them: ignore_config_keys in a matrix, or --ignore_config_keys"
+                f"computes; if they do not, list them under ignore_config_keys in the matrix or pass "
+                f"--ignore_config_keys"
             )
 
     def _get(self, key: str, default: Any) -> Any:

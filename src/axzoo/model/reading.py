@@ -1,19 +1,16 @@
-"""`--model_config`: a JSON file whose keys override config.json's, or stand for it where a checkpoint has none.
+"""Reading a model's spec from config.json and `--model_config`.
 
-It may be written for ax-llm-build, whose names are not Hugging Face's (`rope_theta_base`, and `max_position_embedings`
-as it spells it), with Hugging Face's names, or with both. A family's own names are in its file, CONFIG_KEYS.
+`--model_config` is a JSON file that overrides keys of config.json, or replaces a missing config.json. It can use the
+key names of ax-llm-build (`rope_theta_base`, `max_position_embedings` with its spelling), those of Hugging Face, or
+both. CONFIG_KEYS in each family file lists the family's own key names.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
 import difflib
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
@@ -29,8 +26,7 @@ _OLD_NAMES = {
 }
 
 _DROPPED = frozenset({"hidden_act_param", "model_name"})
-"""What ax-llm-build writes and no model computes with: a name to show, and the slope of a leaky ReLU, which no family's
-activation has."""
+"""Keys of ax-llm-build without effect: a display name, and the slope of a leaky ReLU, which no family uses."""
 
 _COMMON = frozenset({
     "attention_bias", "head_dim", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings",
@@ -42,29 +38,31 @@ _COMMON = frozenset({
 
 
 def merge_model_config(config: Mapping[str, Any], override: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """config.json's values with those of `override`, read from `path`, in their place, under Hugging Face's names.
+    """config.json with the values of `override`, which was read from `path`, under Hugging Face's key names.
 
-    `config` is empty when the checkpoint has no config.json. Its rope_parameters (transformers 5) become rope_theta and
-    rope_scaling, so that an override of one leaves the other as it was. Raises AxzooError when the override has a key
-    nobody knows, says one thing twice, contradicts its model_type, or leaves the model_type unsaid.
+    `config` is empty if the checkpoint has no config.json. rope_parameters (transformers 5) are split into rope_theta
+    and rope_scaling, so that either can be overridden alone. Raises AxzooError if the override has an unknown key, sets
+    one value under two names, or contradicts its model_type, or if the model_type is missing.
     """
     model_type = _model_type(config, override, path)
     keys = load_family(model_type).CONFIG_KEYS if model_type in supported_model_types() else ConfigKeys()
     _check_keys(override, {*_COMMON, *keys.names.values(), *keys.own, *config}, path)
     base = _with_flat_rope(config)
     merged = dict(base)
-    given: dict[str, str] = {}  # the name config.json has for it -> the override's
+    given: dict[str, str] = {}  # config.json's key -> the override's
     for old, value in _with_flat_rope(override).items():
         name = _OLD_NAMES.get(old, old)
         if name in _DROPPED:
             continue
         if name in keys.implied and name not in base:
             if value != keys.implied[name]:
-                raise AxzooError(f"{path}: {old} is {value!r:.80}, but a {model_type} model has {keys.implied[name]!r}")
+                raise AxzooError(
+                    f"{path}: {old} is {value!r:.80}, but is always {keys.implied[name]!r} in {model_type}"
+                )
             continue
         own = keys.names.get(name, name)
         if own in given:
-            raise AxzooError(f"{path} says the same twice, as {given[own]} and as {old}: remove one")
+            raise AxzooError(f"{path} sets the same value twice, as {given[own]} and as {old}: remove one of them")
         given[own] = old
         merged[own] = value
     return merged | {"model_type": model_type}
@@ -74,20 +72,20 @@ def _check_keys(override: Mapping[str, Any], known: Collection[str], path: Path)
     for key in override:
         if key not in known:
             close = difflib.get_close_matches(key, sorted(known), n=1)
-            mend = f"did you mean {close[0]!r}?" if close else "it is neither ax-llm-build's nor config.json's"
-            raise AxzooError(f"{path}: unknown key {key!r:.80}: {mend}")
+            hint = f"did you mean {close[0]!r}?" if close else "neither ax-llm-build nor config.json has such a key"
+            raise AxzooError(f"{path}: unknown key {key!r:.80}: {hint}")
 
 
 def _model_type(config: Mapping[str, Any], override: Mapping[str, Any], path: Path) -> str:
-    """ax-llm-build says qwen of what config.json calls qwen2."""
+    """The merged model_type; ax-llm-build's name for qwen2 is qwen."""
     model_type = override.get("model_type", config.get("model_type"))
     if not isinstance(model_type, str):
-        raise AxzooError(f"{path}: model_type is {model_type!r:.80}, and config.json has none to go by: name it here")
+        raise AxzooError(f"{path}: model_type is {model_type!r:.80}, and config.json has none either: set it here")
     return "qwen2" if "model_type" in override and model_type == "qwen" else model_type
 
 
 def _with_flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """rope_parameters as the keys of transformers 4."""
+    """The config with rope_parameters converted to the keys of transformers 4."""
     flat = dict(config)
     parameters = flat.get("rope_parameters")
     if isinstance(parameters, dict):
@@ -105,13 +103,16 @@ def read_spec(
     ignore_config_keys: Collection[str],
     model_config: Path | None = None,
 ) -> DecoderSpec:
-    """The spec config.json describes, checked against what the matrix says of the model."""
+    """The spec of the checkpoint in `folder`, checked against the matrix.
+
+    Raises AxzooError if model_type or num_hidden_layers differ, and as `spec_of` does.
+    """
     path = folder / "config.json"
     config = _read_config(path, model_config)
-    said = config.get("model_type")
-    if said != model_type and said in supported_model_types():
-        raise AxzooError(f"{path} has model_type {said!r}, but the matrix says {model_type!r}")
-    path = path if model_config is None else changed_by(path, model_config)
+    found = config.get("model_type")
+    if found != model_type and found in supported_model_types():
+        raise AxzooError(f"{path} has model_type {found!r}, but the matrix says {model_type!r}")
+    path = path if model_config is None else overridden_path(path, model_config)
     spec = spec_of(config, path, ignore_config_keys)
     if spec.num_hidden_layers != num_hidden_layers:
         raise AxzooError(
@@ -120,26 +121,26 @@ def read_spec(
     return spec
 
 
-def changed_by(path: Path, model_config: Path) -> Path:
-    """What messages call a config.json with the values that `model_config` puts in their place."""
-    return Path(f"{path} as changed by {model_config}")
+def overridden_path(path: Path, model_config: Path) -> Path:
+    """How messages name a config.json whose values are overridden by `model_config`."""
+    return Path(f"{path} (overridden by {model_config})")
 
 
 def spec_of(config: Mapping[str, Any], path: Path, ignore_config_keys: Collection[str]) -> DecoderSpec:
-    """The spec a config.json, read from `path`, describes.
+    """The spec of a config.json that was read from `path`.
 
-    Raises AxzooError when its model_type is not supported, or it says what axzoo cannot build or does not know.
+    Raises AxzooError if its model_type is not supported, or it has values or keys that axzoo does not support.
     """
-    said = config.get("model_type")
-    if said not in supported_model_types():
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in supported_model_types():
         raise AxzooError(
-            f"{path}: model_type {said!r:.80} is not supported; supported are: {', '.join(supported_model_types())}. "
-            f"Not understood: {_not_understood(config)}. "
-            f"A model that is one of these under another name needs a model_config that says so"
+            f"{path}: model_type {model_type!r:.80} is not supported; supported are: "
+            f"{', '.join(supported_model_types())}. The config has {_architecture(config)}. "
+            f"If the model has one of these architectures under another name, pass a model_config with that model_type"
         )
     view = ConfigView(config, path)
     try:
-        spec = load_family(said).decoder_spec(view)
+        spec = load_family(model_type).decoder_spec(view)
     except AxzooError as error:
         raise error if str(path) in str(error) else AxzooError(f"{path}: {error}") from None
     view.finish(ignore_config_keys)
@@ -147,32 +148,32 @@ def spec_of(config: Mapping[str, Any], path: Path, ignore_config_keys: Collectio
 
 
 def _read_config(path: Path, model_config: Path | None) -> dict[str, Any]:
-    """config.json, or what `model_config` makes of it; alone, where the checkpoint has none."""
+    """config.json merged with `model_config`, which may also stand alone if the checkpoint has no config.json."""
     override = None if model_config is None else _mapping(model_config)
     config = _mapping(path) if override is None or path.exists() else {}
     return config if override is None or model_config is None else merge_model_config(config, override, model_config)
 
 
-def _not_understood(config: Mapping[str, Any]) -> str:
-    """What an unsupported config.json says of its architecture, a model nested in it included."""
-    said = [f"{key} {config.get(key)!r:.160}" for key in ("model_type", "architectures", "auto_map") if key in config]
+def _architecture(config: Mapping[str, Any]) -> str:
+    """What an unsupported config.json says about its architecture, including nested models."""
+    found = [f"{key} {config.get(key)!r:.160}" for key in ("model_type", "architectures", "auto_map") if key in config]
     nested = {key: value for key, value in config.items() if isinstance(value, dict) and "model_type" in value}
-    said += [f"{key!s:.80} with model_type {value['model_type']!r:.80}" for key, value in nested.items()]
-    return ", ".join(said) or "it names no architecture at all"
+    found += [f"{key!s:.80} with model_type {value['model_type']!r:.80}" for key, value in nested.items()]
+    return ", ".join(found) or "no model_type and no architecture"
 
 
 def _mapping(path: Path) -> dict[str, Any]:
     content = read_json(path)
     if not isinstance(content, dict):
-        raise AxzooError(f"{path} is not a mapping")
+        raise AxzooError(f"{path} is not a JSON object")
     return content
 
 
 def format_config(model_name: str, spec: DecoderSpec) -> str:
-    """Renders a model as the block `llm_build` prints: Config(model_name='...', ..., hidden_act='silu').
+    """Renders a model as the block that `llm_build` prints: Config(model_name='...', ..., hidden_act='silu').
 
-    MiniCPM's scale_depth, scale_emb and dim_model_base, which the document shows of every model, stand where they scale
-    something; hidden_act_param, which nothing reads, is left out.
+    MiniCPM's scale_depth, scale_emb and dim_model_base, which the vendor prints for every model, appear only if they
+    differ from 1; hidden_act_param, which nothing reads, is omitted.
     """
     layer = spec.layer
     scales = {
@@ -195,12 +196,12 @@ def format_config(model_name: str, spec: DecoderSpec) -> str:
         "rms_norm_eps": layer.norm.eps,
         "norm_type": layer.norm.kind,
         "hidden_act": layer.hidden_act,
-        **{name: _plain(scale * unit) for name, (scale, unit) in scales.items() if scale != 1},
+        **{name: _rounded(scale * unit) for name, (scale, unit) in scales.items() if scale != 1},
     }
     return "Config(\n" + ",\n".join(f"    {name}={value!r}" for name, value in values.items()) + "\n)"
 
 
-def _plain(number: float) -> float:
-    """As a config says it: 1.4, and 12 for 12.0, whatever the division before left in the last digits."""
+def _rounded(number: float) -> float:
+    """The number as config.json has it, without rounding errors in the last digits: 1.4, and 12 for 12.0."""
     rounded = round(number, 6)
     return int(rounded) if rounded.is_integer() else rounded

@@ -1,36 +1,70 @@
-"""What a decoder-only language model is, in numbers: the one description all consumers share.
+"""The numeric description of a decoder-only language model.
 
-A family file (`axzoo.families`) makes a `DecoderSpec` from config.json. The graph builder, the fp32 oracle, the lock
-and the size estimates read the spec; none of them knows a family's name.
+A family file (`axzoo.model.families`) makes a `DecoderSpec` from config.json. The graph builder, the fp32 oracle, the
+lock and the size estimates read only the spec; none of them knows a family's name.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from typing import Any, Literal, Self, get_args, get_type_hints
 
-if TYPE_CHECKING:
-    pass
+from axzoo.core.errors import AxzooError
 
-from dataclasses import asdict, fields, replace
-from typing import Self, get_type_hints
+Activation = Literal["silu", "gelu_new"]
+NormKind = Literal["rms_norm", "layer_norm"]
+
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+NORM_KINDS: tuple[NormKind, ...] = get_args(NormKind)
+
+
+class SpecError(AxzooError):
+    """A spec this version of axzoo does not support. The message names the value, not the file it was read from."""
+
+
+class UnknownFieldError(SpecError):
+    """Stored data with a field this version does not have: a newer version of axzoo wrote it."""
+
+
+def _require_known(name: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise SpecError(f"{name} {value!r:.80} is not supported; supported are: {', '.join(known)}")
 
 
 class _FromDict:
-    """Reads a frozen dataclass back from the plain dict `dataclasses.asdict` made of it."""
+    """Reads a frozen dataclass back from the dict that `dataclasses.asdict` made of it, in this or another version."""
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The spec stored as `data`; a field that an older version did not write takes its default.
+
+        Raises UnknownFieldError for fields this version does not have, KeyError for a missing field without default,
+        TypeError when `data` or a nested spec is not a mapping, and SpecError for an unsupported value.
+        """
+        if not isinstance(data, Mapping):
+            raise TypeError(f"{cls.__name__} is {data!r:.80}, not a mapping")
+        members = {member.name: member for member in fields(cls)}  # type: ignore[arg-type]
+        if unknown := sorted(repr(name) for name in data if name not in members):
+            raise UnknownFieldError(
+                f"{cls.__name__} has fields this version of axzoo does not know: {', '.join(unknown):.160}. "
+                "A newer version wrote them: use that version"
+            )
         types = get_type_hints(cls)
         values = {}
-        for member in fields(cls):  # type: ignore[arg-type]
-            value, wanted = data[member.name], types[member.name]
-            if isinstance(wanted, type) and issubclass(wanted, _FromDict):
-                value = wanted.from_dict(value)
-            elif isinstance(value, list):
-                value = tuple(value)
-            values[member.name] = value
+        for name, member in members.items():
+            if name in data:
+                values[name] = _restored(types[name], data[name])
+            elif member.default is MISSING and member.default_factory is MISSING:
+                raise KeyError(name)
         return cls(**values)
+
+
+def _restored(wanted: Any, value: Any) -> Any:
+    """A field's value from its JSON form: nested specs from mappings, tuples from lists."""
+    if isinstance(wanted, type) and issubclass(wanted, _FromDict):
+        return wanted.from_dict(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
@@ -38,7 +72,7 @@ class RopeSpec(_FromDict):
     """Rotary position embedding of the first `rotary_dim` dimensions of each head.
 
     Pairs are (i, i + rotary_dim / 2), or (2i, 2i + 1) where `interleaved`. `scaling` holds `rope_type` and its
-    parameters, checked by `axzoo.model.rope.make_rope`; `axzoo.model.rope.frequencies` makes numbers of it.
+    parameters, checked by `axzoo.model.rope.make_rope`; `axzoo.model.rope.frequencies` computes the frequencies.
     """
 
     theta: float
@@ -49,10 +83,13 @@ class RopeSpec(_FromDict):
 
 @dataclass(frozen=True)
 class NormSpec(_FromDict):
-    """rms_norm (weight) or layer_norm (weight and bias)."""
+    """rms_norm (weight) or layer_norm (weight and bias). Raises SpecError for any other kind."""
 
-    kind: str
+    kind: NormKind
     eps: float
+
+    def __post_init__(self) -> None:
+        _require_known("norm", self.kind, NORM_KINDS)
 
 
 @dataclass(frozen=True)
@@ -60,9 +97,11 @@ class LayerSpec(_FromDict):
     """One decoder layer.
 
     Sequential: x += attention(input_norm(x)); x += mlp(mlp_norm(x)). Parallel: x += attention(n) + mlp(n) with
-    n = input_norm(x). Both branches are multiplied with `residual_scale`, the layer's input with `input_scale`.
-    The MLP is down(act(gate(x)) * up(x)), or down(act(up(x))) where not `gated`. With a `sliding_window` w, a token
-    sees the w tokens that end with itself. `qk_norm` is an RMS norm of every query and key head.
+    n = input_norm(x). Both branches are multiplied by `residual_scale`, the layer's input by `input_scale`.
+    The MLP is down(act(gate(x)) * up(x)), or down(act(up(x))) if not `gated`. With a `sliding_window` of w, a token
+    attends to the last w tokens, itself included. `qk_norm` applies an RMS norm to every query and key head.
+
+    Raises SpecError for a `hidden_act` that is not an Activation.
     """
 
     hidden_size: int
@@ -73,7 +112,7 @@ class LayerSpec(_FromDict):
     norm: NormSpec
     rope: RopeSpec
     max_position_embeddings: int
-    hidden_act: str = "silu"
+    hidden_act: Activation = "silu"
     gated: bool = True
     parallel: bool = False
     qk_norm: bool = False
@@ -84,19 +123,22 @@ class LayerSpec(_FromDict):
     residual_scale: float = 1.0
     sliding_window: int | None = None
 
+    def __post_init__(self) -> None:
+        _require_known("hidden_act", self.hidden_act, ACTIVATIONS)
+
     @property
     def q_size(self) -> int:
         return self.num_attention_heads * self.head_dim
 
     @property
     def kv_size(self) -> int:
-        """Width of one K or V cache row: the board's `kv_cache_size`."""
+        """Width of one K or V cache row, `kv_cache_size` on the board."""
         return self.num_key_value_heads * self.head_dim
 
 
 @dataclass(frozen=True)
 class PostSpec(_FromDict):
-    """The post layer: final norm and lm_head; logits are multiplied with `logit_scale`."""
+    """The post layer: final norm and lm_head. Logits are multiplied by `logit_scale`."""
 
     hidden_size: int
     vocab_size: int
@@ -107,10 +149,10 @@ class PostSpec(_FromDict):
 
 @dataclass(frozen=True)
 class DecoderSpec(_FromDict):
-    """A whole model. `layer` is what its layers have in common; `layer_spec(i)` is layer i.
+    """A whole model. `layer` is what all layers share; `layer_spec(i)` describes layer i.
 
-    `embedding_scale` multiplies the embedding's rows and is part of layer 0. `sliding_windows` has one entry per layer,
-    or none where no layer has a window.
+    `embedding_scale` multiplies the embedding rows; it is applied by layer 0. `sliding_windows` has one entry per
+    layer, or is empty if no layer has a window.
     """
 
     model_type: str
@@ -133,7 +175,7 @@ class DecoderSpec(_FromDict):
 
 @dataclass(frozen=True)
 class TensorRef:
-    """A checkpoint tensor by name, with the shape the spec demands of it; `rows` (first, end) of it, or all."""
+    """A checkpoint tensor by name, with the shape the spec requires. `rows` (start, stop) is a slice; None: all."""
 
     name: str
     shape: tuple[int, ...]

@@ -18,8 +18,8 @@ from axzoo.parts.lock_index import read_index
 from axzoo.parts.part import LockedTensor, Part, read_part
 
 
-def checkpoint_oracle(locks: Path, source: Path, longest: int) -> Oracle:
-    """The checkpoint in fp32, each layer read when it is asked for; for files that hold `longest` positions."""
+def checkpoint_oracle(locks: Path, source: Path, max_length: int) -> Oracle:
+    """The checkpoint in fp32, each layer read when it is asked for; for files that hold `max_length` positions."""
     checkpoint = open_checkpoint(checkpoint_folder(source))
     embedding = read_part(locks / PartId("embed").lock_file).tensors[WEIGHT].name
 
@@ -32,7 +32,7 @@ def checkpoint_oracle(locks: Path, source: Path, longest: int) -> Oracle:
         layer_weights=lambda index: _tensors(checkpoint, read_part(locks / PartId("layer", index).lock_file)),
         post_weights=lambda: _tensors(checkpoint, read_part(locks / PartId("post").lock_file)),
         embed=embed,
-        longest=longest,
+        max_length=max_length,
     )
 
 

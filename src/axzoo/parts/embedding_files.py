@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import atomic_path, need_space, read_json
+from axzoo.core.files import atomic_path, read_json, require_space
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families import load_family
 from axzoo.model.spec import TensorRef
-from axzoo.weights.bf16 import Rounding, nearest_even, write_embedding
+from axzoo.weights.bf16 import Bf16Rounding, nearest_even, write_embedding
 
 NAME = "model.embed_tokens.weight"
 NPY, FLOAT32, BFLOAT16 = f"{NAME}.npy", f"{NAME}.float32.bin", f"{NAME}.bfloat16.bin"
@@ -30,7 +30,7 @@ BLOCK_BYTES = 32 << 20
 """Of fp32, in a block."""
 
 
-def extract_embedding(source: Path, output: Path, rounding: Rounding = nearest_even) -> tuple[Path, ...]:
+def extract_embedding(source: Path, output: Path, rounding: Bf16Rounding = nearest_even) -> tuple[Path, ...]:
     """Writes NPY (fp32 [vocab_size, hidden_size]), FLOAT32 and BFLOAT16 (raw, little-endian) into the folder `output`.
 
     `source` is a checkpoint folder, or a GGUF file. The fp32 values are exactly the checkpoint's; `rounding` is how
@@ -39,7 +39,7 @@ def extract_embedding(source: Path, output: Path, rounding: Rounding = nearest_e
     """
     table = _embed_tensor(source)
     output.mkdir(parents=True, exist_ok=True)
-    need_space(output, table.shape[0] * table.shape[1] * (4 + 4 + 2))
+    require_space(output, table.shape[0] * table.shape[1] * (4 + 4 + 2))
     files = tuple(output / name for name in (NPY, FLOAT32, BFLOAT16))
     with ExitStack() as stack:
         paths = [stack.enter_context(atomic_path(file)) for file in files]
@@ -53,7 +53,7 @@ def extract_embedding(source: Path, output: Path, rounding: Rounding = nearest_e
     return files
 
 
-def fp32_to_bf16(source: Path, output: Path, rounding: Rounding = nearest_even) -> None:
+def fp32_to_bf16(source: Path, output: Path, rounding: Bf16Rounding = nearest_even) -> None:
     """Converts a file of raw little-endian fp32 to one of bf16.
 
     Raises AxzooError when its numbers are not whole, it is an .npy file, or `output` is the same file or a folder.

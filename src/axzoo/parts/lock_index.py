@@ -9,7 +9,7 @@ from typing import Any
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json, require_format
-from axzoo.model.spec import DecoderSpec
+from axzoo.model.spec import DecoderSpec, SpecError
 
 LOCK_FORMAT = 2
 """The format of a lock's files. Locks of older formats are made again, since a lock is only a digest."""
@@ -50,5 +50,7 @@ def read_index(folder: Path) -> LockIndex:
     require_format(data, LOCK_FORMAT, path, f"remove {folder} and build again", oldest=LOCK_FORMAT)
     try:
         return LockIndex(DecoderSpec.from_dict(data["spec"]), data["source"], dict(data["tokenizer_files"]))
+    except SpecError as error:
+        raise AxzooError(f"{path}: {error}: remove {folder} and build again") from None
     except (KeyError, TypeError, ValueError):
         raise AxzooError(f"{path} is damaged: remove {folder} and build again") from None

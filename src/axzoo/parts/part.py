@@ -12,7 +12,7 @@ from axzoo.checkpoint.tensors import Array, Checkpoint, row_blocks, rows_digest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json, require_format
 from axzoo.parts.kind import PartId, PartKind
-from axzoo.parts.kinds import KINDS
+from axzoo.parts.kinds import KINDS, kind_of
 from axzoo.parts.lock_index import LOCK_FORMAT
 
 
@@ -62,7 +62,11 @@ def read_part(path: Path) -> Part:
             role: LockedTensor(entry["name"], entry["start"], tuple(entry["shape"]), entry["blake3"])
             for role, entry in data["tensors"].items()
         }
-        return Part(PartId.from_dict(data), data["spec"], tensors)
+        part = PartId.from_dict(data)
+        kind_of(part.kind).read_spec(data["spec"])
+        return Part(part, data["spec"], tensors)
+    except AxzooError as error:
+        raise AxzooError(f"{path}: {error}: remove {path.parent} and build again") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise AxzooError(f"{path} is damaged: remove {path.parent} and build again") from None
 

@@ -18,7 +18,7 @@ from snakemake.logging import DefaultFilter, is_quiet_about
 from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
-from axzoo.core.console import SUCCESS, format_elapsed, open_console, stage_bars, stamp_lines
+from axzoo.core.console import SUCCESS, format_elapsed, log_to_console, open_console, stage_bars
 from axzoo.matrix.batches import stage_of
 from axzoo.parts.kinds import KINDS
 from axzoo.report.events import (
@@ -107,7 +107,7 @@ class LogHandler(LogHandlerBase):
                 settings.printshellcmds,
             )
         )
-        stamp_lines(self.console)
+        log_to_console(self.console)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:

@@ -17,9 +17,9 @@ from starlette.concurrency import run_in_threadpool
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 from axzoo.tokenizer.conversation import Conversation, chat_encoder, mark_sent, new_conversation, turn_end_id
-from axzoo.tokenizer.folder import ChatEncoder
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 from axzoo.tokenizer.stream import StreamDecoder
+from axzoo.tokenizer.tokenizer_folder import ChatEncoder
 
 MAX_TOKEN_IDS = 1 << 16
 

@@ -1,8 +1,8 @@
-"""The content-addressed store: what has been compiled once is not compiled again, for any model, chip or folder.
+"""The content-addressed store: a part that was compiled once is reused for any model, chip or folder.
 
-An entry is a data file and, written after it, a JSON receipt with its sha256. The key is the sha256 of everything that
+An entry is a data file and a JSON receipt with its sha256, written after it. The key is the sha256 of everything that
 determines the bytes. Entries are re-hashed before they are linked, so a damaged one is rebuilt and never used. The
-receipt's time is when the entry was last found or added: `upkeep` collects old ones that no bundle uses.
+receipt's mtime is the last time the entry was added or found; `upkeep` collects old entries that no bundle uses.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 def content_key(determinants: Mapping[str, Any]) -> str:
-    """The key of what these plain JSON values determine."""
+    """The key of the entry that these JSON values determine."""
     return hashlib.sha256(canonical_json(determinants).encode()).hexdigest()
 
 
@@ -55,28 +55,31 @@ class Entry:
 
 
 class Store:
-    """A folder of entries. Any number of processes may use it at once."""
+    """A folder of entries. Any number of processes can use it concurrently."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def find(self, key: str) -> Entry | None:
-        """The entry, re-hashed. A damaged one counts as absent; it stays until `add` replaces it, because another
-        process may have done so already."""
+        """The entry, after verifying its hash, or None.
+
+        A damaged entry counts as absent. It is left for `add` to replace, because another process may have replaced it
+        already.
+        """
         data, receipt = self.paths(key)
         if not receipt.exists():
             return None
         entry = self.intact(key)
         if entry is None:
-            logger.warning(f"store: {data} is damaged, building it again")
+            logger.warning(f"store: {data} is damaged: building it again")
             return None
         with locked_store(self.root, exclusive=False):
-            return entry if _claimed(receipt) else None
+            return entry if _refresh_mtime(receipt) else None
 
     def add(
         self, key: str, write: Callable[[BinaryIO], Mapping[str, Any]], part: Mapping[str, Any] | None = None
     ) -> Entry:
-        """Stores what `write` writes; it returns what is known about the file, as plain JSON values."""
+        """Stores the bytes that `write` writes; the JSON values it returns become the entry's `about`."""
         data, _ = self.paths(key)
         with temporary_path(data) as temporary:
             with temporary.open("wb") as file:
@@ -84,17 +87,17 @@ class Store:
             return self.adopt(key, temporary, about, part)
 
     def adopt(self, key: str, file: Path, about: Mapping[str, Any], part: Mapping[str, Any] | None = None) -> Entry:
-        """Moves `file`, which is in the store's file system, into the store. `part` says which part of a model it is.
+        """Moves `file` into the store, whose file system it must be on. `part` identifies the model part it holds.
 
-        Where another process has meanwhile added the entry, its file stays and ours is not used: a second file of equal
-        bytes would leave bundles linked to one or the other.
+        If another process has added the entry in the meantime, its file is kept and ours is discarded. Otherwise some
+        bundles would link to one copy and some to the other.
         """
         data, receipt = self.paths(key)
         ours = Entry(data, sha256_of(file), file.stat().st_size, about)
         data.parent.mkdir(parents=True, exist_ok=True)
         with locked_store(self.root, exclusive=True):
             theirs = self.intact(key)
-            if theirs is not None and _claimed(receipt):
+            if theirs is not None and _refresh_mtime(receipt):
                 return theirs
             publish(file, data)
             write_json(receipt, {"sha256": ours.sha256, "size": ours.size, "about": about, "part": part})
@@ -102,7 +105,7 @@ class Store:
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
-        """An empty folder in the store's file system, for one job; it is removed when the block ends."""
+        """An empty folder for one job, on the store's file system. It is removed when the block ends."""
         self.root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(
             prefix=".job.", suffix=TEMPORARY_SUFFIX, dir=self.root, ignore_cleanup_errors=True
@@ -110,36 +113,36 @@ class Store:
             yield Path(folder)
 
     def intact(self, key: str) -> Entry | None:
-        """The entry, if its bytes are those its receipt tells of. Leaves its age alone."""
+        """The entry if its data matches the sha256 in its receipt, else None. Does not change its mtime."""
         data, receipt = self.paths(key)
         try:
-            said = read_json(receipt)
-            if sha256_of(data) == said["sha256"]:
-                return Entry(data, said["sha256"], said["size"], said["about"])
-        except (AxzooError, KeyError, TypeError, FileNotFoundError):  # the receipt is no receipt, or its file is gone
+            content = read_json(receipt)
+            if sha256_of(data) == content["sha256"]:
+                return Entry(data, content["sha256"], content["size"], content["about"])
+        except (AxzooError, KeyError, TypeError, FileNotFoundError):  # the receipt is invalid, or the data is missing
             pass
         return None
 
     def paths(self, key: str) -> tuple[Path, Path]:
-        """Where an entry's data and its receipt lie, whether or not they do."""
+        """The paths of an entry's data and receipt, whether or not they exist."""
         folder = self.root / key[:2]
         return folder / key, folder / f"{key}.json"
 
 
-def _claimed(receipt: Path) -> bool:
-    """Makes an entry young, so that it is not collected before it is linked. False when it has just been collected."""
+def _refresh_mtime(receipt: Path) -> bool:
+    """Refreshes an entry's mtime, so that it is not collected before it is linked. False if it was just collected."""
     try:
         os.utime(receipt)
     except FileNotFoundError:
         return False
     except OSError as error:
-        if error.errno not in _READ_ONLY:  # from a read-only store nothing is collected
+        if error.errno not in _READ_ONLY:  # nothing is collected from a read-only store
             raise
     return True
 
 
 def link(entry: Entry, target: Path) -> None:
-    """Makes `target` the entry's file: a hard link where the file system allows, else a copy. Its mtime is now."""
+    """Makes `target` a hard link to the entry's file, or a copy if links are not possible; its mtime is now."""
     with atomic_path(target) as temporary:
         try:
             temporary.unlink()
@@ -155,5 +158,5 @@ def link(entry: Entry, target: Path) -> None:
 def _link(path: Path, temporary: Path) -> None:
     try:
         os.link(path, temporary)
-    except FileNotFoundError:  # another process replaced a damaged entry in the very moment of linking
+    except FileNotFoundError:  # another process is just replacing a damaged entry
         os.link(path, temporary)

@@ -1,6 +1,6 @@
-"""What is in a store, which bundles use it, and keeping it in order: damaged and unused entries, leftovers.
+"""Store maintenance: list entries and the bundles that use them, find damage, collect unused entries.
 
-Safe beside builds: what a build has found or added is young, and only what is old is collected.
+Safe while builds run: a build refreshes the mtime of entries it finds or adds, and only old ones are collected.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from axzoo.store import Store
 
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _KEY = re.compile(r"[0-9a-f]{64}")
-_WORDS = ("weight_type", "hidden_state_type", "scale_rule", "rounding")
+_SUMMARY_KEYS = ("weight_type", "hidden_state_type", "scale_rule", "rounding")
 
 
 @dataclass(frozen=True)
-class Stored:
-    """An entry as it lies there.
+class StoredEntry:
+    """An entry on disk.
 
-    `size` is of its data in bytes, `links` counts the other names its data has (in bundles), `age_s` is since it was
-    last found, added or linked. `about` is what the receipt knows of it, None where there is no receipt to be read.
+    `size` is that of the data in bytes, `links` the number of other hard links to it (in bundles), `age_s` the time
+    since it was last found, added or linked. `about` comes from the receipt; None if the receipt cannot be read.
     """
 
     key: str
@@ -41,29 +41,29 @@ class Stored:
 
     @property
     def kind(self) -> str:
-        """The part kind, "unknown" where the receipt does not say."""
+        """The part kind, "unknown" if the receipt does not record it."""
         return str((self.part or {}).get("kind", "unknown"))
 
     @property
-    def words(self) -> str:
-        """The choices it was made by: "s8 bf16", "s4 bf16 mse gptq g32"."""
+    def recipe_summary(self) -> str:
+        """The recipe it was built with: "s8 bf16", "s4 bf16 mse gptq g32"."""
         about = self.about or {}
-        words = [str(about[key]) for key in _WORDS if key in about]
-        return " ".join([*words, *([f"g{about['weight_group_size']}"] if "weight_group_size" in about else [])])
+        values = [str(about[key]) for key in _SUMMARY_KEYS if key in about]
+        return " ".join([*values, *([f"g{about['weight_group_size']}"] if "weight_group_size" in about else [])])
 
 
-def contents(store: Store) -> Iterator[Stored]:
-    """The entries, in the order of their keys; half an entry, data or receipt alone, is one too."""
+def contents(store: Store) -> Iterator[StoredEntry]:
+    """Yields the entries in the order of their keys, including incomplete ones with only data or only a receipt."""
     for folder in _folders(store.root):
         names = {path.name.removesuffix(".json") for path in folder.iterdir()}
         for key in sorted(filter(_KEY.fullmatch, names)):
-            stored = look(store, key) if key.startswith(folder.name) else None
-            if stored is not None:
-                yield stored
+            entry = read_entry(store, key) if key.startswith(folder.name) else None
+            if entry is not None:
+                yield entry
 
 
-def look(store: Store, key: str) -> Stored | None:
-    """One entry; None when nothing of it is there."""
+def read_entry(store: Store, key: str) -> StoredEntry | None:
+    """One entry; None if neither its data nor its receipt exists."""
     data, receipt = store.paths(key)
     of_data, of_receipt = _stat(data), _stat(receipt)
     if of_data is None and of_receipt is None:
@@ -75,7 +75,7 @@ def look(store: Store, key: str) -> Stored | None:
     size, links = (of_data.st_size, of_data.st_nlink - 1) if of_data else (0, 0)
     age_s = time.time() - max(stat.st_mtime for stat in (of_data, of_receipt) if stat)
     about, part = (value if isinstance(value := known.get(key), dict) else None for key in ("about", "part"))
-    return Stored(key, size, links, age_s, about, part)
+    return StoredEntry(key, size, links, age_s, about, part)
 
 
 def _stat(path: Path) -> os.stat_result | None:
@@ -86,7 +86,7 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def leftovers(store: Store, min_age_s: float) -> list[Path]:
-    """Temporary files of that age or older: those of killed processes, where no process writes for so long."""
+    """Temporary files and folders of at least that age, left by killed processes if no job takes that long."""
     folders = [store.root, *_folders(store.root)]
     found = [path for folder in folders for path in folder.glob(f".*{TEMPORARY_SUFFIX}")]
     latest = time.time() - min_age_s
@@ -94,21 +94,22 @@ def leftovers(store: Store, min_age_s: float) -> list[Path]:
 
 
 def _folders(root: Path) -> list[Path]:
-    """Raises AxzooError when `root` is not there."""
+    """The folders of entries. Raises AxzooError when `root` does not exist."""
     if not root.is_dir():
-        raise AxzooError(f"{root} is not a folder: name the store of a project with --store")
+        raise AxzooError(f"{root} is not a folder: pass a project's store with --store")
     return sorted(path for path in root.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir())
 
 
 def used_by(receipts: Path) -> dict[str, list[str]]:
-    """The bundles ("AX650/NAME"), sorted, by the keys of the entries they use.
+    """Maps the key of each used entry to the sorted bundles ("AX650/NAME") that use it.
 
-    `receipts` holds CHIP/NAME/*.json, and the bundles lie beside it, CHIP/NAME: one whose folder is gone uses nothing.
+    `receipts` contains CHIP/NAME/*.json, and the bundles are next to it in CHIP/NAME. A bundle whose folder was removed
+    uses nothing.
 
-    Raises AxzooError when `receipts` is not there, or one of them is damaged: who uses what would be unknown.
+    Raises AxzooError when `receipts` does not exist or a receipt is damaged, because usage would then be unknown.
     """
     if not receipts.is_dir():
-        raise AxzooError(f"{receipts} is not a folder: name the receipts of the store's project with --receipts")
+        raise AxzooError(f"{receipts} is not a folder: pass the receipts of the store's project with --receipts")
     users: dict[str, list[str]] = {}
     for folder in sorted(receipts.glob("*/*/")):
         bundle = folder.relative_to(receipts)
@@ -129,46 +130,48 @@ def _key(receipt: Path) -> str:
 
 @dataclass(frozen=True)
 class Damage:
-    """A damaged entry and what is wrong with it."""
+    """A damaged entry, and what is wrong with it."""
 
-    stored: Stored
+    entry: StoredEntry
     reason: str
 
 
 def find_damage(store: Store, repair: bool) -> Iterator[Damage]:
-    """Re-hashes everything; with `repair` removes what is damaged, so that it is built again when it is needed."""
-    for stored in contents(store):
-        if store.intact(stored.key) is not None:
+    """Re-hashes all entries. With `repair`, removes damaged ones, so that they are rebuilt when needed."""
+    for entry in contents(store):
+        if store.intact(entry.key) is not None:
             continue
-        with locked_store(store.root, exclusive=True):  # nobody is between data and receipt now
-            now = look(store, stored.key)
-            if now is None or store.intact(stored.key) is not None:
+        with locked_store(store.root, exclusive=True):  # no process is writing an entry now
+            now = read_entry(store, entry.key)
+            if now is None or store.intact(entry.key) is not None:
                 continue
             reason = _reason(store, now)
             if repair:
-                _remove(store, stored.key)
+                _remove(store, entry.key)
         yield Damage(now, reason)
 
 
-def _reason(store: Store, stored: Stored) -> str:
-    data, receipt = store.paths(stored.key)
+def _reason(store: Store, entry: StoredEntry) -> str:
+    data, receipt = store.paths(entry.key)
     if not receipt.exists():
-        return "it has no receipt: a process was killed while it added it"
+        return "it has no receipt: a process was killed while adding it"
     if not data.exists():
-        return "its file is gone"
-    return "its receipt cannot be read" if stored.about is None else "its bytes are not those its receipt tells of"
+        return "its data is missing"
+    return "its receipt cannot be read" if entry.about is None else "its data does not match its receipt"
 
 
-def collect(store: Store, used: Collection[str], min_age_s: float, dry_run: bool) -> tuple[list[Stored], list[Path]]:
-    """Removes entries whose keys are not in `used`, and temporary files, all of `min_age_s` seconds or older.
+def collect(
+    store: Store, used: Collection[str], min_age_s: float, dry_run: bool
+) -> tuple[list[StoredEntry], list[Path]]:
+    """Removes entries whose keys are not in `used`, and temporary files, if they are at least `min_age_s` seconds old.
 
-    Returns what it removed, or with `dry_run` would remove.
+    Returns what was removed, or would be removed with `dry_run`.
     """
-    entries = [stored for stored in contents(store) if stored.key not in used and stored.age_s >= min_age_s]
+    entries = [entry for entry in contents(store) if entry.key not in used and entry.age_s >= min_age_s]
     temporary = leftovers(store, min_age_s)
     if dry_run:
         return entries, temporary
-    removed = [stored for stored in entries if _collected(store, stored.key, min_age_s)]
+    removed = [entry for entry in entries if _collected(store, entry.key, min_age_s)]
     for path in temporary:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -179,15 +182,15 @@ def collect(store: Store, used: Collection[str], min_age_s: float, dry_run: bool
 
 def _collected(store: Store, key: str, min_age_s: float) -> bool:
     with locked_store(store.root, exclusive=True):
-        now = look(store, key)
-        if now is None or now.age_s < min_age_s:  # a build has found it meanwhile
+        now = read_entry(store, key)
+        if now is None or now.age_s < min_age_s:  # a build has found it in the meantime
             return False
         _remove(store, key)
         return True
 
 
 def _remove(store: Store, key: str) -> None:
-    """The receipt first: data without one is never used."""
+    """Removes the receipt first, because data without a receipt is never used."""
     data, receipt = store.paths(key)
     receipt.unlink(missing_ok=True)
     data.unlink(missing_ok=True)

@@ -9,8 +9,8 @@ from itertools import takewhile
 
 from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import Message
-from axzoo.tokenizer.folder import ChatEncoder
 from axzoo.tokenizer.local import LocalTokenizer
+from axzoo.tokenizer.tokenizer_folder import ChatEncoder
 
 _QUESTION = {"role": "user", "content": "?"}
 

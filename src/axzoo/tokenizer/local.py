@@ -8,8 +8,14 @@ from pathlib import Path
 
 from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import ChatRenderer, Message
-from axzoo.tokenizer.folder import ChatEncoder, LoadedBackend, TokenizerBackend, TokenizerFolder, read_tokenizer_folder
 from axzoo.tokenizer.stream import StreamDecoder
+from axzoo.tokenizer.tokenizer_folder import (
+    ChatEncoder,
+    LoadedBackend,
+    TokenizerBackend,
+    TokenizerFolder,
+    read_tokenizer_folder,
+)
 
 
 @dataclass(frozen=True)

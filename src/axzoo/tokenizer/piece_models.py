@@ -16,7 +16,7 @@ from sentencepiece import SentencePieceProcessor
 
 from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import Message
-from axzoo.tokenizer.folder import LoadedBackend, TokenizerFolder, is_token_id
+from axzoo.tokenizer.tokenizer_folder import LoadedBackend, TokenizerFolder, is_token_id
 
 _MAX_BYTES = 64 << 20
 

@@ -1,4 +1,4 @@
-"""The embedding table -> raw little-endian bf16 rows, the board's `.bfloat16.bin`."""
+"""Writes the embedding table as raw little-endian bf16 rows, the board's `.bfloat16.bin`."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-Rounding = Callable[[NDArray[Any]], NDArray[Any]]
-"""Floats of any dtype -> bf16 of the same shape."""
+Bf16Rounding = Callable[[NDArray[Any]], NDArray[Any]]
+"""A function from floats of any dtype to bf16 of the same shape."""
 
 
 def nearest_even(values: NDArray[Any]) -> NDArray[Any]:
-    """The nearest bf16; of two equally near, the one whose last bit is 0."""
-    with np.errstate(invalid="ignore"):  # a NaN that signals
+    """Rounds to the nearest bf16, ties to even."""
+    with np.errstate(invalid="ignore"):  # signalling NaNs
         return values.astype(ml_dtypes.bfloat16)
 
 
 def truncated(values: NDArray[Any]) -> NDArray[Any]:
-    """The upper 16 bits of fp32, as ax-llm-build's `fp32_to_bf16` keeps them; a NaN stays one."""
+    """Keeps the upper 16 bits of fp32, as ax-llm-build's `fp32_to_bf16` does; NaNs stay NaNs."""
     with np.errstate(invalid="ignore"):
         exact = np.ascontiguousarray(values, np.float32)
     kept: NDArray[Any] = (exact.view(np.uint32) >> 16).astype(np.uint16)
-    kept[np.isnan(exact) & (kept & 0x7F == 0)] |= 0x40  # without a mantissa it would be an infinity
+    kept[np.isnan(exact) & (kept & 0x7F == 0)] |= 0x40  # a zero mantissa would mean infinity
     return kept.view(ml_dtypes.bfloat16)
 
 
-def write_embedding(blocks: Iterable[NDArray[Any]], file: BinaryIO, rounding: Rounding = nearest_even) -> None:
+def write_embedding(blocks: Iterable[NDArray[Any]], file: BinaryIO, rounding: Bf16Rounding = nearest_even) -> None:
     """Writes the table [vocab_size, hidden_size], given as blocks of rows."""
     for block in blocks:
         file.write(rounding(block).tobytes())

@@ -1,4 +1,4 @@
-"""Encoders: how a weight matrix becomes values and scales, by the names recipes use."""
+"""Encoders that turn a weight matrix into stored values and scales, by the format names used in recipes."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from axzoo.weights.scales import (
 
 
 def float8_codes(weight: Floats, scales: Floats, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """weight [rows, columns] / scales [rows], rounded to nearest even in float8 `dtype`, beyond its range saturated."""
-    largest = largest_of(dtype)
-    codes: NDArray[Any] = np.clip(weight / scales[:, None], -largest, largest).astype(dtype)
+    """weight [rows, columns] / scales [rows], rounded to nearest even in float8 `dtype`, saturating at its range."""
+    limit = float8_max(dtype)
+    codes: NDArray[Any] = np.clip(weight / scales[:, None], -limit, limit).astype(dtype)
     return codes
 
 
-def largest_of(dtype: np.dtype[Any]) -> float:
-    """448 for e4m3, 57344 for e5m2."""
+def float8_max(dtype: np.dtype[Any]) -> float:
+    """The largest finite number: 448 for e4m3, 57344 for e5m2."""
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
 _INTEGERS = {"s8": (NUMPY_DTYPES["int8"], 128), "s4": (NUMPY_DTYPES["int4"], 8)}
-"""Dtype and levels below zero."""
+"""Dtype, and the number of negative levels."""
 
 
 class FormatError(ValueError):
-    """A format that does not serve a weight; says why and what to choose."""
+    """A format that cannot store a weight. The message says why, and what to choose instead."""
 
 
 class WeightFormat(Protocol):
-    """How a weight matrix becomes values and scales."""
+    """Turns a weight matrix into stored values and scales."""
 
     @property
     def dtype(self) -> np.dtype[Any]: ...
 
     def groups(self, columns: int, /) -> int:
-        """Scales to a row. Raises FormatError when the groups do not divide it."""
+        """Scales per row. Raises FormatError when the group size does not divide `columns`."""
         ...
 
     def encode(self, weight: Floats) -> tuple[NDArray[Any], Floats]:
@@ -60,7 +60,7 @@ class WeightFormat(Protocol):
 
 @dataclass(frozen=True)
 class FloatFormat:
-    """Weights rounded to a float type."""
+    """Weights rounded to a float type, without scales."""
 
     name: str
 
@@ -69,7 +69,7 @@ class FloatFormat:
         return NUMPY_DTYPES[self.name]
 
     def groups(self, _columns: int) -> int:
-        """Scales to a row: none."""
+        """Scales per row: 0."""
         return 0
 
     def encode(self, weight: Floats) -> tuple[NDArray[Any], Floats]:
@@ -86,10 +86,10 @@ class FloatFormat:
 
 @dataclass(frozen=True)
 class ScaledFormat:
-    """Codes of eight bits or fewer under one scale per row, or per `group_size` columns of it (0: the row).
+    """Codes of at most eight bits, with one scale per row or per `group_size` columns of a row (0: the whole row).
 
-    `scales` gives the scales [rows] of weights [rows, columns], `codes` the codes [rows, columns] of weights under
-    given scales [rows]. A group is to them a row of its own.
+    `scales` computes the scales [rows] of weights [rows, columns], and `codes` the codes [rows, columns] of weights for
+    given scales [rows]. Both are called with one row per group.
     """
 
     dtype: np.dtype[Any]
@@ -98,13 +98,13 @@ class ScaledFormat:
     group_size: int = 0
 
     def groups(self, columns: int) -> int:
-        """Scales to a row. Raises FormatError when the groups do not divide it."""
+        """Scales per row. Raises FormatError when the group size does not divide `columns`."""
         if self.group_size == 0:
             return 1
         if columns % self.group_size:
             raise FormatError(
                 f"weight_group_size {self.group_size} does not divide its {columns} input features: "
-                "choose another, or 0 for one scale per row"
+                "choose another size, or 0 for one scale per row"
             )
         return columns // self.group_size
 
@@ -117,7 +117,7 @@ class ScaledFormat:
 
 
 def layer_format(recipe: Recipe) -> WeightFormat:
-    """How decoder layers store their weights: a float type, or integers by the vendor's rule A."""
+    """The weight format of decoder layers: a float type, or integers with rule A."""
     if recipe.weight_type not in _INTEGERS:
         return FloatFormat(recipe.weight_type)
     dtype, levels = _INTEGERS[recipe.weight_type]
@@ -131,12 +131,12 @@ def layer_format(recipe: Recipe) -> WeightFormat:
 
 
 def post_format(weight_type: PostWeightType) -> WeightFormat:
-    """How the post layer stores lm_head: a float type, s8 by the vendor's rule B, or fp8 likewise scaled."""
+    """The weight format of lm_head in the post layer: a float type, or s8 or fp8 with the scales of rule B."""
     if weight_type == "s8":
         dtype = NUMPY_DTYPES["int8"]
-        return ScaledFormat(dtype, partial(symmetric_scales, largest=127), partial(symmetric_codes, largest=127))
+        return ScaledFormat(dtype, partial(symmetric_scales, max_code=127), partial(symmetric_codes, max_code=127))
     if weight_type in ("fp8_e4m3", "fp8_e5m2"):
         dtype = NUMPY_DTYPES[weight_type]
-        scales = partial(symmetric_scales, largest=largest_of(dtype))
+        scales = partial(symmetric_scales, max_code=float8_max(dtype))
         return ScaledFormat(dtype, scales, partial(float8_codes, dtype=dtype))
     return FloatFormat(weight_type)

@@ -1,4 +1,4 @@
-"""The scale of a row that stores it with the least squared error, in place of the vendor's."""
+"""Scale rules: the vendor's rules A and B, and a search for the scale with the least squared error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Codes = NDArray[np.int8]
 
 
 def full_range_scales(weight: Floats, levels: int) -> Floats:
-    """Rule A, used for layers: the entry of largest magnitude becomes exactly -levels, so the scale carries a sign.
+    """Rule A, used for layers: the entry of largest magnitude gets the code -levels, so the scale has a sign.
 
     weight [rows, columns] fp32, finite -> scales [rows] fp32: s = -w[argmax|w|] / levels; 128 levels in s8, 8 in s4.
     """
@@ -19,30 +19,30 @@ def full_range_scales(weight: Floats, levels: int) -> Floats:
 
 
 def full_range_codes(weight: Floats, scales: Floats, levels: int) -> Codes:
-    """Rule A's codes of weight [rows, columns] under scales [rows]: clip(floor(w / s + 0.5), -levels, levels - 1)."""
+    """Rule A codes of weight [rows, columns] for scales [rows]: clip(floor(w / s + 0.5), -levels, levels - 1)."""
     steps = weight / scales[:, None]
     steps += np.float32(0.5)
     np.floor(steps, out=steps)
     return _clipped(steps, -levels, levels - 1)
 
 
-def symmetric_scales(weight: Floats, largest: float) -> Floats:
-    """Rule B, used for lm_head: s = max|w| / largest, the largest number of the stored type; 127 in s8.
+def symmetric_scales(weight: Floats, max_code: float) -> Floats:
+    """Rule B, used for lm_head: s = max|w| / max_code, the largest number of the stored type; 127 in s8.
 
     weight [rows, columns] fp32, finite -> scales [rows] fp32.
     """
-    return _nonzero(np.abs(weight).max(axis=1) / np.float32(largest))
+    return _nonzero(np.abs(weight).max(axis=1) / np.float32(max_code))
 
 
-def symmetric_codes(weight: Floats, scales: Floats, largest: int) -> Codes:
-    """Rule B's codes of weight [rows, columns] under scales [rows]: round_half_even(w / s), within +-largest."""
+def symmetric_codes(weight: Floats, scales: Floats, max_code: int) -> Codes:
+    """Rule B codes of weight [rows, columns] for scales [rows]: round_half_even(w / s), clipped to +-max_code."""
     steps = weight / scales[:, None]
     np.rint(steps, out=steps)
-    return _clipped(steps, -largest, largest)
+    return _clipped(steps, -max_code, max_code)
 
 
 def _clipped(steps: Floats, lowest: int, highest: int) -> Codes:
-    """Whole numbers, which are overwritten, as codes."""
+    """Converts integral floats to codes; overwrites `steps`."""
     codes: Codes = np.clip(steps, lowest, highest, out=steps).astype(np.int8)
     return codes
 
@@ -52,49 +52,54 @@ def _nonzero(scales: Floats) -> Floats:
 
 
 FACTORS = tuple(np.float32(sign * step / 16) for step in range(16, 7, -1) for sign in (1, -1))
-"""Of the vendor's scale. Clipping the largest weights pays for a finer grid; the sign says which end clips less."""
+"""Candidates, relative to the vendor's scale. Smaller scales clip the largest weights but give a finer grid; the sign
+chooses the end that has one more level."""
 
 REFINEMENTS = 2
-"""Each fits the scale to the codes it gave. Measured: more factors or refinements make s4 less than 0.5 % better."""
+"""Refinement steps, each a least-squares fit of the scale to its codes. In measurements, more factors or refinements
+improved s4 by less than 0.5 %."""
 
 
 def least_squares_scales(weight: Floats, levels: int, importance: Floats | None = None) -> Floats:
-    """weight [rows, columns] fp32, finite -> scales [rows] fp32 for rule A's codes.
+    """weight [rows, columns] fp32, finite -> scales [rows] fp32 for rule A codes, with a small squared error.
 
-    `importance`, which broadcasts to the weight's shape, is how much an error counts; without it all count alike.
-    Searched among FACTORS of rule A's scale, the best then refined; the error is never above rule A's.
+    `importance`, broadcast to the shape of `weight`, weights the squared errors; None weights them equally. The search
+    tries FACTORS of rule A's scale and refines the best one. The error is never larger than with rule A.
     """
     vendor = full_range_scales(weight, levels)
     steps = weight / vendor[:, None]
-    counts = np.ones(1, np.float32) if importance is None else importance
-    best, least = np.ones_like(vendor), np.full_like(vendor, np.inf)
+    if importance is None:
+        importance = np.ones(1, np.float32)
+    best, best_error = np.ones_like(vendor), np.full_like(vendor, np.inf)
     for factor in FACTORS:
-        best, least = _better(steps, best, least, np.full_like(best, factor), levels, counts)
+        best, best_error = _keep_better(steps, best, best_error, np.full_like(best, factor), levels, importance)
     for _ in range(REFINEMENTS):
-        best, least = _better(steps, best, least, _fitted(steps, best, levels, counts), levels, counts)
+        best, best_error = _keep_better(
+            steps, best, best_error, _fitted(steps, best, levels, importance), levels, importance
+        )
     scales: Floats = vendor * best
     return np.where(scales == 0, vendor, scales)
 
 
-def _better(
-    steps: Floats, best: Floats, least: Floats, factors: Floats, levels: int, counts: Floats
+def _keep_better(
+    steps: Floats, best: Floats, best_error: Floats, factors: Floats, levels: int, importance: Floats
 ) -> tuple[Floats, Floats]:
-    error = _squared_error(steps, factors, levels, counts)
-    less = error < least
-    return np.where(less, factors, best), np.where(less, error, least)
+    error = _squared_error(steps, factors, levels, importance)
+    better = error < best_error
+    return np.where(better, factors, best), np.where(better, error, best_error)
 
 
-def _squared_error(steps: Floats, factors: Floats, levels: int, counts: Floats) -> Floats:
+def _squared_error(steps: Floats, factors: Floats, levels: int, importance: Floats) -> Floats:
     error = full_range_codes(steps, factors, levels) * factors[:, None]
     error -= steps
     np.square(error, out=error)
-    error *= counts
+    error *= importance
     return np.asarray(error.sum(axis=1))
 
 
-def _fitted(steps: Floats, factors: Floats, levels: int, counts: Floats) -> Floats:
-    """The factors that fit the codes of `factors` best: <steps, codes> / <codes, codes>, as each column counts."""
+def _fitted(steps: Floats, factors: Floats, levels: int, importance: Floats) -> Floats:
+    """The least-squares fit to the codes of `factors`: <steps, codes> / <codes, codes>, weighted by importance."""
     codes = full_range_codes(steps, factors, levels).astype(np.float32)
-    norm = (np.square(codes) * counts).sum(axis=1)
-    fitted: Floats = np.divide((steps * codes * counts).sum(axis=1), norm, out=factors.copy(), where=norm > 0)
+    norm = (np.square(codes) * importance).sum(axis=1)
+    fitted: Floats = np.divide((steps * codes * importance).sum(axis=1), norm, out=factors.copy(), where=norm > 0)
     return fitted

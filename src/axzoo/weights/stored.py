@@ -1,4 +1,4 @@
-"""A weight matrix as a file stores it, and the error that storing it made."""
+"""Weight matrices as stored in files, and their quantization errors."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from axzoo.weights.encoding import FormatError, WeightFormat
 from axzoo.weights.scales import Floats
 
 PIECE = 1 << 18
-"""Weights that are quantized at once: what the processor's cache holds, three times as fast as larger pieces."""
+"""Weights quantized at a time. They fit in the CPU cache, which is three times as fast as with larger pieces."""
 
 
 @dataclass(frozen=True)
 class StoredWeight:
     """A linear layer's weight, transposed for `x @ W`.
 
-    values [in_features, out_features] in the stored dtype (int4: one to a byte here, packed in the file);
-    scales [groups, out_features] fp32, each for in_features / groups consecutive rows of values, none for float types.
-    error is ||stored - original|| / ||original|| (Frobenius norms; 0 for an all-zero weight).
+    `values` [in_features, out_features] are in the stored dtype; int4 has one value per byte here, two in the file.
+    `scales` [groups, out_features] fp32 each cover in_features / groups consecutive rows; float types have 0 groups.
+    `error` is ||stored - original|| / ||original|| (Frobenius norms; 0 for an all-zero weight).
     """
 
     values: NDArray[Any]
@@ -32,15 +32,15 @@ class StoredWeight:
     error: float
 
     def dequantized(self) -> Floats:
-        """[in_features, out_features] fp32: exactly the numbers an exact engine multiplies with."""
+        """[in_features, out_features] fp32, the numbers that exact mode multiplies with."""
         return dequantize(self.values.T, self.scales.T).T
 
 
 def store_weight(role: str, blocks: Iterable[NDArray[Any]], shape: tuple[int, int], form: WeightFormat) -> StoredWeight:
-    """Stores a checkpoint's weight [out_features, in_features], given as consecutive blocks of rows in any float dtype.
+    """Encodes a checkpoint's weight [out_features, in_features], given as consecutive blocks of rows in any float type.
 
-    Beside the result and one block, a few arrays of PIECE weights are held. Raises AxzooError, naming `role`, when
-    `form` cannot hold a weight or its groups do not divide a row.
+    Uses memory for the result, one block and a few arrays of PIECE weights. Raises AxzooError, naming `role`, when
+    `form` cannot represent a weight or its group size does not divide a row.
     """
     try:
         return _stored(blocks, shape, form)
@@ -69,7 +69,7 @@ def _stored(blocks: Iterable[NDArray[Any]], shape: tuple[int, int], form: Weight
 
 
 def dequantize(values: NDArray[Any], scales: Floats) -> Floats:
-    """values [rows, columns], scales [rows, groups] fp32 -> weights [rows, columns] fp32; no groups: as they are."""
+    """values [rows, columns], scales [rows, groups] fp32 -> weights [rows, columns] fp32; 0 groups: unscaled."""
     weights: Floats = values.astype(np.float32, order="C")
     if scales.shape[1]:
         grouped = weights.reshape(*scales.shape, -1)
@@ -78,7 +78,7 @@ def dequantize(values: NDArray[Any], scales: Floats) -> Floats:
 
 
 def _pieces(blocks: Iterable[NDArray[Any]], columns: int) -> Iterator[NDArray[Any]]:
-    """The same rows, about PIECE weights at a time."""
+    """Splits the blocks into runs of rows with about PIECE weights."""
     step = max(1, PIECE // max(1, columns))
     for block in blocks:
         for start in range(0, len(block), step):
@@ -86,7 +86,7 @@ def _pieces(blocks: Iterable[NDArray[Any]], columns: int) -> Iterator[NDArray[An
 
 
 def _sum_of_squares(matrix: Floats) -> float:
-    """Row by row in double precision: BLAS's dot product would differ from one kind of CPU to the next."""
+    """Summed row by row in double precision, because BLAS dot products differ between CPUs."""
     exact = matrix.astype(np.float64)
     exact *= exact
     return math.fsum(exact.sum(axis=1).tolist())

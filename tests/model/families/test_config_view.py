@@ -1,4 +1,4 @@
-"""Reading config.json so that nothing in it is passed over."""
+"""Reading config.json without silently skipping keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _view(**values: Any) -> ConfigView:
     return ConfigView(values, PATH)
 
 
-def test_null_is_absent() -> None:
+def test_null_counts_as_absent() -> None:
     view = _view(head_dim=None)
     assert view.size("head_dim", 7) == 7
     assert view.flag("bias", False) is False
@@ -29,7 +29,7 @@ def test_null_is_absent() -> None:
         view.size("head_dim")
 
 
-def test_every_key_must_be_read_harmless_or_vouched_for() -> None:
+def test_every_key_must_be_read_harmless_or_ignored() -> None:
     view = _view(hidden_size=8, dtype="float32", architectures=["X"], scale=2, other=None)
     assert view.size("hidden_size") == 8
     with pytest.raises(AxzooError, match=r"keys axzoo does not know: other, scale\. They may change"):
@@ -62,7 +62,7 @@ def _rope(theta: float = 10000.0, rotary_dim: int = 8, **scaling: Any) -> RopeSp
         ({"rope_parameters": {"rope_type": "default"}, "rope_theta": 9.0}, _rope(9.0)),
         ({"rope_parameters": {"rope_type": "default", "rope_theta": 9}, "rope_theta": 9.0}, _rope(9.0)),
         ({"partial_rotary_factor": 1.0, "rope_parameters": {"partial_rotary_factor": 1.0}}, _rope()),
-        # the trained length: max_position_embeddings, among the parameters, beside them, or both
+        # the training length: max_position_embeddings, one of the parameters, a key of config.json, or both
         ({"rope_scaling": YARN}, _rope(**YARN, original_max_position_embeddings=64)),
         ({"rope_scaling": YARN | TRAINED}, _rope(**YARN, **TRAINED)),
         ({"rope_scaling": YARN, **TRAINED}, _rope(**YARN, **TRAINED)),
@@ -89,17 +89,17 @@ def test_both_generations_of_rope_keys(values: dict[str, Any], wanted: RopeSpec)
         ({"partial_rotary_factor": 0.65}, 13),
     ],
 )
-def test_the_share_of_a_head_that_turns(values: dict[str, Any], rotary_dim: int) -> None:
+def test_partial_rotary_factor(values: dict[str, Any], rotary_dim: int) -> None:
     view = _view(**values)
     if rotary_dim % 2:
-        with pytest.raises(AxzooError, match="takes an even number of 2 to 65536 dimensions, not 13"):
+        with pytest.raises(AxzooError, match="needs an even number of dimensions from 2 to 65536, not 13"):
             view.rope(20, 64, partial_rotary_factor=0.5)
     else:
         assert view.rope(20, 64, partial_rotary_factor=0.5).rotary_dim == rotary_dim
         view.finish()
 
 
-def test_reading_rope_leaves_the_config_as_it_was() -> None:
+def test_reading_rope_does_not_change_the_config() -> None:
     values = {"rope_parameters": {"rope_theta": 7.0, "rope_type": "yarn", "factor": 2.0}, **TRAINED}
     for _ in range(2):
         assert ConfigView(values, PATH).rope(8, 64) == _rope(7.0, **YARN, **TRAINED)
@@ -117,11 +117,11 @@ def test_reading_rope_leaves_the_config_as_it_was() -> None:
         ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta is nan, but must be a positive number"),
         (
             {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}, "rope_theta": 8.0},
-            "rope_theta is 8.0, but must be 7.0, as its rope parameters say",
+            "rope_theta is 8.0, but must be 7.0, the value in its rope parameters",
         ),
         (
             {"rope_parameters": {"partial_rotary_factor": 0.5}, "partial_rotary_factor": 0.25},
-            "partial_rotary_factor is 0.25, but must be 0.5, as its rope parameters say",
+            "partial_rotary_factor is 0.25, but must be 0.5, the value in its rope parameters",
         ),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, but must be above 0 and at most 1"),
         ({"partial_rotary_factor": 0}, "partial_rotary_factor is 0, but must be a positive number"),
@@ -132,7 +132,7 @@ def test_reading_rope_leaves_the_config_as_it_was() -> None:
         ({"rope_scaling": YARN, "original_max_position_embeddings": -4}, "original_max_position_embeddings is -4"),
     ],
 )
-def test_rope_keys_that_make_no_sense(values: dict[str, Any], message: str) -> None:
+def test_invalid_rope_keys(values: dict[str, Any], message: str) -> None:
     with pytest.raises(AxzooError, match=message):
         _view(**values).rope(8, 64, partial_rotary_factor=1.0)
 
@@ -145,8 +145,10 @@ def test_both_generations_at_once_are_refused() -> None:
 
 
 @pytest.mark.parametrize("values", [HALF, {"rope_parameters": HALF}])
-def test_a_family_that_turns_whole_heads_takes_no_share(values: dict[str, Any]) -> None:
-    with pytest.raises(AxzooError, match=r"partial_rotary_factor is 0\.5, but must be 1, since this model_type turns"):
+def test_a_family_that_rotates_whole_heads_refuses_a_partial_factor(values: dict[str, Any]) -> None:
+    with pytest.raises(
+        AxzooError, match=r"partial_rotary_factor is 0\.5, but must be 1, since this model_type rotates"
+    ):
         _view(**values).rope(8, 64)
 
 
@@ -172,35 +174,37 @@ def test_sliding_windows(values: dict[str, Any], window: int | None, wanted: tup
     "kinds", [["full_attention"] * 2, ["full_attention"] * 4, ["linear_attention"] * 3, [None] * 3, "full_attention", 3,
               {"full_attention": 3}, [["full_attention"]] * 3, [{}] * 3]
 )  # fmt: skip
-def test_layer_types_that_are_none(kinds: Any) -> None:
-    message = r"layer_types is .*, but must be a list of 3 times full_attention or sliding_attention"
+def test_invalid_layer_types(kinds: Any) -> None:
+    message = r"layer_types is .*, but must be a list of 3 entries, full_attention or sliding_attention"
     with pytest.raises(AxzooError, match=message):
         _view(layer_types=kinds).sliding_windows(3, 7)
 
 
 def test_sliding_attention_without_a_window() -> None:
-    with pytest.raises(AxzooError, match="sliding_window is None, but must be a length, since layer_types has sliding"):
+    with pytest.raises(
+        AxzooError, match="sliding_window is None, but must be a length, since layer_types contains sliding"
+    ):
         _view(layer_types=["full_attention", "sliding_attention"]).sliding_windows(2, None)
 
 
-def test_lengths_and_whole_numbers() -> None:
+def test_optional_sizes_and_counts() -> None:
     view = _view(window=7, null=None, none=0)
-    assert [view.length(key) for key in ("window", "null", "absent")] == [7, None, None]
-    assert [view.whole(key, 3) for key in ("window", "null", "none", "absent")] == [7, 3, 0, 3]
-    assert view.length("none") is None
+    assert [view.optional_size(key) for key in ("window", "null", "absent")] == [7, None, None]
+    assert [view.count(key, 3) for key in ("window", "null", "none", "absent")] == [7, 3, 0, 3]
+    assert view.optional_size("none") is None
     with pytest.raises(AxzooError, match="has no absent, which this model_type needs"):
-        view.whole("absent")
+        view.count("absent")
     view.finish()
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 31, 1.5, 2.0, 0.0, True, False, "7", [], float("nan"), 10**400])
-def test_lengths_and_whole_numbers_of_the_wrong_kind(value: Any) -> None:
-    for read in (_view(window=value).length, _view(window=value).whole):
+def test_invalid_optional_sizes_and_counts(value: Any) -> None:
+    for read in (_view(window=value).optional_size, _view(window=value).count):
         with pytest.raises(AxzooError, match=r"window is .*, but must be an integer of 0 or more"):
             read("window")
 
 
-def test_ignored_keys_are_known_and_presence_is_no_reading() -> None:
+def test_ignored_keys_are_known_and_a_membership_test_does_not_count_as_reading() -> None:
     view = _view(seen=1, quiet=2, null=None)
     assert ("seen" in view, "null" in view, "absent" in view) == (True, False, False)
     with pytest.raises(AxzooError, match="does not know: null, quiet, seen"):

@@ -1,4 +1,4 @@
-"""Each family's reading of a published config.json: the spec, and the names, shapes and rows of its tensors."""
+"""What each family reads from a published config.json: the spec, and the names, shapes and rows of its tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHAPE: dict[str, Any] = {
     "vocab_size": 100,
     "max_position_embeddings": 4096,
 }
-"""Sizes small enough to read; everything else in a config is as published."""
+"""Small sizes, to keep the cases readable; everything else in a config is as published."""
 
 USUAL: dict[str, Any] = {
     **SHAPE,
@@ -43,7 +43,7 @@ USUAL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Case:
-    """`tensors`: those of layer 0, of the post layer and the embedding. A shape of two pairs is a slice of rows."""
+    """A config, its spec, and the tensors of layer 0, the post layer and the embedding."""
 
     config: dict[str, Any]
     spec: DecoderSpec
@@ -63,7 +63,7 @@ def _layer(rope: RopeSpec, norm: NormSpec = RMS, **more: Any) -> LayerSpec:
 
 
 def _refs(prefix: str, names: dict[str, tuple[Any, ...]]) -> dict[str, TensorRef]:
-    """role: (name behind the prefix, shape, and the rows of a fused tensor)."""
+    """role: (name after the prefix, shape, and the rows of a fused tensor)."""
     return {role: TensorRef(prefix + name, *rest) for role, (name, *rest) in names.items()}
 
 
@@ -185,7 +185,7 @@ CASES: dict[str, Case] = {
         }),
         EMBED,
     ),
-    "phi3: Phi-3-mini-128k as first published, whose longrope is called su": Case(
+    "phi3: Phi-3-mini-128k as first published, with rope_type su": Case(
         {
             **USUAL, "attention_bias": False, "embd_pdrop": 0.0, "model_type": "phi3", "resid_pdrop": 0.0,
             "original_max_position_embeddings": 1024, "rope_scaling": {**LONGROPE, "type": "su"},
@@ -214,14 +214,14 @@ CASES: dict[str, Case] = {
         _llama_post(),
         EMBED,
     ),
-    "minicpm: MiniCPM-2B-sft, tied without a word": Case(
+    "minicpm: MiniCPM-2B-sft, tied by default": Case(
         MINICPM,
         _spec("minicpm", MINICPM_LAYER, RMS, {"logit_scale": 16 / 48}, tie_word_embeddings=True, embedding_scale=12.0),
         _llama_tensors(),
         _llama_post(EMBED),
         EMBED,
     ),
-    "minicpm: MiniCPM-2B-128k, four times as far as trained": Case(
+    "minicpm: MiniCPM-2B-128k, four times the training length": Case(
         {
             **MINICPM, "max_length": 131072, "rope_scaling": {"type": "dynamic", "factor": 4.0},
             "rope_theta": 1000000.0, "tie_word_embeddings": False,
@@ -309,19 +309,19 @@ def test_a_published_config(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_layer_has_tensors_of_its_own(case: Case) -> None:
+def test_layers_do_not_share_tensors(case: Case) -> None:
     family = load_family(case.spec.model_type)
     first, last = (family.layer_tensors(case.spec, index) for index in (0, 2))
     assert {role: replace(ref, name=ref.name.replace("layers.0.", "layers.2.")) for role, ref in first.items()} == last
 
 
-def test_no_family_is_left_out() -> None:
+def test_every_family_has_a_case() -> None:
     assert {case.spec.model_type for case in CASES.values()} == set(supported_model_types())
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_size_is_asked_for(case: Case) -> None:
-    """A config that lacks one of its sizes, or has one no model can have, is refused by name."""
+def test_every_size_is_required(case: Case) -> None:
+    """A config with a missing or impossible size is refused, and the message names the key."""
     optional = {
         "num_key_value_heads",
         "max_window_layers",
@@ -349,22 +349,22 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("qwen2: Qwen2-0.5B-Instruct", {"use_mrope": True}, "use_mrope is True, but must be False"),
     ("qwen2: Qwen2-0.5B-Instruct", {"use_sliding_window": "no"}, "use_sliding_window is 'no'"),
     ("qwen2: Qwen2-0.5B-Instruct", {"max_window_layers": -1}, "max_window_layers is -1"),
-    ("qwen3: Qwen3-0.6B", {"head_dim": 31}, "takes an even number of 2 to 65536 dimensions, not 31"),
+    ("qwen3: Qwen3-0.6B", {"head_dim": 31}, "needs an even number of dimensions from 2 to 65536, not 31"),
     ("phi: phi-2", {"hidden_act": "gelu"}, "hidden_act is 'gelu', but must be 'gelu_new'"),
     ("phi: phi-2", {"qk_layernorm": True}, "qk_layernorm is True, but must be False"),
     ("phi: phi-2", {"tie_word_embeddings": True}, "tie_word_embeddings is True"),
     (
-        "phi3: Phi-3-mini-128k as first published, whose longrope is called su",
+        "phi3: Phi-3-mini-128k as first published, with rope_type su",
         {"attention_bias": True},
         "attention_bia",
     ),
-    ("minicpm: MiniCPM-2B-sft, tied without a word", {"scale_depth": 0}, "scale_depth is 0, but must be a positive"),
+    ("minicpm: MiniCPM-2B-sft, tied by default", {"scale_depth": 0}, "scale_depth is 0, but must be a positive"),
     (
-        "minicpm: MiniCPM-2B-128k, four times as far as trained",
+        "minicpm: MiniCPM-2B-128k, four times the training length",
         {"rope_scaling": {"type": "dynamic", "factor": 1e308}},
-        "gives no positive, finite frequencies",
+        "gives frequencies that are not positive and finite",
     ),
-    ("minicpm: MiniCPM-2B-sft, tied without a word", {"num_experts": 8}, "does not know: num_experts"),
+    ("minicpm: MiniCPM-2B-sft, tied by default", {"num_experts": 8}, "does not know: num_experts"),
     ("chatglm: chatglm3-6b-32k", {"add_bias_linear": True}, "add_bias_linear is True, but must be False"),
     ("chatglm: chatglm3-6b-32k", {"multi_query_attention": False}, "multi_query_attention is False"),
     ("chatglm: chatglm3-6b-32k", {"multi_query_group_num": 4}, "must be a multiple of multi_query_group_num, 4"),
@@ -375,9 +375,9 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
         {"_name_or_path": "THUDM/chatglm2-6b-32k"},
         r"rope_ratio 50 .* divides the positions in ChatGLM2-6B-32k.*'THUDM/chatglm2-6b-32k'.*\"rope_theta\": 500000",
     ),
-    ("chatglm: chatglm3-6b-32k", {"_name_or_path": None}, r"_name_or_path '' is neither's"),
+    ("chatglm: chatglm3-6b-32k", {"_name_or_path": None}, r"_name_or_path '' does not identify the model"),
     (
-        "minicpm: MiniCPM-2B-sft, tied without a word",
+        "minicpm: MiniCPM-2B-sft, tied by default",
         {"rope_scaling": {"type": "yarn", "factor": 2.0}},
         "rope_type is 'yarn', but must be 'default' or 'linear' or 'dynamic'",
     ),
@@ -385,12 +385,12 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("name, change, message", WRONG)
-def test_what_a_family_does_not_compute_is_refused(name: str, change: dict[str, Any], message: str) -> None:
+def test_features_a_family_does_not_support_are_refused(name: str, change: dict[str, Any], message: str) -> None:
     with pytest.raises(AxzooError, match=message):
         _read(CASES[name].config | change)
 
 
-def test_chatglm2_without_a_ratio_is_computed_and_an_explicit_theta_wins() -> None:
+def test_chatglm2_without_rope_ratio_is_supported_and_an_explicit_theta_wins() -> None:
     config = CASES["chatglm: chatglm3-6b-32k"].config | {"_name_or_path": "THUDM/chatglm2-6b"}
     assert _read(config | {"rope_ratio": 1}).layer.rope.theta == 10000.0
     assert _read(config | {"rope_theta": 5e5}).layer.rope.theta == 5e5
@@ -400,7 +400,7 @@ HOSTILE: list[Any] = [0, -1, 1.5e308, 10**400, float("nan"), True, "1", [], {}, 
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_whatever_stands_in_a_config_it_is_read_or_refused_in_one_line(case: Case) -> None:
+def test_any_config_is_read_or_refused_in_one_line(case: Case) -> None:
     for key in case.config:
         for value in HOSTILE:
             if key == "model_type":

@@ -25,8 +25,8 @@ from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT, Built, Checkpoint, build, make_checkpoint
 
 PROMPT, TOKENS = 21, EXACT.positions
-"""Three prefill chunks of 8, the last one padded, then tokens decoded until the cache is full: what the files make a
-rope for that depends on the length."""
+"""Three prefill chunks of 8, the last one padded, then decoding until the cache is full, which is the length that
+rope types which depend on it are compiled for."""
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -40,7 +40,7 @@ LINEAR = {"rope_type": "linear", "rope_theta": 1000.0, "factor": 2.5}
 
 AWKWARD = {
     "num_hidden_layers": 3, "hidden_size": 56, "num_attention_heads": 7, "num_key_value_heads": 1, "vocab_size": 263,
-    "initializer_range": 56**-0.5,  # does not amplify: in three layers of larger weights bf16's rounding grows
+    "initializer_range": 56**-0.5,  # larger weights would amplify the rounding to bf16 over three layers
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 32}
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 2.0}
@@ -108,7 +108,7 @@ TABLE: dict[str, dict[str, Any]] = {
 
 
 def _with_every_rope() -> dict[str, dict[str, Any]]:
-    """Each family with each kind of scaling it can have, in odd sizes: 3 layers, GQA 7:1, a vocabulary of 263."""
+    """Each family with each rope type it supports, in odd sizes: 3 layers, GQA 7:1, a vocabulary of 263."""
     scalings = {
         "linear": LINEAR,
         "dynamic": {**DYNAMIC, "factor": 3.0},
@@ -129,7 +129,7 @@ def _with_every_rope() -> dict[str, dict[str, Any]]:
 
 
 FAMILY_SHAPE: dict[str, dict[str, Any]] = {
-    "phi": {"hidden_act": "gelu_new", "hidden_size": 112},  # half of a head of 16 turns
+    "phi": {"hidden_act": "gelu_new", "hidden_size": 112},  # half of each head of 16 is rotated
     "qwen3": {"head_dim": 8},
 }
 TABLE |= _with_every_rope()
@@ -145,8 +145,8 @@ def _ids(checkpoint: Checkpoint) -> list[int]:
 
 
 def _all_logits(model: Model, ids: list[int]) -> NDArray[np.float32]:
-    """Logits after each token: those of the prompt from the last layer's hidden states, the rest by decoding."""
-    hidden: dict[int, NDArray[Any]] = {}  # by position; the last layer is the last to write
+    """Logits after each token: for the prompt from the last layer's hidden states, for the rest from decoding."""
+    hidden: dict[int, NDArray[Any]] = {}  # by position; the last layer writes last
     final = model.prefill(ids[:PROMPT], lambda _, position, rows: hidden.update({position: rows}))
     logits = [model.logits(row) for row in np.concatenate(list(hidden.values()))[:, None, None]]
     np.testing.assert_array_equal(final, logits[-1])
@@ -159,7 +159,7 @@ def _assert_close(found: NDArray[np.float32], wanted: NDArray[np.float32], toler
     np.testing.assert_array_equal(found.argmax(-1), wanted.argmax(-1))
 
 
-def test_the_oracle_computes_what_transformers_computes(variant: Checkpoint, tmp_path: Path) -> None:
+def test_the_oracle_agrees_with_transformers(variant: Checkpoint, tmp_path: Path) -> None:
     write_lock(make_lock(variant.folder, variant.model_type, variant.layers), tmp_path, variant.folder, {})
     oracle = checkpoint_oracle(tmp_path, variant.source, EXACT.positions)
     ids = _ids(variant)
@@ -171,14 +171,14 @@ def test_the_oracle_computes_what_transformers_computes(variant: Checkpoint, tmp
     assert list(chosen) == whole.argmax(-1).tolist()
 
 
-def test_the_built_model_computes_what_transformers_computes(variant: Checkpoint, tmp_path: Path) -> None:
+def test_the_built_model_agrees_with_transformers(variant: Checkpoint, tmp_path: Path) -> None:
     ids = _ids(variant)
     model = build(variant, EXACT, tmp_path).model(variant)
     _assert_close(_all_logits(model, ids), variant.logits(ids), 2e-4)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "phi", "phi3"])
-def test_bf16_hidden_states_come_close_in_every_family(tmp_path: Path, model_type: str) -> None:
+def test_bf16_hidden_states_are_close_in_every_family(tmp_path: Path, model_type: str) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", **TABLE[f"{model_type}, longrope"])
     model = build(checkpoint, replace(EXACT, hidden_state_type="bf16"), tmp_path).model(checkpoint)
     ids = _ids(checkpoint)
@@ -186,7 +186,9 @@ def test_bf16_hidden_states_come_close_in_every_family(tmp_path: Path, model_typ
 
 
 @pytest.mark.parametrize("prefill_len, groups", [(0, ()), (21, ()), (4, tuple(range(4, 24, 4)))])
-def test_chunks_change_nothing(checkpoint: Checkpoint, tmp_path: Path, prefill_len: int, groups: tuple[int]) -> None:
+def test_the_chunk_size_does_not_matter(
+    checkpoint: Checkpoint, tmp_path: Path, prefill_len: int, groups: tuple[int]
+) -> None:
     ids = _ids(checkpoint)
     recipe = replace(EXACT, prefill_len=prefill_len, last_kv_cache_len=groups)
     model = build(checkpoint, recipe, tmp_path).model(checkpoint)
@@ -194,7 +196,7 @@ def test_chunks_change_nothing(checkpoint: Checkpoint, tmp_path: Path, prefill_l
 
 
 @pytest.mark.parametrize("hidden_state_type", ["bf16", "fp16"])
-def test_short_hidden_states_come_close(
+def test_16_bit_hidden_states_are_close(
     checkpoint: Checkpoint, build_tiny: Callable[[Recipe], Built], hidden_state_type: Any
 ) -> None:
     ids = _ids(checkpoint)
@@ -208,7 +210,7 @@ def test_short_hidden_states_come_close(
 def test_a_built_model_is_the_fp32_model_of_its_stored_weights(
     checkpoint: Checkpoint, build_tiny: Callable[[Recipe], Built], weight_type: Any, post_weight_type: Any
 ) -> None:
-    """So that storing the weights is all that separates it from its checkpoint."""
+    """Storing the weights is the only difference between a built model and its checkpoint."""
     built = build_tiny(replace(EXACT, weight_type=weight_type, post_weight_type=post_weight_type))
     ids = _ids(checkpoint)
     found, original = _all_logits(built.model(checkpoint), ids), checkpoint.logits(ids)
@@ -228,7 +230,7 @@ def _oracle_of_files(built: Built) -> Oracle:
 
 
 def _dequantized(path: Path) -> Weights:
-    """The weights of a file by role, [out_features, in_features], straight from its initializers."""
+    """The weights of a file by role, [out_features, in_features], taken from its initializers."""
     stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
     weights = {}
     for name, values in stored.items():

@@ -1,4 +1,4 @@
-"""The families transformers lacks, against their published definitions: the oracle, and the whole built model."""
+"""Families that transformers lacks, compared with their published code: the oracle, and the whole built model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT
 
 PROMPT, TOKENS = 21, EXACT.kv_cache_len
-"""Three prefill chunks of 8, the last one padded, then tokens decoded until the cache is full."""
+"""Three prefill chunks of 8, the last one padded, then decoding until the cache is full."""
 
 DYNAMIC = {"type": "dynamic", "factor": 4.0}
 LINEAR = {"type": "linear", "factor": 2.5}
@@ -71,7 +71,7 @@ TABLE: dict[str, tuple[ModuleType, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder, and the published model of exactly the values on the disk."""
+    """A checkpoint folder, and the published model with exactly the stored values."""
 
     folder: Path
     definition: ModuleType
@@ -97,7 +97,7 @@ class Checkpoint:
 
     @property
     def sequence(self) -> list[int]:
-        """As many ids as the files hold positions: what they make a rope for that depends on the length."""
+        """As many ids as the files hold positions, the length that length-dependent rope types are compiled for."""
         return [int(i) for i in np.random.default_rng(1).integers(0, self.embedding_shape[0], EXACT.positions)]
 
     @property
@@ -111,7 +111,7 @@ class Checkpoint:
 
 
 def _make_checkpoint(folder: Path, definition: ModuleType, config: Mapping[str, Any]) -> Checkpoint:
-    """Random weights; the embedding fits bf16, as the board's does."""
+    """Random weights. The embedding is exact in bf16, like the board's."""
     torch.manual_seed(0)
     weights = {name: _random(name, shape) for name, shape in definition.shapes(config).items()}
     stored = weights
@@ -124,7 +124,7 @@ def _make_checkpoint(folder: Path, definition: ModuleType, config: Mapping[str, 
 
 
 def _random(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Matrices neither amplify nor dampen what they multiply, so that rounding is not amplified either."""
+    """Matrices that preserve magnitudes, so that rounding errors are not amplified."""
     if len(shape) == 1:
         return torch.randn(shape) * 0.3 + (0 if name.endswith("bias") else 1)
     if "embed" in name:
@@ -133,7 +133,7 @@ def _random(name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _vision_tensors() -> dict[str, Tensor]:
-    """A few of those that stand beside MiniCPM-V 2's language model."""
+    """A few tensors that MiniCPM-V 2 has besides its language model."""
     shapes = {
         "vpm.patch_embed.proj.weight": (8, 3, 14, 14),
         "vpm.pos_embed": (1, 4, 8),
@@ -150,7 +150,7 @@ def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def _build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Model:
-    """lock, layers, post layer and embedding, all under `root`; loaded in exact mode."""
+    """Builds lock, layers, post layer and embedding under `root` and loads them in exact mode."""
     locks = root / "locks"
     write_lock(make_lock(checkpoint.folder, checkpoint.model_type, checkpoint.layers), locks, checkpoint.folder, {})
 
@@ -164,7 +164,7 @@ def _build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Model:
 
 
 def _all_logits(model: Model, layers: int, ids: list[int]) -> NDArray[np.float32]:
-    """Logits after each token: those of the prompt from the last layer's hidden states, the rest by decoding."""
+    """Logits after each token: for the prompt from the last layer's hidden states, for the rest from decoding."""
     hidden: list[NDArray[Any]] = []
     final = model.prefill(ids[:PROMPT], lambda layer, _, rows: hidden.append(rows) if layer == layers - 1 else None)
     logits = [model.logits(row) for row in np.concatenate(hidden)[:, None, None]]
@@ -178,25 +178,25 @@ def _assert_close(found: NDArray[np.float32], wanted: NDArray[np.float32], toler
     np.testing.assert_array_equal(found.argmax(-1), wanted.argmax(-1))
 
 
-def test_the_oracle_computes_what_the_definition_says(variant: Checkpoint, tmp_path: Path) -> None:
+def test_the_oracle_agrees_with_the_published_code(variant: Checkpoint, tmp_path: Path) -> None:
     write_lock(make_lock(variant.folder, variant.model_type, variant.layers), tmp_path, variant.folder, {})
     oracle = checkpoint_oracle(tmp_path, variant.source, EXACT.positions)
     _assert_close(oracle.logits(variant.ids).numpy(), variant.logits(), 2e-5)
 
 
-def test_the_built_model_computes_what_the_definition_says(variant: Checkpoint, tmp_path: Path) -> None:
+def test_the_built_model_agrees_with_the_published_code(variant: Checkpoint, tmp_path: Path) -> None:
     model = _build(variant, EXACT, tmp_path)
     _assert_close(_all_logits(model, variant.layers, variant.ids), variant.logits(), 2e-4)
 
 
-def test_bf16_hidden_states_come_close(variant: Checkpoint, tmp_path: Path) -> None:
+def test_bf16_hidden_states_are_close(variant: Checkpoint, tmp_path: Path) -> None:
     model = _build(variant, replace(EXACT, hidden_state_type="bf16"), tmp_path)
     found, wanted = _all_logits(model, variant.layers, variant.ids), variant.logits()
     assert min(map(cosine, found, wanted)) >= 0.9999
 
 
-def test_a_dynamic_rope_turns_differently_beyond_its_length() -> None:
-    """So that the comparison above is one: shorter sequences keep the trained rope, longer ones do not."""
+def test_a_dynamic_rope_changes_beyond_the_training_length() -> None:
+    """Shows that the comparison above covers both cases: within the training length and beyond it."""
     long, short = (minicpm.config(rope_scaling=DYNAMIC, max_position_embeddings=trained) for trained in (16, 128))
     weights = {name: _random(name, shape) for name, shape in minicpm.shapes(long).items()}
     ids = torch.arange(TOKENS)
@@ -204,13 +204,13 @@ def test_a_dynamic_rope_turns_differently_beyond_its_length() -> None:
     assert not torch.allclose(minicpm.logits(long, weights, ids), minicpm.logits(short, weights, ids), rtol=0.01)
 
 
-def test_chatglm_heads_that_do_not_divide_among_the_groups_are_refused(tmp_path: Path) -> None:
+def test_chatglm_heads_must_be_a_multiple_of_the_groups(tmp_path: Path) -> None:
     checkpoint = _make_checkpoint(tmp_path, chatglm, chatglm.config(multi_query_group_num=4))
     with pytest.raises(AxzooError, match="is 6, but must be a multiple of multi_query_group_num, 4"):
         make_lock(checkpoint.folder, "chatglm", 3)
 
 
-def test_a_dynamic_rope_reaches_no_further_than_its_factor(tmp_path: Path) -> None:
+def test_a_dynamic_rope_is_limited_by_its_factor(tmp_path: Path) -> None:
     config = minicpm.config(rope_scaling={"type": "dynamic", "factor": 1.5}, max_position_embeddings=16)
     with pytest.raises(AxzooError, match=r"31 positions, and config\.json gives the model 24"):
         _build(_make_checkpoint(tmp_path, minicpm, config), EXACT, tmp_path)

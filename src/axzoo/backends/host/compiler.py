@@ -14,7 +14,7 @@ from axzoo.backends.host.builder import GraphBuilder
 from axzoo.backends.host.container import Pieces, serialize, value_info
 from axzoo.backends.host.operators import Vectors, likeliest, linear, mlp, norm, scaled
 from axzoo.core.errors import AxzooError
-from axzoo.model.rope import reach
+from axzoo.model.rope import supported_length
 from axzoo.model.spec import LayerSpec, PostSpec
 from axzoo.parts.groups import ShapeGroup, layer_groups, post_groups
 from axzoo.weights.encoding import layer_format, post_format
@@ -50,7 +50,7 @@ def compile_layer(
     Raises AxzooError when the recipe's lengths exceed the positions the model knows, or its weight type or group size
     does not serve a tensor.
     """
-    known = reach(spec.rope, spec.max_position_embeddings)
+    known = supported_length(spec.rope, spec.max_position_embeddings)
     if recipe.positions > known:
         raise AxzooError(
             f"kv_cache_len {recipe.kv_cache_len} does not fit: it asks for {recipe.positions} positions, "

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.backends.host.builder import GraphBuilder
-from axzoo.model.spec import LayerSpec, NormSpec
+from axzoo.model.spec import Activation, LayerSpec, NormSpec
 from axzoo.weights.stored import StoredWeight
 
 
@@ -27,10 +27,14 @@ Vectors = Mapping[str, NDArray[np.float32]]
 def norm(g: GraphBuilder, spec: NormSpec, x: str, vectors: Vectors, name: str) -> str:
     """x [..., features] fp32, normed over its last axis, same shape."""
     scale = g.constant(f"{name}.weight", vectors[f"{name}.weight"])
-    if spec.kind == "rms_norm":
-        return g.op("RMSNormalization", [x, scale], f"{name}/RMSNormalization", axis=-1, epsilon=spec.eps)
-    bias = g.constant(f"{name}.bias", vectors[f"{name}.bias"])
-    return g.op("LayerNormalization", [x, scale, bias], f"{name}/LayerNormalization", axis=-1, epsilon=spec.eps)
+    match spec.kind:
+        case "rms_norm":
+            return g.op("RMSNormalization", [x, scale], f"{name}/RMSNormalization", axis=-1, epsilon=spec.eps)
+        case "layer_norm":
+            bias = g.constant(f"{name}.bias", vectors[f"{name}.bias"])
+            return g.op("LayerNormalization", [x, scale, bias], f"{name}/LayerNormalization", axis=-1, epsilon=spec.eps)
+        case unknown:
+            assert_never(unknown)
 
 
 def linear(
@@ -66,10 +70,14 @@ def mlp(g: GraphBuilder, spec: LayerSpec, x: str, weights: Mapping[str, StoredWe
     return linear(g, inner, weights, vectors, "down_proj", "mlp")
 
 
-def _activate(g: GraphBuilder, act: str, x: str) -> str:
-    if act == "silu":
-        return g.op("Mul", [x, g.op("Sigmoid", [x], "mlp/silu/Sigmoid")], "mlp/silu/Mul")
-    return g.op("Gelu", [x], "mlp/Gelu", approximate="tanh")  # gelu_new
+def _activate(g: GraphBuilder, act: Activation, x: str) -> str:
+    match act:
+        case "silu":
+            return g.op("Mul", [x, g.op("Sigmoid", [x], "mlp/silu/Sigmoid")], "mlp/silu/Mul")
+        case "gelu_new":
+            return g.op("Gelu", [x], "mlp/Gelu", approximate="tanh")
+        case unknown:
+            assert_never(unknown)
 
 
 def likeliest(g: GraphBuilder, logits: str, k: int) -> None:

@@ -1,4 +1,4 @@
-"""A llama GGUF file, written as the Hugging Face checkpoint it was made from: config.json, tokenizer, fp32 values."""
+"""Converts a llama GGUF file back to a Hugging Face checkpoint: config.json, tokenizer, fp32 tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 from axzoo.checkpoint.gguf.vocabulary import build_tokenizer, special_tokens_map, tokenizer_config
 from axzoo.checkpoint.tensors import DTYPES, Checkpoint, row_blocks
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import atomic_path, megabytes, need_space, write_json, write_text
+from axzoo.core.files import atomic_path, megabytes, require_space, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +29,19 @@ _REQUIRED: Any = object()
 def model_config(gguf: GgufCheckpoint) -> dict[str, Any]:
     """The checkpoint's config.json.
 
-    Raises AxzooError for a key of `llama.` that is missing, of the wrong type, or unknown: it may change the numbers.
+    Raises AxzooError for a `llama.` key that is missing, has the wrong type, or is unknown and may change the numbers.
     """
     unknown = sorted(key for key in gguf.metadata if key.startswith("llama.") and key[6:] not in _KNOWN)
     if unknown:
-        raise AxzooError(f"{gguf.path} sets {', '.join(unknown)}, which axzoo does not know: it cannot be converted")
+        raise AxzooError(f"{gguf.path} cannot be converted: it sets {', '.join(unknown)}, which axzoo does not know")
     hidden, heads = _integer(gguf, "embedding_length"), _integer(gguf, "attention.head_count")
     head_dim = _integer(gguf, "attention.key_length", hidden // heads)
     for key in ("rope.dimension_count", "attention.value_length"):
         if _integer(gguf, key, head_dim) != head_dim:
-            raise AxzooError(f"{gguf.path}: llama.{key} must be the head's {head_dim} values to be converted")
+            raise AxzooError(f"{gguf.path} cannot be converted: llama.{key} must equal the head dimension, {head_dim}")
     embedding = gguf.tensors.get("model.embed_tokens.weight")
     if embedding is None or _integer(gguf, "vocab_size", embedding.shape[0]) != embedding.shape[0]:
-        raise AxzooError(f"{gguf.path} has no token embedding of llama.vocab_size rows: fetch it again")
+        raise AxzooError(f"{gguf.path} has no token embedding with llama.vocab_size rows: fetch it again")
     return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -66,7 +66,7 @@ def model_config(gguf: GgufCheckpoint) -> dict[str, Any]:
 
 
 def token_ids(gguf: GgufCheckpoint) -> dict[str, int]:
-    """bos_token_id, eos_token_id and pad_token_id as far as the file gives them: generation_config.json."""
+    """generation_config.json: bos_token_id, eos_token_id and pad_token_id, where the file has them."""
     keys = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
     stored = {ours: gguf.metadata.get(f"tokenizer.ggml.{theirs}") for ours, theirs in keys.items()}
     return {key: value for key, value in stored.items() if isinstance(value, int)}
@@ -75,19 +75,19 @@ def token_ids(gguf: GgufCheckpoint) -> dict[str, int]:
 def _integer(gguf: GgufCheckpoint, key: str, default: Any = _REQUIRED) -> int:
     value = gguf.metadata.get(f"llama.{key}", default)
     if type(value) is not int or not 0 < value < 1 << 31:
-        raise AxzooError(f"{gguf.path}: llama.{key} is {_shown(value)}, but must be a positive integer")
+        raise AxzooError(f"{gguf.path}: llama.{key} is {_describe(value)}, but must be a positive integer")
     return value
 
 
 def _decimal(gguf: GgufCheckpoint, key: str, default: Any = _REQUIRED) -> float:
-    """A float32 as the shortest decimal that means it: 1e-05, which is stored as 9.999999747e-06."""
+    """A float32 as the shortest decimal that rounds to it: 1e-05, not 9.999999747e-06."""
     value = gguf.metadata.get(f"llama.{key}", default)
     if type(value) is not float or not 0 < value < float("inf"):
-        raise AxzooError(f"{gguf.path}: llama.{key} is {_shown(value)}, but must be a positive number")
+        raise AxzooError(f"{gguf.path}: llama.{key} is {_describe(value)}, but must be a positive number")
     return float(str(np.float32(value)))
 
 
-def _shown(value: Any) -> str:
+def _describe(value: Any) -> str:
     return "missing" if value is _REQUIRED else repr(value)[:80]
 
 
@@ -97,9 +97,9 @@ def tensor_bytes(checkpoint: Checkpoint, name: str) -> int:
 
 
 def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes every tensor of `checkpoint`, all of one dtype, sorted by name: the bytes the library itself would write.
+    """Writes every tensor of `checkpoint`, all of one dtype, sorted by name: the same bytes as the library would write.
 
-    Raises OSError when the disk refuses; `path` appears whole or not at all.
+    The file is written atomically. Raises OSError when it cannot be written.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -124,18 +124,20 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-"""What `convert` writes."""
+"""The files that `convert` writes."""
 
 
 def convert(path: Path, output: Path) -> None:
-    """Converts the GGUF file at `path` into the existing folder `output`; equal files give equal bytes.
+    """Converts the GGUF file at `path` into the existing folder `output`. Equal files give equal bytes.
 
-    Raises AxzooError when the file is damaged, or holds an architecture or tokenizer axzoo does not convert.
+    Raises AxzooError when the file is damaged, or its architecture or tokenizer is not supported.
     """
     gguf = GgufCheckpoint(path)
     config, tokenizer = model_config(gguf), build_tokenizer(gguf)
     if tokenizer.get_vocab_size() > config["vocab_size"]:
-        raise AxzooError(f"{path} has more tokens than its embedding's {config['vocab_size']} rows: fetch it again")
+        raise AxzooError(
+            f"{path} has more tokens than the {config['vocab_size']} rows of its embedding: fetch it again"
+        )
     small = {
         "config.json": config,
         "generation_config.json": token_ids(gguf),
@@ -143,7 +145,7 @@ def convert(path: Path, output: Path) -> None:
         "tokenizer_config.json": tokenizer_config(gguf, config["max_position_embeddings"]),
     }
     size = sum(tensor_bytes(gguf, name) for name in gguf.tensors)
-    need_space(output, size)
+    require_space(output, size)
     logger.info(f"converting {len(gguf.tensors)} tensors to {megabytes(size)} of fp32")
     write_safetensors(output / "model.safetensors", gguf)
     write_text(output / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")

@@ -1,7 +1,7 @@
-"""The head of a GGUF file, parsed without trusting it: every length is checked against the file before it is used.
+"""The header of a GGUF file, parsed without trusting it: every length is checked against the file size before use.
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3, little-endian. (The `gguf` package
-has a reader too, but a forged array length makes it loop until memory is gone.)
+has a reader too, but a forged array length makes it loop until memory is exhausted.)
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import numpy as np
 
 from axzoo.core.errors import AxzooError
 
-MAX_HEAD_BYTES = 256 << 20
-"""A head holds the vocabulary and the merges: some megabytes. More is refused."""
+MAX_HEADER_BYTES = 256 << 20
+"""Limit of the header size. Real headers have a few megabytes: the vocabulary and the merges."""
 
 _SCALARS = {0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?", 10: "<u8", 11: "<i8", 12: "<f8"}
 _STRING, _ARRAY = 8, 9
@@ -26,7 +26,7 @@ _MAX_DIMENSIONS = 4
 
 @dataclass(frozen=True)
 class RawTensor:
-    """A tensor as the head declares it: `shape` is row-major (numpy's order), `offset` counts from the data's start."""
+    """A tensor as declared by the header: `shape` is row-major, as in numpy; `offset` counts from the data's start."""
 
     name: str
     shape: tuple[int, ...]
@@ -35,8 +35,8 @@ class RawTensor:
 
 
 @dataclass(frozen=True)
-class GgufHead:
-    """Metadata (scalars, strings, and arrays as lists), the tensors, and where their data starts in the file."""
+class GgufHeader:
+    """Metadata (scalars, strings, and arrays as lists), the tensors, and the file offset of the tensor data."""
 
     metadata: dict[str, Any]
     tensors: tuple[RawTensor, ...]
@@ -44,10 +44,10 @@ class GgufHead:
     alignment: int
 
 
-def read_head(path: Path) -> GgufHead:
+def read_header(path: Path) -> GgufHeader:
     """Parses everything before the tensor data.
 
-    Raises AxzooError when the file is no GGUF file axzoo reads, is truncated, or contradicts itself.
+    Raises AxzooError when the file is not a supported GGUF file, is truncated, or contradicts itself.
     """
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
@@ -57,11 +57,11 @@ def read_head(path: Path) -> GgufHead:
 
 
 class _Cursor:
-    """Reads values one after the other; raises ValueError rather than go beyond the end."""
+    """Reads consecutive values. Raises ValueError instead of reading beyond the end."""
 
     def __init__(self, view: mmap.mmap) -> None:
         self._view = view
-        self._end = min(len(view), MAX_HEAD_BYTES)
+        self._end = min(len(view), MAX_HEADER_BYTES)
         self.position = 0
 
     def take(self, size: int) -> bytes:
@@ -103,12 +103,12 @@ class _Cursor:
         return values
 
 
-def _parse(cursor: _Cursor) -> GgufHead:
+def _parse(cursor: _Cursor) -> GgufHeader:
     if cursor.take(4) != b"GGUF":
         raise ValueError("it does not start with GGUF")
     version = cursor.u32()
     if version not in (2, 3):
-        raise ValueError(f"version {version}; axzoo reads 2 and 3, little-endian")
+        raise ValueError(f"version {version} is not supported, only 2 and 3, little-endian")
     tensor_count, metadata_count = cursor.u64(), cursor.u64()
     metadata: dict[str, Any] = {}
     for _ in range(metadata_count):
@@ -124,9 +124,9 @@ def _parse(cursor: _Cursor) -> GgufHead:
         tensors[tensor.name] = tensor
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
-        raise ValueError(f"general.alignment {alignment!r} is no power of two")
+        raise ValueError(f"general.alignment {alignment!r} is not a power of two")
     data_start = -(-cursor.position // alignment) * alignment
-    return GgufHead(metadata, tuple(tensors.values()), data_start, alignment)
+    return GgufHeader(metadata, tuple(tensors.values()), data_start, alignment)
 
 
 def _tensor(cursor: _Cursor) -> RawTensor:

@@ -1,4 +1,4 @@
-"""Checkpoints in a GGUF file of llama.cpp: the quantized blocks, dequantized to fp32 a few rows at a time."""
+"""Checkpoints in llama.cpp's GGUF format: quantized blocks, dequantized to fp32 a few rows at a time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
-from axzoo.checkpoint.gguf.header import GgufHead, RawTensor, read_head
+from axzoo.checkpoint.gguf.header import GgufHeader, RawTensor, read_header
 from axzoo.checkpoint.tensors import TensorInfo
 from axzoo.core.errors import AxzooError
 
@@ -35,7 +35,7 @@ _LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.([a-z_]+)\.weight")
 
 
 def hugging_face_name(name: str) -> str | None:
-    """Hugging Face's name of a GGUF tensor, or None for a tensor a plain llama does not have."""
+    """Hugging Face's name for a GGUF tensor, or None for a tensor that a plain llama does not have."""
     if name in _TOP:
         return _TOP[name]
     match = _LAYER_NAME.fullmatch(name)
@@ -45,12 +45,12 @@ def hugging_face_name(name: str) -> str | None:
 
 
 def is_permuted(name: str) -> bool:
-    """Whether llama.cpp reordered the rows of this tensor (Hugging Face's name)."""
+    """Whether llama.cpp permutes the rows of this tensor, given by its Hugging Face name."""
     return name.endswith((".q_proj.weight", ".k_proj.weight"))
 
 
 def row_order(rows: NDArray[np.int64], head_dim: int) -> NDArray[np.int64]:
-    """Where rows of Hugging Face's q or k stand in the GGUF file; indices, int64 [n] -> [n]."""
+    """Maps row indices of Hugging Face's q or k to rows in the GGUF file, int64 [n] -> [n]."""
     head, row = np.divmod(rows, head_dim)
     half, pair = np.divmod(row, head_dim // 2)
     order: NDArray[np.int64] = head * head_dim + 2 * pair + half
@@ -58,34 +58,36 @@ def row_order(rows: NDArray[np.int64], head_dim: int) -> NDArray[np.int64]:
 
 
 class GgufCheckpoint:
-    """A llama in a GGUF file, seen as a Hugging Face checkpoint: its names, its row order, fp32 values.
+    """A llama in a GGUF file, presented as a Hugging Face checkpoint: names, row order, fp32 values.
 
-    `metadata` holds the file's keys and values as stored. Raises AxzooError for another architecture, a tensor llama
-    does not have, and a file that is damaged or contradicts itself.
+    `metadata` holds the file's keys and values as stored. Raises AxzooError for another architecture, for tensors that
+    llama does not have, and for a file that is damaged or contradicts itself.
     """
 
     def __init__(self, path: Path) -> None:
-        head = read_head(path)
+        header = read_header(path)
         self.path = path
-        self.metadata = head.metadata
-        architecture = head.metadata.get("general.architecture")
+        self.metadata = header.metadata
+        architecture = header.metadata.get("general.architecture")
         if architecture != "llama":
-            raise AxzooError(f"{path} has architecture {architecture!r}; axzoo converts llama from GGUF, nothing else")
+            raise AxzooError(f"{path} has architecture {architecture!r}, but axzoo converts only llama from GGUF")
         self._data = np.memmap(path, np.uint8, mode="r")
         self._raw: dict[str, RawTensor] = {}
         self.tensors: dict[str, TensorInfo] = {}
-        for raw in head.tensors:
+        for raw in header.tensors:
             name = hugging_face_name(raw.name)
             if name is None:
-                raise AxzooError(f"{path} holds tensor {raw.name}, which a plain llama does not have: axzoo refuses it")
-            _check_extent(path, head, raw, self._data.size)
+                raise AxzooError(
+                    f"{path} cannot be converted: it has tensor {raw.name}, which a plain llama does not have"
+                )
+            _check_extent(path, header, raw, self._data.size)
             self._raw[name] = raw
             self.tensors[name] = TensorInfo(name, path.name, "F32", raw.shape)
-        self._data_start = head.data_start
+        self._data_start = header.data_start
         self._head_dim = self._checked_head_dim()
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows `start` to `stop`, at least one, in Hugging Face's order: fp32, the values the blocks stand for."""
+        """Rows `start` to `stop`, at least one, in Hugging Face's order, dequantized to fp32."""
         raw = self._raw[name]
         kind = GGMLQuantizationType(raw.type_code)
         row_count = raw.shape[0] if len(raw.shape) > 1 else 1
@@ -99,7 +101,7 @@ class GgufCheckpoint:
 
     def _dequantize(self, blocks: NDArray[np.uint8], kind: Any, name: str) -> NDArray[np.float32]:
         try:
-            with np.errstate(all="ignore"):  # what is not finite is the lock's to find
+            with np.errstate(all="ignore"):  # the lock checks for non-finite values
                 values: NDArray[np.float32] = dequantize(blocks, kind)
         except NotImplementedError:
             raise AxzooError(
@@ -110,13 +112,18 @@ class GgufCheckpoint:
     def _checked_head_dim(self) -> int:
         heads, hidden = self.metadata.get("llama.attention.head_count"), self.metadata.get("llama.embedding_length")
         if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1 or hidden < heads:
-            raise AxzooError(f"{self.path}: head_count {heads!r} and embedding_length {hidden!r} make no heads")
+            raise AxzooError(
+                f"{self.path}: head_count {heads!r} and embedding_length {hidden!r} are not valid: fetch it again"
+            )
         head_dim = self.metadata.get("llama.attention.key_length", hidden // heads)
         if not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:
-            raise AxzooError(f"{self.path}: heads of {head_dim!r} values cannot be rotated in pairs")
+            raise AxzooError(f"{self.path}: the head dimension {head_dim!r} is not a positive even number")
         for name, info in self.tensors.items():
             if is_permuted(name) and (len(info.shape) != 2 or info.shape[0] % head_dim):
-                raise AxzooError(f"{self.path}: {name} has shape {list(info.shape)}, not heads of {head_dim} rows")
+                raise AxzooError(
+                    f"{self.path}: {name} has shape {list(info.shape)}, but its row count must be a multiple of the "
+                    f"head dimension {head_dim}"
+                )
         return head_dim
 
 
@@ -128,12 +135,12 @@ def _stored_bytes(raw: RawTensor) -> int:
     return count // block * size
 
 
-def _check_extent(path: Path, head: GgufHead, raw: RawTensor, file_size: int) -> None:
-    """Raises AxzooError unless the tensor's type is known, its rows are whole blocks and its bytes are in the file."""
+def _check_extent(path: Path, header: GgufHeader, raw: RawTensor, file_size: int) -> None:
+    """Raises AxzooError unless the type is known, rows consist of whole blocks and the data lies within the file."""
     if raw.type_code not in GGMLQuantizationType._value2member_map_:
         raise AxzooError(f"{path}: tensor {raw.name} has unknown type {raw.type_code}")
     block, _ = GGML_QUANT_SIZES[GGMLQuantizationType(raw.type_code)]
-    if raw.shape[-1] % block or raw.offset % head.alignment:
-        raise AxzooError(f"{path}: tensor {raw.name} is not made of whole, aligned blocks: fetch the file again")
-    if head.data_start + raw.offset + _stored_bytes(raw) > file_size:
-        raise AxzooError(f"{path} ends before tensor {raw.name} does: fetch it again")
+    if raw.shape[-1] % block or raw.offset % header.alignment:
+        raise AxzooError(f"{path}: tensor {raw.name} does not consist of whole, aligned blocks: fetch the file again")
+    if header.data_start + raw.offset + _stored_bytes(raw) > file_size:
+        raise AxzooError(f"{path} ends before the data of tensor {raw.name}: fetch it again")

@@ -1,4 +1,4 @@
-"""tokenizer.json and its companions from a GGUF's metadata: byte-level BPE, special tokens, chat template."""
+"""tokenizer.json and related files from the metadata of a GGUF file: byte-level BPE, special tokens, chat template."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _CONTROL, _USER_DEFINED = 3, 4  # llama.cpp's token types
 
 
 def _smollm() -> PreTokenizer:
-    """Every digit by itself, then GPT-2's words (llama.cpp: LLAMA_VOCAB_PRE_TYPE_SMOLLM)."""
+    """Splits digits individually, then words as GPT-2 does (llama.cpp: LLAMA_VOCAB_PRE_TYPE_SMOLLM)."""
     return pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
 
 
 PRE_TOKENIZERS = {"smollm": _smollm}
-"""How text is split before BPE, by the GGUF's `tokenizer.ggml.pre`."""
+"""How text is split before BPE, by the value of `tokenizer.ggml.pre`."""
 
 
 def build_tokenizer(gguf: GgufCheckpoint) -> Tokenizer:
-    """The tokenizer of tokenizer.json. Raises AxzooError for a kind axzoo does not convert, or a damaged vocabulary."""
+    """The tokenizer of tokenizer.json. Raises AxzooError for an unsupported kind, or a damaged vocabulary."""
     model, pre = _get(gguf, "model", str), _get(gguf, "pre", str)
     if model != "gpt2" or pre not in PRE_TOKENIZERS:
         raise AxzooError(
-            f"{gguf.path} has tokenizer {model!r} with pre-tokenizer {pre!r}; axzoo converts 'gpt2' with "
-            f"{', '.join(map(repr, PRE_TOKENIZERS))}"
+            f"{gguf.path} has tokenizer {model!r} with pre-tokenizer {pre!r}, but axzoo converts only 'gpt2' "
+            f"with {', '.join(map(repr, PRE_TOKENIZERS))}"
         )
     for key in ("add_bos_token", "add_eos_token", "add_space_prefix"):
         if gguf.metadata.get(f"tokenizer.ggml.{key}"):
@@ -39,10 +39,10 @@ def build_tokenizer(gguf: GgufCheckpoint) -> Tokenizer:
     vocabulary = {token: index for index, token in enumerate(tokens)}
     pairs = [tuple(merge.split(" ")) for merge in merges]
     if len(vocabulary) != len(tokens) or any(len(pair) != 2 for pair in pairs):
-        raise AxzooError(f"{gguf.path} repeats a token or holds a merge that is no pair: fetch it again")
+        raise AxzooError(f"{gguf.path} has a duplicate token, or a merge that is not a pair: fetch it again")
     try:
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[(left, right) for left, right in pairs]))
-    except Exception as error:  # the library raises nothing narrower, e.g. for a merge outside the vocabulary
+    except Exception as error:  # the library raises bare Exceptions, e.g. for a merge outside the vocabulary
         raise AxzooError(f"{gguf.path} has merges that do not fit its tokens ({error}): fetch it again") from None
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[pre]()
     tokenizer.decoder = decoders.ByteLevel()
@@ -72,7 +72,9 @@ def special_tokens_map(gguf: GgufCheckpoint) -> dict[str, str]:
         if index is None:
             continue
         if not isinstance(index, int) or not 0 <= index < len(tokens):
-            raise AxzooError(f"{gguf.path}: {name} is number {index!r} of {len(tokens)} tokens: fetch it again")
+            raise AxzooError(
+                f"{gguf.path}: {name} has index {index!r}, but there are {len(tokens)} tokens: fetch it again"
+            )
         found[name] = tokens[index]
     return found
 
@@ -91,7 +93,7 @@ def _added_tokens(gguf: GgufCheckpoint, tokens: list[str]) -> list[AddedToken]:
 def _strings(gguf: GgufCheckpoint, key: str) -> list[str]:
     values: list[str] = _get(gguf, key, list)
     if not all(isinstance(value, str) for value in values):
-        raise AxzooError(f"{gguf.path}: tokenizer.ggml.{key} holds something other than strings: fetch it again")
+        raise AxzooError(f"{gguf.path}: tokenizer.ggml.{key} contains values that are not strings: fetch it again")
     return values
 
 

@@ -1,17 +1,17 @@
 """One file per architecture, named after config.json's model_type.
 
-A family file is a pure mapping and computes nothing. It offers
+A family file only maps names and values; it computes nothing. It defines
 
     decoder_spec(config: ConfigView) -> DecoderSpec
     layer_tensors(spec: DecoderSpec, layer: int) -> dict[str, TensorRef]
     post_tensors(spec: DecoderSpec) -> dict[str, TensorRef]
     embed_tensor(spec: DecoderSpec) -> TensorRef
-    CONFIG_KEYS: what a `--model_config` may say of it beyond the common keys
-    ROPE_TYPES: the kinds of rope scaling it can have
-    IGNORED_TENSORS: a regular expression of tensors that are derived from the config and hold no weights
+    CONFIG_KEYS: the keys a `--model_config` may have beyond the common ones
+    ROPE_TYPES: the supported rope types
+    IGNORED_TENSORS: a regular expression for tensors that hold no weights, because they are derived from the config
     PARITY_TESTS: the tests that compare it with an independent implementation
 
-To add a family, add its file here and its line to the table of tests/model/families/test_parity.py.
+To add a family, add its file here and a line to the table in tests/model/families/test_parity.py.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from axzoo.model.spec import DecoderSpec, TensorRef
 
 @dataclass(frozen=True)
 class ConfigKeys:
-    """How a family's config.json differs from the common names (`axzoo.model.reading`).
+    """How the keys of a family's config.json differ from the common ones (`axzoo.model.reading`).
 
-    `names`: the common name -> config.json's. `implied`: what the model_type says by itself, so that config.json has no
-    key for it and an override can only agree. `own`: keys no other family has.
+    `names` maps common names to config.json's. `implied` are values that the model_type fixes: config.json has no key
+    for them, and an override must agree. `own` are keys that no other family has.
     """
 
     names: Mapping[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ def supported_model_types() -> list[str]:
 
 
 def load_family(model_type: str) -> Family:
-    """The family file of a model_type. Raises AxzooError for one axzoo has no file for."""
+    """The family file of a model_type. Raises AxzooError if there is none."""
     known = supported_model_types()
     if model_type not in known:
         raise AxzooError(f"model_type {model_type!r} is not supported; supported are: {', '.join(known)}")

@@ -1,4 +1,4 @@
-"""The tensor names most Hugging Face decoders share."""
+"""Tensor names that most Hugging Face decoders share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from axzoo.model.spec import DecoderSpec, TensorRef
 
 
 def linear(name: str, shape: tuple[int, int], bias: bool, rows: tuple[int, int] | None = None) -> dict[str, TensorRef]:
-    """A linear layer's weight and, if it has one, bias, by "weight" and "bias"; `rows` of it where it is fused."""
+    """A linear layer's tensors by "weight" and, if it has one, "bias"; `rows` selects its slice of a fused tensor."""
     tensors = {"weight": TensorRef(f"{name}.weight", shape, rows)}
     return tensors | ({"bias": TensorRef(f"{name}.bias", shape[:1], rows)} if bias else {})
 
@@ -17,7 +17,7 @@ def roles(**linears: dict[str, TensorRef]) -> dict[str, TensorRef]:
 
 
 def fused(name: str, sizes: dict[str, int], columns: int, bias: bool) -> dict[str, TensorRef]:
-    """Linear layers whose rows are stacked in one tensor, in the order of `sizes`, by role."""
+    """The tensors, by role, of linear layers whose rows are stacked in one tensor in the order of `sizes`."""
     total = sum(sizes.values())
     tensors: dict[str, TensorRef] = {}
     start = 0
@@ -28,7 +28,7 @@ def fused(name: str, sizes: dict[str, int], columns: int, bias: bool) -> dict[st
 
 
 def llama_layer(spec: DecoderSpec, layer: int, prefix: str = "model") -> dict[str, TensorRef]:
-    """The layer of Llama and its many relatives: separate projections, gated MLP, two norms with a weight."""
+    """The tensors of a Llama layer: separate projections, gated MLP, two norms without bias."""
     part, name = spec.layer, f"{prefix}.layers.{layer}"
     hidden, inner = part.hidden_size, part.intermediate_size
     return {
@@ -47,7 +47,7 @@ def llama_layer(spec: DecoderSpec, layer: int, prefix: str = "model") -> dict[st
 
 
 def llama_post(spec: DecoderSpec, prefix: str = "") -> dict[str, TensorRef]:
-    """Final norm and lm_head; a tied head is the embedding."""
+    """The final norm and lm_head, which is the embedding table if they are tied."""
     head = f"{prefix}model.embed_tokens" if spec.tie_word_embeddings else f"{prefix}lm_head"
     return {
         "norm.weight": TensorRef(f"{prefix}model.norm.weight", (spec.layer.hidden_size,)),

@@ -1,8 +1,8 @@
-"""ChatGLM3, and ChatGLM2 but for its 32k: fused query_key_value with bias, interleaved rotary over half of each head,
-fused SwiGLU, key names of its own.
+"""ChatGLM3 and ChatGLM2, except ChatGLM2-6B-32k: fused query_key_value with bias, interleaved rotary embedding of half
+of each head, fused SwiGLU, its own config keys.
 
-`rope_ratio` multiplies the rope's base in modeling_chatglm.py of ChatGLM3 and GLM-4; ChatGLM2-6B-32k's divides the
-positions by it. model_type does not tell the two, so a rope_ratio is read only where `_name_or_path` does.
+In ChatGLM3 and GLM-4, modeling_chatglm.py multiplies the rope base by `rope_ratio`; in ChatGLM2-6B-32k it divides the
+positions by it. Both have the same model_type, so rope_ratio is accepted only if `_name_or_path` identifies the model.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ROPE_TYPES = ("default",)
 IGNORED_TENSORS = r"transformer\.rotary_pos_emb\.inv_freq"
 PARITY_TESTS = "tests/model/families/test_published_parity.py -k chatglm"
 
-# These scale scores down before the softmax and up again, or say in which dtype to compute: no effect in fp32.
+# Scaling the scores down and up again, dtypes of intermediate results, dropout: no effect in fp32 inference.
 WITHOUT_EFFECT = (
     "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "bias_dropout_fusion", "classifier_dropout",
 )  # fmt: skip
@@ -58,7 +58,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
     }.items():
         config.choice(key, [only], only)
     hidden_size, vocab_size = config.size("hidden_size"), config.size("padded_vocab_size")
-    config.choice("vocab_size", [vocab_size], vocab_size)  # written beside it when transformers saves the model again
+    config.choice("vocab_size", [vocab_size], vocab_size)  # added when transformers saves the model again
     heads, head_dim = config.size("num_attention_heads"), config.size("kv_channels")
     groups = config.size("multi_query_group_num")
     if heads % groups:
@@ -88,18 +88,18 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
 
 
 def _theta(config: ConfigView) -> float:
-    """The rope's base: `rope_theta`, which only a --model_config has, or 10000 times rope_ratio.
+    """The rope base: `rope_theta`, which only a --model_config has, else 10000 * rope_ratio.
 
-    Raises AxzooError where rope_ratio may be meant as ChatGLM2-6B-32k's.
+    Raises AxzooError if rope_ratio may have the meaning it has in ChatGLM2-6B-32k.
     """
-    ratio, name = config.number("rope_ratio", 1), config.text("_name_or_path", "")
+    ratio, name = config.number("rope_ratio", 1), config.string("_name_or_path", "")
     if "rope_theta" in config:
         return config.number("rope_theta")
     if ratio != 1 and not re.search("chatglm-?3|glm-?4", name, re.IGNORECASE):
         raise AxzooError(
-            f"{config.path}: rope_ratio {ratio:g} stretches the rope's base in ChatGLM3 and divides the positions in "
-            f"ChatGLM2-6B-32k, which axzoo does not compute, and _name_or_path {name!r:.80} is neither's: if this is a "
-            f'ChatGLM3, give a model_config with "rope_theta": {10000 * ratio:g}'
+            f"{config.path}: rope_ratio {ratio:g} is ambiguous: it multiplies the rope base in ChatGLM3, but divides "
+            f"the positions in ChatGLM2-6B-32k, which axzoo does not support, and _name_or_path {name!r:.80} does not "
+            f'identify the model. If it is a ChatGLM3, pass a model_config with "rope_theta": {10000 * ratio:g}'
         )
     return 10000 * ratio
 

@@ -1,5 +1,5 @@
-"""Llama, TinyLlama, SmolLM, OpenBuddy and many fine-tunes: RMSNorm, grouped queries, SwiGLU, optional biases of
-attention and MLP, a head_dim of its own, embeddings tied or not."""
+"""Llama, TinyLlama, SmolLM, OpenBuddy and many fine-tunes: RMSNorm, grouped-query attention, SwiGLU, optional biases,
+optional explicit head_dim, tied or untied embeddings."""
 
 from __future__ import annotations
 

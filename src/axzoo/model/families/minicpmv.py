@@ -1,4 +1,4 @@
-"""The language part of MiniCPM-V 2.0: a MiniCPM whose tensors stand under `llm.`."""
+"""The language model of MiniCPM-V 2.0: MiniCPM with the tensor prefix `llm.`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VISION_KEYS = (
     "batch_vision_input", "drop_vision_last_layer", "image_size", "max_slice_nums", "mm_use_im_start_end", "patch_size",
     "query_num", "scale_resolution", "slice_mode", "vision_encoder",
 )  # fmt: skip
-"""Keys about the vision tower."""
+"""Keys of the vision tower."""
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:

@@ -1,4 +1,4 @@
-"""Phi-1, Phi-1.5 and Phi-2: LayerNorm, attention and MLP side by side, partial rotary embedding, biases everywhere."""
+"""Phi-1, Phi-1.5 and Phi-2: LayerNorm, parallel attention and MLP, partial rotary embedding, biases everywhere."""
 
 from __future__ import annotations
 

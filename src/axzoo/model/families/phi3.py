@@ -1,5 +1,5 @@
-"""Phi-3, Phi-3.5 and Phi-4-mini: Llama with fused qkv and gate_up projections, a sliding window and, from Phi-4 on,
-rotary embedding of a part of each head."""
+"""Phi-3, Phi-3.5 and Phi-4-mini: Llama with fused qkv and gate_up projections, a sliding window and, since Phi-4,
+partial rotary embedding."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             hidden_act=config.choice("hidden_act", ["silu"], "silu"),
         ),
         post=PostSpec(hidden_size, vocab_size, norm),
-        sliding_windows=config.sliding_windows(layers, config.length("sliding_window")),
+        sliding_windows=config.sliding_windows(layers, config.optional_size("sliding_window")),
     )
 
 

@@ -56,10 +56,10 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
 
 
 def windows(config: ConfigView, layers: int) -> tuple[int | None, ...]:
-    """The first `max_window_layers` layers see everything, the others a window - where `use_sliding_window` says so."""
-    window, full = config.length("sliding_window"), config.whole("max_window_layers", layers)
+    """One sliding window per layer after the first `max_window_layers` layers, if `use_sliding_window` is set."""
+    window, full = config.optional_size("sliding_window"), config.count("max_window_layers", layers)
     if not config.flag("use_sliding_window", False):
-        config.ignore("layer_types")  # transformers 5 lists full_attention for every layer then
+        config.ignore("layer_types")  # transformers 5 then lists full_attention for every layer
         return ()
     listed = config.sliding_windows(layers, window)
     if "layer_types" in config or not listed:

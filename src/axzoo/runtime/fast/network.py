@@ -16,9 +16,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from axzoo.backends.host.container import Header
-from axzoo.core import machine as heap
 from axzoo.core.dtypes import NUMPY_DTYPES, ONNX_DTYPES
 from axzoo.core.errors import AxzooError
+from axzoo.core.machine import release_freed_memory
 from axzoo.runtime.buffers import KVCache, prefill_mask
 from axzoo.runtime.decoder import HiddenHook
 from axzoo.runtime.engine import NodeArg, node_arg, run_bound, shared_options
@@ -205,7 +205,7 @@ class FusedNetwork:
         del model  # the session has its own copy of the weights: free these before the second session is loaded
         if separate_prefill:
             self._sessions.append(FusedModel(paths, post, SIXTEEN_BIT, lambda: None).load())
-        heap.give_back()
+        release_freed_memory()
         on_step()
         self._caches = make_caches(self._sessions, in_place, len(paths), self.geometry, self._hidden_state_type)
         self.used = 0

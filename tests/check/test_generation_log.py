@@ -1,4 +1,4 @@
-"""What level 2 prints, against the document's own lines."""
+"""The output of check level 2 has the documented format."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from axzoo.check.generation import Narrator, format_hidden, visible
-from axzoo.core.console import open_console, show_by, stamp_lines
+from axzoo.check.generation import GenerationLog, format_hidden, visible
+from axzoo.core.console import log_to_console, open_console, set_log_handler
 
 
 @pytest.fixture(autouse=True)
 def restored_log() -> Iterator[None]:
     yield
-    show_by(None)
+    set_log_handler(None)
 
 
 def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What was printed, on either stream, without time and place."""
+    """The lines printed on stdout and stderr, without time and source location."""
     return re.sub(r"^\d.* \| INFO     \| \S+ - ", "", capsys.readouterr().out, flags=re.MULTILINE).splitlines()
 
 
-def simulate(start: int, end: int, chunk: int = 128) -> Narrator:
-    """What a decoder of two layers does."""
-    stamp_lines(open_console(sys.stdout))
-    narrator = Narrator(2)
-    narrator.begin(start, end)
+def simulate(start: int, end: int, chunk: int = 128) -> GenerationLog:
+    """Calls the log like a decoder of two layers."""
+    log_to_console(open_console(sys.stdout))
+    log = GenerationLog(2)
+    log.begin(start, end)
     for first in range(start, end, chunk):
         rows = np.full((min(chunk, end - first), 8), 0.5, np.float32)
         for layer in range(2):
-            narrator.hidden(layer, first, rows)
-    return narrator
+            log.hidden(layer, first, rows)
+    return log
 
 
 def test_a_prompt_and_a_token(capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,7 +50,7 @@ def test_a_prompt_and_a_token(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "chunk", "passes"), [(5, 2, 3), (4, 2, 2), (3, 1, 3)])
-def test_a_prompt_in_chunks_announces_every_layer_before_it_ends(
+def test_a_prompt_in_chunks_logs_the_start_and_end_of_every_layer(
     capsys: pytest.CaptureFixture[str], tokens: int, chunk: int, passes: int
 ) -> None:
     simulate(0, tokens, chunk)
@@ -59,7 +59,7 @@ def test_a_prompt_in_chunks_announces_every_layer_before_it_ends(
     assert all(a != b for a, b in pairwise(lines))
 
 
-def test_a_hidden_state_reads_as_the_documents() -> None:
+def test_the_format_of_a_hidden_state() -> None:
     values = np.array([[-1.25, 0.22265625, 2.375, 9, 9, 2.078125, -0.41015625, 1.84375]] * 8, np.float32)
     row = "[-1.25 0.222656 2.375 ... 2.07812 -0.410156 1.84375]"
     assert [line.strip() for line in format_hidden(values[None]).splitlines()] == [
@@ -67,7 +67,7 @@ def test_a_hidden_state_reads_as_the_documents() -> None:
     ]  # fmt: skip
 
 
-def test_no_token_commands_the_terminal() -> None:
+def test_control_characters_in_tokens_are_escaped() -> None:
     assert visible("a\nb\tc\x1b[2J\x9b \u202e d\\ é 答案") == r"a\nb\tc\x1b[2J\x9b \u202e d\\ é 答案".replace(
         r"d\\", "d\\"
     )
