@@ -56,7 +56,11 @@ class Needs:
 
 
 class Backend(ABC):
-    """One compiler. `runs_here`: whether axzoo's own engine runs the compiled files, so that they can be checked."""
+    """One compiler.
+
+    `runs_here`: whether axzoo's engine runs the compiled files, that is, whether they are ONNX in the host backend's
+    container. Checks, `axzoo run` and `axzoo serve` work only then.
+    """
 
     name: ClassVar[str]
     runs_here: ClassVar[bool]
@@ -85,10 +89,10 @@ class Backend(ABC):
 
     @abstractmethod
     def contradictions(
-        self, path: Path, kind: PartKind, groups: tuple[ShapeGroup, ...], about: Mapping[str, Any]
+        self, path: Path, kind: PartKind, groups: tuple[ShapeGroup, ...], chip: str, about: Mapping[str, Any]
     ) -> Iterator[str]:
-        """What a compiled file declares otherwise than its shape groups and its manifest entry `about`, in words that
-        begin with the file's name."""
+        """Yields a sentence, beginning with the file's name, for each difference between what a compiled file declares
+        and its shape groups, its chip, or its manifest entry `about`."""
 
 
 @cache

@@ -50,6 +50,18 @@ def refuse_deviations(folder: Path) -> None:
         raise AxzooError(f"{folder} is not what its manifest says: {'; '.join(wrong[:3])}{more}: build it again")
 
 
+def require_engine(folder: Path) -> None:
+    """Raises AxzooError when a bundle's files do not run in axzoo's engine. A folder without a manifest passes."""
+    if not (folder / MANIFEST).is_file():
+        return
+    backend = read_manifest(folder).backend
+    if not load_backend(backend).runs_here:
+        raise AxzooError(
+            f"{folder} was compiled by backend {backend}, whose files run only on a board: copy the folder there "
+            f"and start its run.sh"
+        )
+
+
 def _files(folder: Path) -> set[str]:
     """Everything inside but ordinary folders: a link to a folder counts as a file."""
     found = set()
@@ -106,4 +118,4 @@ def _of_part(kind: PartKind, part: PartId, path: Path, manifest: Manifest) -> It
     if kind.code is None:
         groups = kind.groups(kind.spec(manifest.spec, part.index), manifest.recipe)
         backend = load_backend(manifest.backend)
-        yield from backend.contradictions(path, kind, groups, manifest.parts.get(path.name, {}))
+        yield from backend.contradictions(path, kind, groups, manifest.chip, manifest.parts.get(path.name, {}))

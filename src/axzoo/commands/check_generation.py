@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from axzoo.bundle.manifest import read_manifest
+    from axzoo.bundle.verification import require_engine
     from axzoo.check.generation import GenerationLog, check_generation
     from axzoo.check.layers import prompt_ids
     from axzoo.check.verdict import remove_reports, write_report
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.weights.formats import thresholds_of
 
     remove_reports(args.output)
+    require_engine(args.bundle)
     bundle = open_bundle(args.bundle)
     recipe = read_manifest(args.bundle).recipe
     thresholds = thresholds_of(recipe)

@@ -27,11 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from axzoo.bundle.manifest import read_manifest
+    from axzoo.bundle.verification import require_engine
     from axzoo.check.oracles import bundle_oracle, in_memory
     from axzoo.parts.checkpoint_oracle import checkpoint_oracle
     from axzoo.runtime.model import load_model
     from axzoo.tokenizer.local import load_tokenizer
 
+    require_engine(args.bundle)
     model = load_model(args.bundle)
     tokenizer = load_tokenizer(args.bundle / "tokenizer")
     longest = read_manifest(args.bundle).recipe.positions

@@ -66,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from functools import partial
 
+    from axzoo.core.errors import AxzooError
     from axzoo.llm_build.input_model import read_model, read_override
     from axzoo.llm_build.output import place_bundle, refuse_output
     from axzoo.llm_build.project import choose_layers_per_job, open_project
@@ -84,6 +85,11 @@ def run(args: argparse.Namespace) -> None:
         entry = _entry(args, model, recipe) | _calibration(args, project)
         build = project.describe(model.name, entry, override)
         refuse_misfit(build, project.chips)
+        if args.check_level and not build.backend.runs_here:
+            raise AxzooError(
+                f"--check_level {args.check_level} runs the compiled files, but those of backend {args.backend} run "
+                f"only on a board: omit --check_level"
+            )
         if args.check_level and model.tokenizer:
             refuse_prompt(len(model.tokenizer.encode(build.prompt)), recipe, args.check_level)
         print(format_config(model.shown_name, model.spec), flush=True)

@@ -40,10 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from axzoo.bundle.verification import require_engine
     from axzoo.runtime.chat import Chat, Terminal, print_geometry
     from axzoo.runtime.setup import read_setup
 
     setup = read_setup(args)
+    if args.bundle is not None:
+        require_engine(args.bundle)
     sampler = _make_sampler(setup, args.greedy, args.seed)
     tokenizer, model = _load(setup, args.mode)
     print_geometry(model.geometry)

@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _exit)
+    from axzoo.bundle.verification import require_engine
     from axzoo.core.console import open_console, stage_bars
     from axzoo.runtime.bundle_folder import open_bundle
     from axzoo.runtime.model import load_files
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.serving.http import serve
 
     bundle = open_bundle(args.bundle)
+    require_engine(args.bundle)
     choice = TokenizerChoice(None, str(bundle.tokenizer), bundle.bos, bundle.eos, bundle.eos_token_ids)
     with stage_bars(open_console(sys.stderr)) as bars:
         bar = bars.add_task(f"loading {args.bundle.name}", total=len(bundle.layers) + 3)

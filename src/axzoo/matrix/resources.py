@@ -61,7 +61,6 @@ _STAGES: Mapping[str, _Stage] = {
     "fetch": _Stage(1000, 2.0),  # of bf16 weights, 1 MB/s
     "lock": _Stage(1000, 0.1),
     "calibrate": _Stage(300, 20.0, bytes_per_weight=8),
-    "embed": _Stage(1000, 0.2),
     "bundle": _Stage(500, 0.1),
     "check_layers": _Stage(300, 0.5, bytes_per_weight=8),  # in fp32 twice: the oracle's and the engine's
     "check_generation": _Stage(300, 1.0, bytes_per_weight=8),
@@ -82,7 +81,10 @@ def parameters(num_hidden_layers: int, sizes: Sizes) -> int:
 def stage_needs(stage: str, weights: int | None, held: int | None = None) -> Needs:
     """What a job of a stage takes that goes through `weights` weights and holds `held` of them (default: all) at once;
     None where nobody knows."""
-    cost = _STAGES[stage]
+    return _needs(_STAGES[stage], weights, held)
+
+
+def _needs(cost: _Stage, weights: int | None, held: int | None = None) -> Needs:
     held = weights if held is None else held
     mem_mb = cost.mem_mb
     if cost.bytes_per_weight:
@@ -95,5 +97,5 @@ def part_needs(kind: PartKind, recipe: Recipe, backend: Backend, sizes: Sizes | 
     """What a job takes that builds `parts` parts of a kind, one after the other."""
     weights = None if sizes is None else kind.parameters(sizes)
     if kind.code is not None:
-        return stage_needs(kind.name, weights)
+        return _needs(_Stage(kind.mem_mb, kind.seconds), weights)
     return backend.needs(kind, recipe, weights, parts)

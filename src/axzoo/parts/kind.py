@@ -75,8 +75,8 @@ class PartKind(ABC):
 
     `label` is what a build shows while it makes them; `suffix` ends the names of their files. `checks` are the checks
     that cover them. `on_device`: the board loads the file into the NPU's memory. `code` is None for a kind that a
-    backend compiles; otherwise axzoo writes the file itself, and this module determines its bytes. Jobs of higher
-    `priority` start first.
+    backend compiles; otherwise axzoo writes the file itself, and this module determines its bytes, in jobs of `mem_mb`
+    that take `seconds` for a million weights. Jobs of higher `priority` start first.
     """
 
     name: ClassVar[str]
@@ -84,6 +84,8 @@ class PartKind(ABC):
     suffix: ClassVar[str] = ".axmodel"
     checks: ClassVar[tuple[str, ...]] = ("check_layers", "check_generation")
     code: ClassVar[str | None] = None
+    mem_mb: ClassVar[int] = 1000
+    seconds: ClassVar[float] = 0.2
     priority: ClassVar[int] = 0
     on_device: ClassVar[bool] = True
 
@@ -135,13 +137,13 @@ class PartKind(ABC):
     def parameters(self, sizes: Mapping[str, int]) -> int:
         """Parameters of one part, from the `sizes` of a matrix entry."""
 
-    @abstractmethod
     def paths(self, files: CompiledFiles) -> tuple[Path, ...]:
-        """The kind's files among those of a bundle, in the order of their indices."""
+        """The kind's files as config.json names them, in the order of their indices; none if it names none."""
+        return ()
 
-    @abstractmethod
     def config(self, model: DecoderSpec, recipe: Recipe) -> dict[str, Any]:
         """The keys of a bundle's config.json that name the kind's files."""
+        return {}
 
     def groups(self, spec: PartSpec, recipe: Recipe) -> tuple[ShapeGroup, ...]:
         """The shape groups of the file; none where it is not a compiled graph."""

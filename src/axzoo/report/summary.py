@@ -22,6 +22,8 @@ def lines_of(build: Build) -> list[tuple[str, str]]:
         return [("bundle", f"not built: snakemake --cores all {build.bundle / 'manifest.json'}")]
     size = sum(file["size"] for file in manifest["files"].values())
     lines = [("bundle", f"{build.bundle} ({len(manifest['files'])} files, {size / 1e6:.1f} MB)")]
+    if not build.backend.runs_here:
+        return [*lines, ("checks", f"none: files of backend {build.backend_name} run only on a board")]
     layers, generation = (_verdict_in(build.checks / name) for name in ("layers.json", "generation.json"))
     lines.append(("level 1", "not checked" if layers is None else _level_1(layers)))
     if generation is None:

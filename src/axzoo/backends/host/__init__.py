@@ -78,7 +78,7 @@ class HostBackend(Backend):
             yield about
 
     def contradictions(
-        self, path: Path, kind: PartKind, groups: tuple[ShapeGroup, ...], about: Mapping[str, Any]
+        self, path: Path, kind: PartKind, groups: tuple[ShapeGroup, ...], chip: str, about: Mapping[str, Any]
     ) -> Iterator[str]:
         from axzoo.backends.host.inspection import contradictions
 

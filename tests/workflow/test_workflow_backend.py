@@ -1,0 +1,209 @@
+"""The backend of CONTRIBUTING.md beside the host backend: an external program whose files differ from chip to chip."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from workflow_project import ENTRY, LAYERS, Project, Run, new_project, sha256, untraced
+
+import contributing
+
+pytestmark = pytest.mark.workflow
+
+CHIPS = ("AX650", "AX620E")
+NAMES = [*(f"llama_p16_l{layer}_together.axmodel" for layer in range(LAYERS)), "llama_post.axmodel"]
+EMBEDDING = "model.embed_tokens.weight.bfloat16.bin"
+BOTH = {"tiny": ENTRY | {"backend": ["host", "stamp"]}}
+
+
+@dataclass(frozen=True)
+class Stamped:
+    """A project, and the environment in which the backend is installed."""
+
+    project: Project
+    environment: Mapping[str, str]
+
+    def snakemake(self, *arguments: str, **environment: str) -> Run:
+        return self.project.snakemake(*arguments, **self.environment, **environment)
+
+    def axzoo(self, *arguments: str, status: int = 0, **environment: str) -> str:
+        """What a command prints. It must end with `status`."""
+        done = subprocess.run(
+            [Path(sys.executable).with_name("axzoo"), *arguments],
+            cwd=self.project.folder,
+            env=untraced() | self.environment | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stdout
+        return done.stdout
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """PYTHONPATH with the example's package, installed by pip."""
+    folder = tmp_path_factory.mktemp("backend")
+    contributing.apply("Add a backend", folder)
+    contributing.install(folder / "axzoo-stamp", folder / "site")
+    return {"PYTHONPATH": os.pathsep.join([str(folder / "site"), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+
+
+@pytest.fixture(scope="session")
+def both_built(environment: dict[str, str], small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Stamped:
+    """One model by two backends for two chips; for reading only."""
+    stamped = Stamped(new_project(tmp_path_factory.mktemp("stamped") / "project", small_llama), environment)
+    stamped.project.write_matrix(BOTH, chips=["AX650", "AX630C"])
+    run = stamped.snakemake()
+    assert run.status == 0, run.shown
+    assert run.jobs["layer"] == 4 * LAYERS
+    assert run.jobs["check_layers"] == run.jobs["check_generation"] == 2, "the host backend's bundles alone"
+    return stamped
+
+
+@pytest.fixture
+def stamped(both_built: Stamped, tmp_path: Path) -> Stamped:
+    """A copy, to be changed."""
+    copy = Stamped(both_built.project.copy_to(tmp_path / "project"), both_built.environment)
+    assert copy.snakemake(*_manifests()).status == 0
+    return copy
+
+
+def _bundle(chip: str, backend: str = "stamp") -> str:
+    return f"results/{chip}/tiny-w8a16" + ("" if backend == "host" else f"-{backend}")
+
+
+def _manifests() -> list[str]:
+    return [f"{_bundle(chip, backend)}/manifest.json" for chip in CHIPS for backend in ("host", "stamp")]
+
+
+def test_each_chip_has_its_own_files(both_built: Stamped) -> None:
+    project, digests = both_built.project, set()
+    for chip in CHIPS:
+        for name in NAMES:
+            lines = (project / f"{_bundle(chip)}/{name}").read_text().splitlines()
+            assert lines[0].split()[:2] == ["STAMP", chip]
+            digests.add((chip, lines[1]))
+    assert len(digests) == len(CHIPS) * len(NAMES), "a part has another part's weights"
+
+
+def test_the_host_backend_is_not_affected(both_built: Stamped, built: Project) -> None:
+    for chip in CHIPS:
+        for name in (*NAMES, EMBEDDING):
+            path = f"{_bundle(chip, 'host')}/{name}"
+            assert sha256(both_built.project / path) == sha256(built / path)
+
+
+def test_files_that_axzoo_writes_itself_are_shared_by_all(both_built: Stamped) -> None:
+    files = [both_built.project / f"{Path(manifest).parent}/{EMBEDDING}" for manifest in _manifests()]
+    assert len({file.stat().st_ino for file in files}) == 1
+
+
+def test_manifests_and_receipts_record_the_backend(both_built: Stamped) -> None:
+    for chip in CHIPS:
+        manifest = json.loads((both_built.project / f"{_bundle(chip)}/manifest.json").read_text())
+        assert (manifest["model"], manifest["chip"], manifest["backend"]) == ("tiny", chip, "stamp")
+        assert manifest["parts"]["llama_post.axmodel"]["options"][0] == "--cores"
+        assert "files, " in both_built.axzoo("verify", _bundle(chip))
+
+
+def test_a_second_run_has_nothing_to_do(both_built: Stamped) -> None:
+    assert both_built.snakemake().did_nothing
+    assert both_built.axzoo("why") == "nothing: all is up to date\n"
+
+
+def test_a_changed_environment_rebuilds_this_backend_alone(stamped: Stamped) -> None:
+    """The backend's identity includes STAMP_SEED."""
+    before = stamped.project.digests("results")
+    told = stamped.axzoo("why", *_manifests(), STAMP_SEED="1")
+    assert told.count("\nlayer") + told.startswith("layer") == 2 * LAYERS
+    assert "tiny-w8a16/" not in told
+    run = stamped.snakemake(*_manifests(), STAMP_SEED="1")
+    assert run.jobs == {"layer": 2 * LAYERS, "post": 2, "bundle": 2}
+    after = stamped.project.digests("results")
+    changed = {name for name, digest in before.items() if name.endswith(".axmodel") and after[name] != digest}
+    assert changed == {f"{_bundle(chip).removeprefix('results/')}/{name}" for chip in CHIPS for name in NAMES}
+
+
+def test_a_lost_bundle_comes_from_the_store(stamped: Stamped) -> None:
+    """STAMP_CRASH lets the external program fail, so nothing can have been compiled."""
+    bundle = stamped.project / _bundle("AX620E")
+    before = stamped.project.digests(_bundle("AX620E"))
+    for name in NAMES:
+        (bundle / name).unlink()
+    run = stamped.snakemake(*(f"{_bundle('AX620E')}/{name}" for name in NAMES), STAMP_CRASH="1")
+    assert run.status == 0, run.shown
+    assert stamped.project.digests(_bundle("AX620E")) == before
+
+
+def test_a_file_of_another_chip_is_found(stamped: Stamped) -> None:
+    """Its bytes are those the manifest lists, but its header names the other chip."""
+    wrong, name = stamped.project / _bundle("AX620E"), "llama_post.axmodel"
+    content = (stamped.project / f"{_bundle('AX650')}/{name}").read_bytes()
+    (wrong / name).unlink()
+    (wrong / name).write_bytes(content)
+    manifest = json.loads((wrong / "manifest.json").read_text())
+    manifest["files"][name] = {"size": len(content), "sha256": sha256(wrong / name)}
+    (wrong / "manifest.json").write_text(json.dumps(manifest))
+    said = stamped.axzoo("verify", _bundle("AX620E"), status=1)
+    assert "llama_post.axmodel is not a file of backend stamp for AX620E" in said
+
+
+def test_a_failing_tool_is_quoted_and_leaves_nothing(environment: dict[str, str], project: Project) -> None:
+    stamped = Stamped(project, environment)
+    project.write_matrix({"tiny": ENTRY | {"backend": ["stamp"]}})
+    run = stamped.snakemake(STAMP_CRASH="1")
+    assert run.status != 0
+    assert "stamp could not compile" in run.shown and "out of licenses" in run.shown
+    assert not [name for name in project.files() if name.endswith(".axmodel")]
+    assert not list((project / "results/store").glob(".*"))
+    assert stamped.snakemake().status == 0
+
+
+def test_a_refusal_is_said_at_plan_time(environment: dict[str, str], project: Project) -> None:
+    stamped = Stamped(project, environment)
+    project.write_matrix({"tiny": ENTRY | {"backend": ["stamp"], "hidden_state_type": "fp32"}})
+    run = stamped.snakemake("-n")
+    assert run.status != 0
+    assert "config/zoo.yaml" in run.shown
+    assert "backend stamp cannot build it for AX650: hidden_state_type fp32 is not supported" in run.shown
+
+
+def test_a_backend_that_is_not_installed(project: Project) -> None:
+    project.write_matrix({"tiny": ENTRY | {"backend": ["stamp"]}})
+    run = project.snakemake("-n")
+    assert run.status != 0
+    assert "there is no backend 'stamp'; there is host" in run.shown
+
+
+def test_what_runs_only_on_a_board_is_not_run_here(both_built: Stamped) -> None:
+    bundle = _bundle("AX650")
+    report = both_built.axzoo("report", "config/zoo.yaml")
+    assert report.count("none: files of backend stamp run only on a board") == len(CHIPS)
+    assert report.count("passed: ") == 2 * len(CHIPS)
+    for command in (["run", bundle, "--prompt", "1+1="], ["serve", bundle]):
+        assert "compiled by backend stamp, whose files run only on a board" in both_built.axzoo(*command, status=1)
+    source = ["--lock", "results/locks/tiny", "--source", "results/checkpoints/tiny/source.json"]
+    for command in ("check-layers", "check-generation"):
+        said = both_built.axzoo(command, bundle, *source, "--prompt", "1+1=", "--output", "x.json", status=1)
+        assert "whose files run only on a board" in said
+
+
+def test_llm_build_takes_a_backend(environment: dict[str, str], project: Project) -> None:
+    stamped = Stamped(project, environment)
+    options = ["--input_path", "checkpoint", "--output_path", "out", "--backend", "stamp", "--chip", "AX620E"]
+    said = stamped.axzoo("llm_build", *options, "--check_level", "1", status=1)
+    assert "those of backend stamp run only on a board: omit --check_level" in said
+    assert not (project / "out").exists()
+    stamped.axzoo("llm_build", *options)
+    (post,) = (project / "out").glob("*_post.axmodel")
+    assert post.read_text().startswith("STAMP AX620E 1\n")
+    assert json.loads((project / "out/manifest.json").read_text())["backend"] == "stamp"
