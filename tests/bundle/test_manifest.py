@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from axzoo.bundle.completion import complete_bundle
 from axzoo.bundle.manifest import MANIFEST, MANIFEST_LIMIT, Manifest, parse_manifest, read_manifest
 from axzoo.core.errors import AxzooError
+from axzoo.weights.recipe import Recipe
 from tiny_model import Built
 
 
@@ -101,10 +102,44 @@ def test_a_newer_versions_manifest_is_not_called_damaged(data: Any) -> None:
         parse_manifest(data, Path("x/manifest.json"))
 
 
+def test_a_newer_versions_recipe_is_not_called_damaged(data: Any) -> None:
+    data["recipe"]["kv_cache_type"] = "s8"
+    with pytest.raises(
+        AxzooError, match=r"^x/manifest\.json: a recipe has no 'kv_cache_type'.* use the axzoo that built"
+    ):
+        parse_manifest(data, Path("x/manifest.json"))
+
+
 def test_an_older_versions_manifest(data: Any) -> None:
     spec = parse_manifest(data, Path("x/manifest.json")).spec
     del data["spec"]["layer"]["qk_norm"], data["spec"]["sliding_windows"]
     assert parse_manifest(data, Path("x/manifest.json")).spec == spec
+
+
+def test_a_manifest_of_format_1_as_axzoo_wrote_it() -> None:
+    """The demo's manifest, before manifests had a format number."""
+    path = Path(__file__).with_name("manifest_format_1.json")
+    manifest = parse_manifest(json.loads(path.read_text()), path)
+    assert (manifest.name, manifest.chip) == ("SmolLM2-135M-Instruct-Q4_1-w8a16", "AX650")
+    assert (manifest.backend, manifest.model, manifest.part_ids) == ("host", None, {})
+    assert (len(manifest.files), len(manifest.parts)) == (40, 32)
+    assert (manifest.spec.model_type, manifest.spec.num_hidden_layers) == ("llama", 30)
+    assert manifest.recipe == Recipe(last_kv_cache_len=tuple(range(128, 1024, 128)))
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (3, "has format 3, and this axzoo reads formats up to 2: it was written by a newer version"),
+        (True, "is damaged"),
+        ("2", "is damaged"),
+        (0, "is damaged"),
+    ],
+)
+def test_the_format_number(data: Any, number: Any, said: str) -> None:
+    data["format"] = number
+    with pytest.raises(AxzooError, match=said):
+        parse_manifest(data, Path("x/manifest.json"))
 
 
 def _refused(data: Any) -> None:

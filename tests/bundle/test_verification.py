@@ -37,6 +37,20 @@ def bundle(whole: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "tiny-w8a16"))
 
 
+def test_a_bundle_of_format_1_is_valid(bundle: Path) -> None:
+    """Manifests of that format state no model, backend, kinds and indices; newer spec fields are missing."""
+
+    def older(manifest: Any) -> None:
+        for key in ("format", "model", "backend"):
+            del manifest[key]
+        for part in manifest["parts"].values():
+            del part["kind"], part["index"]
+        del manifest["spec"]["layer"]["qk_norm"], manifest["recipe"]["weight_group_size"]
+
+    _rewritten(bundle, older)
+    assert list(deviations(bundle)) == []
+
+
 def _rewritten(bundle: Path, change: Callable[[Any], None]) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     change(manifest)

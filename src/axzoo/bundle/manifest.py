@@ -95,7 +95,9 @@ def parse_manifest(data: Any, path: Path) -> Manifest:
         )
     except SpecError as error:
         raise AxzooError(f"{path}: {error}") from None
-    except (AxzooError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except AxzooError as error:
+        raise AxzooError(f"{path}: {error}. Build the bundle again, or use the axzoo that built it") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise AxzooError(f"{path} is damaged ({error!r:.200}): build the bundle again") from None
 
 
