@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from axzoo.backends.host.outline import Declared, Outline, read_outline
+from axzoo.backends.host.outline import DeclaredTensor, Outline, read_outline
 from axzoo.core.dtypes import ONNX_DTYPES
 from axzoo.core.errors import AxzooError
 from tiny_model import Built
@@ -34,10 +34,10 @@ def _by_onnx(path: Path) -> Outline:
     for node in model.graph.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
 
-    def declared(value: onnx.ValueInfoProto) -> Declared:
+    def declared(value: onnx.ValueInfoProto) -> DeclaredTensor:
         kind = value.type.tensor_type
         shape = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in kind.shape.dim)
-        return Declared(value.name, names[kind.elem_type], tuple(shape))
+        return DeclaredTensor(value.name, names[kind.elem_type], tuple(shape))
 
     read = read_outline(path)
     for ours, theirs in zip(read.tensors, model.graph.initializer, strict=True):
@@ -106,7 +106,7 @@ def test_another_tools_file(tmp_path: Path) -> None:
 def test_an_input_that_is_no_tensor(tmp_path: Path) -> None:
     sequence = helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, [2])
     onnx.save(helper.make_model(helper.make_graph([], "main", [sequence], [])), tmp_path / "x.onnx")
-    assert read_outline(tmp_path / "x.onnx").inputs == (Declared("list", "dtype 0", ()),)
+    assert read_outline(tmp_path / "x.onnx").inputs == (DeclaredTensor("list", "dtype 0", ()),)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"{}", b"PK\3\4", bytes(100), b"\x08\x0a", b"\x3a\x00", b"<html>"])
