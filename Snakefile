@@ -46,7 +46,7 @@ wildcard_constraints:
 def files_of(builds):
     wanted = []
     for build in builds:
-        wanted += build.lost_files
+        wanted += build.missing_files
         wanted += completed_files(build)
         wanted += build.check_files
     return wanted

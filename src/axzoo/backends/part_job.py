@@ -107,7 +107,9 @@ def _states(job: PartJob, part: Part, kind: PartKind) -> Any:
     """The recorded hidden states that calibrate the part; None if its recipe needs no calibration."""
     if not kind.is_calibrated(job.recipe):
         if job.calibration is not None:
-            raise AxzooError(f"rounding {job.recipe.rounding} does not use --calibration: omit it, or use rounding gptq")
+            raise AxzooError(
+                f"rounding {job.recipe.rounding} does not use --calibration: omit it, or use rounding gptq"
+            )
         return None
     if job.calibration is None:
         raise AxzooError(

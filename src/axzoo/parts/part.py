@@ -80,7 +80,9 @@ def verified_blocks(checkpoint: Checkpoint, tensor: LockedTensor) -> Iterator[Ar
     """Yields the tensor's rows in blocks. Raises AxzooError after the last block if they differ from the lock."""
     info = checkpoint.tensors.get(tensor.name)
     if info is None or info.shape[1:] != tensor.shape[1:] or info.shape[0] < tensor.rows[1]:
-        raise AxzooError(f"tensor {tensor.name} is missing or its shape changed since locking: lock the checkpoint again")
+        raise AxzooError(
+            f"tensor {tensor.name} is missing or its shape changed since locking: lock the checkpoint again"
+        )
     digest = rows_digest(info.dtype, tensor.shape)
     for block in row_blocks(checkpoint, tensor.name, *tensor.rows):
         digest.update(block.view("uint8").data)
