@@ -79,9 +79,9 @@ class Backend(ABC):
     def compile(self, orders: Iterable[Order], folder: Path) -> Iterator[Mapping[str, Any]]:
         """Compiles the orders one by one. After each, yields the facts to record about its file, as plain JSON values.
 
-        `folder` is private to the job and initially empty; the outputs are in it. Orders hold weights in memory, so take
-        the next order only when the previous one is done, unless the tool compiles several at once. Raises AxzooError
-        when a part cannot be compiled.
+        `folder` is private to the job and initially empty; the outputs are in it. Orders hold weights in memory, so
+        take the next order only when the previous one is done, unless the tool compiles several at once. Raises
+        AxzooError when a part cannot be compiled.
         """
 
     @abstractmethod

@@ -31,9 +31,9 @@ STEM, ANY_INDEX = "{stem}", "{index}"
 class PartRule:
     """The rule of a batch of parts, shared by `models`.
 
-    `indices` are the indices of the parts, or only ANY_INDEX if each job builds one part; empty if the kind has only one
-    part. `tails` are the ends of the file patterns. Snakemake looks up rules by the text after the last wildcard, so
-    rules are found fastest if their tails differ.
+    `indices` are the indices of the parts, or only ANY_INDEX if each job builds one part; empty if the kind has only
+    one part. `tails` are the ends of the file patterns. Snakemake looks up rules by the text after the last wildcard,
+    so the tails of different rules should differ.
     """
 
     kind: PartKind

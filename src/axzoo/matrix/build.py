@@ -139,7 +139,7 @@ class Build:
         return [f"{self.locks}/{name}" for name in names]
 
     def compiler(self, kind: PartKind) -> str:
-        """The compiler's identity as JSON: what determines the kind's files besides lock and recipe. A Snakemake param."""
+        """What determines the kind's files other than lock and recipe, as JSON: a Snakemake param of their jobs."""
         return canonical_json(compiler_identity(kind, self.recipe, self.backend, self.chip))
 
     def choices(self, kind: PartKind) -> str:

@@ -80,7 +80,7 @@ def fp32_to_bf16(source: Path, output: Path, rounding: Bf16Rounding = nearest_ev
 
 
 def _embed_tensor(source: Path) -> TensorRef:
-    """The family's embedding tensor. Raises AxzooError unless the checkpoint has it in the shape its config requires."""
+    """The family's embedding tensor. Raises AxzooError unless the checkpoint has it with the required shape."""
     config, where = _config(source)
     family = load_family(str(config.get("model_type")))
     try:

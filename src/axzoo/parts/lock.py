@@ -1,7 +1,7 @@
 """The lock: small files that represent the checkpoint's multi-gigabyte shards as dependencies of a build.
 
-`index.json` describes the model. Each part has a file, such as `layer_<i>.json`, with its spec and the BLAKE3 digests of
-its tensors. Compile jobs depend on the file of their part instead of the checkpoint.
+`index.json` describes the model. Each part has a file, such as `layer_<i>.json`, with its spec and the BLAKE3 digests
+of its tensors. Compile jobs depend on the file of their part instead of the checkpoint.
 
 Locking also validates the checkpoint: every tensor that the spec needs must exist with the right shape and finite
 values, and there must be no unexpected tensors.
@@ -136,7 +136,7 @@ def _adds_nothing(checkpoint: Checkpoint, name: str, needed: Collection[str]) ->
 
 
 def _size(ref: TensorRef) -> int:
-    """The number of values, to start with the largest tensors: otherwise one thread may finish long after the others."""
+    """The number of values. Digesting the largest tensors first keeps all threads busy until the end."""
     start, stop = ref.rows or (0, ref.shape[0])
     return (stop - start) * math.prod(ref.shape[1:])
 

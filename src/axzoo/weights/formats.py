@@ -36,7 +36,7 @@ class StorageFormat:
     `tag` is its abbreviation in a bundle's name. `bytes_stored` is the size of a value in a file, `bytes_on_device` the
     memory per weight on the board including overhead. `has_scales` is true for integers and fp8. `thresholds` apply to
     layers of this type, or None if only the post layer can have it; `by_method` has those of quantization methods that
-    differ. `post` is the max_mean_kl and min_top1_agreement that a post layer of this type requires at least.
+    differ. `post` is the max_mean_kl and min_top1_agreement of a post layer of this type; they can relax the layers'.
     """
 
     tag: str
