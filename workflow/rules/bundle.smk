@@ -32,7 +32,8 @@ rule bundle:
 
 def completed_files(build):
     """The outputs of `bundle`. With a storage provider, the tokenizer folder is omitted: the S3 plugin does not find a
-    folder that was missing when it first looked, and the checks depend on the folder anyway."""
+    folder that was missing when it first looked, and the checks depend on the folder anyway.
+    """
     files = ["manifest.json", "config.json", "post_config.json", "run.sh"]
     files += [] if USES_STORAGE else ["tokenizer/tokenizer.json"]
     return [f"{build.bundle}/{file}" for file in files]
