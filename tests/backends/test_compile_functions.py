@@ -161,13 +161,13 @@ def test_a_post_layer_that_names_the_likeliest_and_gives_its_norm() -> None:
 
 def test_more_likeliest_tokens_than_there_are() -> None:
     shapes = {"lm_head.weight": (5, 8), "norm.weight": (8,)}
-    with pytest.raises(AxzooError, match="post_topk 6 is more than the 5 tokens of the vocabulary"):
+    with pytest.raises(AxzooError, match="post_topk 6 exceeds the vocabulary of 5 tokens"):
         compile_post(PostSpec(8, 5, NormSpec("rms_norm", 1e-5)), replace(RECIPE, post_topk=6), shapes, _read)
 
 
 @pytest.mark.parametrize("recipe, positions", [(Recipe(prefill_len=4, kv_cache_len=33), 33), (Recipe(), 1023)])
 def test_more_positions_than_the_model_knows(recipe: Recipe, positions: int) -> None:
-    message = f"kv_cache_len {recipe.kv_cache_len} does not fit: it asks for {positions} positions, .* model 32"
+    message = f"kv_cache_len {recipe.kv_cache_len} is too large: it needs {positions} positions, .* supports 32"
     with pytest.raises(AxzooError, match=message):
         compile_layer(SPEC, recipe, SHAPES, _read)
 
@@ -179,7 +179,7 @@ def test_every_position_of_the_model_can_be_used() -> None:
 def test_a_backend_that_does_not_exist() -> None:
     assert load_backend("host").name == "host"
     for name in ("pulsar9", "../host", "", "host.py", "part_job"):
-        with pytest.raises(AxzooError, match=f"there is no backend '{name}'; there is host"):
+        with pytest.raises(AxzooError, match=f"unknown backend '{name}': installed are host"):
             load_backend(name)
 
 

@@ -78,30 +78,30 @@ def _function(_: Header, model: Model) -> None:
 
 
 LIES: dict[str, tuple[Callable[[Header, Model], object], str]] = {
-    "input renamed": (lambda h, _: _tensor(h, 0, "input").update(name="x"), "not a decoder layer's"),
-    "input wider": (lambda h, _: _tensor(h, 0, "input")["shape"].__setitem__(2, 33), "not a decoder layer's"),
+    "input renamed": (lambda h, _: _tensor(h, 0, "input").update(name="x"), "not those of a decoder layer"),
+    "input wider": (lambda h, _: _tensor(h, 0, "input")["shape"].__setitem__(2, 33), "not those of a decoder layer"),
     "states wider": (
         lambda h, _: [t["shape"].__setitem__(2, 33) for g in h["groups"] for t in (g["inputs"][3], g["outputs"][2])],
-        "not a decoder layer's",
+        "not those of a decoder layer",
     ),
-    "graph's input renamed": (lambda _, m: setattr(m.graph.input[3], "name", "x"), "declares other inputs or outputs"),
+    "graph's input renamed": (lambda _, m: setattr(m.graph.input[3], "name", "x"), "inputs or outputs of its graph do not match"),
     "graph's output typed": (
         lambda _, m: setattr(m.graph.output[2].type.tensor_type, "elem_type", TensorProto.DOUBLE),
-        "declares other inputs or outputs",
+        "inputs or outputs of its graph do not match",
     ),
-    "groups swapped": (lambda h, _: h["groups"].reverse(), "not a decoder layer's"),
-    "unused forgotten": (lambda h, _: h["groups"][1].update(unused=[]), "not a decoder layer's"),
-    "longer than the rope": (lambda h, _: _reach(h, 32), "reach 32 tokens, its graph knows 31 positions"),
-    "half a billion tokens": (lambda h, _: _reach(h, 500_000_000), "ask for tensors of .* far more than a file"),
-    "wide as a disk": (_widen, "ask for tensors of .* far more than a file"),
-    "negative": (lambda h, _: _reach(h, -1), "a tensor without values"),
-    "no positions": (lambda _, m: setattr(m.graph.initializer[0], "name", "x"), "no table of positions"),
-    "a weight longer than its bytes": (_grow_weight, "its shape asks for others"),
-    "a weight elsewhere": (_point_outside, "weights outside itself"),
+    "groups swapped": (lambda h, _: h["groups"].reverse(), "not those of a decoder layer"),
+    "unused forgotten": (lambda h, _: h["groups"][1].update(unused=[]), "not those of a decoder layer"),
+    "longer than the rope": (lambda h, _: _reach(h, 32), "need 32 positions, but its graph has 31"),
+    "half a billion tokens": (lambda h, _: _reach(h, 500_000_000), "has tensors of .* bytes, too many for a file"),
+    "wide as a disk": (_widen, "has tensors of .* bytes, too many for a file"),
+    "negative": (lambda h, _: _reach(h, -1), "an empty tensor"),
+    "no positions": (lambda _, m: setattr(m.graph.initializer[0], "name", "x"), "no rotary tables"),
+    "a weight longer than its bytes": (_grow_weight, "but its shape requires"),
+    "a weight elsewhere": (_point_outside, "weights in another file"),
     "a loop": (_loop, "computes with 'Loop', which axzoo never writes"),
     "a function": (_function, "computes with 'functions', which axzoo never writes"),
-    "another kind": (lambda h, _: h.update(kind="x" * 9000), "neither a decoder layer nor a post layer"),
-    "a post layer": (lambda h, _: h.update(kind="post"), "not a post layer's"),
+    "another kind": (lambda h, _: h.update(kind="x" * 9000), "not decoder_layer or post"),
+    "a post layer": (lambda h, _: h.update(kind="post"), "not that of a post layer"),
 }
 
 
@@ -122,7 +122,7 @@ def test_a_post_layer_of_another_shape(s8: Built, mode: Any) -> None:
         lambda h, _: h["groups"][0].update(unused=["input"]),
         lambda h, _: _tensor(h, 0, "output").update(name="logits"),
     ):
-        with pytest.raises(AxzooError, match="its shape group is not a post layer's"):
+        with pytest.raises(AxzooError, match="its shape group is not that of a post layer"):
             InferenceSession(_changed(s8.post, change), mode=mode)
 
 

@@ -112,7 +112,7 @@ def test_an_input_that_is_no_tensor(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"{}", b"PK\3\4", bytes(100), b"\x08\x0a", b"\x3a\x00", b"<html>"])
 def test_files_of_another_kind(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.axmodel").write_bytes(content)
-    with pytest.raises(AxzooError, match=r"x\.axmodel is no ONNX model, or a damaged one \(.*\): build or fetch it"):
+    with pytest.raises(AxzooError, match=r"x\.axmodel is damaged or not an ONNX model \(.*\): build or fetch it"):
         read_outline(tmp_path / "x.axmodel")
 
 

@@ -48,13 +48,13 @@ def test_fields_of_fixed_size_are_passed_over() -> None:
 @pytest.mark.parametrize(
     "data, said",
     [
-        (b"\x08", "an integer that ends beyond its message"),
+        (b"\x08", "an integer extends beyond the end of its message"),
         (b"\x08" + b"\xff" * 10, "more than 64 bits"),
-        (b"\x0a\x05abc", "a field that ends beyond its message"),
-        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "a field that ends beyond its message"),
-        (b"\x0d\x00", "a field that ends beyond its message"),
-        (b"\x0b\x0c", "a field of wire type 3"),
-        (b"\x0f", "a field of wire type 7"),
+        (b"\x0a\x05abc", "a field extends beyond the end of its message"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "a field extends beyond the end of its message"),
+        (b"\x0d\x00", "a field extends beyond the end of its message"),
+        (b"\x0b\x0c", "a field has the unsupported wire type 3"),
+        (b"\x0f", "a field has the unsupported wire type 7"),
     ],
 )
 def test_bytes_that_are_no_message(data: bytes, said: str) -> None:
@@ -66,7 +66,7 @@ def test_a_field_of_another_type() -> None:
     read = _message(b"\x08\x01" + b"\x12\x01\x80" + b"\x18" + b"\xff" * 9 + b"\x01")
     with pytest.raises(ValueError, match="field 1 is a number"):
         read.text(1)
-    with pytest.raises(ValueError, match="an integer that ends beyond"):
+    with pytest.raises(ValueError, match="an integer extends beyond"):
         read.integers(2)
     with pytest.raises(ValueError, match="field 3 is negative"):
         read.integer(3)
@@ -80,7 +80,7 @@ def test_what_would_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(protobuf, "MAX_FIELDS", 3)
     monkeypatch.setattr(protobuf, "MAX_TEXT_BYTES", 3)
     assert _message(b"\x08\x01" * 3).integers(1) == [1, 1, 1]
-    with pytest.raises(ValueError, match="a message of more than 3 fields"):
+    with pytest.raises(ValueError, match="a message has more than 3 fields"):
         _message(b"\x08\x01" * 4)
     assert _message(b"\x0a\x03\x01\x01\x01").integers(1) == [1, 1, 1]
     with pytest.raises(ValueError, match="more than 3 packed integers"):

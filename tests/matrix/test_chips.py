@@ -34,13 +34,13 @@ def test_the_projects_chips() -> None:
             "chips:\n"
             "  A1: {other_names: [A2], tops_int8: 1, npu_memory_mb: 2}\n"
             "  A3: {other_names: [A2], tops_int8: 1, npu_memory_mb: 2}\n",
-            "3: the name A2 is taken: remove one",
+            "3: the name A2 is used twice: remove one",
         ),
         (
             "chips:\n"
             "  A1: {other_names: [A2], tops_int8: 1, npu_memory_mb: 2}\n"
             "  A2: {other_names: [], tops_int8: 1, npu_memory_mb: 2}\n",
-            "2: the name A2 is taken: remove one",
+            "2: the name A2 is used twice: remove one",
         ),
     ],
 )

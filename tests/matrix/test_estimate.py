@@ -50,7 +50,7 @@ def test_the_matrixs_sizes_are_compared(lock: Lock) -> None:
 def test_sizes_on_the_command_line(said: str) -> None:
     assert sizes_of_json('{"layer": 3}') == {"layer": 3}
     assert sizes_of_json(None) == {}
-    with pytest.raises(AxzooError, match="is not a JSON object of whole numbers"):
+    with pytest.raises(AxzooError, match="is not a JSON object of positive integers"):
         sizes_of_json(said)
 
 

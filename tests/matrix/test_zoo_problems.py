@@ -32,12 +32,12 @@ def test_typo_names_key_line_and_nearest_key(problems: Problems) -> None:
     ]
     assert problems(ENTRY + "    config_file: x.json\n")[0].startswith("7: unknown key 'config_file' in models.Tiny")
     assert problems(ENTRY + "modles: {}\n") == ["7: unknown key 'modles' in the file: did you mean 'models'?"]
-    assert problems(ENTRY + "qqq: {}\n") == ["7: unknown key 'qqq' in the file: known are defaults, models"]
+    assert problems(ENTRY + "qqq: {}\n") == ["7: unknown key 'qqq' in the file: use one of defaults, models"]
 
 
 @pytest.mark.parametrize("value", ["true", "false", "[modeling_tiny.py]"])
 def test_a_checkpoints_code_is_never_run(problems: Problems, value: str) -> None:
-    said = "trust_remote_code: axzoo never runs a checkpoint's own code, and no entry can say otherwise: remove the key"
+    said = "trust_remote_code: axzoo never runs code from a checkpoint, and no key enables it: remove this key"
     assert problems(f"{ENTRY}    trust_remote_code: {value}\n") == [f"7: models.Tiny.{said}"]
     assert problems(f"defaults:\n  trust_remote_code: {value}\n{ENTRY}") == [f"2: defaults.{said}"]
 
@@ -47,14 +47,14 @@ def test_a_checkpoints_code_is_never_run(problems: Problems, value: str) -> None
     [
         (
             "chips: AX999",
-            "chips[0]: unknown chip 'AX999': known are AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
+            "chips[0]: unknown chip 'AX999': use one of AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
         ),
-        ("chips: [AX650, ax650]", "chips[1]: unknown chip 'ax650': known are AX650,"),
-        ("chips: []", "chips: the list is empty: name at least one"),
+        ("chips: [AX650, ax650]", "chips[1]: unknown chip 'ax650': use one of AX650,"),
+        ("chips: []", "chips: the list is empty: give at least one value"),
         ("chips: [1]", "chips[0]: 1 is not text: put it in quotes"),
         ("weight_type: s9", "weight_type[0]: 's9' is not allowed: use 'fp32', 'fp16', 'bf16', 's8' or 's4'"),
         ("weight_type: [s8, ~]", "weight_type[1]: null is not allowed: use 'fp32', 'fp16', 'bf16', 's8' or 's4'"),
-        ("weight_type: []", "weight_type: the list is empty: name at least one"),
+        ("weight_type: []", "weight_type: the list is empty: give at least one value"),
         (
             "post_weight_type: [s8]",
             "post_weight_type: ['s8'] is not allowed: use 'bf16', 's8', 'fp32', 'fp8_e5m2' or 'fp8_e4m3'",
@@ -67,7 +67,7 @@ def test_a_checkpoints_code_is_never_run(problems: Problems, value: str) -> None
         ("prefill_len: -1", "prefill_len: -1 must be greater than or equal to 0"),
         ("last_kv_cache_len: 128", "last_kv_cache_len: 128 must be a valid tuple"),
         ("chat: 'yes'", "chat: 'yes' must be a valid boolean"),
-        ("prompt: ''", "prompt: '' is not text of at least one character and no zero bytes, like 'Paris'"),
+        ("prompt: ''", "prompt: '' is not text of one or more characters without zero bytes, like 'Paris'"),
         ("expect: 4", "expect: 4 is not text: put it in quotes"),
         ("model_config: ../x.json", "model_config: '../x.json' is not a JSON file's relative path, like 'config/"),
         ("model_config: /x.json", "model_config: '/x.json' is not a JSON file's relative path"),
@@ -128,7 +128,7 @@ PYPI = "pypi: a==1, file: a/b.gguf, sha256: " + "0" * 64
 @pytest.mark.parametrize(
     ("source", "given"),
     [
-        ("", "none of them"),
+        ("", "none of these keys"),
         ("hub: a/b", "hub"),
         ("revision: main", "revision"),
         ("hub: a/b, revision: main, path: x", "hub and revision and path"),
@@ -141,8 +141,8 @@ PYPI = "pypi: a==1, file: a/b.gguf, sha256: " + "0" * 64
 def test_a_source_is_given_once_and_completely(problems: Problems, source: str, given: str) -> None:
     entry = ", ".join(filter(None, ["model_type: llama, num_hidden_layers: 2", source]))
     (problem,) = problems(f"models:\n  Tiny: {{{entry}}}\n")
-    assert problem.startswith("2: models.Tiny: the source must be given by hub and revision, or by path, or by pypi,")
-    assert problem.endswith(f"here it is {given}")
+    assert problem.startswith("2: models.Tiny: the source must be either hub and revision, or path, or pypi,")
+    assert problem.endswith(f"the entry has {given}")
 
 
 @pytest.mark.parametrize(
@@ -200,9 +200,9 @@ def test_very_many_problems_are_counted(problems: Problems) -> None:
 
 def test_lengths_that_contradict_each_other(problems: Problems) -> None:
     (problem,) = problems(ENTRY + "    kv_cache_len: 100\n")
-    assert problem.startswith("2: models.Tiny: kv_cache_len 100 does not hold a prefill of 128 tokens")
+    assert problem.startswith("2: models.Tiny: kv_cache_len 100 is too small for a prefill of 128 tokens")
     (problem,) = problems("defaults: {kv_cache_len: 300, last_kv_cache_len: [128, 256]}\n" + ENTRY)
-    assert problem.startswith("3: models.Tiny: kv_cache_len 300 does not fit the prefill groups")
+    assert problem.startswith("3: models.Tiny: kv_cache_len 300 is too small for the prefill groups")
     (problem,) = problems("defaults: {last_kv_cache_len: [128]}\n" + ENTRY + "    prefill_len: 64\n")
     assert problem.startswith("3: models.Tiny: last_kv_cache_len [128] must be [64]")
 
@@ -222,5 +222,5 @@ def test_two_builds_of_one_path(problems: Problems, axis: str, bundle: str) -> N
 
 def test_unreadable_yaml_is_reported_as_such(problems: Problems) -> None:
     assert problems(ENTRY + "    chat: true\n    chat: false\n") == [
-        "8: the key 'chat' is given twice, first in line 7: remove one"
+        "8: duplicate key 'chat', first used in line 7: remove one"
     ]

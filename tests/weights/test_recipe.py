@@ -92,14 +92,14 @@ def test_what_a_recipe_leaves_out_has_its_default() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([], "a recipe is a JSON object"),
-        ({"weight": "s8"}, "a recipe has no 'weight': its keys are weight_type"),
+        ([], "a recipe must be a JSON object"),
+        ({"weight": "s8"}, "recipe: unknown key 'weight': use one of weight_type"),
         ({"weight_type": "s3"}, "weight_type is 's3', but must be 'fp32' or"),
         ({"weight_group_size": False}, "weight_group_size is False"),
-        ({"kv_cache_len": "1023"}, "kv_cache_len is '1023', but must be a whole number"),
-        ({"prefill_len": True}, "prefill_len is True, but must be a whole number"),
+        ({"kv_cache_len": "1023"}, "kv_cache_len is '1023', but must be an integer"),
+        ({"prefill_len": True}, "prefill_len is True, but must be an integer"),
         ({"last_kv_cache_len": 128}, "last_kv_cache_len is 128, but must be a list"),
-        ({"last_kv_cache_len": ["128"]}, "but must be a list of whole numbers"),
+        ({"last_kv_cache_len": ["128"]}, "but must be a list of integers"),
         ({"ret_postnorm": 1}, "ret_postnorm is 1, but must be true or false"),
     ],
 )
@@ -116,8 +116,8 @@ def test_the_groups_limit_the_prompt() -> None:
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"kv_cache_len": 0, "prefill_len": 0}, "kv_cache_len 0 leaves no room for a token: it must be at least 1"),
-        ({"kv_cache_len": -5}, "kv_cache_len -5 leaves no room"),
+        ({"kv_cache_len": 0, "prefill_len": 0}, "kv_cache_len 0 is too small: it must be at least 1"),
+        ({"kv_cache_len": -5}, "kv_cache_len -5 is too small"),
         ({"prefill_len": -1}, "prefill_len -1 is negative: use 0"),
         (
             {"prefill_len": 129, "kv_cache_len": 127},
@@ -133,8 +133,8 @@ def test_the_groups_limit_the_prompt() -> None:
             {"weight_type": "bf16", "weight_group_size": 32},
             "weight_group_size 32 is for integer .* is bf16: use s8 or s4",
         ),
-        ({"weight_type": "fp32", "scale_rule": "mse"}, "scale_rule mse is for integer weights"),
-        ({"weight_type": "fp16", "rounding": "gptq"}, "rounding gptq is for integer weights"),
+        ({"weight_type": "fp32", "scale_rule": "mse"}, "scale_rule mse requires integer weights"),
+        ({"weight_type": "fp16", "rounding": "gptq"}, "rounding gptq requires integer weights"),
         ({"post_topk": -1}, "post_topk -1 is negative: use 0"),
         ({"kv_cache_len": 254, "last_kv_cache_len": (128,)}, "end at token 256: raise kv_cache_len to at least 255"),
     ],

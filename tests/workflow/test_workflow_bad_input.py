@@ -66,10 +66,10 @@ def configure(**values: Any) -> Callable[[Project, str], None]:
 
 
 CHECKPOINTS: dict[str, tuple[Callable[[Project, str], None], str]] = {
-    "missing": (drop, f"/missing: the checkpoint lacks tensor {TENSOR}"),
-    "renamed": (rename, f"/renamed: the checkpoint lacks tensor {TENSOR} and has tensor {OTHER}, which"),
+    "missing": (drop, f"/missing: the checkpoint is missing tensor {TENSOR}"),
+    "renamed": (rename, f"/renamed: the checkpoint is missing tensor {TENSOR} and has unexpected tensor {OTHER}:"),
     "shape": (cut_row, f"/shape/model.safetensors: tensor {TENSOR} has shape [319, 128], but"),
-    "nan": (poison, f"/nan/model.safetensors: tensor {TENSOR} holds NaN or infinite values"),
+    "nan": (poison, f"/nan/model.safetensors: tensor {TENSOR} contains NaN or infinity"),
     "truncated": (truncate, "/truncated/model.safetensors is damaged or incomplete"),
     "mamba": (configure(model_type="mamba"), "model_type 'mamba' is not supported; supported are: "),
     "key": (configure(logit_softcap=30.0), "/key/config.json has keys axzoo does not know: logit_softcap"),
@@ -112,7 +112,7 @@ def test_a_checkpoint_that_is_not_there(project: Project) -> None:
 def test_a_cache_longer_than_the_model_knows_positions(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY}, kv_cache_len=MAX_POSITIONS + 1)
     run = refused(project, "results/AX650/tiny-w8a16/llama_p16_l0_together.axmodel")
-    assert lines_with(run, f"kv_cache_len {MAX_POSITIONS + 1} does not fit: it asks for") == 1
+    assert lines_with(run, f"kv_cache_len {MAX_POSITIONS + 1} is too large: it needs") == 1
     assert not project.files("results/AX650")
     assert not project.files("results/receipts")
     assert not project.files("results/store")
@@ -132,14 +132,14 @@ MISTAKES: list[dict[str, tuple[dict[str, Any], str, str]]] = [
         "chip": (
             {"chips": ["AX650", "AX660"]},
             "- AX660",
-            "models.chip.chips[1]: unknown chip 'AX660': known are AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
+            "models.chip.chips[1]: unknown chip 'AX660': use one of AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
         ),
         "type": ({"weight_type": "s9"}, "weight_type", "models.type.weight_type[0]: 's9' is not allowed: use 'fp32'"),
         "text": ({"kv_cache_len": "63"}, "kv_cache_len: '63'", "models.text.kv_cache_len: '63' must be"),
         "both": ({"hub": "a/b", "revision": "main"}, "both", "models.both: the source must be given by hub and"),
     },
     {
-        "short": ({"kv_cache_len": 46}, "short", "models.short: kv_cache_len 46 does not fit the prefill groups"),
+        "short": ({"kv_cache_len": 46}, "short", "models.short: kv_cache_len 46 is too small for the prefill groups"),
         "groups": (
             {"last_kv_cache_len": [16, 48]},
             "groups",
@@ -174,7 +174,7 @@ def test_config_on_the_command_line_is_refused(project: Project) -> None:
     assert (
         lines_with(
             run,
-            "--config kv_cache_len=31: --config takes layers_per_job=N, N of 1 or more, and store=DIR alone; "
+            "--config kv_cache_len=31: --config accepts only layers_per_job=N (at least 1) and store=DIR: "
             "write a matrix file and name it with --configfile",
         )
         == 1

@@ -54,7 +54,7 @@ def check_sizes(lock: Lock, sizes: Mapping[str, int]) -> None:
         actual, tolerance = (max(found), 0.01) if found else (lock.spec.layer.kv_size, 0.0)
         if abs(stated - actual) > tolerance * actual:
             raise AxzooError(
-                f"the matrix has sizes.{key}: {stated}, but the checkpoint has {actual}: correct it, because it "
+                f"the matrix says sizes.{key}: {stated}, but the checkpoint has {actual}: correct it, because it "
                 f"determines which chips the model fits"
             )
 
