@@ -84,7 +84,10 @@ LIES: dict[str, tuple[Callable[[Header, Model], object], str]] = {
         lambda h, _: [t["shape"].__setitem__(2, 33) for g in h["groups"] for t in (g["inputs"][3], g["outputs"][2])],
         "not those of a decoder layer",
     ),
-    "graph's input renamed": (lambda _, m: setattr(m.graph.input[3], "name", "x"), "inputs or outputs of its graph do not match"),
+    "graph's input renamed": (
+        lambda _, m: setattr(m.graph.input[3], "name", "x"),
+        "inputs or outputs of its graph do not match",
+    ),
     "graph's output typed": (
         lambda _, m: setattr(m.graph.output[2].type.tensor_type, "elem_type", TensorProto.DOUBLE),
         "inputs or outputs of its graph do not match",

@@ -495,7 +495,10 @@ def test_the_rows_of_a_fused_tensor_are_what_separate_tensors_would_be(
 def test_a_fused_tensor_that_lost_rows_after_locking(fused: Path) -> None:
     tensor = _lock(fused, model_type="phi3").of_kind("layer")[0].tensors["v_proj.weight"]
     _put(fused, tensor.name, torch.zeros(63, 32))
-    with pytest.raises(AxzooError, match=f"tensor {tensor.name} is missing or its shape changed since locking: lock the checkpoint again"):
+    with pytest.raises(
+        AxzooError,
+        match=f"tensor {tensor.name} is missing or its shape changed since locking: lock the checkpoint again",
+    ):
         list(verified_blocks(open_checkpoint(fused), tensor))
 
 

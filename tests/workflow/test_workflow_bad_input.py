@@ -175,7 +175,7 @@ def test_config_on_the_command_line_is_refused(project: Project) -> None:
         lines_with(
             run,
             "--config kv_cache_len=31: --config accepts only layers_per_job=N (at least 1) and store=DIR: "
-            "write a matrix file and name it with --configfile",
+            "put other settings in a matrix file and pass it with --configfile",
         )
         == 1
     )

@@ -91,7 +91,9 @@ class Recipe:
                 f"raise kv_cache_len to at least {self.prefill_len - 1} or lower prefill_len"
             )
         if self.last_kv_cache_len and not self.prefill_len:
-            raise AxzooError("last_kv_cache_len requires prefill groups, but prefill_len is 0: raise it, or omit both")
+            raise AxzooError(
+                "last_kv_cache_len requires prefill groups, but prefill_len is 0: raise prefill_len or omit last_kv_cache_len"
+            )
         expected = tuple(self.prefill_len * p for p in range(1, len(self.last_kv_cache_len) + 1))
         if self.last_kv_cache_len != expected:
             raise AxzooError(
