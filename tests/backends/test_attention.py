@@ -103,7 +103,7 @@ def test_the_variants_differ() -> None:
     assert all(np.abs(result - plain).max() > 0.05 * np.abs(plain).max() for result in results)
 
 
-def test_attention_reads_the_new_rows_as_the_cache_will_hold_them() -> None:
+def test_attention_uses_new_rows_as_rounded_for_the_cache() -> None:
     feed = FEED | {name: FEED[name].astype(ml_dtypes.bfloat16) for name in ("K_cache", "V_cache")}
     output, key, value = run_block(lambda g: _graph(g, SPEC, {}, "bf16"), **feed).values()
     for array in (key, value):

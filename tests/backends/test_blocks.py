@@ -108,14 +108,14 @@ def test_scale(factor: float) -> None:
     assert_allclose(found, -factor * X.astype(np.float64), rtol=1e-6)
 
 
-def test_a_scale_of_one_adds_nothing() -> None:
+def test_scale_of_one_adds_no_node() -> None:
     g = GraphBuilder()
     assert scaled(g, "x", 1.0, "input") == "x"
     graph = onnx.GraphProto.FromString(b"".join(g.graph("empty", [], [])))
     assert (len(graph.node), len(graph.initializer)) == (0, 0)
 
 
-def test_constants_keep_their_bytes_and_values_are_named_after_their_nodes() -> None:
+def test_constants_keep_their_bytes_and_values_have_the_names_of_their_nodes() -> None:
     g = GraphBuilder()
     g.constant("c", np.arange(6, dtype=np.float32).reshape(2, 3).T)
     assert g.cast("c", "bf16", "there") == "there"

@@ -59,7 +59,7 @@ def _header(compiled: Compiled) -> Any:
     return parse_header(entry.value, Path("memory"))
 
 
-def test_a_layer_says_what_it_is_and_what_storing_cost() -> None:
+def test_layer_metadata_with_weight_errors() -> None:
     compiled = compile_layer(SPEC, RECIPE, SHAPES, _read)
     matrices = {role.removesuffix(".weight") for role, shape in SHAPES.items() if len(shape) == 2}
     errors = compiled.about["weight_errors"]
@@ -73,7 +73,7 @@ def test_a_layer_says_what_it_is_and_what_storing_cost() -> None:
     assert set(exact.about["weight_errors"].values()) == {0.0}
 
 
-def test_a_layer_names_its_choices_of_weight_storage() -> None:
+def test_layer_metadata_with_storage_options() -> None:
     spec, shapes = _wide(32)
     recipe = replace(RECIPE, weight_type="s4", weight_group_size=32, scale_rule="mse")
     rng = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def test_a_layer_names_its_choices_of_weight_storage() -> None:
     assert all(0.05 < error < 0.15 for error in about["weight_errors"].values())
 
 
-def test_groups_that_do_not_divide_a_matrix_name_it() -> None:
+def test_group_size_that_does_not_divide_a_matrix() -> None:
     spec, shapes = _wide(48)
     recipe = replace(RECIPE, weight_type="s8", weight_group_size=32)
     message = "^down_proj.weight: weight_group_size 32 does not divide its 48 input features"
@@ -108,7 +108,7 @@ def test_a_layer_without_prefill_has_one_group() -> None:
     assert [group.inputs[3].shape for group in _header(compiled).groups] == [(1, 1, 8)]
 
 
-def test_a_post_layer_says_what_it_is() -> None:
+def test_post_layer_metadata() -> None:
     def read(role: str) -> Iterable[Array]:
         return [np.ones((5, 8) if role == "lm_head.weight" else 8, np.float32)]
 
@@ -136,7 +136,7 @@ def test_a_post_layer_with_every_option() -> None:
     assert_allclose(found, 0.125 * normed @ stored["lm_head.weight"].T + stored["lm_head.bias"], rtol=1e-5, atol=1e-6)
 
 
-def test_a_post_layer_that_names_the_likeliest_and_gives_its_norm() -> None:
+def test_post_layer_with_topk_and_postnorm() -> None:
     rng = np.random.default_rng(1)
     stored = {
         "lm_head.weight": rng.standard_normal((50, 8)).astype(np.float32),
@@ -159,14 +159,14 @@ def test_a_post_layer_that_names_the_likeliest_and_gives_its_norm() -> None:
     assert_allclose(postnorm, normed, rtol=1e-5)
 
 
-def test_more_likeliest_tokens_than_there_are() -> None:
+def test_topk_exceeds_the_vocabulary() -> None:
     shapes = {"lm_head.weight": (5, 8), "norm.weight": (8,)}
     with pytest.raises(AxzooError, match="post_topk 6 exceeds the vocabulary of 5 tokens"):
         compile_post(PostSpec(8, 5, NormSpec("rms_norm", 1e-5)), replace(RECIPE, post_topk=6), shapes, _read)
 
 
 @pytest.mark.parametrize("recipe, positions", [(Recipe(prefill_len=4, kv_cache_len=33), 33), (Recipe(), 1023)])
-def test_more_positions_than_the_model_knows(recipe: Recipe, positions: int) -> None:
+def test_more_positions_than_the_model_supports(recipe: Recipe, positions: int) -> None:
     message = f"kv_cache_len {recipe.kv_cache_len} is too large: it needs {positions} positions, .* supports 32"
     with pytest.raises(AxzooError, match=message):
         compile_layer(SPEC, recipe, SHAPES, _read)
@@ -176,7 +176,7 @@ def test_every_position_of_the_model_can_be_used() -> None:
     compile_layer(SPEC, Recipe(prefill_len=4, kv_cache_len=31), SHAPES, _read)
 
 
-def test_a_backend_that_does_not_exist() -> None:
+def test_unknown_backend() -> None:
     assert load_backend("host").name == "host"
     for name in ("pulsar9", "../host", "", "host.py", "part_job"):
         with pytest.raises(AxzooError, match=f"unknown backend '{name}': installed are host"):
@@ -198,7 +198,7 @@ def _bf16(value: float) -> bytes:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_the_embedding_of_any_dtype(dtype: Any) -> None:
+def test_embedding_from_any_dtype(dtype: Any) -> None:
     rows: NDArray[Any] = np.array([[1.0, -2.0], [0.5, 3.0]]).astype(dtype)
     file = io.BytesIO()
     write_embedding([rows], file)

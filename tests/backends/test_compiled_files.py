@@ -35,7 +35,7 @@ def _tensors(nodes: list[Any]) -> Tensors:
     return [(node.name, str(node.dtype), list(node.shape)) for node in nodes]
 
 
-def test_the_layers_shape_groups_are_the_boards(s8: Built) -> None:
+def test_layer_shape_groups_match_the_board(s8: Built) -> None:
     session = InferenceSession(s8.layers[0])
     assert session.num_shape_groups == 4
     assert _tensors(session.get_inputs(0)) == [
@@ -111,7 +111,7 @@ def test_standard_onnx(build_tiny: Callable[[Recipe], Built], weight_type: Any, 
     assert head.data_type == {**element, **integers, **small_floats}[post_type]
 
 
-def test_s4_is_two_to_a_byte(build_tiny: Callable[[Recipe], Built], s8: Built) -> None:
+def test_s4_stores_two_weights_per_byte(build_tiny: Callable[[Recipe], Built], s8: Built) -> None:
     def sizes(built: Built) -> dict[str, int]:
         tensors = onnx.load(built.layers[0]).graph.initializer
         return {tensor.name: len(tensor.raw_data) for tensor in tensors if tensor.name.endswith("_proj.weight")}
@@ -123,7 +123,7 @@ def test_s4_is_two_to_a_byte(build_tiny: Callable[[Recipe], Built], s8: Built) -
 @STATES
 @pytest.mark.parametrize("weight_type", ["s8", "s4"])
 @pytest.mark.parametrize("group", [0, 1, 3])
-def test_onnx_s_own_evaluator_agrees_with_the_engine(
+def test_onnx_reference_evaluator_agrees_with_the_engine(
     build_tiny: Callable[[Recipe], Built], state: Any, weight_type: Any, group: int
 ) -> None:
     """The file means the same to whoever reads the standard."""
@@ -164,7 +164,7 @@ def make_feed(session: InferenceSession, group: int) -> dict[str, NDArray[Any]]:
     return feed
 
 
-def test_two_processes_on_any_kind_of_cpu_give_equal_bytes(
+def test_bytes_do_not_depend_on_process_or_cpu(
     checkpoint: Checkpoint, build_tiny: Callable[[Recipe], Built], s8: Built, tmp_path: Path
 ) -> None:
     """OpenBLAS is told of another CPU and one thread, hashes are seeded otherwise, nothing is cached."""
@@ -191,13 +191,13 @@ def test_two_processes_on_any_kind_of_cpu_give_equal_bytes(
         assert target.read_bytes() == wanted.read_bytes()
 
 
-def test_building_again_elsewhere_gives_equal_bytes(checkpoint: Checkpoint, s8: Built, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_the_folder(checkpoint: Checkpoint, s8: Built, tmp_path: Path) -> None:
     again = build(checkpoint, s8.recipe, tmp_path)
     for path in (*s8.layers, s8.post, s8.embedding):
         assert (again.folder / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_initializers_are_the_checkpoints_weights(checkpoint: Checkpoint, exact: Built) -> None:
+def test_initializers_equal_the_checkpoint_weights(checkpoint: Checkpoint, exact: Built) -> None:
     weights = checkpoint.model.state_dict()
     stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(exact.layers[1]).graph.initializer}
     for role in ("q_proj", "k_proj", "v_proj", "o_proj"):

@@ -110,7 +110,7 @@ LIES: dict[str, tuple[Callable[[Header, Model], object], str]] = {
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("lie", LIES)
-def test_a_file_that_asks_for_more_than_it_holds(s8: Built, lie: str, mode: Any) -> None:
+def test_inconsistent_file_is_refused(s8: Built, lie: str, mode: Any) -> None:
     change, said = LIES[lie]
     with pytest.raises(AxzooError, match=said) as error:
         InferenceSession(_changed(s8.layers[0], change), mode=mode)
@@ -118,7 +118,7 @@ def test_a_file_that_asks_for_more_than_it_holds(s8: Built, lie: str, mode: Any)
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_a_post_layer_of_another_shape(s8: Built, mode: Any) -> None:
+def test_post_layer_with_wrong_shapes(s8: Built, mode: Any) -> None:
     for change in (
         lambda h, _: _tensor(h, 0, "input").update(shape=[1, 2, 32]),
         lambda h, _: h["groups"].append(h["groups"][0]),
@@ -130,7 +130,7 @@ def test_a_post_layer_of_another_shape(s8: Built, mode: Any) -> None:
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_metadata_that_is_not_utf_8_or_long(s8: Built, mode: Any) -> None:
+def test_metadata_that_is_not_utf8_or_too_long(s8: Built, mode: Any) -> None:
     whole = s8.layers[0].read_bytes()
     with pytest.raises(AxzooError, match="build it again"):
         InferenceSession(whole.replace(b'"format"', b'"\xff\xfe\xfdmat"'), mode=mode)
@@ -143,7 +143,7 @@ def test_metadata_that_is_not_utf_8_or_long(s8: Built, mode: Any) -> None:
         assert len(str(error.value)) < 500
 
 
-def test_a_graph_that_cannot_be_computed(s8: Built) -> None:
+def test_graph_that_fails_at_run_time(s8: Built) -> None:
     """What only shows when it runs, here a position that the tables lack, is one AxzooError, too."""
     session = InferenceSession(s8.layers[0])
     feed = {node.name: np.zeros(node.shape, node.dtype) for node in session.get_inputs()}
@@ -152,7 +152,7 @@ def test_a_graph_that_cannot_be_computed(s8: Built) -> None:
         session.run(None, feed)
 
 
-def test_half_a_billion_tokens_take_no_memory(s8: Built, tmp_path: Path) -> None:
+def test_half_a_billion_tokens_are_refused_without_using_memory(s8: Built, tmp_path: Path) -> None:
     """The same file in a process of its own, whose peak is what loading an honest one takes."""
     (tmp_path / "lie.axmodel").write_bytes(_changed(s8.layers[0], lambda h, _: _reach(h, 500_000_000)))
     script = (
@@ -170,7 +170,7 @@ def test_half_a_billion_tokens_take_no_memory(s8: Built, tmp_path: Path) -> None
     assert peaks[1] < peaks[0] + 32 * 1024
 
 
-def test_every_file_that_axzoo_writes_may_be_loaded(
+def test_every_file_of_axzoo_can_be_loaded(
     build_tiny: Callable[[Recipe], Built], exact: Built, s8: Built
 ) -> None:
     topk = build_tiny(Recipe(prefill_len=0, kv_cache_len=127, post_topk=5, ret_postnorm=True, weight_type="s4"))

@@ -31,7 +31,7 @@ def _is_nan(patterns: NDArray[np.uint16]) -> NDArray[np.bool_]:
 
 
 @given(BITS)
-def test_truncation_goes_to_the_next_bf16_towards_zero(bits: list[int]) -> None:
+def test_truncation_rounds_towards_zero(bits: list[int]) -> None:
     values = _floats(bits)
     kept = truncated(values)
     assert kept.dtype == ml_dtypes.bfloat16
@@ -45,7 +45,7 @@ def test_truncation_goes_to_the_next_bf16_towards_zero(bits: list[int]) -> None:
 
 
 @given(BITS)
-def test_truncation_keeps_the_upper_half_as_the_vendors_tool_does(bits: list[int]) -> None:
+def test_truncation_equals_the_vendors_tool(bits: list[int]) -> None:
     """Except for a NaN that would turn into an infinity."""
     for value, kept in zip(bits, truncated(_floats(bits)).view(np.uint16), strict=True):
         (number,) = struct.unpack("<f", struct.pack("<I", value))
@@ -64,7 +64,7 @@ def test_rounding_to_nearest_even(bits: list[int]) -> None:
 
 
 @pytest.mark.parametrize("rounding", [nearest_even, truncated])
-def test_what_is_bf16_already_stays_as_it_is(rounding: Bf16Rounding) -> None:
+def test_bf16_values_do_not_change(rounding: Bf16Rounding) -> None:
     numbers = PATTERNS[~_is_nan(PATTERNS)].view(ml_dtypes.bfloat16)
     for given_as in (numbers, numbers.astype(np.float32)):
         assert (rounding(given_as).view(np.uint16) == numbers.view(np.uint16)).all()
@@ -78,7 +78,7 @@ def test_rows_that_are_not_contiguous(rounding: Bf16Rounding) -> None:
     assert (rounding(table.T) == rounding(table).T).all()
 
 
-def test_the_table_is_written_with_the_rounding_asked_for() -> None:
+def test_embedding_uses_the_given_rounding() -> None:
     table = np.array([[1.0, 1.0078124]], np.float32)  # just below bf16's next number
     written = []
     for options in ((), (truncated,)):

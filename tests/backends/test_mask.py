@@ -48,5 +48,5 @@ def test_a_token_sees_its_window(window: int | None, cached: int, start: int, to
         assert seen or found[0, 0, row, column] <= MASKED
 
 
-def test_without_a_window_the_mask_is_what_the_runtime_says() -> None:
+def test_without_a_window_the_mask_is_unchanged() -> None:
     assert_array_equal(np.unique(_mask(None, 4, 2, 3)), [MASKED, 0])

@@ -92,7 +92,7 @@ def _every_dtype() -> onnx.ModelProto:
     return model
 
 
-def test_another_tools_file(tmp_path: Path) -> None:
+def test_file_from_another_tool(tmp_path: Path) -> None:
     path = tmp_path / "other.onnx"
     onnx.save(_every_dtype(), path)
     read = read_outline(path)
@@ -103,14 +103,14 @@ def test_another_tools_file(tmp_path: Path) -> None:
     assert (sizes["listed"], sizes["outside"], sizes["INT8"]) == ((12, False), (0, True), (2, False))
 
 
-def test_an_input_that_is_no_tensor(tmp_path: Path) -> None:
+def test_input_that_is_not_a_tensor(tmp_path: Path) -> None:
     sequence = helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, [2])
     onnx.save(helper.make_model(helper.make_graph([], "main", [sequence], [])), tmp_path / "x.onnx")
     assert read_outline(tmp_path / "x.onnx").inputs == (DeclaredTensor("list", "dtype 0", ()),)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"{}", b"PK\3\4", bytes(100), b"\x08\x0a", b"\x3a\x00", b"<html>"])
-def test_files_of_another_kind(content: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_onnx(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.axmodel").write_bytes(content)
     with pytest.raises(AxzooError, match=r"x\.axmodel is damaged or not an ONNX model \(.*\): build or fetch it"):
         read_outline(tmp_path / "x.axmodel")
@@ -121,7 +121,7 @@ def test_a_folder(tmp_path: Path) -> None:
         read_outline(tmp_path)
 
 
-def test_a_tensor_of_too_many_dimensions(tmp_path: Path) -> None:
+def test_tensor_with_too_many_dimensions(tmp_path: Path) -> None:
     graph = onnx.GraphProto(initializer=[TensorProto(dims=[2] * 65)])
     onnx.save(onnx.ModelProto(ir_version=8, graph=graph), tmp_path / "x.onnx")
     with pytest.raises(AxzooError, match="a tensor of 65 dimensions"):

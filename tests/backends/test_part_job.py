@@ -65,7 +65,7 @@ def workshop(checkpoint: Checkpoint, tmp_path: Path) -> Workshop:
 
 
 @pytest.mark.parametrize("part", ["layer_0", "post", "embed"])
-def test_the_receipt_says_what_was_built(workshop: Workshop, part: str) -> None:
+def test_receipt_describes_the_file(workshop: Workshop, part: str) -> None:
     key = workshop.key(part)
     receipt, output = read_json(workshop.root / "receipts" / f"{part}.json"), workshop.root / "out" / part
     data = output.read_bytes()
@@ -81,7 +81,7 @@ def test_the_receipt_says_what_was_built(workshop: Workshop, part: str) -> None:
     assert "path" not in receipt
 
 
-def test_a_second_build_takes_the_stores_file(workshop: Workshop) -> None:
+def test_second_build_uses_the_store(workshop: Workshop) -> None:
     """Even where the checkpoint has gone meanwhile."""
     workshop.build("layer_0", "first")
     (workshop.folder / "model.safetensors").unlink()
@@ -91,7 +91,7 @@ def test_a_second_build_takes_the_stores_file(workshop: Workshop) -> None:
         workshop.build("layer_1", "third")
 
 
-def test_a_damaged_store_is_mended(workshop: Workshop) -> None:
+def test_damaged_store_entry_is_rebuilt(workshop: Workshop) -> None:
     key = workshop.key("layer_0")
     stored = workshop.root / "store" / key[:2] / key
     whole = stored.read_bytes()
@@ -100,7 +100,7 @@ def test_a_damaged_store_is_mended(workshop: Workshop) -> None:
     assert stored.read_bytes() == (workshop.root / "out" / "layer_0").read_bytes() == whole
 
 
-def test_keys_are_of_what_determines_the_bytes(workshop: Workshop) -> None:
+def test_keys_depend_on_what_determines_the_bytes(workshop: Workshop) -> None:
     keys = {part: workshop.key(part) for part in ("layer_0", "layer_1", "post", "embed")}
     assert len(set(keys.values())) == 4
     longer, posts = replace(RECIPE, kv_cache_len=31), replace(RECIPE, post_weight_type="bf16")
@@ -137,14 +137,14 @@ def test_equal_layers_are_stored_once(workshop: Workshop) -> None:
         ("embed", "model.embed_tokens.weight"),
     ],
 )
-def test_a_checkpoint_changed_after_locking_leaves_nothing(workshop: Workshop, part: str, name: str) -> None:
+def test_checkpoint_changed_after_locking_writes_no_file(workshop: Workshop, part: str, name: str) -> None:
     workshop.change(name)
     with pytest.raises(AxzooError, match=f"tensor {name} changed since locking"):
         workshop.key(part)
     assert workshop.files() == []
 
 
-def test_what_does_not_fit_leaves_nothing(workshop: Workshop) -> None:
+def test_impossible_recipe_writes_no_file(workshop: Workshop) -> None:
     with pytest.raises(AxzooError, match="kv_cache_len 1023 does not fit"):
         workshop.key("layer_0", Recipe())
     with pytest.raises(AxzooError, match="unknown backend 'npu9': installed are host"):
@@ -152,7 +152,7 @@ def test_what_does_not_fit_leaves_nothing(workshop: Workshop) -> None:
     assert workshop.files() == []
 
 
-def test_the_embedding_is_the_checkpoints_rows(checkpoint: Checkpoint, exact: Built) -> None:
+def test_embedding_equals_the_checkpoint_rows(checkpoint: Checkpoint, exact: Built) -> None:
     table = checkpoint.model.model.embed_tokens.weight.detach()
     found = np.fromfile(exact.embedding, np.uint16).view(ml_dtypes.bfloat16).reshape(table.shape)
     assert torch.equal(torch.from_numpy(found.astype(np.float32)), table)

@@ -19,7 +19,7 @@ def _message(data: bytes) -> Message:
 
 
 @given(LENGTHS, st.text(max_size=300), st.binary(max_size=300))
-def test_what_protobuf_writes_is_read_back(dims: list[int], name: str, raw: bytes) -> None:
+def test_reads_what_protobuf_writes(dims: list[int], name: str, raw: bytes) -> None:
     name = name.encode(errors="replace").decode()
     read = _message(TensorProto(dims=dims, name=name, raw_data=raw, data_type=1).SerializeToString())
     assert (read.integers(1), read.integer(2), read.text(8)) == (dims, 1, name)
@@ -34,13 +34,13 @@ def test_packed_integers(values: list[int]) -> None:
     assert _message(TensorProto(int64_data=values).SerializeToString()).integers(7) == values
 
 
-def test_messages_inside_of_messages() -> None:
+def test_nested_messages() -> None:
     graph = onnx.GraphProto(node=[onnx.NodeProto(op_type="Add"), onnx.NodeProto(op_type="Mul")])
     read = _message(onnx.ModelProto(graph=graph).SerializeToString())
     assert [node.text(4) for inner in read.messages(7) for node in inner.messages(1)] == ["Add", "Mul"]
 
 
-def test_fields_of_fixed_size_are_passed_over() -> None:
+def test_fixed_size_fields_are_skipped() -> None:
     data = onnx.AttributeProto(f=1.5, i=7).SerializeToString() + b"\x09" + bytes(8)
     assert _message(data).integer(3) == 7
 
@@ -57,7 +57,7 @@ def test_fields_of_fixed_size_are_passed_over() -> None:
         (b"\x0f", "a field has the unsupported wire type 7"),
     ],
 )
-def test_bytes_that_are_no_message(data: bytes, said: str) -> None:
+def test_invalid_bytes(data: bytes, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         _message(data)
 
@@ -76,7 +76,7 @@ def test_text_that_is_not_utf8() -> None:
     assert _message(b"\x0a\x02\xffa").text(1) == "\ufffda"
 
 
-def test_what_would_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protobuf, "MAX_FIELDS", 3)
     monkeypatch.setattr(protobuf, "MAX_TEXT_BYTES", 3)
     assert _message(b"\x08\x01" * 3).integers(1) == [1, 1, 1]
@@ -90,7 +90,7 @@ def test_what_would_take_too_much_memory(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @given(st.binary(max_size=64))
-def test_any_bytes_are_a_message_or_a_value_error(data: bytes) -> None:
+def test_any_bytes_give_a_message_or_a_value_error(data: bytes) -> None:
     try:
         read = _message(data)
         for number in range(1, 5):

@@ -41,18 +41,18 @@ def _turned(rotary_dim: int, interleaved: bool) -> NDArray[Any]:
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("rotary_dim", [2, 4, 6, 10, 12])
-def test_pairs_turn_and_the_rest_stays(rotary_dim: int, interleaved: bool) -> None:
+def test_rotates_pairs_and_keeps_the_rest(rotary_dim: int, interleaved: bool) -> None:
     found = _rotated(RopeSpec(THETA, rotary_dim, interleaved))
     assert_allclose(found, _turned(rotary_dim, interleaved), atol=2e-6)
     kept = np.arange(HEAD_DIM) >= rotary_dim
     assert_array_equal(found.reshape(4, HEADS, HEAD_DIM)[..., kept], X.reshape(4, HEADS, HEAD_DIM)[..., kept])
 
 
-def test_the_two_ways_of_pairing_differ() -> None:
+def test_interleaved_and_half_rotation_differ() -> None:
     assert np.abs(_turned(HEAD_DIM, True) - _turned(HEAD_DIM, False)).max() > 0.1
 
 
-def test_an_attention_factor_lengthens_what_is_turned() -> None:
+def test_attention_factor_scales_the_rotated_values() -> None:
     scaling = {"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": 32}
     plain, longer = (_rotated(RopeSpec(THETA, 8, False, scaling | {"attention_factor": f})) for f in (1.0, 1.5))
     heads = plain.reshape(4, HEADS, HEAD_DIM).astype(np.float64)

@@ -21,7 +21,7 @@ BORDERS = [0, 1, 127, 128, 129, 16383, 16384, 16385, 2097151, 2097152]
 
 
 @pytest.mark.parametrize("length", BORDERS)
-def test_a_field_is_what_protobuf_writes(length: int) -> None:
+def test_field_equals_protobuf_serialization(length: int) -> None:
     content = bytes(length)
     wanted = onnx.TensorProto(raw_data=content).SerializeToString()
     split = (content[: length // 2], memoryview(content)[length // 2 :])
@@ -32,7 +32,7 @@ def test_a_field_is_what_protobuf_writes(length: int) -> None:
 
 
 @pytest.mark.parametrize("number", [3, 15, 16, 2047, 2048, 536870911])
-def test_a_field_of_any_number(number: int) -> None:
+def test_any_field_number(number: int) -> None:
     """Of a message without such a field: protobuf tells what it did not know."""
     message = onnx.OperatorSetIdProto.FromString(b"".join(field(number, [b"inside"])))
     (found,) = UnknownFieldSet(message)
@@ -45,7 +45,7 @@ def test_a_field_of_any_number(number: int) -> None:
     st.text(min_size=1, max_size=200),
     st.booleans(),
 )
-def test_an_initializer_is_what_protobuf_writes(dtype: str, shape: list[int], name: str, transposed: bool) -> None:
+def test_initializer_equals_protobuf_serialization(dtype: str, shape: list[int], name: str, transposed: bool) -> None:
     array = np.arange(int(np.prod(shape))).astype(NUMPY_DTYPES[dtype]).reshape(shape)
     array = array.T if transposed else array
     g = GraphBuilder()

@@ -20,7 +20,7 @@ models:
 """  # six lines: what is appended stands in line 7
 
 
-def test_typo_names_key_line_and_nearest_key(problems: Problems) -> None:
+def test_typo_suggests_the_nearest_key(problems: Problems) -> None:
     assert problems(ENTRY + "    wieght_type: [s8]\n") == [
         "7: unknown key 'wieght_type' in models.Tiny: did you mean 'weight_type'?"
     ]
@@ -36,7 +36,7 @@ def test_typo_names_key_line_and_nearest_key(problems: Problems) -> None:
 
 
 @pytest.mark.parametrize("value", ["true", "false", "[modeling_tiny.py]"])
-def test_a_checkpoints_code_is_never_run(problems: Problems, value: str) -> None:
+def test_trust_remote_code_is_refused(problems: Problems, value: str) -> None:
     said = "trust_remote_code: axzoo never runs code from a checkpoint, and no key enables it: remove this key"
     assert problems(f"{ENTRY}    trust_remote_code: {value}\n") == [f"7: models.Tiny.{said}"]
     assert problems(f"defaults:\n  trust_remote_code: {value}\n{ENTRY}") == [f"2: defaults.{said}"]
@@ -79,12 +79,12 @@ def test_a_checkpoints_code_is_never_run(problems: Problems, value: str) -> None
         ("ignore_config_keys: [a b]", "ignore_config_keys[0]: 'a b' is not a key of config.json"),
     ],
 )
-def test_wrong_value_names_line_value_and_what_is_allowed(problems: Problems, line: str, message: str) -> None:
+def test_invalid_value_names_line_value_and_alternatives(problems: Problems, line: str, message: str) -> None:
     (problem,) = problems(f"{ENTRY}    {line}\n")
     assert problem.startswith(f"7: models.Tiny.{message}")
 
 
-def test_sizes_are_complete(problems: Problems) -> None:
+def test_sizes_must_be_complete(problems: Problems) -> None:
     assert problems(ENTRY + "    sizes: {layers: 1, post: 1, kv_width: 1}\n") == [
         "7: missing key 'layer' in models.Tiny.sizes",
         "7: unknown key 'layers' in models.Tiny.sizes: did you mean 'layer'?",
@@ -107,7 +107,7 @@ def test_sizes_are_complete(problems: Problems) -> None:
         ("model_type", "%d"),
     ],
 )
-def test_names_that_could_escape_are_refused(problems: Problems, key: str, value: str) -> None:
+def test_unsafe_names_are_refused(problems: Problems, key: str, value: str) -> None:
     lines = [f"    {key}: '{value}'" if line.strip().startswith(key) else line for line in ENTRY.splitlines()]
     at = next(i for i, line in enumerate(lines, 1) if value in line and key in line)
     (problem,) = problems("\n".join(lines))
@@ -138,7 +138,7 @@ PYPI = "pypi: a==1, file: a/b.gguf, sha256: " + "0" * 64
         (f"{PYPI}, revision: main", "revision and pypi and file and sha256"),
     ],
 )
-def test_a_source_is_given_once_and_completely(problems: Problems, source: str, given: str) -> None:
+def test_exactly_one_complete_source_is_required(problems: Problems, source: str, given: str) -> None:
     entry = ", ".join(filter(None, ["model_type: llama, num_hidden_layers: 2", source]))
     (problem,) = problems(f"models:\n  Tiny: {{{entry}}}\n")
     assert problem.startswith("2: models.Tiny: the source must be either hub and revision, or path, or pypi,")
@@ -163,13 +163,13 @@ def test_a_source_is_given_once_and_completely(problems: Problems, source: str, 
         ("path: -x", "path"),
     ],
 )
-def test_sources_are_pinned_and_cannot_escape(problems: Problems, source: str, key: str) -> None:
+def test_sources_must_be_pinned_and_safe(problems: Problems, source: str, key: str) -> None:
     found = problems(f"models:\n  Tiny: {{model_type: llama, num_hidden_layers: 2, {source}}}\n")
     assert len(found) == 1
     assert found[0].startswith(f"2: models.Tiny.{key}: ")
 
 
-def test_missing_keys_and_bodies(problems: Problems) -> None:
+def test_missing_keys_and_empty_entries(problems: Problems) -> None:
     assert problems("models:\n  A: {path: x, model_type: llama}\n  B:\n  C: [1]\n") == [
         "2: missing key 'num_hidden_layers' in models.A",
         "3: models.B: null is not a mapping of keys to values",
@@ -186,19 +186,19 @@ def test_num_hidden_layers_is_bounded(problems: Problems) -> None:
         assert problem.startswith(f"6: models.Tiny.num_hidden_layers: {layers} must be ")
 
 
-def test_all_problems_are_reported_in_the_order_of_the_file(problems: Problems) -> None:
+def test_all_problems_are_reported_in_file_order(problems: Problems) -> None:
     found = problems("defaults:\n  chips: AX1\n" + ENTRY + "    chta: true\n    chips: [AX2, AX3]\n  B: {}\n")
     assert [int(line.split(":")[0]) for line in found] == [2, 9, 10, 10, 11, 11]
 
 
-def test_very_many_problems_are_counted(problems: Problems) -> None:
+def test_many_problems_are_counted(problems: Problems) -> None:
     found = problems("models:\n" + "".join(f"  m{i}:\n" for i in range(1000)))
     assert len(found) == MAX_SHOWN + 1
     assert found[0].startswith("2: models.m0: null is not")
     assert found[-1].endswith("and 980 more problems")
 
 
-def test_lengths_that_contradict_each_other(problems: Problems) -> None:
+def test_contradictory_lengths(problems: Problems) -> None:
     (problem,) = problems(ENTRY + "    kv_cache_len: 100\n")
     assert problem.startswith("2: models.Tiny: kv_cache_len 100 is too small for a prefill of 128 tokens")
     (problem,) = problems("defaults: {kv_cache_len: 300, last_kv_cache_len: [128, 256]}\n" + ENTRY)
@@ -215,12 +215,12 @@ def test_lengths_that_contradict_each_other(problems: Problems) -> None:
         ("weight_type: [fp16, fp16]", "results/AX650/Tiny-w16fa16"),
     ],
 )
-def test_two_builds_of_one_path(problems: Problems, axis: str, bundle: str) -> None:
+def test_two_builds_with_the_same_path(problems: Problems, axis: str, bundle: str) -> None:
     (problem,) = problems(f"{ENTRY}    {axis}\n")
     assert problem.startswith(f"2: models.Tiny: two builds would both write {bundle}")
 
 
-def test_unreadable_yaml_is_reported_as_such(problems: Problems) -> None:
+def test_duplicate_key_is_reported(problems: Problems) -> None:
     assert problems(ENTRY + "    chat: true\n    chat: false\n") == [
         "8: duplicate key 'chat', first used in line 7: remove one"
     ]

@@ -167,12 +167,12 @@ PUBLISHED = {
 ZOO = load_zoo(ROOT / "config/zoo.yaml", chips=ROOT / "config/chips.yaml")
 
 
-def test_every_model_is_checked_here() -> None:
+def test_every_model_has_a_shape_here() -> None:
     assert set(SHAPES) == set(ZOO.models)
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_sizes_follow_from_the_models_shape(name: str) -> None:
+def test_sizes_match_the_model_shape(name: str) -> None:
     shape, entry = SHAPES[name], ZOO.models[name]
     assert entry.num_hidden_layers == shape.layers
     assert entry.sizes is not None
@@ -180,7 +180,7 @@ def test_sizes_follow_from_the_models_shape(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_sizes_add_up_to_the_published_parameters(name: str) -> None:
+def test_sizes_sum_to_the_published_parameter_count(name: str) -> None:
     (parameters, tied), entry, shape = PUBLISHED[name], ZOO.models[name], SHAPES[name]
     assert entry.sizes is not None
     embedding = 0 if tied else shape.vocab * shape.hidden

@@ -89,7 +89,7 @@ def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_only_the_parts_that_changed_are_written_anew(folder: Path, tmp_path: Path) -> None:
+def test_only_changed_parts_are_rewritten(folder: Path, tmp_path: Path) -> None:
     locks = tmp_path / "locks"
     parts = ["embed.json", "layer_0.json", "layer_1.json", "post.json"]
 
@@ -125,7 +125,7 @@ def test_a_renamed_tensor(folder: Path) -> None:
     _refused(folder, f"is missing tensor {UP} and has unexpected tensor model.layers.1.mlp.up.weight: check that")
 
 
-def test_superfluous_tensors(folder: Path) -> None:
+def test_unexpected_tensors(folder: Path) -> None:
     extra = {f"model.layers.{i}.mlp.up_proj.weight": torch.zeros(2) for i in range(2, 9)}
     _change_tensors(folder, lambda tensors: tensors.update(extra))
     _refused(
@@ -133,7 +133,7 @@ def test_superfluous_tensors(folder: Path) -> None:
     )
 
 
-def test_a_bias_that_config_json_does_not_know_of(folder: Path) -> None:
+def test_unexpected_bias(folder: Path) -> None:
     bias = torch.zeros(32)
     bias[-1] = 1e-4
     _change_tensors(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": bias}))
@@ -141,7 +141,7 @@ def test_a_bias_that_config_json_does_not_know_of(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("frequencies", [torch.zeros(4), torch.zeros(4, dtype=torch.int64), torch.tensor(1.0)])
-def test_derived_tensors_are_passed_over_whatever_they_are(folder: Path, frequencies: torch.Tensor) -> None:
+def test_derived_tensors_are_ignored(folder: Path, frequencies: torch.Tensor) -> None:
     wanted = _lock(folder)
     names = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(2)]
     _change_tensors(folder, lambda tensors: tensors.update({name: frequencies.clone() for name in names}))
@@ -164,7 +164,7 @@ def test_a_scalar_or_empty_weight(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.float8_e4m3fn])
-def test_a_dtype_that_is_not_read(folder: Path, dtype: torch.dtype) -> None:
+def test_unsupported_dtype(folder: Path, dtype: torch.dtype) -> None:
     _change_tensors(folder, lambda tensors: tensors.update({UP: tensors[UP].to(dtype)}))
     with pytest.raises(
         AxzooError, match=rf"model\.safetensors: tensor {UP} has dtype \S+, but must have one of F32, F16, BF16"
@@ -174,7 +174,7 @@ def test_a_dtype_that_is_not_read(folder: Path, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", [UP, EMBED, HEAD, "model.norm.weight"])
-def test_weights_that_are_no_numbers(folder: Path, name: str, value: float) -> None:
+def test_nan_and_infinite_weights(folder: Path, name: str, value: float) -> None:
     _change_tensors(folder, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
     _refused(folder, rf"tensor {name} contains NaN or infinity: the checkpoint is damaged")
 
@@ -185,7 +185,7 @@ def test_a_truncated_checkpoint(folder: Path) -> None:
     _refused(folder, "is damaged or incomplete")
 
 
-def test_a_tied_head_stored_twice(tmp_path: Path) -> None:
+def test_tied_head_that_is_also_stored(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "tied", {"tie_word_embeddings": True}).folder
     alone = _lock(folder)
     assert alone.of_kind("post")[0].tensors["lm_head.weight"].name == EMBED
@@ -198,12 +198,12 @@ def test_a_tied_head_stored_twice(tmp_path: Path) -> None:
         _refused(folder, r"tensor lm_head.weight has shape \[.*\], but .* requires \[262, 32\]")
 
 
-def test_an_untied_head_must_be_there(folder: Path) -> None:
+def test_untied_head_is_required(folder: Path) -> None:
     _change_tensors(folder, lambda tensors: tensors.pop(HEAD))
     _refused(folder, "is missing tensor lm_head.weight")
 
 
-def test_what_the_matrix_says_must_hold(folder: Path) -> None:
+def test_matrix_must_match_config_json(folder: Path) -> None:
     _refused(folder, "has 2 layers, but the matrix says num_hidden_layers: 3", num_hidden_layers=3)
     _change_config(folder, model_type="mistral")
     _refused_type(
@@ -223,7 +223,7 @@ def _refused_type(folder: Path, model_type: str, message: str) -> None:
     _refused(folder, message, model_type=model_type)
 
 
-def test_an_unsupported_config_is_told_with_what_was_not_understood(folder: Path) -> None:
+def test_unsupported_config_names_the_unknown_value(folder: Path) -> None:
     auto_map = {"AutoModel": "modeling_x.X"}
     _change_config(folder, model_type="llava", auto_map=auto_map, text_config={"model_type": "llama"}, vision_config={})
     _refused(
@@ -235,7 +235,7 @@ def test_an_unsupported_config_is_told_with_what_was_not_understood(folder: Path
     assert len(_refused(folder, "The config has model_type None, architectures")) < 1000
 
 
-def test_a_bias_of_zeros_as_autogptq_wrote_it_is_passed_over(folder: Path) -> None:
+def test_zero_bias_of_autogptq_is_ignored(folder: Path) -> None:
     wanted = _lock(folder)
     name, zeros = "model.layers.0.self_attn.q_proj", torch.zeros(32)
     _change_tensors(folder, lambda tensors: tensors.update({f"{name}.bias": zeros}))
@@ -256,7 +256,7 @@ def test_fewer_layers_than_tensors(folder: Path) -> None:
     _refused(folder, r"has tensors model\.layers\.1\.\S+", num_hidden_layers=1)
 
 
-def test_a_key_nobody_knows_is_refused_until_vouched_for(folder: Path) -> None:
+def test_unknown_config_key_is_refused_unless_ignored(folder: Path) -> None:
     wanted = _lock(folder)
     _change_config(folder, logit_scale=2.0, sliding_window=None)
     _refused(folder, "has keys axzoo does not know: logit_scale, sliding_window.*ignore_config_keys")
@@ -273,7 +273,7 @@ NO_CONFIG = {"": "not valid JSON", "{": "not valid JSON", "[]": "is not a JSON o
 
 
 @pytest.mark.parametrize("text, message", [*NO_CONFIG.items(), ('"llama"', "is not a JSON object")])
-def test_a_config_that_is_none(folder: Path, text: str, message: str) -> None:
+def test_config_that_is_not_an_object(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text)
     _refused(folder, rf"config\.json {message}|config\.json is {message}")
 
@@ -291,13 +291,13 @@ SIZES = [
 
 @pytest.mark.parametrize("value", [0, -1, 1 << 31, 10**400, 1.5, 32.0, True, "32", [32], {}])
 @pytest.mark.parametrize("key", SIZES)
-def test_absurd_sizes(folder: Path, key: str, value: Any) -> None:
+def test_invalid_sizes(folder: Path, key: str, value: Any) -> None:
     _change_config(folder, **{key: value})
     _refused(folder, f"{key} is .*, but must be a positive integer")
 
 
 @pytest.mark.parametrize("key", SIZES)
-def test_a_size_too_large_to_be_true_is_refused_without_filling_the_memory(folder: Path, key: str) -> None:
+def test_huge_size_is_refused_without_using_memory(folder: Path, key: str) -> None:
     _change_config(folder, **{key: 2**31 - 1})
     if key == "max_position_embeddings":
         assert _lock(folder).spec.layer.max_position_embeddings == 2**31 - 1
@@ -309,7 +309,7 @@ def test_a_size_too_large_to_be_true_is_refused_without_filling_the_memory(folde
 
 @pytest.mark.parametrize("value", [0, -1e-5, 10**400, float("nan"), float("inf"), True, "1e-5", []])
 @pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
-def test_absurd_numbers(folder: Path, key: str, value: Any) -> None:
+def test_invalid_numbers(folder: Path, key: str, value: Any) -> None:
     if key == "rope_theta":
         _change_config(folder, rope_parameters={"rope_type": "default", "rope_theta": value})
     else:
@@ -319,7 +319,7 @@ def test_absurd_numbers(folder: Path, key: str, value: Any) -> None:
 
 @pytest.mark.parametrize("key", ["attention_bias", "mlp_bias", "tie_word_embeddings"])
 @pytest.mark.parametrize("value", [1, 0, "true", [], 0.0])
-def test_absurd_flags(folder: Path, key: str, value: Any) -> None:
+def test_invalid_flags(folder: Path, key: str, value: Any) -> None:
     _change_config(folder, **{key: value})
     _refused(folder, f"{key} is .*, but must be true or false")
 
@@ -327,28 +327,28 @@ def test_absurd_flags(folder: Path, key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "key, value", [("hidden_act", "gelu"), ("pretraining_tp", 2), ("rope_interleaved", True), ("hidden_act", ["silu"])]
 )
-def test_a_variant_that_is_not_supported(folder: Path, key: str, value: Any) -> None:
+def test_unsupported_variant(folder: Path, key: str, value: Any) -> None:
     _change_config(folder, **{key: value})
     _refused(folder, f"{key} is .*, but must be ")
 
 
-def test_heads_that_do_not_share_evenly(folder: Path) -> None:
+def test_kv_heads_that_do_not_divide_the_heads(folder: Path) -> None:
     _change_config(folder, num_key_value_heads=3)
     _refused(folder, "num_attention_heads is 4, but must be a multiple of num_key_value_heads, 3")
 
 
-def test_a_needed_key_that_is_absent(folder: Path) -> None:
+def test_missing_config_key(folder: Path) -> None:
     _change_config(folder, hidden_size=None)
     _refused(folder, "config.json has no hidden_size, which this model_type needs")
 
 
-def test_verified_blocks_are_the_locked_ones(folder: Path) -> None:
+def test_verified_blocks_equal_the_locked_tensor(folder: Path) -> None:
     tensor = _lock(folder).of_kind("layer")[1].tensors["up_proj.weight"]
     blocks = list(verified_blocks(open_checkpoint(folder), tensor))
     np.testing.assert_array_equal(np.concatenate(blocks), load_file(folder / "model.safetensors")[UP].numpy())
 
 
-def test_a_checkpoint_changed_after_locking_is_noticed(folder: Path) -> None:
+def test_checkpoint_changed_after_locking_is_detected(folder: Path) -> None:
     tensor = _lock(folder).of_kind("layer")[1].tensors["up_proj.weight"]
     _change_tensors(folder, lambda tensors: tensors[UP][47, 31].add_(1e-3))
     with pytest.raises(AxzooError, match=f"tensor {UP} changed since locking: lock the checkpoint again"):
@@ -364,7 +364,7 @@ def test_a_checkpoint_changed_after_locking_is_noticed(folder: Path) -> None:
             list(verified_blocks(open_checkpoint(folder), tensor))
 
 
-def test_bytes_of_the_same_tensor_under_another_name_are_no_change(folder: Path) -> None:
+def test_swapped_tensor_names(folder: Path) -> None:
     """Parts are keyed by digests, so names do not enter; a lock entry that names another tensor is still refused."""
     lock = _lock(folder)
     q, k = (lock.of_kind("layer")[0].tensors[role] for role in ("gate_proj.weight", "up_proj.weight"))
@@ -428,7 +428,7 @@ ROPE: dict[str, Any] = {"rope_theta": 10000.0}
         ({"rope_type": "longrope", "short_factor": [1], "long_factor": [1] * 4}, "short_factor must be a list of 4"),
     ],
 )
-def test_a_rope_that_makes_no_sense_is_said_to_be_config_jsons(
+def test_invalid_rope_names_config_json(
     folder: Path, rope: dict[str, Any], message: str
 ) -> None:
     _change_config(folder, rope_parameters=ROPE | rope)
@@ -460,7 +460,7 @@ def _digests(folder: Path, layer: int = 0) -> dict[str, str]:
         ("mlp.gate_up_proj", 48, "up_proj"),
     ],
 )
-def test_a_row_of_a_fused_tensor_is_its_roles_alone(fused: Path, name: str, row: int, role: str) -> None:
+def test_changed_row_of_a_fused_tensor_affects_only_its_role(fused: Path, name: str, row: int, role: str) -> None:
     before = _digests(fused), _digests(fused, 1)
     _change_tensors(fused, lambda tensors: tensors[f"model.layers.0.{name}.weight"][row, 0].add_(1))
     after = _digests(fused)
@@ -468,7 +468,7 @@ def test_a_row_of_a_fused_tensor_is_its_roles_alone(fused: Path, name: str, row:
     assert _digests(fused, 1) == before[1]
 
 
-def test_the_rows_of_a_fused_tensor_are_what_separate_tensors_would_be(
+def test_fused_rows_lock_like_separate_tensors(
     fused: Path, folder: Path, tmp_path: Path
 ) -> None:
     stored, separate = load_file(fused / "model.safetensors"), load_file(folder / "model.safetensors")
@@ -492,7 +492,7 @@ def test_the_rows_of_a_fused_tensor_are_what_separate_tensors_would_be(
     np.testing.assert_array_equal(np.concatenate(blocks), stored["model.layers.0.self_attn.qkv_proj.weight"][48:64])
 
 
-def test_a_fused_tensor_that_lost_rows_after_locking(fused: Path) -> None:
+def test_fused_tensor_with_fewer_rows_after_locking(fused: Path) -> None:
     tensor = _lock(fused, model_type="phi3").of_kind("layer")[0].tensors["v_proj.weight"]
     _put(fused, tensor.name, torch.zeros(63, 32))
     with pytest.raises(
@@ -539,7 +539,7 @@ def test_a_model_config_overrides_config_json(folder: Path, tmp_path: Path) -> N
     assert _lock(folder, model_config=_model_config(tmp_path)) == wanted
 
 
-def test_a_model_config_stands_for_a_config_json_that_is_not_there(folder: Path, tmp_path: Path) -> None:
+def test_model_config_replaces_a_missing_config_json(folder: Path, tmp_path: Path) -> None:
     wanted = _lock(folder)
     (folder / "config.json").unlink()
     assert _lock(folder, model_config=_model_config(tmp_path, **VENDOR)) == wanted
@@ -547,7 +547,7 @@ def test_a_model_config_stands_for_a_config_json_that_is_not_there(folder: Path,
     assert "config.json" not in read_index(tmp_path / "locks").tokenizer_files
 
 
-def test_a_model_config_alone_must_say_enough(folder: Path, tmp_path: Path) -> None:
+def test_model_config_alone_must_be_complete(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     few = {key: value for key, value in VENDOR.items() if key != "intermediate_size"}
     _refused(folder, "has no intermediate_size", model_config=_model_config(tmp_path, **few))
@@ -568,7 +568,7 @@ def test_a_model_config_alone_must_say_enough(folder: Path, tmp_path: Path) -> N
         ({"num_hiden_layers": 2}, "unknown key 'num_hiden_layers': did you mean 'num_hidden_layers'?"),
     ],
 )
-def test_a_model_config_that_contradicts(folder: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
+def test_contradictory_model_config(folder: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
     path = _model_config(tmp_path, **values)
     with pytest.raises(AxzooError, match=message) as error:
         _lock(folder, model_config=path)
@@ -577,7 +577,7 @@ def test_a_model_config_that_contradicts(folder: Path, tmp_path: Path, values: d
 
 
 @pytest.mark.parametrize("text, message", [*NO_CONFIG.items(), (None, "is missing")])
-def test_a_model_config_that_is_none(folder: Path, tmp_path: Path, text: str | None, message: str) -> None:
+def test_model_config_that_is_not_valid(folder: Path, tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "model_config.json"
     if text is not None:
         path.write_text(text)
@@ -586,6 +586,6 @@ def test_a_model_config_that_is_none(folder: Path, tmp_path: Path, text: str | N
     assert str(path) in str(error.value)
 
 
-def test_a_config_json_that_is_damaged_is_not_passed_over(folder: Path, tmp_path: Path) -> None:
+def test_damaged_config_json_is_refused_with_a_model_config(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{")
     _refused(folder, "not valid JSON", model_config=_model_config(tmp_path, **VENDOR))

@@ -67,7 +67,7 @@ def test_different_choices_have_different_tags() -> None:
 
 
 @given(st.data())
-def test_a_recipe_travels_as_json(data: st.DataObject) -> None:
+def test_recipe_round_trip_through_json(data: st.DataObject) -> None:
     chunks, prefill = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 64))
     recipe = Recipe(
         weight_type=data.draw(st.sampled_from(INTEGER_WEIGHT_TYPES)),
@@ -83,7 +83,7 @@ def test_a_recipe_travels_as_json(data: st.DataObject) -> None:
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
-def test_what_a_recipe_leaves_out_has_its_default() -> None:
+def test_missing_recipe_fields_have_defaults() -> None:
     assert Recipe.from_dict({}) == Recipe()
     without = {key: value for key, value in Recipe(kv_cache_len=511).to_dict().items() if key != "post_topk"}
     assert Recipe.from_dict(without) == Recipe(kv_cache_len=511)
@@ -103,7 +103,7 @@ def test_what_a_recipe_leaves_out_has_its_default() -> None:
         ({"ret_postnorm": 1}, "ret_postnorm is 1, but must be true or false"),
     ],
 )
-def test_json_that_is_not_a_recipe(data: Any, message: str) -> None:
+def test_invalid_recipe_json(data: Any, message: str) -> None:
     with pytest.raises(AxzooError, match=message):
         Recipe.from_dict(data)
 

@@ -87,7 +87,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PlannedJob]:
         return {job.rule: job for job in planned_jobs([], None)}
 
 
-def test_every_job_is_planned_after_what_it_depends_on(planned: dict[str, PlannedJob]) -> None:
+def test_jobs_are_planned_after_their_dependencies(planned: dict[str, PlannedJob]) -> None:
     rules = list(planned)
     assert sorted(rules) == sorted(["lost", "copied", "sized", "coded", "joined", "said", "next", "lock", "layer"])
     assert rules.index("next") > max(rules.index("copied"), rules.index("lost"))
@@ -128,12 +128,12 @@ def test_reasons(planned: dict[str, PlannedJob], rule: str, reason: Reason, word
     assert reasons_in_words(planned[rule]) == [words]
 
 
-def test_a_job_that_waits_for_a_checkpoint(planned: dict[str, PlannedJob]) -> None:
+def test_job_that_depends_on_a_checkpoint(planned: dict[str, PlannedJob]) -> None:
     assert planned["layer"].reasons == (Reason("updated_input_run", ("lock_tiny.txt",)),)
     assert planned["layer"].awaits == ("lock",)
 
 
-def test_an_interrupted_job_and_a_target_that_no_rule_makes(
+def test_interrupted_job_and_target_without_a_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

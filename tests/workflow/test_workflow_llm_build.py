@@ -200,7 +200,7 @@ def test_the_documented_second_step_completes_the_documented_tree(desk: Desk, co
         (desk.folder / OUTPUT / name).unlink()
 
 
-def test_level_1_says_how_close_each_layer_is_and_builds_nothing(desk: Desk, compiled: str) -> None:
+def test_level_1_reports_each_layer_without_building(desk: Desk, compiled: str) -> None:
     """Nor do more workers, which would have shared the layers among them otherwise."""
     before = {path: path.stat().st_mtime_ns for path in (desk.folder / OUTPUT).rglob("*") if path.is_file()}
     shown = desk.build(LEVEL_1)
@@ -259,7 +259,7 @@ def test_a_model_config_and_no_prefill(desk: Desk, compiled: str) -> None:
     assert desk.layer_logs("qwen2_l*") == {str(layer) for layer in range(LAYERS)}
 
 
-def test_a_killed_build_goes_on_where_it_was(desk: Desk, compiled: str) -> None:
+def test_killed_build_resumes(desk: Desk, compiled: str) -> None:
     """As s4, which shares the embedding with s8; the post layer gives the likeliest tokens only."""
     line = f"--input_path {MODEL} --output_path out -w s4 --post_topk 4 -c 2"
     build = desk.start(line)
@@ -292,7 +292,7 @@ def test_an_interrupt_ends_the_whole_build(desk: Desk, compiled: str) -> None:
     assert not (desk.folder / "interrupted").exists()
 
 
-def test_a_build_that_fails_says_so_last(desk: Desk, tmp_path: Path) -> None:
+def test_failed_build_ends_with_an_error_line(desk: Desk, tmp_path: Path) -> None:
     override = tmp_path / "wrong.json"
     override.write_text('{"intermediate_size": 64}')
     with desk.start(f"--input_path {MODEL} --output_path failed --model_config {override}") as build:

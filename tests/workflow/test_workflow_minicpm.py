@@ -24,7 +24,7 @@ def as_minicpm(project: Project) -> int:
     return int(llama["vocab_size"])
 
 
-def test_the_repositorys_model_config_and_true_sizes_build_it(project: Project) -> None:
+def test_builds_with_the_repository_model_config_and_correct_sizes(project: Project) -> None:
     vocab = as_minicpm(project)
     assert json.loads((REPOSITORY / "config/minicpm.json").read_text()) == {"model_type": "minicpm"}
     kv_width = HIDDEN // HEADS * KV_HEADS

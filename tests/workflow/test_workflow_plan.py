@@ -55,12 +55,12 @@ def test_every_job_is_planned(clone: Project, matrix: str, arguments: list[str])
     assert not (clone / "results").exists()
 
 
-def test_one_file_needs_only_its_own_jobs(clone: Project) -> None:
+def test_single_file_needs_only_its_jobs(clone: Project) -> None:
     file = "results/AX650/Llama-3.2-3B-Instruct-w8a16/llama_p128_l7_together.axmodel"
     assert planned_parts(clone.snakemake("-n", file, **NO_NETWORK).shown) == {"fetch": 1, "lock": 1, "layer": 1}
 
 
-def test_layers_share_jobs_by_their_size_or_as_one_says(clone: Project) -> None:
+def test_batch_size_depends_on_sizes_or_config(clone: Project) -> None:
     file = "results/AX620E/SmolLM2-135M-Instruct-w8a16/llama_p128_l7_together.axmodel"
     for config, layers in [([], 15), (["--config", "layers_per_job=8"], 8), (["--config", "layers_per_job=1"], 1)]:
         shown = clone.snakemake("-n", file, *config, **NO_NETWORK).shown
@@ -69,7 +69,7 @@ def test_layers_share_jobs_by_their_size_or_as_one_says(clone: Project) -> None:
 
 
 @pytest.mark.parametrize("folder", ["SmolLM2-135M-Instruct-w4a16", "SmolLM3-w8a16"])
-def test_a_bundle_the_matrix_does_not_list_is_refused(clone: Project, folder: str) -> None:
+def test_bundle_outside_the_matrix_is_refused(clone: Project, folder: str) -> None:
     run = clone.snakemake("-n", f"results/AX650/{folder}/manifest.json")
     assert run.status == 1
     assert re.search(f"results/AX650/{folder}(/manifest.json| is not a build of the matrix)", run.shown)

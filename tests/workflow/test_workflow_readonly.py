@@ -127,7 +127,7 @@ def build(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ],
     ids=lambda value: " ".join(word for word in value if "/" not in word) if value[0] in ("snakemake", "axzoo") else "",
 )
-def test_what_only_looks_does_not_wait(build: HeldBuild, command: Sequence[str], answers: Sequence[str]) -> None:
+def test_read_only_commands_do_not_wait(build: HeldBuild, command: Sequence[str], answers: Sequence[str]) -> None:
     looked = start(build.project, *command)
     said = looked.communicate(timeout=60)[0]
     assert all(answer in said for answer in answers), said
@@ -135,7 +135,7 @@ def test_what_only_looks_does_not_wait(build: HeldBuild, command: Sequence[str],
     assert build.is_at_work
 
 
-def test_a_build_whose_plan_is_out_of_date_has_nothing_left_to_do(project: Project, tmp_path: Path) -> None:
+def test_waiting_build_replans_and_has_nothing_to_do(project: Project, tmp_path: Path) -> None:
     with held_build(project, tmp_path / "gate") as first:
         second = start(project, "snakemake", "--cores", "2", MANIFEST)
         said = said_until(second, WAITING)
@@ -147,7 +147,7 @@ def test_a_build_whose_plan_is_out_of_date_has_nothing_left_to_do(project: Proje
     assert "done!" not in said
 
 
-def test_a_build_that_waited_makes_what_is_left(project: Project, tmp_path: Path) -> None:
+def test_waiting_build_replans_and_builds_the_rest(project: Project, tmp_path: Path) -> None:
     with held_build(project, tmp_path / "gate") as first:
         second = start(project, sys.executable, "-P", "-m", "snakemake", "--cores", "2", "--logger=axzoo", CHECKS)
         said = said_until(second, WAITING)
@@ -161,7 +161,7 @@ def test_a_build_that_waited_makes_what_is_left(project: Project, tmp_path: Path
     assert (project / CHECKS).exists()
 
 
-def test_a_second_build_beside_a_killed_one_does_not_wait(project: Project, tmp_path: Path) -> None:
+def test_second_build_does_not_wait_for_a_killed_one(project: Project, tmp_path: Path) -> None:
     """The killed build's jobs live on, and do not hold its lock."""
     with held_build(project, tmp_path / "gate") as first:
         first.process.kill()
@@ -174,7 +174,7 @@ def test_a_second_build_beside_a_killed_one_does_not_wait(project: Project, tmp_
 
 
 @pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
-def test_a_wait_can_be_ended(build: HeldBuild, signalled: signal.Signals) -> None:
+def test_waiting_build_can_be_interrupted(build: HeldBuild, signalled: signal.Signals) -> None:
     second = start(build.project, "snakemake", "--cores", "2", MANIFEST)
     said = said_until(second, WAITING)
     second.send_signal(signalled)
@@ -184,7 +184,7 @@ def test_a_wait_can_be_ended(build: HeldBuild, signalled: signal.Signals) -> Non
     assert build.is_at_work
 
 
-def test_an_onstart_lifts_only_the_default_limit_of_jobs_per_second(project: Project) -> None:
+def test_onstart_removes_only_the_default_rate_limit(project: Project) -> None:
     with (project / "Snakefile").open("a") as snakefile:
         snakefile.write("\nonsuccess:\n    print(f'limiter: {workflow.scheduler.job_rate_limiter}')\n")
     lock = "results/locks/tiny/made_from.json"

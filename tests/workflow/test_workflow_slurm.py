@@ -104,7 +104,7 @@ def test_a_cluster_builds_the_demo(cluster: None, project: Project, demo: Projec
     assert submit(project, "demo").did_nothing
 
 
-def test_a_job_killed_for_its_memory_is_sent_again_with_more(
+def test_job_killed_for_its_memory_is_resubmitted_with_more(
     cluster: None, in_place: Project, built_in_place: dict[str, str]
 ) -> None:
     """SLURM kills what takes more than it asked for: here post, of which the plan is made to ask for too little."""
@@ -141,7 +141,7 @@ def test_jobs_that_share_no_folder(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("fault", ["cancel", "kill", "drain"])
-def test_a_fault_costs_a_retry_and_no_byte(
+def test_failed_job_is_retried_with_the_same_result(
     cluster: None, in_place: Project, built_in_place: dict[str, str], fault: str
 ) -> None:
     """A job is cancelled, its processes killed, or its node drained and resumed while it runs."""
@@ -167,7 +167,7 @@ def test_a_fault_costs_a_retry_and_no_byte(
 
 
 @pytest.mark.soak
-def test_a_killed_build_s_jobs_write_beside_those_of_the_next(
+def test_orphaned_slurm_jobs_run_beside_the_next_build(
     cluster: None, in_place: Project, built_in_place: dict[str, str]
 ) -> None:
     """SLURM's jobs outlive a Snakemake that was killed; the next one sends them all again."""

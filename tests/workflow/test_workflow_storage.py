@@ -80,7 +80,7 @@ def test_a_folder_as_storage(in_place: Project, built_in_place: dict[str, str], 
 
 
 @pytest.mark.soak
-def test_calibration_goes_through_a_storage_too(in_place: Project, small_llama: Path, tmp_path: Path) -> None:
+def test_calibration_with_a_storage(in_place: Project, small_llama: Path, tmp_path: Path) -> None:
     need_rsync()
     gptq = {"weight_type": "s4", "rounding": "gptq", "calibration_tokens": 512}
     in_place.write_matrix({"tiny": ENTRY | gptq | {"path": str(small_llama)}})
@@ -104,7 +104,7 @@ def test_s3(in_place: Project, built_in_place: dict[str, str], s3_server: str) -
 
 
 @pytest.mark.soak
-def test_what_pods_would_run(in_place: Project, built_in_place: dict[str, str], tmp_path: Path) -> None:
+def test_commands_of_pods(in_place: Project, built_in_place: dict[str, str], tmp_path: Path) -> None:
     """The Kubernetes profile, without Kubernetes: every command a pod would be given is run in an empty folder; what it
     needs and makes travels through the volume alone. Needs pip's index: each pod installs the storage plugins."""
     need_rsync()

@@ -31,7 +31,7 @@ def made(built: Project, tmp_path: Path) -> Project:
     return project
 
 
-def test_of_what_is_finished_nothing(made: Project) -> None:
+def test_finished_build_lists_nothing(made: Project) -> None:
     assert why(made, MANIFEST) == "nothing: all is up to date\n"
 
 
@@ -45,7 +45,7 @@ def test_a_changed_layer(made: Project) -> None:
     assert why(made, MANIFEST).startswith("nothing")
 
 
-def test_a_changed_recipe_and_a_lost_file(made: Project) -> None:
+def test_changed_recipe_and_deleted_file(made: Project) -> None:
     (made / f"{BUNDLE}/llama_post.axmodel").unlink()
     made.write_matrix({"tiny": ENTRY}, kv_cache_len=62, chips=["AX650", "AX630C"])
     said = why(made, MANIFEST, f"{BUNDLE}/llama_post.axmodel")
@@ -56,7 +56,7 @@ def test_a_changed_recipe_and_a_lost_file(made: Project) -> None:
     assert jobs == {"layer": LAYERS, "post": 1, "bundle": 1}
 
 
-def test_what_cannot_be_planned_is_said(made: Project) -> None:
+def test_failed_plan_is_reported(made: Project) -> None:
     axzoo = Path(sys.executable).with_name("axzoo")
     done = subprocess.run([axzoo, "why", "results/AX650/no/x"], cwd=made.folder, capture_output=True, text=True)
     assert done.returncode == 1
