@@ -1,4 +1,4 @@
-"""The container: groups by recipe, and its header written and read back."""
+"""The .axmodel container: shape groups by recipe, and the header round trip."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QWEN = LayerSpec(
 
 
 def test_groups_of_a_qwen2_layer() -> None:
-    """Qwen2-0.5B's sizes with the documented defaults: P = 128, S = 1023, D = 128."""
+    """The sizes of Qwen2-0.5B with the documented defaults: P = 128, S = 1023, D = 128."""
     decode, prefill = layer_groups(QWEN, Recipe())
     assert [(t.name, t.dtype, t.shape) for t in decode.inputs] == [
         ("K_cache", "bf16", (1, 1023, 128)),
@@ -101,7 +101,7 @@ def test_nan_is_never_written() -> None:
 
 
 def test_pieces_equal_protobuf_serialization() -> None:
-    """Deterministic protobuf, given the whole message, is the oracle."""
+    """Compared with deterministic protobuf serialization of the whole message."""
     g = GraphBuilder()
     table = g.constant("table", np.arange(6, dtype=np.float32).reshape(2, 3))
     g.op("Add", ["x", table], "add", output="y")
@@ -115,5 +115,5 @@ def test_pieces_equal_protobuf_serialization() -> None:
 
 def test_file_above_the_protobuf_limit_is_refused() -> None:
     half = memoryview(np.zeros(SIZE_LIMIT // 2, np.uint8))
-    with pytest.raises(AxzooError, match=r"the post file would have \d{10} bytes, .* at most 2147483647: choose a sm"):
+    with pytest.raises(AxzooError, match=r"the post file would have \d{10} bytes, .* at most 2147483647: use a sm"):
         serialize((half, half), "post", (), {})

@@ -1,4 +1,4 @@
-"""Compiling from arrays in memory: no folder, no lock, no store."""
+"""Compiling from arrays in memory, without folder, lock or store."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RECIPE = Recipe(prefill_len=4, kv_cache_len=15)
 
 
 def _read(role: str) -> Iterable[Array]:
-    """Random rows, one to a block."""
+    """Random rows, one per block."""
     rng = np.random.default_rng(len(role))
     return (rng.standard_normal((1, *SHAPES[role][1:])).astype(np.float32) for _ in range(SHAPES[role][0]))
 
@@ -96,7 +96,7 @@ def test_group_size_that_does_not_divide_a_matrix() -> None:
 
 
 def _wide(intermediate_size: int) -> tuple[LayerSpec, dict[str, tuple[int, ...]]]:
-    """A layer whose matrices have 32 input features, but for down_proj."""
+    """A layer whose matrices have 32 input features, except down_proj."""
     spec = replace(SPEC, hidden_size=32, intermediate_size=intermediate_size, num_attention_heads=8)
     sizes = {8: 32, 12: intermediate_size}
     shapes = {role: tuple(sizes.get(length, length) for length in shape) for role, shape in SHAPES.items()}
@@ -122,7 +122,7 @@ def test_post_layer_metadata() -> None:
 
 
 def test_a_post_layer_with_every_option() -> None:
-    """A layer norm, its result scaled, and a head with a bias that is not."""
+    """LayerNorm with a scaled result, and an lm_head whose bias is not scaled."""
     rng = np.random.default_rng(0)
     shapes = {"lm_head.weight": (5, 8), "lm_head.bias": (5,), "norm.weight": (8,), "norm.bias": (8,)}
     stored = {role: rng.standard_normal(shape).astype(np.float32) for role, shape in shapes.items()}
@@ -192,7 +192,7 @@ def test_the_embedding_is_bf16_rounded_to_nearest_even(values: list[float]) -> N
 
 
 def _bf16(value: float) -> bytes:
-    """The upper half of fp32's bits, after adding just less than half, or half where the lowest kept bit is 1."""
+    """The upper 16 bits of fp32 after adding 0x7FFF, or 0x8000 if the lowest kept bit is 1."""
     bits = int(struct.unpack("<I", struct.pack("<f", value))[0])
     return struct.pack("<H", (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
 

@@ -1,4 +1,4 @@
-"""The mask, as the runtime feeds it and with a sliding window cut out of it, against a loop over pairs of tokens."""
+"""The attention mask with and without a sliding window, compared with a loop over pairs of tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from axzoo.backends.host.builder import GraphBuilder
 
 
 def _mask(window: int | None, cached: int, start: int, tokens: int) -> NDArray[np.float32]:
-    """A chunk of `tokens` at positions `start`..., behind a cache of `cached` slots, of which `start` are filled."""
+    """The mask for `tokens` tokens from position `start`, after a cache of `cached` slots, of which `start` are filled."""
     mask = np.zeros((1, tokens, cached + tokens), np.float32)
     mask[:, :, start:cached] = MASKED
     mask[:, :, cached:] = np.triu(np.full((tokens, tokens), MASKED), 1)

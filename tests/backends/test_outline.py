@@ -1,4 +1,4 @@
-"""A file's outline, against what onnx itself reads."""
+"""A file's outline, compared with what onnx reads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tiny_model import Built
 
 
 def _onnx_names() -> dict[int, str]:
-    """axzoo's name of onnx's dtypes, or else onnx's own in lower case, with small floats spelled like ml_dtypes."""
+    """axzoo's names of the ONNX dtypes; the others in lower case, small floats as in ml_dtypes."""
     spelled = {
         number: {"DOUBLE": "fp64"}.get(key, re.sub(r"^float[48]", r"\g<0>_", key.lower()))
         for key, number in TensorProto.DataType.items()
@@ -28,7 +28,7 @@ def _onnx_names() -> dict[int, str]:
 
 
 def _by_onnx(path: Path) -> Outline:
-    """The same, from the whole file in memory."""
+    """The outline according to onnx, which loads the whole file."""
     model, names = onnx.load(path, load_external_data=False), _onnx_names()
     operators: dict[str, int] = {}
     for node in model.graph.node:
@@ -67,7 +67,7 @@ def test_our_own_files(s8: Built, exact: Built) -> None:
 
 
 def _every_dtype() -> onnx.ModelProto:
-    """A model that stores every dtype, some of them in the fields of their own type, one of them elsewhere."""
+    """A model with initializers of every dtype, some in typed data fields, one in an external file."""
     tensors = [
         TensorProto(name=name, data_type=number, dims=[2], raw_data=bytes(2))
         for name, number in TensorProto.DataType.items()
@@ -124,7 +124,7 @@ def test_a_folder(tmp_path: Path) -> None:
 def test_tensor_with_too_many_dimensions(tmp_path: Path) -> None:
     graph = onnx.GraphProto(initializer=[TensorProto(dims=[2] * 65)])
     onnx.save(onnx.ModelProto(ir_version=8, graph=graph), tmp_path / "x.onnx")
-    with pytest.raises(AxzooError, match="a tensor of 65 dimensions"):
+    with pytest.raises(AxzooError, match="a tensor has 65 dimensions"):
         read_outline(tmp_path / "x.onnx")
 
 

@@ -1,4 +1,4 @@
-"""The reader of protobuf messages, against protobuf's own writer and against bytes that are none."""
+"""The protobuf reader, with messages written by protobuf and with invalid bytes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_reads_what_protobuf_writes(dims: list[int], name: str, raw: bytes) -> N
 
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=20))
 def test_packed_integers(values: list[int]) -> None:
-    """onnx packs int64_data and not dims; a reader has to take both."""
+    """onnx packs int64_data but not dims; the reader must support both."""
     assert _message(TensorProto(int64_data=values).SerializeToString()).integers(7) == values
 
 
@@ -46,7 +46,7 @@ def test_fixed_size_fields_are_skipped() -> None:
 
 
 @pytest.mark.parametrize(
-    "data, said",
+    "data, message",
     [
         (b"\x08", "an integer extends beyond the end of its message"),
         (b"\x08" + b"\xff" * 10, "more than 64 bits"),
@@ -57,8 +57,8 @@ def test_fixed_size_fields_are_skipped() -> None:
         (b"\x0f", "a field has the unsupported wire type 7"),
     ],
 )
-def test_invalid_bytes(data: bytes, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_invalid_bytes(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         _message(data)
 
 
@@ -85,7 +85,7 @@ def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _message(b"\x0a\x03\x01\x01\x01").integers(1) == [1, 1, 1]
     with pytest.raises(ValueError, match="more than 3 packed integers"):
         _message(b"\x0a\x04\x01\x01\x01\x01").integers(1)
-    with pytest.raises(ValueError, match="a text of more than 3 bytes"):
+    with pytest.raises(ValueError, match="a string of more than 3 bytes"):
         _message(b"\x0a\x04abcd").texts(1)
 
 

@@ -1,4 +1,4 @@
-"""Rotary embedding in the graph, whole and partial, halves and pairs, against complex numbers in double precision."""
+"""Rotary embedding in the graph, full and partial, half-split and interleaved, compared with complex arithmetic in fp64."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def _rotated(rope: RopeSpec) -> NDArray[Any]:
 
 def _turned(rotary_dim: int, interleaved: bool) -> NDArray[Any]:
     """Each pair as a complex number, times e^(i position theta^(-2 pair / rotary_dim))."""
-    wanted = X.reshape(4, HEADS, HEAD_DIM).astype(np.float64)
+    expected = X.reshape(4, HEADS, HEAD_DIM).astype(np.float64)
     for pair in range(rotary_dim // 2):
         first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + rotary_dim // 2)
         turn = np.exp(1j * POSITIONS[0].astype(np.float64) * THETA ** (-2 * pair / rotary_dim))[:, None]
-        product = (wanted[..., first] + 1j * wanted[..., second]) * turn
-        wanted[..., first], wanted[..., second] = product.real, product.imag
-    return wanted.reshape(X.shape)
+        product = (expected[..., first] + 1j * expected[..., second]) * turn
+        expected[..., first], expected[..., second] = product.real, product.imag
+    return expected.reshape(X.shape)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

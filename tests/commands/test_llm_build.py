@@ -119,7 +119,7 @@ def test_what_no_option_takes(words: list[str], capsys: pytest.CaptureFixture[st
             ["--kv_cache_len", "31", "--chip", "AX1"],
             "--chip: unknown chip 'AX1': use one of AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
         ),
-        (["--kv_cache_len", "31", "--prompt", ""], "--prompt: '' is not text of at least one character"),
+        (["--kv_cache_len", "31", "--prompt", ""], "--prompt: '' is not text of one or more characters"),
         (["--model_type", "gpt2"], "config.json (overridden by --model_type): model_type 'gpt2' is not supported"),
         (["--ignore_config_keys", "nosuchkey"], "--ignore_config_keys nosuchkey: "),
         (["--kv_cache_len", "129"], "--kv_cache_len 129 needs 129 positions, and the model supports 128"),

@@ -1,4 +1,4 @@
-"""What a build will take, said before it starts."""
+"""Checks of sizes, memory and disk space before a build starts."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ def test_sizes_must_match_the_checkpoint(lock: Lock) -> None:
             check_sizes(lock, actual | {key: wrong})
 
 
-@pytest.mark.parametrize("said", ["", "[]", "{", '{"layer": 0}', '{"layer": "x"}', '{"layer": true}', "1"])
-def test_sizes_on_the_command_line(said: str) -> None:
+@pytest.mark.parametrize("message", ["", "[]", "{", '{"layer": 0}', '{"layer": "x"}', '{"layer": true}', "1"])
+def test_sizes_on_the_command_line(message: str) -> None:
     assert sizes_of_json('{"layer": 3}') == {"layer": 3}
     assert sizes_of_json(None) == {}
     with pytest.raises(AxzooError, match="is not a JSON object of positive integers"):
-        sizes_of_json(said)
+        sizes_of_json(message)
 
 
 def test_small_model_fits_the_machine(lock: Lock, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which builds fit their chip, and what is said of the others."""
+"""Which builds fit their chip, and the messages for the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How parts are cut into jobs, and the rules those become."""
+"""Batches of parts and their Snakemake rules."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def _layer_rules(*models: Model, most: int | None = None) -> list[PartRule]:
 
 @given(st.integers(1, 200), st.integers(1, 40))
 def test_batches_cover_all_layers_in_few_equal_parts(layers: int, most: int) -> None:
-    made = split(layers, most)
-    assert [int(number) for batch in made for number in batch] == list(range(layers))
-    sizes = [len(batch) for batch in made]
+    batches = split(layers, most)
+    assert [int(number) for batch in batches for number in batch] == list(range(layers))
+    sizes = [len(batch) for batch in batches]
     assert max(sizes) <= most
     assert max(sizes) - min(sizes) <= 1
-    assert (len(made) - 1) * most < layers
+    assert (len(batches) - 1) * most < layers
 
 
 def test_only_small_layers_share_a_job() -> None:
@@ -83,13 +83,13 @@ def test_prefill_and_decode_only_builds_have_separate_rules() -> None:
 def test_rules_logs_and_files_are_named_after_the_layers(
     recipe: Recipe, most: int, rule: str, log: str, files: list[str]
 ) -> None:
-    (made,) = _layer_rules(Model("a", 2, recipe), most=most)
-    assert (made.name, made.log_name) == (rule, log)
-    assert made.files == [f"{file}.axmodel" for file in files]
-    assert made.receipts == [f"{file}.json" for file in files]
+    (batch,) = _layer_rules(Model("a", 2, recipe), most=most)
+    assert (batch.name, batch.log_name) == (rule, log)
+    assert batch.files == [f"{file}.axmodel" for file in files]
+    assert batch.receipts == [f"{file}.json" for file in files]
     numbers = ["0", "1"] if most == 2 else ["{index}"]
-    assert made.locks == [f"layer_{number}.json" for number in numbers]
-    assert made.parts == len(numbers)
+    assert batch.locks == [f"layer_{number}.json" for number in numbers]
+    assert batch.parts == len(numbers)
 
 
 def test_parts_without_an_index() -> None:

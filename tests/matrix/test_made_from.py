@@ -1,4 +1,4 @@
-"""A lock is known to be up to date only as long as nothing that decides it has changed."""
+"""made_from.json shows whether a lock is up to date."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = {"layer": 1000, "post": 2000, "kv_width": 64}
 
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """A build whose local checkpoint was fetched and locked."""
+    """A build with a local checkpoint that has been fetched and locked."""
     monkeypatch.chdir(tmp_path)
     checkpoint = Path("checkpoint")
     checkpoint.mkdir()

@@ -1,4 +1,4 @@
-"""How long jobs may take on a cluster, and the memory they ask for."""
+"""Time limits and memory that jobs request on a cluster."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _mem_mb(kind: str, recipe: Recipe, sizes: dict[str, int] | None) -> int:
 
 
 def test_requested_memory_is_at_most_twice_the_measured() -> None:
-    """With blocks of 64 MB, which took more than today's of 4: 418 and 749 MB for Llama 3, 61 and 230 for
+    """Measured with 64 MB blocks, more than today's 4 MB blocks need: 418 and 749 MB for Llama 3, 61 and 230 MB for
     SmolLM2-135M."""
     assert 418 < _mem_mb("layer", Recipe(), LLAMA_3_SIZES) < 2 * 418
     assert 749 < _mem_mb("post", Recipe(), LLAMA_3_SIZES) < 2 * 749

@@ -1,4 +1,4 @@
-"""What the Snakefile is told of builds that do not fit their chip."""
+"""The plan that the Snakefile uses, including builds that do not fit their chip."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REASON = "AX620E has 3072 MB, L-w8a16 needs 8227 MB: 7691 of weights, 536 of KV 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project's folder, current, with the repository's chips."""
+    """A project folder with the repository's chip table, as working folder."""
     (tmp_path / "config").mkdir()
     (tmp_path / "config/chips.yaml").write_text((ROOT / "config/chips.yaml").read_text())
     (tmp_path / "demo.yaml").write_text("models: {D: {path: d, model_type: llama, num_hidden_layers: 1, chips: AX650}}")
@@ -36,11 +36,11 @@ def wildcards(chip: str, model: str, tag: str = "w8a16") -> SimpleNamespace:
 
 
 def test_left_out_build_gives_the_reason_when_requested(folder: Path) -> None:
-    made = plan(folder, f"models: {{L: {{{ENTRY}}}}}")
-    assert [str(build.bundle) for build in made.wanted] == ["results/AX650/L-w8a16"]
-    assert made.build(wildcards("AX650", "L")) == made.wanted[0]
+    result = plan(folder, f"models: {{L: {{{ENTRY}}}}}")
+    assert [str(build.bundle) for build in result.wanted] == ["results/AX650/L-w8a16"]
+    assert result.build(wildcards("AX650", "L")) == result.wanted[0]
     with pytest.raises(AxzooError) as error:
-        made.build(wildcards("AX620E", "L"))
+        result.build(wildcards("AX620E", "L"))
     assert str(error.value) == f"results/AX620E/L-w8a16 is left out: {REASON}"
 
 
@@ -53,14 +53,14 @@ def test_left_out_builds_are_listed_or_counted(folder: Path) -> None:
 
 
 def test_wildcards_include_left_out_builds(folder: Path) -> None:
-    made = plan(
+    result = plan(
         folder,
         f"models: {{S: {{path: s, model_type: qwen2, num_hidden_layers: 1, chips: AX650}}, "
         f"L: {{{ENTRY}, chips: AX620E, prefill_len: 64}}}}",
     )
-    assert made.chips == ["AX620E", "AX650"]
-    assert set(made.models) == {"S", "L", "D"}
-    assert "llama_p64" in made.stems
+    assert result.chips == ["AX620E", "AX650"]
+    assert set(result.models) == {"S", "L", "D"}
+    assert "llama_p64" in result.stems
 
 
 def test_matrix_without_fitting_builds_is_refused(folder: Path) -> None:
@@ -89,9 +89,9 @@ def test_config_accepts_only_machine_settings(folder: Path) -> None:
     (folder / "zoo.yaml").write_text(f"models: {{L: {{{ENTRY}, chips: AX650}}}}")
     by_size = make_plan(["zoo.yaml"], "demo.yaml")
     assert [rule.name for rule in by_size.part_rules] == ["layer", "post", "embed"]
-    said = make_plan(["zoo.yaml"], "demo.yaml", {"layers_per_job": 16})
-    assert [rule.name for rule in said.part_rules] == ["layers_0_15", "layers_16_31", "post", "embed", "layers_0_0"]
-    assert by_size.store == said.store == "results/store"
+    message = make_plan(["zoo.yaml"], "demo.yaml", {"layers_per_job": 16})
+    assert [rule.name for rule in message.part_rules] == ["layers_0_15", "layers_16_31", "post", "embed", "layers_0_0"]
+    assert by_size.store == message.store == "results/store"
     assert make_plan(["zoo.yaml"], "demo.yaml", {"store": "/shared/store"}).store == "/shared/store"
     numbers = ({"layers_per_job": 0}, {"layers_per_job": "8"}, {"layers_per_job": True})
     for config in (*numbers, {"store": ""}, {"store": 1}, {"n": 1}):

@@ -1,4 +1,4 @@
-"""The files in config/: what they list, and that schema and README say what the models say."""
+"""The files in config/, and that schema and README match the pydantic models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "workflow/schemas/zoo.schema.json"
 MODELINE = "# yaml-language-server: $schema=../workflow/schemas/zoo.schema.json"
 
-# Layer counts from the models' own config.json.
+# Layer counts from the config.json of each model.
 LAYERS = {
     "Llama-2-7b-hf": 32,
     "Meta-Llama-3-8B": 32,

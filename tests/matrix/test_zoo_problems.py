@@ -1,4 +1,4 @@
-"""Every mistake in a matrix is named with its line, its value and the way out."""
+"""Every problem of a matrix is reported with its line, its value and a way to fix it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ models:
     revision: main
     model_type: llama
     num_hidden_layers: 2
-"""  # six lines: what is appended stands in line 7
+"""  # six lines, so appended text is line 7
 
 
 def test_typo_suggests_the_nearest_key(problems: Problems) -> None:
@@ -37,9 +37,9 @@ def test_typo_suggests_the_nearest_key(problems: Problems) -> None:
 
 @pytest.mark.parametrize("value", ["true", "false", "[modeling_tiny.py]"])
 def test_trust_remote_code_is_refused(problems: Problems, value: str) -> None:
-    said = "trust_remote_code: axzoo never runs code from a checkpoint, and no key enables it: remove this key"
-    assert problems(f"{ENTRY}    trust_remote_code: {value}\n") == [f"7: models.Tiny.{said}"]
-    assert problems(f"defaults:\n  trust_remote_code: {value}\n{ENTRY}") == [f"2: defaults.{said}"]
+    message = "trust_remote_code: axzoo never runs code from a checkpoint, and no key enables it: remove this key"
+    assert problems(f"{ENTRY}    trust_remote_code: {value}\n") == [f"7: models.Tiny.{message}"]
+    assert problems(f"defaults:\n  trust_remote_code: {value}\n{ENTRY}") == [f"2: defaults.{message}"]
 
 
 @pytest.mark.parametrize(

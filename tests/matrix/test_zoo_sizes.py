@@ -1,4 +1,4 @@
-"""The sizes in config/zoo.yaml, counted anew from the integers of the models' own config.json."""
+"""The sizes in config/zoo.yaml, recomputed from values of each model's config.json."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Shape:
 
 
 class Phi2(Shape):
-    """Every linear has a bias, one LayerNorm a layer, two matrices in the MLP."""
+    """Each linear has a bias; one LayerNorm per layer; two matrices in the MLP."""
 
     @property
     def layer(self) -> int:
@@ -128,7 +128,7 @@ SHAPES = {
     "openbuddy-zen-3b-v21.2-32k": Shape(4096, 5888, 32, 32, 8, 128, 135680),
 }
 
-# Parameters as the hub shows them, and whether lm_head and embedding are counted once.
+# Parameters as shown on the hub, and whether lm_head and embedding are counted once.
 PUBLISHED = {
     "Llama-2-7b-hf": (6_738_415_616, False),
     "Llama-2-13b-chat-hf": (13_015_864_320, False),

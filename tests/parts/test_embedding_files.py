@@ -1,4 +1,4 @@
-"""The embedding's files, out of every family's checkpoint and every format."""
+"""Writing embedding files from checkpoints of every family and format."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TABLE: dict[str, tuple[dict[str, Any], str]] = {
     "minicpmv": (MINICPM, "llm.model.embed_tokens.weight"),
     "chatglm": (CHATGLM, "transformer.embedding.word_embeddings.weight"),
 }
-"""config.json and the name of the table."""
+"""config.json and the name of the embedding tensor, by model_type."""
 
 
 def _values(dtype: Any = np.float32) -> NDArray[Any]:
@@ -60,7 +60,7 @@ def _checkpoint(folder: Path, model_type: str, tensors: dict[str, NDArray[Any]])
 
 
 def _check(output: Path, values: NDArray[Any], bf16: NDArray[Any] | None = None) -> None:
-    """All three files hold `values`, whatever dtype they have in the checkpoint."""
+    """All three files contain `values`, whatever their dtype in the checkpoint."""
     exact = values.astype(np.float32)
     table = np.load(output / NPY, mmap_mode="r")
     assert (table.shape, table.dtype) == ((V, H), np.dtype("<f4"))
@@ -138,7 +138,7 @@ def test_unknown_config_key_does_not_change_the_embedding(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "config, tensors, said",
+    "config, tensors, message",
     [
         ({"model_type": "gpt2"}, {}, "model_type 'gpt2' is not supported; supported are: chatglm, llama"),
         ({"model_type": None}, {}, "model_type 'None' is not supported"),
@@ -150,14 +150,14 @@ def test_unknown_config_key_does_not_change_the_embedding(tmp_path: Path) -> Non
     ],
 )
 def test_mismatched_checkpoint_writes_no_file(
-    config: dict[str, Any], tensors: dict[str, NDArray[Any]], said: str, tmp_path: Path
+    config: dict[str, Any], tensors: dict[str, NDArray[Any]], message: str, tmp_path: Path
 ) -> None:
     source = _checkpoint(tmp_path / "in", "llama", {USUAL: _values()} | tensors)
     changed = TABLE["minicpm"][0] | {"model_type": "llama"} | config
     if changed["model_type"] == "llama":
         changed = {key: value for key, value in changed.items() if key in LLAMA or key in config or key == "model_type"}
     (source / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(AxzooError, match=said):
+    with pytest.raises(AxzooError, match=message):
         extract_embedding(source, tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
 
@@ -177,7 +177,7 @@ def test_file_that_is_not_gguf(tmp_path: Path) -> None:
 
 
 def test_failure_keeps_existing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoint loses its table while it is read."""
+    """The checkpoint is damaged while it is read."""
     values = _values()
     source = _checkpoint(tmp_path / "in", "llama", {USUAL: values})
     extract_embedding(source, tmp_path / "out")

@@ -32,14 +32,14 @@ def test_the_documented_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    "weight, state, wanted", [("fp32", "fp32", "w32a32"), ("bf16", "bf16", "w16a16"), ("fp16", "bf16", "w16fa16")]
+    "weight, state, expected", [("fp32", "fp32", "w32a32"), ("bf16", "bf16", "w16a16"), ("fp16", "bf16", "w16fa16")]
 )
-def test_tags(weight: Any, state: Any, wanted: str) -> None:
-    assert tag(Recipe(weight_type=weight, hidden_state_type=state)) == wanted
+def test_tags(weight: Any, state: Any, expected: str) -> None:
+    assert tag(Recipe(weight_type=weight, hidden_state_type=state)) == expected
 
 
 @pytest.mark.parametrize(
-    "values, wanted",
+    "values, expected",
     [
         ({"weight_type": "s4"}, "w4a16"),
         ({"weight_type": "s4", "weight_group_size": 32}, "w4a16-g32"),
@@ -48,8 +48,8 @@ def test_tags(weight: Any, state: Any, wanted: str) -> None:
         ({"weight_type": "s4", "scale_rule": "mse", "rounding": "gptq"}, "w4a16-mse-gptq"),
     ],
 )
-def test_tags_include_scale_rule_and_rounding(values: dict[str, Any], wanted: str) -> None:
-    assert tag(Recipe(**values)) == wanted
+def test_tags_include_scale_rule_and_rounding(values: dict[str, Any], expected: str) -> None:
+    assert tag(Recipe(**values)) == expected
 
 
 def test_different_choices_have_different_tags() -> None:

@@ -1,4 +1,4 @@
-"""The profiles for clusters: Snakemake and its plugins know every key, and plan with them. And the image's recipe."""
+"""The cluster profiles: Snakemake and its plugins accept all keys and plan with them. Also lints the Containerfile."""
 
 from __future__ import annotations
 

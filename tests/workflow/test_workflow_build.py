@@ -1,4 +1,4 @@
-"""A matrix built by real Snakemake: the files there are, what they say, and that they are the same every time."""
+"""A matrix built by Snakemake: its files, their content, and that builds are reproducible."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_build_writes_exactly_the_documented_files(built: Project) -> None:
     store = {name for name in found if name.startswith("store/")}
     notes = {name for name in found if name.startswith(("logs/", "benchmarks/"))}
     assert found - store - notes == expected
-    assert len(store - {"store/.lock"}) == 2 * len(COMPILED)  # a file and its receipt; both chips share them
+    assert len(store - {"store/.lock"}) == 2 * len(COMPILED)  # a file and its metadata; both chips share them
     assert all(name.endswith((".log", ".tsv")) for name in notes)
 
 
@@ -75,7 +75,7 @@ def test_second_run_does_nothing(rebuilt: Project) -> None:
 
 
 def test_building_file_by_file_gives_the_same_bundle(built: Project, small_llama: Path, tmp_path: Path) -> None:
-    """Any single file is a target, and takes no more than it needs; the order of building does not show."""
+    """Any file can be a target and runs only the jobs it needs; the order does not matter."""
     project = new_project(tmp_path / "a" / "longer path" / "project", small_llama)
     bundle = "results/AX650/tiny-w8a16"
     steps = [
@@ -93,7 +93,7 @@ def test_building_file_by_file_gives_the_same_bundle(built: Project, small_llama
 
 
 def test_two_builds_from_scratch_have_the_same_bytes(built: Project, project: Project) -> None:
-    """The other one made both chips' bundles at once, racing for the store."""
+    """The second build makes both chips' bundles at once, sharing the store."""
     project.write_matrix({"tiny": ENTRY}, chips=["AX620E", "AX650N"])
     run = project.snakemake(*(f"results/{chip}/tiny-w8a16/manifest.json" for chip in ("AX620E", "AX650")))
     assert run.status == 0, run.shown

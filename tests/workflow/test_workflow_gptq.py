@@ -1,4 +1,4 @@
-"""GPTQ in the graph of jobs: calibrated once, and again when the text changes."""
+"""GPTQ builds: calibration runs once, and again when the text changes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a second run does after something changed: no more than the change asks for, and never less."""
+"""After a change, a second run rebuilds exactly what the change affects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TENSOR = "model.layers.1.mlp.up_proj.weight"
 
 
 def compiled(project: Project) -> dict[str, str]:
-    """The compiled files' digests."""
+    """The digests of the compiled files."""
     found = project.digests(BUNDLE)
     return {name: digest for name, digest in found.items() if name.endswith((".axmodel", ".bin"))}
 
@@ -32,7 +32,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 
 def damage(path: Path) -> None:
-    """Another byte in the middle of the file, under the same inode and time."""
+    """Changes a byte in the middle of the file, keeping inode and mtime."""
     stat = path.stat()
     with path.open("r+b") as file:
         file.seek(stat.st_size // 2)
@@ -43,7 +43,7 @@ def damage(path: Path) -> None:
 
 
 def stored(project: Project, file: str) -> Path:
-    """The store's entry that a bundle's file is a hard link to."""
+    """The store entry to which a bundle's file is hard-linked."""
     (entry,) = (path for path in (project / "results/store").glob("*/*") if path.samefile(project / file))
     return entry
 
@@ -58,7 +58,7 @@ def test_a_changed_layer_is_the_only_one_compiled(rebuilt: Project) -> None:
 
 
 def test_change_fetched_by_a_killed_build_is_locked_by_the_next(rebuilt: Project) -> None:
-    """The receipt has another content then, although names and sizes are the same."""
+    """The receipt's content differs, although file names and sizes are the same."""
     rebuilt.edit_tensors(lambda tensors: tensors[TENSOR][0, 0].add_(1))
     assert rebuilt.snakemake(f"{BUNDLE}/manifest.json").status == 0
     rebuilt.edit_tensors(lambda tensors: tensors[TENSOR][0, 0].add_(1))
@@ -67,7 +67,7 @@ def test_change_fetched_by_a_killed_build_is_locked_by_the_next(rebuilt: Project
 
 
 def test_fine_tuned_model_in_another_project_shares_unchanged_layers(built: Project, tmp_path: Path) -> None:
-    """The other project links to the first one's store."""
+    """The other project uses a link to the first project's store."""
     tuned = new_project(tmp_path / "tuned", built / "checkpoint")
     tuned.edit_tensors(lambda tensors: tensors[TENSOR][0, 0].add_(1))
     shutil.copytree(built / "results/store", tmp_path / "store")
@@ -142,7 +142,7 @@ def test_deleted_bundle_is_linked_again(rebuilt: Project) -> None:
 
 
 def test_modified_file_is_refused_and_then_rebuilt(rebuilt: Project) -> None:
-    """The bundle's file and the store's entry are one: whoever writes to it damages both."""
+    """The bundle's file and the store entry are the same inode, so both are damaged."""
     sound = compiled(rebuilt)
     entry = stored(rebuilt, LAYER)
     damage(rebuilt / LAYER)
@@ -179,7 +179,7 @@ def _garble(entry: Path) -> None:
 def test_damaged_store_entry_is_rebuilt_instead_of_linked(rebuilt: Project, harm: Callable[[Path], None]) -> None:
     sound = rebuilt.made()
     entry = stored(rebuilt, LAYER)
-    both = [LAYER, LAYER.replace("AX650", "AX620E")]  # links to the entry: what is done to it is done to them
+    both = [LAYER, LAYER.replace("AX650", "AX620E")]  # hard links to the entry, so they change with it
     for file in both:
         (rebuilt / file).unlink()
     harm(entry)

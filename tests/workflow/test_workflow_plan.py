@@ -1,4 +1,4 @@
-"""Dry runs of the repository's own matrices: complete, and without a network."""
+"""Dry runs of the repository's matrices plan all jobs without network access."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_NETWORK = dict.fromkeys(
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Project:
-    """What a fresh clone has of the workflow."""
+    """The workflow files of a fresh clone."""
     for name in ("workflow", "profiles", "config"):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
     shutil.copy(REPOSITORY / "Snakefile", tmp_path)
@@ -28,7 +28,7 @@ def clone(tmp_path: Path) -> Project:
 
 
 def expected_parts(clone: Project, matrix: str) -> dict[str, int]:
-    """Parts by stage, of the builds that fit their chip."""
+    """The number of parts by stage, for builds that fit their chip."""
     builds = load_zoo(clone / matrix, clone / "config/chips.yaml").builds()
     models = len({build.model for build in builds})
     layers = sum(build.num_hidden_layers for build in builds)
@@ -37,7 +37,7 @@ def expected_parts(clone: Project, matrix: str) -> dict[str, int]:
 
 
 def planned_parts(shown: str) -> dict[str, int]:
-    """What the planned jobs make, by stage: layers that share a job count each."""
+    """The number of parts by stage that the planned jobs build."""
     table = re.findall(r"^(\w+) +\d+ +(\d+)$", shown, re.MULTILINE)
     return {stage: int(parts) for stage, parts in table if stage not in ("all", "demo")}
 
