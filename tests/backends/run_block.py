@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
+import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy
 import numpy as np
 import onnx
 import onnxruntime as ort

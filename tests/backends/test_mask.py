@@ -16,7 +16,7 @@ from axzoo.backends.host.builder import GraphBuilder
 
 
 def _mask(window: int | None, cached: int, start: int, tokens: int) -> NDArray[np.float32]:
-    """The mask for `tokens` tokens from position `start`, after a cache of `cached` slots, of which `start` are filled."""
+    """The mask for `tokens` tokens from position `start`, after a cache with `cached` slots, `start` of them filled."""
     mask = np.zeros((1, tokens, cached + tokens), np.float32)
     mask[:, :, start:cached] = MASKED
     mask[:, :, cached:] = np.triu(np.full((tokens, tokens), MASKED), 1)

@@ -1,4 +1,4 @@
-"""Rotary embedding in the graph, full and partial, half-split and interleaved, compared with complex arithmetic in fp64."""
+"""Rotary embedding, full and partial, half-split and interleaved, compared with complex arithmetic in fp64."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from axzoo.matrix.document import MAX_BYTES, read_document
 
 
 class LOADER(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml accepts '::\t', PyYAML's parser does not. Neither constructs a value for a single '=', which we read as text."""
+    """libyaml accepts '::\t', PyYAML's parser does not. Neither constructs a value for '=', which we read as text."""
 
 
 LOADER.add_constructor("tag:yaml.org,2002:value", yaml.SafeLoader.construct_yaml_str)

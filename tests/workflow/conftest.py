@@ -24,9 +24,9 @@ def project(small_llama: Path, tmp_path: Path) -> Project:
 
 @pytest.fixture(scope="session")
 def built(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose one model has been built for AX650 and then for AX630C too; for reading only.
+    """A project with one model, built for AX650 and then for AX630C; read-only.
 
-    One after the other: of two jobs that compile the same layer at once, one's file may lose its link to the store.
+    The builds are sequential: if two jobs compile the same layer at once, one file may not be linked to the store.
     """
     project = new_project(tmp_path_factory.mktemp("built") / "project", small_llama)
     for chips in (["AX650"], ["AX650", "AX630C"]):

@@ -1,5 +1,5 @@
-"""A local server with the API that Snakemake's Kubernetes executor uses. It runs each pod's command unchanged in an empty
-folder, without images, limits, scheduling or permissions."""
+"""A local server with the API that Snakemake's Kubernetes executor uses. It runs each pod's command unchanged in an
+empty folder, without images, limits, scheduling or permissions."""
 
 from __future__ import annotations
 

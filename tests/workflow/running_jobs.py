@@ -10,7 +10,7 @@ from workflow_project import Project
 
 
 def jobs_of(project: Project) -> dict[int, tuple[str, ...]]:
-    """Their arguments from VERB on, by process id. Jobs use relative paths, so the working folder identifies the project."""
+    """Their arguments from VERB on, by process id. Jobs use relative paths, so their folder identifies the project."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # ended, or owned by another user

@@ -147,8 +147,8 @@ MISTAKES: list[dict[str, tuple[dict[str, Any], str, str]]] = [
         ),
     },
 ]
-"""Models by name: what their entry says, how the line at fault starts, what must be message. Contradictions between
-settings come to light when every key by itself is right."""
+"""By model: additions to its entry, the start of the reported line, the expected message. Contradictions are reported only
+if each key is valid."""
 
 
 @pytest.mark.parametrize("mistakes", MISTAKES, ids=["keys", "contradictions"])

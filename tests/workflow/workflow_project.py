@@ -151,8 +151,8 @@ def new_project(folder: Path, checkpoint: Path) -> Project:
 
 
 def write_checkpoint(folder: Path) -> None:
-    """Saves a random llama with transformers. Its weights are larger than 1 MB, because Snakemake compares smaller files by
-    checksum instead of mtime."""
+    """Saves a random llama with transformers. Its weights are larger than 1 MB, because Snakemake compares checksums
+    instead of mtimes for smaller files."""
     tokenizer = train_tokenizer()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)

@@ -92,7 +92,7 @@ class Recipe:
             )
         if self.last_kv_cache_len and not self.prefill_len:
             raise AxzooError(
-                "last_kv_cache_len requires prefill groups, but prefill_len is 0: raise prefill_len or omit last_kv_cache_len"
+                "last_kv_cache_len requires prefill groups, but prefill_len is 0: raise it or omit last_kv_cache_len"
             )
         expected = tuple(self.prefill_len * p for p in range(1, len(self.last_kv_cache_len) + 1))
         if self.last_kv_cache_len != expected:
