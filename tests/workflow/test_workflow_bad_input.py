@@ -147,8 +147,9 @@ MISTAKES: list[dict[str, tuple[dict[str, Any], str, str]]] = [
         ),
     },
 ]
-"""By model: additions to its entry, the start of the reported line, the expected message. Contradictions are reported only
-if each key is valid."""
+"""By model: additions to its entry, the start of the reported line, the expected message.
+
+Contradictions between settings are reported only if each key is valid."""
 
 
 @pytest.mark.parametrize("mistakes", MISTAKES, ids=["keys", "contradictions"])
