@@ -179,7 +179,7 @@ def test_every_position_of_the_model_can_be_used() -> None:
 def test_unknown_backend() -> None:
     assert load_backend("host").name == "host"
     for name in ("pulsar9", "../host", "", "host.py", "part_job"):
-        with pytest.raises(AxzooError, match=f"unknown backend '{name}': installed are host"):
+        with pytest.raises(AxzooError, match=f"unknown backend '{name}'; known backends: host"):
             load_backend(name)
 
 

@@ -147,7 +147,7 @@ def test_checkpoint_changed_after_locking_writes_no_file(builder: PartBuilder, p
 def test_impossible_recipe_writes_no_file(builder: PartBuilder) -> None:
     with pytest.raises(AxzooError, match="kv_cache_len 1023 is too large"):
         builder.key("layer_0", Recipe())
-    with pytest.raises(AxzooError, match="unknown backend 'npu9': installed are host"):
+    with pytest.raises(AxzooError, match="unknown backend 'npu9'; known backends: host"):
         builder.build("layer_0", "x", backend="npu9")
     assert builder.files() == []
 

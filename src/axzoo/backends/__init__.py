@@ -103,7 +103,7 @@ def load_backend(name: str) -> Backend:
     plugins = {entry.name: entry for entry in entry_points(group=_GROUP)}
     if name not in plugins:
         known = ", ".join([*packages, *sorted(plugins)])
-        raise AxzooError(f"unknown backend {name!r:.80}: installed are {known}")
+        raise AxzooError(f"unknown backend {name!r:.80}; known backends: {known}")
     try:
         loaded = plugins[name].load()
     except Exception as error:  # third-party modules may raise anything

@@ -9,7 +9,7 @@ from axzoo.parts.kinds.layer import Layer
 from axzoo.parts.kinds.post import Post
 
 KINDS: tuple[PartKind, ...] = (Layer(), Post(), Embed())
-"""All kinds, in the order in which bundles list their files."""
+"""Every kind, in the order in which bundles list their files."""
 
 
 def kind_of(name: str) -> PartKind:
