@@ -1,26 +1,26 @@
-# make demo: build, check and question the embedded model.   make test: the tests.   make help: the rest.
+# make demo: build and check a small model.   make test: run the tests.   make help: list all targets.
 PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DELETE_ON_ERROR:
 .PHONY: help demo install test soak lint format lock bench bench-builders bench-speed bench-zoo clean
 
-help: ## say what there is to make
+help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
 
-demo: $(VENV)/installed ## build config/demo.yaml, check it, print where it lies and what it answers
+demo: $(VENV)/installed ## build and check config/demo.yaml, and print the bundle's folder and the model's answer
 	snakemake --cores all demo
 	@axzoo report config/demo.yaml
 
-install: $(VENV)/installed ## make .venv and install axzoo into it
+install: $(VENV)/installed ## create .venv and install axzoo in it
 
 test: $(VENV)/installed-test ## run the tests, with coverage
 	pytest -m "not soak" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder --cov --cov-report=term $(TESTS)
 
-soak: $(VENV)/installed-test ## run the tests that take long
+soak: $(VENV)/installed-test ## run the slow tests
 	pytest -m soak
 
-lint: $(VENV)/installed-test ## ruff, mypy, import-linter, snakefmt; snakemake --lint is shown, not obeyed
+lint: $(VENV)/installed-test ## run ruff, mypy, import-linter and snakefmt; findings of snakemake --lint do not fail
 	ruff check .
 	ruff format --check .
 	mypy
@@ -28,50 +28,51 @@ lint: $(VENV)/installed-test ## ruff, mypy, import-linter, snakefmt; snakemake -
 	snakefmt --check Snakefile workflow
 	-snakemake --lint
 
-format: $(VENV)/installed-test ## bring the sources into shape
+format: $(VENV)/installed-test ## format the sources
 	ruff check --fix .
 	ruff format .
 	snakefmt Snakefile workflow
 
-lock: $(VENV)/bin/python ## pin what pyproject.toml asks for in envs/constraints.txt (UPGRADE=1: the newest releases)
+lock: $(VENV)/bin/python ## pin the requirements of pyproject.toml in envs/constraints.txt (UPGRADE=1: the newest releases)
 	python scripts/lock.py $(if $(UPGRADE),--upgrade)
 
-bench: $(VENV)/installed-test ## measure what docs/performance.md states (TEXT=FILE: the text of the fidelity table)
+bench: $(VENV)/installed-test ## measure the figures of docs/performance.md (TEXT=FILE: the text of the fidelity table)
 	python scripts/bench.py $(if $(TEXT),--text $(TEXT))
 
-# With what a user has: of what the tests install, Snakemake imports Kubernetes' client and pandas at every start.
-bench-builders: $(VENV)-bench/installed ## measure a build beside other builders' (after make demo)
+# Uses a separate environment without the test requirements, because Snakemake imports the Kubernetes client and pandas
+# whenever they are installed.
+bench-builders: $(VENV)-bench/installed ## compare build times with other builders (after make demo)
 	$(MAKE) VENV=$(VENV)-user install
 	PATH="$(CURDIR)/$(VENV)-user/bin:$$PATH" python scripts/bench_builders.py $(VENV)-bench/bin/python
 
-bench-speed: $(VENV)/installed-test $(VENV)-bench/installed ## measure answers beside llama.cpp's and onnxruntime-genai's (after make demo)
+bench-speed: $(VENV)/installed-test $(VENV)-bench/installed ## compare generation speed with llama.cpp and onnxruntime-genai (after make demo)
 	python scripts/bench_speed.py $(VENV)-bench/bin/python
 
-bench-zoo: $(VENV)/installed-test ## measure Snakemake over 40 models on both chips (after make demo)
+bench-zoo: $(VENV)/installed-test ## measure Snakemake with 40 models on both chips (after make demo)
 	python scripts/bench_zoo.py
 
-clean: ## remove what was built and fetched; .venv stays
+clean: ## remove all results and downloads, but not .venv
 	rm -rf results .snakemake
 
 $(VENV)/bin/python:
-	@echo "making $(VENV) with $$($(PYTHON) --version)"
+	@echo "creating $(VENV) with $$($(PYTHON) --version)"
 	$(PYTHON) -m venv $(VENV)
 
 LOCK := envs/constraints.txt
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint $(LOCK)
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml $(LOCK)
-	@echo "installing axzoo and what it needs into $(VENV) (a minute or two)"
+	@echo "installing axzoo and its requirements in $(VENV) (a minute or two)"
 	$(VENV)/bin/python $(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/installed-test: $(VENV)/installed pyproject.toml $(LOCK)
-	@echo "installing what the tests need into $(VENV)"
+	@echo "installing the test requirements in $(VENV)"
 	$(VENV)/bin/python $(INSTALL) --editable '.[test]'
 	@touch $@
 
 $(VENV)-bench/installed: pyproject.toml $(LOCK)
-	@echo "installing the builders to compare with into $(VENV)-bench"
+	@echo "installing the builders for comparison in $(VENV)-bench"
 	$(PYTHON) -m venv $(VENV)-bench
 	$(VENV)-bench/bin/python $(INSTALL) --editable '.[bench]'
 	@touch $@

@@ -1,5 +1,5 @@
-# The zoo. `snakemake --cores 8` builds config/zoo.yaml; `--configfile FILE` builds another matrix; `demo` builds
-# config/demo.yaml. Any single file of results/ is a target too.
+# `snakemake --cores 8` builds config/zoo.yaml, `--configfile FILE` another matrix, and the target `demo` builds
+# config/demo.yaml. Any file in results/ can be a target.
 import gc
 import re
 from functools import cache
@@ -14,15 +14,15 @@ from axzoo.matrix.plan import make_plan
 
 min_version("9.19")
 
-# Python's collector of cycles need not look through what is imported by now, at the end least of all, nor every few
-# hundred objects through all jobs: that takes a sixth of a plan's time, and finds next to nothing.
+# Garbage collection takes a sixth of the planning time and frees almost nothing: exclude the objects that exist now, and
+# collect less often.
 gc.freeze()
 gc.set_threshold(50_000, 100)
 
-# Before anything is planned, so that `onstart` knows whether another build has been at work since.
+# Created before planning, so that `onstart` can detect whether another build ran in the meantime.
 BUILD_LOCK = BuildLock()
 
-# Not Snakemake's `configfile:`: axzoo's own reader names the line of whatever is wrong.
+# axzoo reads the matrix itself instead of with `configfile:`, because its errors contain line numbers.
 try:
     PLAN = make_plan(
         workflow.configfiles or ["config/zoo.yaml"],
@@ -41,32 +41,32 @@ wildcard_constraints:
     stem="|".join(map(re.escape, PLAN.stems)),
 
 
-# Not the checks alone: Snakemake makes a lost file again only where it is asked for. Compiled files that are there need
-# not be asked for, and a plan takes as long as it has files.
+# The check reports alone are not enough, because Snakemake rebuilds a deleted file only if it is a target. Compiled files
+# that exist are omitted, because the planning time grows with the number of files.
 def files_of(builds):
-    wanted = []
+    files = []
     for build in builds:
-        wanted += build.lost_files
-        wanted += completed_files(build)
-        wanted += build.check_files
-    return wanted
+        files += build.missing_files
+        files += completed_files(build)
+        files += build.check_files
+    return files
 
 
-@cache  # asked for again after each lock
-def say_what_is_left_out():
+@cache  # Snakemake evaluates the input of `all` again after each lock
+def log_left_out_builds():
     for line in PLAN.left_out_lines:
         logger.info(line)
 
 
-def the_whole_matrix(wildcards):
-    say_what_is_left_out()
+def matrix_files(wildcards):
+    log_left_out_builds()
     return files_of(PLAN.wanted)
 
 
 rule all:
     default_target: True
     input:
-        the_whole_matrix,
+        matrix_files,
 
 
 rule demo:
@@ -74,12 +74,12 @@ rule demo:
         lambda w: files_of(PLAN.demo),
 
 
-def lock_the_project():
+def acquire_build_lock():
     try:
         if not BUILD_LOCK.acquire():
             start_again()
     except BaseException as error:
-        # A cluster's executor has begun, and there will be no jobs after which Snakemake would end it.
+        # The executor is already running, and Snakemake shuts it down only after jobs have run.
         workflow.scheduler._executor.shutdown()
         workflow.cleanup_source_archive()
         if isinstance(error, AxzooError):
@@ -87,13 +87,13 @@ def lock_the_project():
         raise
 
 
-# Dry runs, reports, and builds with nothing to do do not get here, so they never wait for another build. A job of a
-# cluster belongs to the build that sent it.
+# Snakemake runs `onstart` only if there are jobs to run, so dry runs, reports and up-to-date builds never wait for
+# another build. Jobs on a cluster are covered by the lock of the build that submitted them.
 onstart:
     if workflow.is_main_process:
-        lock_the_project()
-    # Snakemake's own limit of 100 jobs a second has it look through all waiting jobs again a second after each look, once
-    # more for every job that has ended; and the process lingers for a second after its last look.
+        acquire_build_lock()
+    # With its default limit of 100 jobs per second, Snakemake reschedules a second after each finished job, and the
+    # process lingers for a second at the end.
     limit = workflow.scheduling_settings.max_jobs_per_timespan
     is_default = limit and (limit.max_jobs, limit.timespan) == (100, 1)
     if is_default:

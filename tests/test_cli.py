@@ -177,7 +177,7 @@ def test_why_of_a_matrix_that_cannot_be_read(
     said = {
         "none.yaml": "cannot read none.yaml: No such file or directory",
         "dir": "cannot read dir: Is a directory",
-        "text": "text:1: the file must hold a mapping of keys to values, not 'hello'",
+        "text": "text:1: the file must contain a mapping of keys to values, not 'hello'",
     }
     for name, words in said.items():
         assert main(["why", "--configfile", name]) == 1

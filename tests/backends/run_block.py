@@ -1,11 +1,11 @@
-"""Runs a part of a graph by itself, in onnx's own evaluator or in ONNX Runtime."""
+"""Runs a part of a graph in onnx's reference evaluator or in ONNX Runtime."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - teaches numpy the name bfloat16
+import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -20,7 +20,7 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def run_block(make: Callable[[GraphBuilder], list[str]], rank: int = 3, **inputs: NDArray[Any]) -> Arrays:
-    """What a block makes of its inputs: the fp32 values of `rank` axes `make` returns the names of.
+    """The outputs of a block: the fp32 values with `rank` axes whose names `make` returns.
 
     The graph passes onnx's checker.
     """
@@ -32,7 +32,7 @@ def run_block(make: Callable[[GraphBuilder], list[str]], rank: int = 3, **inputs
 
 
 def run_in_onnxruntime(make: Callable[[GraphBuilder], list[str]], rank: int = 3, **inputs: NDArray[Any]) -> Arrays:
-    """The same in ONNX Runtime on the CPU, weights dequantized when it loads them."""
+    """The same with ONNX Runtime on the CPU, which dequantizes weights when it loads them."""
     _share_threads()
     model = _model(make, rank, inputs)
     options = ort.SessionOptions()

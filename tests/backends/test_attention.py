@@ -1,4 +1,4 @@
-"""Attention with every option, against a loop over heads and tokens in double precision."""
+"""Attention with every option, compared with loops over heads and tokens in fp64."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _graph(g: GraphBuilder, spec: LayerSpec, vectors: Any, state: str) -> list[s
 
 
 def _heads(spec: LayerSpec, vectors: Any, role: str) -> NDArray[np.float64]:
-    """[tokens, heads, head_dim], normed and turned."""
+    """[tokens, heads, head_dim], normalized and rotated."""
     x = FEED["x"][0] @ MATRICES[f"{role}_proj"].T.astype(np.float64) + vectors.get(f"{role}_proj.bias", 0)
     heads = np.asarray(x).reshape(TOKENS, -1, DIM)
     if role == "v":
@@ -93,8 +93,8 @@ def _wanted(spec: LayerSpec, vectors: Any) -> tuple[NDArray[np.float64], NDArray
 @pytest.mark.parametrize("spec, vectors", VARIANTS.values(), ids=VARIANTS)
 def test_attention(spec: LayerSpec, vectors: Any) -> None:
     found = run_block(lambda g: _graph(g, spec, vectors, "fp32"), **FEED)
-    for ours, wanted in zip(found.values(), _wanted(spec, vectors), strict=True):
-        assert_allclose(ours[0], wanted, atol=2e-4 * np.abs(wanted).max())
+    for ours, expected in zip(found.values(), _wanted(spec, vectors), strict=True):
+        assert_allclose(ours[0], expected, atol=2e-4 * np.abs(expected).max())
 
 
 def test_the_variants_differ() -> None:
@@ -103,12 +103,12 @@ def test_the_variants_differ() -> None:
     assert all(np.abs(result - plain).max() > 0.05 * np.abs(plain).max() for result in results)
 
 
-def test_attention_reads_the_new_rows_as_the_cache_will_hold_them() -> None:
+def test_attention_uses_new_rows_as_rounded_for_the_cache() -> None:
     feed = FEED | {name: FEED[name].astype(ml_dtypes.bfloat16) for name in ("K_cache", "V_cache")}
     output, key, value = run_block(lambda g: _graph(g, SPEC, {}, "bf16"), **feed).values()
     for array in (key, value):
         assert_array_equal(array, array.astype(ml_dtypes.bfloat16).astype(np.float32))
-    later = {  # the last token alone, behind a cache that holds the rest
+    later = {  # only the last token, with the others in the cache
         "x": FEED["x"][:, -1:],
         "K_cache": np.concatenate([feed["K_cache"].astype(np.float32), key[:, :-1]], 1).astype(ml_dtypes.bfloat16),
         "V_cache": np.concatenate([feed["V_cache"].astype(np.float32), value[:, :-1]], 1).astype(ml_dtypes.bfloat16),

@@ -1,4 +1,4 @@
-"""The container: groups by recipe, and its header written and read back."""
+"""The .axmodel container: shape groups by recipe, and the header round trip."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ QWEN = LayerSpec(
 )
 
 
-def test_the_groups_of_a_real_models_layer() -> None:
-    """Qwen2-0.5B's sizes with the documented defaults: P = 128, S = 1023, D = 128."""
+def test_groups_of_a_qwen2_layer() -> None:
+    """The sizes of Qwen2-0.5B with the documented defaults: P = 128, S = 1023, D = 128."""
     decode, prefill = layer_groups(QWEN, Recipe())
     assert [(t.name, t.dtype, t.shape) for t in decode.inputs] == [
         ("K_cache", "bf16", (1, 1023, 128)),
@@ -51,21 +51,21 @@ def test_the_groups_of_a_real_models_layer() -> None:
     assert (decode.unused, prefill.unused) == ((), ("K_cache", "V_cache"))
 
 
-def test_every_further_chunk_is_a_group() -> None:
+def test_each_further_chunk_adds_a_group() -> None:
     groups = layer_groups(QWEN, Recipe(last_kv_cache_len=(128, 256), hidden_state_type="fp32"))
     assert [group.inputs[0].shape for group in groups] == [(1, 1023, 128), (1, 1, 896), (1, 128, 128), (1, 256, 128)]
     assert [group.inputs[4].shape for group in groups] == [(1, 1, 1024), *((1, 128, 128 * n) for n in (1, 2, 3))]
     assert {group.outputs[2] for group in groups[1:]} == {TensorSpec("output", "fp32", (1, 128, 896))}
 
 
-def test_the_post_layers_group() -> None:
+def test_group_of_the_post_layer() -> None:
     (group,) = post_groups(PostSpec(896, 151936, NORM), Recipe())
     assert group == ShapeGroup(
         inputs=(TensorSpec("input", "bf16", (1, 1, 896)),), outputs=(TensorSpec("output", "bf16", (1, 1, 151936)),)
     )
 
 
-def test_the_post_layers_outputs_are_what_the_recipe_asks_for() -> None:
+def test_post_layer_outputs_follow_the_recipe() -> None:
     (group,) = post_groups(PostSpec(896, 151936, NORM), Recipe(post_topk=10, ret_postnorm=True))
     assert group.outputs == (
         TensorSpec("indices", "int32", (1, 1, 10)),
@@ -80,7 +80,7 @@ def _graph() -> Pieces:
     return (graph.SerializeToString(),)
 
 
-def test_the_header_comes_back() -> None:
+def test_header_round_trip() -> None:
     groups, about = layer_groups(QWEN, Recipe(last_kv_cache_len=(128,))), {"weight_type": "s8", "ü": [1, 0.5, None]}
     data = b"".join(serialize(_graph(), "decoder_layer", groups, about))
     (entry,) = onnx.ModelProto.FromString(data).metadata_props
@@ -89,19 +89,19 @@ def test_the_header_comes_back() -> None:
     assert (header.kind, header.groups, header.about) == ("decoder_layer", groups, about)
 
 
-def test_equal_arguments_give_equal_bytes_whatever_the_order_of_keys() -> None:
+def test_key_order_does_not_change_the_bytes() -> None:
     groups = post_groups(PostSpec(8, 9, NORM), Recipe())
     first, second = (serialize(_graph(), "post", groups, about) for about in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
     assert first == second
 
 
-def test_a_number_that_json_lacks_is_never_written() -> None:
+def test_nan_is_never_written() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         serialize(_graph(), "post", (), {"error": float("nan")})
 
 
-def test_the_pieces_are_the_bytes_that_protobuf_writes() -> None:
-    """Deterministic protobuf, given the whole message, is the oracle."""
+def test_pieces_equal_protobuf_serialization() -> None:
+    """Compared with deterministic protobuf serialization of the whole message."""
     g = GraphBuilder()
     table = g.constant("table", np.arange(6, dtype=np.float32).reshape(2, 3))
     g.op("Add", ["x", table], "add", output="y")
@@ -113,7 +113,7 @@ def test_the_pieces_are_the_bytes_that_protobuf_writes() -> None:
     assert data == model.SerializeToString(deterministic=True)
 
 
-def test_a_file_that_protobuf_could_not_read_is_refused() -> None:
+def test_file_above_the_protobuf_limit_is_refused() -> None:
     half = memoryview(np.zeros(SIZE_LIMIT // 2, np.uint8))
-    with pytest.raises(AxzooError, match=r"the post file would have \d{10} bytes, .* at most 2147483647: choose a sm"):
+    with pytest.raises(AxzooError, match=r"the post file would have \d{10} bytes, .* at most 2147483647: use a sm"):
         serialize((half, half), "post", (), {})

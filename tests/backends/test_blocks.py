@@ -1,4 +1,4 @@
-"""Each building block, run by itself by onnx's own evaluator, against numpy in double precision."""
+"""Each building block in onnx's reference evaluator, compared with numpy in fp64."""
 
 from __future__ import annotations
 
@@ -48,22 +48,22 @@ def test_linear(form: WeightFormat, columns: int, biased: bool) -> None:
     x = RNG.standard_normal((1, 3, columns)).astype(np.float32)
     weights = {"q_proj": _weight(5, columns, form), "k_proj": _weight(5, columns, form)}
     vectors = {"q_proj.bias": _vector(5)} if biased else {}
-    vectors["k_proj.bias"] = _vector(5)  # another's
+    vectors["k_proj.bias"] = _vector(5)  # of another linear
 
     def make(g: GraphBuilder) -> list[str]:
         return [linear(g, "x", weights, vectors, "q_proj", "attention")]
 
-    wanted = x.astype(np.float64) @ weights["q_proj"].dequantized() + vectors.get("q_proj.bias", 0)
+    expected = x.astype(np.float64) @ weights["q_proj"].dequantized() + vectors.get("q_proj.bias", 0)
     for found in (*run_block(make, x=x).values(), *run_in_onnxruntime(make, x=x).values()):
-        assert_allclose(found, wanted, atol=2e-5)
+        assert_allclose(found, expected, atol=2e-5)
 
 
 def test_rms_norm() -> None:
     vectors = {"input_norm.weight": _vector(8)}
     (found,) = run_block(lambda g: [norm(g, RMS, "x", vectors, "input_norm")], x=X).values()
     x = X.astype(np.float64)
-    wanted = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.25) * vectors["input_norm.weight"]
-    assert_allclose(found, wanted, atol=1e-6)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.25) * vectors["input_norm.weight"]
+    assert_allclose(found, expected, atol=1e-6)
 
 
 def test_layer_norm() -> None:
@@ -71,8 +71,10 @@ def test_layer_norm() -> None:
     (found,) = run_block(lambda g: [norm(g, NormSpec("layer_norm", 0.25), "x", vectors, "norm")], x=X).values()
     x = X.astype(np.float64)
     apart = x - x.mean(-1, keepdims=True)
-    wanted = apart / np.sqrt((apart**2).mean(-1, keepdims=True) + 0.25) * vectors["norm.weight"] + vectors["norm.bias"]
-    assert_allclose(found, wanted, atol=1e-6)
+    expected = (
+        apart / np.sqrt((apart**2).mean(-1, keepdims=True) + 0.25) * vectors["norm.weight"] + vectors["norm.bias"]
+    )
+    assert_allclose(found, expected, atol=1e-6)
 
 
 def _silu(x: NDArray[Any]) -> NDArray[Any]:
@@ -80,7 +82,7 @@ def _silu(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _gelu_new(x: NDArray[Any]) -> NDArray[Any]:
-    """Hendrycks & Gimpel's approximation, as GPT-2 has it."""
+    """The tanh approximation of Hendrycks and Gimpel, as in GPT-2."""
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
@@ -98,8 +100,8 @@ def test_mlp(gated: bool, act: str, function: Any, biased: bool) -> None:
         return np.asarray(x @ weights[role].dequantized().astype(np.float64) + vectors.get(f"{role}.bias", 0))
 
     up = project("up_proj", X)
-    wanted = project("down_proj", function(project("gate_proj", X)) * up if gated else function(up))
-    assert_allclose(found, wanted, atol=1e-5)
+    expected = project("down_proj", function(project("gate_proj", X)) * up if gated else function(up))
+    assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("factor", [1.4 / 40**0.5, 12.0, -1.0, 1.0])
@@ -108,14 +110,14 @@ def test_scale(factor: float) -> None:
     assert_allclose(found, -factor * X.astype(np.float64), rtol=1e-6)
 
 
-def test_a_scale_of_one_adds_nothing() -> None:
+def test_scale_of_one_adds_no_node() -> None:
     g = GraphBuilder()
     assert scaled(g, "x", 1.0, "input") == "x"
     graph = onnx.GraphProto.FromString(b"".join(g.graph("empty", [], [])))
     assert (len(graph.node), len(graph.initializer)) == (0, 0)
 
 
-def test_constants_keep_their_bytes_and_values_are_named_after_their_nodes() -> None:
+def test_constants_keep_their_bytes_and_values_have_the_names_of_their_nodes() -> None:
     g = GraphBuilder()
     g.constant("c", np.arange(6, dtype=np.float32).reshape(2, 3).T)
     assert g.cast("c", "bf16", "there") == "there"

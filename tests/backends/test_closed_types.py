@@ -27,7 +27,7 @@ VECTOR_TENSORS = {name: torch.from_numpy(values) for name, values in VECTORS.ite
 
 def layer(hidden_act: Any, gated: bool) -> LayerSpec:
     spec = LayerSpec(SIZE, SIZE, 2, 2, 4, NormSpec("rms_norm", 1e-6), RopeSpec(1e4, 4), 16, gated=gated)
-    object.__setattr__(spec, "hidden_act", hidden_act)  # past the spec's own check
+    object.__setattr__(spec, "hidden_act", hidden_act)  # bypasses the validation of the spec
     return spec
 
 

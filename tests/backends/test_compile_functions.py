@@ -1,4 +1,4 @@
-"""Compiling from arrays in memory: no folder, no lock, no store."""
+"""Compiling from arrays in memory, without folder, lock or store."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RECIPE = Recipe(prefill_len=4, kv_cache_len=15)
 
 
 def _read(role: str) -> Iterable[Array]:
-    """Random rows, one to a block."""
+    """Random rows, one per block."""
     rng = np.random.default_rng(len(role))
     return (rng.standard_normal((1, *SHAPES[role][1:])).astype(np.float32) for _ in range(SHAPES[role][0]))
 
@@ -59,7 +59,7 @@ def _header(compiled: Compiled) -> Any:
     return parse_header(entry.value, Path("memory"))
 
 
-def test_a_layer_says_what_it_is_and_what_storing_cost() -> None:
+def test_layer_metadata_with_weight_errors() -> None:
     compiled = compile_layer(SPEC, RECIPE, SHAPES, _read)
     matrices = {role.removesuffix(".weight") for role, shape in SHAPES.items() if len(shape) == 2}
     errors = compiled.about["weight_errors"]
@@ -73,7 +73,7 @@ def test_a_layer_says_what_it_is_and_what_storing_cost() -> None:
     assert set(exact.about["weight_errors"].values()) == {0.0}
 
 
-def test_a_layer_names_its_choices_of_weight_storage() -> None:
+def test_layer_metadata_with_storage_options() -> None:
     spec, shapes = _wide(32)
     recipe = replace(RECIPE, weight_type="s4", weight_group_size=32, scale_rule="mse")
     rng = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def test_a_layer_names_its_choices_of_weight_storage() -> None:
     assert all(0.05 < error < 0.15 for error in about["weight_errors"].values())
 
 
-def test_groups_that_do_not_divide_a_matrix_name_it() -> None:
+def test_group_size_that_does_not_divide_a_matrix() -> None:
     spec, shapes = _wide(48)
     recipe = replace(RECIPE, weight_type="s8", weight_group_size=32)
     message = "^down_proj.weight: weight_group_size 32 does not divide its 48 input features"
@@ -96,7 +96,7 @@ def test_groups_that_do_not_divide_a_matrix_name_it() -> None:
 
 
 def _wide(intermediate_size: int) -> tuple[LayerSpec, dict[str, tuple[int, ...]]]:
-    """A layer whose matrices have 32 input features, but for down_proj."""
+    """A layer whose matrices have 32 input features, except down_proj."""
     spec = replace(SPEC, hidden_size=32, intermediate_size=intermediate_size, num_attention_heads=8)
     sizes = {8: 32, 12: intermediate_size}
     shapes = {role: tuple(sizes.get(length, length) for length in shape) for role, shape in SHAPES.items()}
@@ -108,7 +108,7 @@ def test_a_layer_without_prefill_has_one_group() -> None:
     assert [group.inputs[3].shape for group in _header(compiled).groups] == [(1, 1, 8)]
 
 
-def test_a_post_layer_says_what_it_is() -> None:
+def test_post_layer_metadata() -> None:
     def read(role: str) -> Iterable[Array]:
         return [np.ones((5, 8) if role == "lm_head.weight" else 8, np.float32)]
 
@@ -122,7 +122,7 @@ def test_a_post_layer_says_what_it_is() -> None:
 
 
 def test_a_post_layer_with_every_option() -> None:
-    """A layer norm, its result scaled, and a head with a bias that is not."""
+    """LayerNorm with a scaled result, and an lm_head whose bias is not scaled."""
     rng = np.random.default_rng(0)
     shapes = {"lm_head.weight": (5, 8), "lm_head.bias": (5,), "norm.weight": (8,), "norm.bias": (8,)}
     stored = {role: rng.standard_normal(shape).astype(np.float32) for role, shape in shapes.items()}
@@ -136,7 +136,7 @@ def test_a_post_layer_with_every_option() -> None:
     assert_allclose(found, 0.125 * normed @ stored["lm_head.weight"].T + stored["lm_head.bias"], rtol=1e-5, atol=1e-6)
 
 
-def test_a_post_layer_that_names_the_likeliest_and_gives_its_norm() -> None:
+def test_post_layer_with_topk_and_postnorm() -> None:
     rng = np.random.default_rng(1)
     stored = {
         "lm_head.weight": rng.standard_normal((50, 8)).astype(np.float32),
@@ -159,15 +159,15 @@ def test_a_post_layer_that_names_the_likeliest_and_gives_its_norm() -> None:
     assert_allclose(postnorm, normed, rtol=1e-5)
 
 
-def test_more_likeliest_tokens_than_there_are() -> None:
+def test_topk_exceeds_the_vocabulary() -> None:
     shapes = {"lm_head.weight": (5, 8), "norm.weight": (8,)}
-    with pytest.raises(AxzooError, match="post_topk 6 is more than the 5 tokens of the vocabulary"):
+    with pytest.raises(AxzooError, match="post_topk 6 exceeds the vocabulary of 5 tokens"):
         compile_post(PostSpec(8, 5, NormSpec("rms_norm", 1e-5)), replace(RECIPE, post_topk=6), shapes, _read)
 
 
 @pytest.mark.parametrize("recipe, positions", [(Recipe(prefill_len=4, kv_cache_len=33), 33), (Recipe(), 1023)])
-def test_more_positions_than_the_model_knows(recipe: Recipe, positions: int) -> None:
-    message = f"kv_cache_len {recipe.kv_cache_len} does not fit: it asks for {positions} positions, .* model 32"
+def test_more_positions_than_the_model_supports(recipe: Recipe, positions: int) -> None:
+    message = f"kv_cache_len {recipe.kv_cache_len} is too large: it needs {positions} positions, .* supports 32"
     with pytest.raises(AxzooError, match=message):
         compile_layer(SPEC, recipe, SHAPES, _read)
 
@@ -176,10 +176,10 @@ def test_every_position_of_the_model_can_be_used() -> None:
     compile_layer(SPEC, Recipe(prefill_len=4, kv_cache_len=31), SHAPES, _read)
 
 
-def test_a_backend_that_does_not_exist() -> None:
+def test_unknown_backend() -> None:
     assert load_backend("host").name == "host"
     for name in ("pulsar9", "../host", "", "host.py", "part_job"):
-        with pytest.raises(AxzooError, match=f"there is no backend '{name}'; there is host"):
+        with pytest.raises(AxzooError, match=f"unknown backend '{name}'; known backends: host"):
             load_backend(name)
 
 
@@ -192,13 +192,13 @@ def test_the_embedding_is_bf16_rounded_to_nearest_even(values: list[float]) -> N
 
 
 def _bf16(value: float) -> bytes:
-    """The upper half of fp32's bits, after adding just less than half, or half where the lowest kept bit is 1."""
+    """The upper 16 bits of fp32 after adding 0x7FFF, or 0x8000 if the lowest kept bit is 1."""
     bits = int(struct.unpack("<I", struct.pack("<f", value))[0])
     return struct.pack("<H", (bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_the_embedding_of_any_dtype(dtype: Any) -> None:
+def test_embedding_from_any_dtype(dtype: Any) -> None:
     rows: NDArray[Any] = np.array([[1.0, -2.0], [0.5, 3.0]]).astype(dtype)
     file = io.BytesIO()
     write_embedding([rows], file)

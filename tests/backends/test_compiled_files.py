@@ -1,4 +1,4 @@
-"""The files themselves: valid standard ONNX, the documented tensors, the same bytes every time."""
+"""Compiled files: valid standard ONNX, the documented tensors, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT, Built, Checkpoint, build
 
 P, S, H, D, V = 8, 31, 32, 16, 262
-"""prefill_len, kv_cache_len, hidden_size, key/value width and vocabulary of the small llama."""
+"""prefill_len, kv_cache_len, hidden_size, kv_size and vocab_size of the small llama."""
 
 STATES = pytest.mark.parametrize("state", ["fp32", "bf16", "fp16"])
 
@@ -35,7 +35,7 @@ def _tensors(nodes: list[Any]) -> Tensors:
     return [(node.name, str(node.dtype), list(node.shape)) for node in nodes]
 
 
-def test_the_layers_shape_groups_are_the_boards(s8: Built) -> None:
+def test_layer_shape_groups_match_the_board(s8: Built) -> None:
     session = InferenceSession(s8.layers[0])
     assert session.num_shape_groups == 4
     assert _tensors(session.get_inputs(0)) == [
@@ -111,7 +111,7 @@ def test_standard_onnx(build_tiny: Callable[[Recipe], Built], weight_type: Any, 
     assert head.data_type == {**element, **integers, **small_floats}[post_type]
 
 
-def test_s4_is_two_to_a_byte(build_tiny: Callable[[Recipe], Built], s8: Built) -> None:
+def test_s4_stores_two_weights_per_byte(build_tiny: Callable[[Recipe], Built], s8: Built) -> None:
     def sizes(built: Built) -> dict[str, int]:
         tensors = onnx.load(built.layers[0]).graph.initializer
         return {tensor.name: len(tensor.raw_data) for tensor in tensors if tensor.name.endswith("_proj.weight")}
@@ -123,10 +123,10 @@ def test_s4_is_two_to_a_byte(build_tiny: Callable[[Recipe], Built], s8: Built) -
 @STATES
 @pytest.mark.parametrize("weight_type", ["s8", "s4"])
 @pytest.mark.parametrize("group", [0, 1, 3])
-def test_onnx_s_own_evaluator_agrees_with_the_engine(
+def test_onnx_reference_evaluator_agrees_with_the_engine(
     build_tiny: Callable[[Recipe], Built], state: Any, weight_type: Any, group: int
 ) -> None:
-    """The file means the same to whoever reads the standard."""
+    """Another implementation of the ONNX standard computes the same results."""
     built = build_tiny(replace(EXACT, weight_type=weight_type, post_weight_type="s8", hidden_state_type=state))
     path = built.layers[1]
     session = InferenceSession(path)
@@ -135,9 +135,9 @@ def test_onnx_s_own_evaluator_agrees_with_the_engine(
     if group == 1:
         empty = np.zeros((1, 0, D), feed["input"].dtype)
         feed = {**feed, "K_cache": empty, "V_cache": empty}
-    wanted = ReferenceEvaluator(onnx.load(path)).run(None, feed)
-    step = {"fp32": 1e-5, "bf16": 2**-7, "fp16": 2**-10}[state]  # one unit in the last place
-    for ours, theirs in zip(found, wanted, strict=True):
+    expected = ReferenceEvaluator(onnx.load(path)).run(None, feed)
+    step = {"fp32": 1e-5, "bf16": 2**-7, "fp16": 2**-10}[state]  # one ulp
+    for ours, theirs in zip(found, expected, strict=True):
         theirs = np.asarray(theirs)
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         scale = np.abs(theirs.astype(np.float32)).max()
@@ -149,8 +149,7 @@ def test_onnx_s_own_evaluator_agrees_with_the_engine(
 
 
 def make_feed(session: InferenceSession, group: int) -> dict[str, NDArray[Any]]:
-    """Random tensors of a shape group, with a causal mask: decode at the context's last position, prefill behind a
-    full cache."""
+    """Random tensors of a shape group with a causal mask: decode at the last position, prefill after a full cache."""
     rng = np.random.default_rng(group)
     feed = {}
     for node in session.get_inputs(group):
@@ -159,18 +158,18 @@ def make_feed(session: InferenceSession, group: int) -> dict[str, NDArray[Any]]:
     positions = np.arange(total - tokens, total) - (group == 0)
     feed["indices"] = positions.astype(np.uint32)[None]
     closed = np.arange(total) > positions[:, None]
-    closed[:, -1] &= group > 0  # the decoded token's own slot
+    closed[:, -1] &= group > 0  # the slot of the decoded token
     feed["mask"] = np.where(closed, -6e4, 0).astype(feed["mask"].dtype)[None]
     return feed
 
 
-def test_two_processes_on_any_kind_of_cpu_give_equal_bytes(
+def test_bytes_do_not_depend_on_process_or_cpu(
     checkpoint: Checkpoint, build_tiny: Callable[[Recipe], Built], s8: Built, tmp_path: Path
 ) -> None:
-    """OpenBLAS is told of another CPU and one thread, hashes are seeded otherwise, nothing is cached."""
+    """With another OpenBLAS CPU type, one thread, another hash seed, and an empty store."""
     environment = {"OPENBLAS_CORETYPE": "Prescott", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
     searched = build_tiny(replace(s8.recipe, weight_type="s4", scale_rule="mse"))
-    for name, wanted, lock, recipe in [
+    for name, expected, lock, recipe in [
         ("s8", s8.layers[0], "layer_0.json", s8.recipe),
         ("s4-mse", searched.layers[0], "layer_0.json", searched.recipe),
         ("post", s8.post, "post.json", s8.recipe),
@@ -188,16 +187,16 @@ def test_two_processes_on_any_kind_of_cpu_give_equal_bytes(
         ]
         options = ["--chip=AX650", f"--recipe={json.dumps(recipe.to_dict())}"]
         subprocess.run([*command, *options], check=True, capture_output=True, env={**os.environ, **environment})
-        assert target.read_bytes() == wanted.read_bytes()
+        assert target.read_bytes() == expected.read_bytes()
 
 
-def test_building_again_elsewhere_gives_equal_bytes(checkpoint: Checkpoint, s8: Built, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_the_folder(checkpoint: Checkpoint, s8: Built, tmp_path: Path) -> None:
     again = build(checkpoint, s8.recipe, tmp_path)
     for path in (*s8.layers, s8.post, s8.embedding):
         assert (again.folder / path.name).read_bytes() == path.read_bytes()
 
 
-def test_the_initializers_are_the_checkpoints_weights(checkpoint: Checkpoint, exact: Built) -> None:
+def test_initializers_equal_the_checkpoint_weights(checkpoint: Checkpoint, exact: Built) -> None:
     weights = checkpoint.model.state_dict()
     stored = {t.name: numpy_helper.to_array(t) for t in onnx.load(exact.layers[1]).graph.initializer}
     for role in ("q_proj", "k_proj", "v_proj", "o_proj"):

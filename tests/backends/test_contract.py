@@ -1,4 +1,4 @@
-"""What a stranger's .axmodel may ask for: it is looked into before ONNX Runtime or a cache takes any memory."""
+"""Untrusted .axmodel files are checked before ONNX Runtime or a KV cache allocates memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Model = onnx.ModelProto
 
 
 def _changed(path: Path, change: Callable[[Header, Model], object]) -> bytes:
-    """The file with its header, its graph or both changed."""
+    """The file with a changed header or graph."""
     model = onnx.load(path)
     (entry,) = model.metadata_props
     header = json.loads(entry.value)
@@ -41,14 +41,14 @@ def _tensor(header: Header, group: int, name: str) -> Header:
 
 
 def _reach(header: Header, tokens: int) -> None:
-    """A cache of `tokens` tokens: consistent, and no longer what the graph knows positions for."""
+    """A consistent cache of `tokens` tokens, more than the graph has positions for."""
     _tensor(header, 0, "mask")["shape"][-1] = tokens + 1
     for name in ("K_cache", "V_cache"):
         _tensor(header, 0, name)["shape"][1] = tokens
 
 
 def _widen(header: Header, model: Model) -> None:
-    """As wide in the graph's own words."""
+    """A huge hidden_size in both header and graph."""
     for group in header["groups"]:
         for tensor in group["inputs"] + group["outputs"]:
             if tensor["name"][:2] in ("K_", "V_") and tensor["name"] not in group["unused"]:
@@ -77,57 +77,60 @@ def _function(_: Header, model: Model) -> None:
     model.functions.append(helper.make_function("", "MatMul", ["x"], ["y"], [node], [helper.make_opsetid("", 23)]))
 
 
-LIES: dict[str, tuple[Callable[[Header, Model], object], str]] = {
-    "input renamed": (lambda h, _: _tensor(h, 0, "input").update(name="x"), "not a decoder layer's"),
-    "input wider": (lambda h, _: _tensor(h, 0, "input")["shape"].__setitem__(2, 33), "not a decoder layer's"),
+INCONSISTENCIES: dict[str, tuple[Callable[[Header, Model], object], str]] = {
+    "input renamed": (lambda h, _: _tensor(h, 0, "input").update(name="x"), "not those of a decoder layer"),
+    "input wider": (lambda h, _: _tensor(h, 0, "input")["shape"].__setitem__(2, 33), "not those of a decoder layer"),
     "states wider": (
         lambda h, _: [t["shape"].__setitem__(2, 33) for g in h["groups"] for t in (g["inputs"][3], g["outputs"][2])],
-        "not a decoder layer's",
+        "not those of a decoder layer",
     ),
-    "graph's input renamed": (lambda _, m: setattr(m.graph.input[3], "name", "x"), "declares other inputs or outputs"),
+    "graph's input renamed": (
+        lambda _, m: setattr(m.graph.input[3], "name", "x"),
+        "inputs or outputs of its graph do not match",
+    ),
     "graph's output typed": (
         lambda _, m: setattr(m.graph.output[2].type.tensor_type, "elem_type", TensorProto.DOUBLE),
-        "declares other inputs or outputs",
+        "inputs or outputs of its graph do not match",
     ),
-    "groups swapped": (lambda h, _: h["groups"].reverse(), "not a decoder layer's"),
-    "unused forgotten": (lambda h, _: h["groups"][1].update(unused=[]), "not a decoder layer's"),
-    "longer than the rope": (lambda h, _: _reach(h, 32), "reach 32 tokens, its graph knows 31 positions"),
-    "half a billion tokens": (lambda h, _: _reach(h, 500_000_000), "ask for tensors of .* far more than a file"),
-    "wide as a disk": (_widen, "ask for tensors of .* far more than a file"),
-    "negative": (lambda h, _: _reach(h, -1), "a tensor without values"),
-    "no positions": (lambda _, m: setattr(m.graph.initializer[0], "name", "x"), "no table of positions"),
-    "a weight longer than its bytes": (_grow_weight, "its shape asks for others"),
-    "a weight elsewhere": (_point_outside, "weights outside itself"),
-    "a loop": (_loop, "computes with 'Loop', which axzoo never writes"),
-    "a function": (_function, "computes with 'functions', which axzoo never writes"),
-    "another kind": (lambda h, _: h.update(kind="x" * 9000), "neither a decoder layer nor a post layer"),
-    "a post layer": (lambda h, _: h.update(kind="post"), "not a post layer's"),
+    "groups swapped": (lambda h, _: h["groups"].reverse(), "not those of a decoder layer"),
+    "unused missing": (lambda h, _: h["groups"][1].update(unused=[]), "not those of a decoder layer"),
+    "more positions than the rotary tables": (lambda h, _: _reach(h, 32), "need 32 positions, but its graph has 31"),
+    "half a billion tokens": (lambda h, _: _reach(h, 500_000_000), "has tensors of .* bytes, too many for a file"),
+    "huge width": (_widen, "has tensors of .* bytes, too many for a file"),
+    "negative": (lambda h, _: _reach(h, -1), "an empty tensor"),
+    "no positions": (lambda _, m: setattr(m.graph.initializer[0], "name", "x"), "no rotary tables"),
+    "weight with a wrong size": (_grow_weight, "but its shape requires"),
+    "weight in another file": (_point_outside, "weights in another file"),
+    "a loop": (_loop, "it uses 'Loop', which axzoo never writes"),
+    "a function": (_function, "it uses 'functions', which axzoo never writes"),
+    "another kind": (lambda h, _: h.update(kind="x" * 9000), "not decoder_layer or post"),
+    "a post layer": (lambda h, _: h.update(kind="post"), "not that of a post layer"),
 }
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-@pytest.mark.parametrize("lie", LIES)
-def test_a_file_that_asks_for_more_than_it_holds(s8: Built, lie: str, mode: Any) -> None:
-    change, said = LIES[lie]
-    with pytest.raises(AxzooError, match=said) as error:
+@pytest.mark.parametrize("case", INCONSISTENCIES)
+def test_inconsistent_file_is_refused(s8: Built, case: str, mode: Any) -> None:
+    change, message = INCONSISTENCIES[case]
+    with pytest.raises(AxzooError, match=message) as error:
         InferenceSession(_changed(s8.layers[0], change), mode=mode)
     assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_a_post_layer_of_another_shape(s8: Built, mode: Any) -> None:
+def test_post_layer_with_wrong_shapes(s8: Built, mode: Any) -> None:
     for change in (
         lambda h, _: _tensor(h, 0, "input").update(shape=[1, 2, 32]),
         lambda h, _: h["groups"].append(h["groups"][0]),
         lambda h, _: h["groups"][0].update(unused=["input"]),
         lambda h, _: _tensor(h, 0, "output").update(name="logits"),
     ):
-        with pytest.raises(AxzooError, match="its shape group is not a post layer's"):
+        with pytest.raises(AxzooError, match="its shape group is not that of a post layer"):
             InferenceSession(_changed(s8.post, change), mode=mode)
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
-def test_metadata_that_is_not_utf_8_or_long(s8: Built, mode: Any) -> None:
+def test_metadata_that_is_not_utf8_or_too_long(s8: Built, mode: Any) -> None:
     whole = s8.layers[0].read_bytes()
     with pytest.raises(AxzooError, match="build it again"):
         InferenceSession(whole.replace(b'"format"', b'"\xff\xfe\xfdmat"'), mode=mode)
@@ -140,8 +143,8 @@ def test_metadata_that_is_not_utf_8_or_long(s8: Built, mode: Any) -> None:
         assert len(str(error.value)) < 500
 
 
-def test_a_graph_that_cannot_be_computed(s8: Built) -> None:
-    """What only shows when it runs, here a position that the tables lack, is one AxzooError, too."""
+def test_graph_that_fails_at_run_time(s8: Built) -> None:
+    """Errors at run time, here a position outside the tables, raise AxzooError too."""
     session = InferenceSession(s8.layers[0])
     feed = {node.name: np.zeros(node.shape, node.dtype) for node in session.get_inputs()}
     feed["indices"][:] = 4_000_000_000
@@ -149,9 +152,9 @@ def test_a_graph_that_cannot_be_computed(s8: Built) -> None:
         session.run(None, feed)
 
 
-def test_half_a_billion_tokens_take_no_memory(s8: Built, tmp_path: Path) -> None:
-    """The same file in a process of its own, whose peak is what loading an honest one takes."""
-    (tmp_path / "lie.axmodel").write_bytes(_changed(s8.layers[0], lambda h, _: _reach(h, 500_000_000)))
+def test_half_a_billion_tokens_are_refused_without_using_memory(s8: Built, tmp_path: Path) -> None:
+    """In a separate process, whose peak memory is that of loading a valid file."""
+    (tmp_path / "case.axmodel").write_bytes(_changed(s8.layers[0], lambda h, _: _reach(h, 500_000_000)))
     script = (
         "import sys, resource; from axzoo.core.errors import AxzooError\n"
         "from axzoo.runtime.engine import InferenceSession\n"
@@ -162,14 +165,12 @@ def test_half_a_billion_tokens_take_no_memory(s8: Built, tmp_path: Path) -> None
     )
     peaks = [
         int(subprocess.run([sys.executable, "-c", script, path], check=True, capture_output=True, text=True).stdout)
-        for path in (s8.layers[0], tmp_path / "lie.axmodel")
+        for path in (s8.layers[0], tmp_path / "case.axmodel")
     ]
     assert peaks[1] < peaks[0] + 32 * 1024
 
 
-def test_every_file_that_axzoo_writes_may_be_loaded(
-    build_tiny: Callable[[Recipe], Built], exact: Built, s8: Built
-) -> None:
+def test_every_file_of_axzoo_can_be_loaded(build_tiny: Callable[[Recipe], Built], exact: Built, s8: Built) -> None:
     topk = build_tiny(Recipe(prefill_len=0, kv_cache_len=127, post_topk=5, ret_postnorm=True, weight_type="s4"))
     for built in (exact, s8, topk):
         for path in (*built.layers, built.post):

@@ -1,4 +1,4 @@
-"""fp32 to bf16, both ways, over all of fp32: every bit pattern is a legal input."""
+"""fp32 to bf16 with both roundings, for arbitrary fp32 bit patterns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BITS = st.lists(
     st.integers(0, 2**32 - 1) | st.sampled_from([0x7F800000, 0xFF800000, 0x7F800001, 0xFF80FFFF]), min_size=1
 )
 PATTERNS = np.arange(1 << 16, dtype=np.uint16)
-"""Of every bf16."""
+"""All bf16 bit patterns."""
 
 
 def _floats(bits: list[int]) -> NDArray[np.float32]:
@@ -26,12 +26,12 @@ def _floats(bits: list[int]) -> NDArray[np.float32]:
 
 
 def _is_nan(patterns: NDArray[np.uint16]) -> NDArray[np.bool_]:
-    """Without numpy, which warns of NaNs that signal."""
+    """Without numpy's isnan, which warns about signaling NaNs."""
     return patterns & 0x7FFF > 0x7F80
 
 
 @given(BITS)
-def test_truncation_goes_to_the_next_bf16_towards_zero(bits: list[int]) -> None:
+def test_truncation_rounds_towards_zero(bits: list[int]) -> None:
     values = _floats(bits)
     kept = truncated(values)
     assert kept.dtype == ml_dtypes.bfloat16
@@ -45,8 +45,8 @@ def test_truncation_goes_to_the_next_bf16_towards_zero(bits: list[int]) -> None:
 
 
 @given(BITS)
-def test_truncation_keeps_the_upper_half_as_the_vendors_tool_does(bits: list[int]) -> None:
-    """Except for a NaN that would turn into an infinity."""
+def test_truncation_equals_the_vendors_tool(bits: list[int]) -> None:
+    """Except NaNs that would become infinity."""
     for value, kept in zip(bits, truncated(_floats(bits)).view(np.uint16), strict=True):
         (number,) = struct.unpack("<f", struct.pack("<I", value))
         lost = number != number and value >> 16 & 0x7F == 0
@@ -64,7 +64,7 @@ def test_rounding_to_nearest_even(bits: list[int]) -> None:
 
 
 @pytest.mark.parametrize("rounding", [nearest_even, truncated])
-def test_what_is_bf16_already_stays_as_it_is(rounding: Bf16Rounding) -> None:
+def test_bf16_values_do_not_change(rounding: Bf16Rounding) -> None:
     numbers = PATTERNS[~_is_nan(PATTERNS)].view(ml_dtypes.bfloat16)
     for given_as in (numbers, numbers.astype(np.float32)):
         assert (rounding(given_as).view(np.uint16) == numbers.view(np.uint16)).all()
@@ -78,8 +78,8 @@ def test_rows_that_are_not_contiguous(rounding: Bf16Rounding) -> None:
     assert (rounding(table.T) == rounding(table).T).all()
 
 
-def test_the_table_is_written_with_the_rounding_asked_for() -> None:
-    table = np.array([[1.0, 1.0078124]], np.float32)  # just below bf16's next number
+def test_embedding_uses_the_given_rounding() -> None:
+    table = np.array([[1.0, 1.0078124]], np.float32)  # just below the next bf16 value
     written = []
     for options in ((), (truncated,)):
         file = io.BytesIO()

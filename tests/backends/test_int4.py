@@ -1,4 +1,4 @@
-"""Packed four-bit integers: golden bytes, and onnx's own reader."""
+"""Packed int4: golden bytes, and reading with onnx."""
 
 from __future__ import annotations
 

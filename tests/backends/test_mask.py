@@ -1,4 +1,4 @@
-"""The mask, as the runtime feeds it and with a sliding window cut out of it, against a loop over pairs of tokens."""
+"""The attention mask with and without a sliding window, compared with a loop over pairs of tokens."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from numpy.testing import assert_array_equal
 from numpy.typing import NDArray
 from run_block import run_block
 
-from axzoo.backends.host.attention import CLOSED, Rotary, attention_mask
+from axzoo.backends.host.attention import MASKED, Rotary, attention_mask
 from axzoo.backends.host.builder import GraphBuilder
 
 
 def _mask(window: int | None, cached: int, start: int, tokens: int) -> NDArray[np.float32]:
-    """A chunk of `tokens` at positions `start`..., behind a cache of `cached` slots, of which `start` are filled."""
+    """The mask for `tokens` tokens from position `start`, after a cache with `cached` slots, `start` of them filled."""
     mask = np.zeros((1, tokens, cached + tokens), np.float32)
-    mask[:, :, start:cached] = CLOSED
-    mask[:, :, cached:] = np.triu(np.full((tokens, tokens), CLOSED), 1)
+    mask[:, :, start:cached] = MASKED
+    mask[:, :, cached:] = np.triu(np.full((tokens, tokens), MASKED), 1)
 
     def make(g: GraphBuilder) -> list[str]:
         rotary = Rotary("", "", g.cast("indices", "int64", "rope/positions"))
@@ -45,8 +45,8 @@ def test_a_token_sees_its_window(window: int | None, cached: int, start: int, to
     for (row, query), (column, key) in itertools.product(enumerate(range(start, start + tokens)), enumerate(positions)):
         seen = key is not None and key <= query and (window is None or key > query - window)
         assert (found[0, 0, row, column] == 0) == seen
-        assert seen or found[0, 0, row, column] <= CLOSED
+        assert seen or found[0, 0, row, column] <= MASKED
 
 
-def test_without_a_window_the_mask_is_what_the_runtime_says() -> None:
-    assert_array_equal(np.unique(_mask(None, 4, 2, 3)), [CLOSED, 0])
+def test_without_a_window_the_mask_is_unchanged() -> None:
+    assert_array_equal(np.unique(_mask(None, 4, 2, 3)), [MASKED, 0])

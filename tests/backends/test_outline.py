@@ -1,4 +1,4 @@
-"""A file's outline, against what onnx itself reads."""
+"""A file's outline, compared with what onnx reads."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from axzoo.backends.host.outline import Declared, Outline, read_outline
+from axzoo.backends.host.outline import DeclaredTensor, Outline, read_outline
 from axzoo.core.dtypes import ONNX_DTYPES
 from axzoo.core.errors import AxzooError
 from tiny_model import Built
 
 
 def _onnx_names() -> dict[int, str]:
-    """axzoo's name of onnx's dtypes, or else onnx's own in lower case, with small floats spelled like ml_dtypes."""
+    """axzoo's names of the ONNX dtypes; the others in lower case, small floats as in ml_dtypes."""
     spelled = {
         number: {"DOUBLE": "fp64"}.get(key, re.sub(r"^float[48]", r"\g<0>_", key.lower()))
         for key, number in TensorProto.DataType.items()
@@ -28,16 +28,16 @@ def _onnx_names() -> dict[int, str]:
 
 
 def _by_onnx(path: Path) -> Outline:
-    """The same, from the whole file in memory."""
+    """The outline according to onnx, which loads the whole file."""
     model, names = onnx.load(path, load_external_data=False), _onnx_names()
     operators: dict[str, int] = {}
     for node in model.graph.node:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
 
-    def declared(value: onnx.ValueInfoProto) -> Declared:
+    def declared(value: onnx.ValueInfoProto) -> DeclaredTensor:
         kind = value.type.tensor_type
         shape = (dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in kind.shape.dim)
-        return Declared(value.name, names[kind.elem_type], tuple(shape))
+        return DeclaredTensor(value.name, names[kind.elem_type], tuple(shape))
 
     read = read_outline(path)
     for ours, theirs in zip(read.tensors, model.graph.initializer, strict=True):
@@ -67,7 +67,7 @@ def test_our_own_files(s8: Built, exact: Built) -> None:
 
 
 def _every_dtype() -> onnx.ModelProto:
-    """A model that stores every dtype, some of them in the fields of their own type, one of them elsewhere."""
+    """A model with initializers of every dtype, some in typed data fields, one in an external file."""
     tensors = [
         TensorProto(name=name, data_type=number, dims=[2], raw_data=bytes(2))
         for name, number in TensorProto.DataType.items()
@@ -92,7 +92,7 @@ def _every_dtype() -> onnx.ModelProto:
     return model
 
 
-def test_another_tools_file(tmp_path: Path) -> None:
+def test_file_from_another_tool(tmp_path: Path) -> None:
     path = tmp_path / "other.onnx"
     onnx.save(_every_dtype(), path)
     read = read_outline(path)
@@ -103,16 +103,16 @@ def test_another_tools_file(tmp_path: Path) -> None:
     assert (sizes["listed"], sizes["outside"], sizes["INT8"]) == ((12, False), (0, True), (2, False))
 
 
-def test_an_input_that_is_no_tensor(tmp_path: Path) -> None:
+def test_input_that_is_not_a_tensor(tmp_path: Path) -> None:
     sequence = helper.make_tensor_sequence_value_info("list", TensorProto.FLOAT, [2])
     onnx.save(helper.make_model(helper.make_graph([], "main", [sequence], [])), tmp_path / "x.onnx")
-    assert read_outline(tmp_path / "x.onnx").inputs == (Declared("list", "dtype 0", ()),)
+    assert read_outline(tmp_path / "x.onnx").inputs == (DeclaredTensor("list", "dtype 0", ()),)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"{}", b"PK\3\4", bytes(100), b"\x08\x0a", b"\x3a\x00", b"<html>"])
-def test_files_of_another_kind(content: bytes, tmp_path: Path) -> None:
+def test_files_that_are_not_onnx(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.axmodel").write_bytes(content)
-    with pytest.raises(AxzooError, match=r"x\.axmodel is no ONNX model, or a damaged one \(.*\): build or fetch it"):
+    with pytest.raises(AxzooError, match=r"x\.axmodel is damaged or not an ONNX model \(.*\): build or fetch it"):
         read_outline(tmp_path / "x.axmodel")
 
 
@@ -121,10 +121,10 @@ def test_a_folder(tmp_path: Path) -> None:
         read_outline(tmp_path)
 
 
-def test_a_tensor_of_too_many_dimensions(tmp_path: Path) -> None:
+def test_tensor_with_too_many_dimensions(tmp_path: Path) -> None:
     graph = onnx.GraphProto(initializer=[TensorProto(dims=[2] * 65)])
     onnx.save(onnx.ModelProto(ir_version=8, graph=graph), tmp_path / "x.onnx")
-    with pytest.raises(AxzooError, match="a tensor of 65 dimensions"):
+    with pytest.raises(AxzooError, match="a tensor has 65 dimensions"):
         read_outline(tmp_path / "x.onnx")
 
 

@@ -1,4 +1,4 @@
-"""Building a part: once, from what was locked, and never in halves."""
+"""Building parts: only once, only from locked tensors, and all or nothing."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from tiny_model import LAYERS, Built, Checkpoint, build
 RECIPE = Recipe(prefill_len=4, kv_cache_len=15)
 
 
-class Workshop:
-    """A checkpoint with its lock, a store, and jobs for its parts."""
+class PartBuilder:
+    """A checkpoint with its lock and a store, and jobs that build its parts."""
 
     def __init__(self, checkpoint: Checkpoint, root: Path) -> None:
         self.root = root
@@ -35,7 +35,7 @@ class Workshop:
         write_lock(make_lock(self.folder, "llama", LAYERS), self.root / "locks", self.folder, {})
 
     def build(self, part: str, name: str, recipe: Recipe = RECIPE, backend: str = "host") -> None:
-        """Builds one part, by the name of its lock, into `name`."""
+        """Builds the part whose lock is `part` into the file `name`."""
         file = PartFile(
             lock=self.root / "locks" / f"{part}.json",
             output=self.root / "out" / name,
@@ -44,7 +44,7 @@ class Workshop:
         build_parts(PartJob([file], self.folder / "source.json", self.root / "store", recipe, backend, "AX650"))
 
     def key(self, part: str, recipe: Recipe = RECIPE) -> str:
-        """Builds the part and gives its key."""
+        """Builds the part and returns its key."""
         self.build(part, part, recipe)
         key: str = read_json(self.root / "receipts" / f"{part}.json")["key"]
         return key
@@ -60,14 +60,14 @@ class Workshop:
 
 
 @pytest.fixture
-def workshop(checkpoint: Checkpoint, tmp_path: Path) -> Workshop:
-    return Workshop(checkpoint, tmp_path)
+def builder(checkpoint: Checkpoint, tmp_path: Path) -> PartBuilder:
+    return PartBuilder(checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize("part", ["layer_0", "post", "embed"])
-def test_the_receipt_says_what_was_built(workshop: Workshop, part: str) -> None:
-    key = workshop.key(part)
-    receipt, output = read_json(workshop.root / "receipts" / f"{part}.json"), workshop.root / "out" / part
+def test_receipt_describes_the_file(builder: PartBuilder, part: str) -> None:
+    key = builder.key(part)
+    receipt, output = read_json(builder.root / "receipts" / f"{part}.json"), builder.root / "out" / part
     data = output.read_bytes()
     assert {name: receipt[name] for name in ("file", "key", "size", "sha256")} == {
         "file": part,
@@ -77,54 +77,54 @@ def test_the_receipt_says_what_was_built(workshop: Workshop, part: str) -> None:
     }
     matrices = {"layer_0": 7, "post": 1, "embed": 0}[part]
     assert len(receipt["about"].get("weight_errors", {})) == matrices
-    assert (workshop.root / "store" / key[:2] / key).samefile(output)
+    assert (builder.root / "store" / key[:2] / key).samefile(output)
     assert "path" not in receipt
 
 
-def test_a_second_build_takes_the_stores_file(workshop: Workshop) -> None:
-    """Even where the checkpoint has gone meanwhile."""
-    workshop.build("layer_0", "first")
-    (workshop.folder / "model.safetensors").unlink()
-    workshop.build("layer_0", "second")
-    assert (workshop.root / "out" / "first").samefile(workshop.root / "out" / "second")
+def test_second_build_uses_the_store(builder: PartBuilder) -> None:
+    """Even if the checkpoint was deleted in the meantime."""
+    builder.build("layer_0", "first")
+    (builder.folder / "model.safetensors").unlink()
+    builder.build("layer_0", "second")
+    assert (builder.root / "out" / "first").samefile(builder.root / "out" / "second")
     with pytest.raises(AxzooError, match="contains no weights"):
-        workshop.build("layer_1", "third")
+        builder.build("layer_1", "third")
 
 
-def test_a_damaged_store_is_mended(workshop: Workshop) -> None:
-    key = workshop.key("layer_0")
-    stored = workshop.root / "store" / key[:2] / key
+def test_damaged_store_entry_is_rebuilt(builder: PartBuilder) -> None:
+    key = builder.key("layer_0")
+    stored = builder.root / "store" / key[:2] / key
     whole = stored.read_bytes()
     stored.write_bytes(whole[:-1])
-    assert workshop.key("layer_0") == key
-    assert stored.read_bytes() == (workshop.root / "out" / "layer_0").read_bytes() == whole
+    assert builder.key("layer_0") == key
+    assert stored.read_bytes() == (builder.root / "out" / "layer_0").read_bytes() == whole
 
 
-def test_keys_are_of_what_determines_the_bytes(workshop: Workshop) -> None:
-    keys = {part: workshop.key(part) for part in ("layer_0", "layer_1", "post", "embed")}
+def test_keys_depend_on_what_determines_the_bytes(builder: PartBuilder) -> None:
+    keys = {part: builder.key(part) for part in ("layer_0", "layer_1", "post", "embed")}
     assert len(set(keys.values())) == 4
     longer, posts = replace(RECIPE, kv_cache_len=31), replace(RECIPE, post_weight_type="bf16")
-    assert workshop.key("layer_0", longer) != keys["layer_0"]
-    assert workshop.key("post", longer) == keys["post"]
-    assert workshop.key("layer_0", posts) == keys["layer_0"]
-    assert workshop.key("post", posts) != keys["post"]
-    workshop.change("model.layers.1.mlp.up_proj.weight")
-    workshop.lock()
-    after = {part: workshop.key(part) for part in keys}
+    assert builder.key("layer_0", longer) != keys["layer_0"]
+    assert builder.key("post", longer) == keys["post"]
+    assert builder.key("layer_0", posts) == keys["layer_0"]
+    assert builder.key("post", posts) != keys["post"]
+    builder.change("model.layers.1.mlp.up_proj.weight")
+    builder.lock()
+    after = {part: builder.key(part) for part in keys}
     assert [part for part in keys if after[part] != keys[part]] == ["layer_1"]
-    config = workshop.folder / "config.json"
+    config = builder.folder / "config.json"
     config.write_text(config.read_text().replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'))
-    workshop.lock()
-    other = {part: workshop.key(part) for part in keys}
+    builder.lock()
+    other = {part: builder.key(part) for part in keys}
     assert [part for part in keys if other[part] == after[part]] == ["embed"]
 
 
-def test_equal_layers_are_stored_once(workshop: Workshop) -> None:
-    tensors = load_file(workshop.folder / "model.safetensors")
+def test_equal_layers_are_stored_once(builder: PartBuilder) -> None:
+    tensors = load_file(builder.folder / "model.safetensors")
     twins = {n: tensors[n.replace("layers.1.", "layers.0.")].clone() for n in tensors}
-    save_file(twins, workshop.folder / "model.safetensors")
-    workshop.lock()
-    assert workshop.key("layer_0") == workshop.key("layer_1")
+    save_file(twins, builder.folder / "model.safetensors")
+    builder.lock()
+    assert builder.key("layer_0") == builder.key("layer_1")
 
 
 @pytest.mark.parametrize(
@@ -137,29 +137,29 @@ def test_equal_layers_are_stored_once(workshop: Workshop) -> None:
         ("embed", "model.embed_tokens.weight"),
     ],
 )
-def test_a_checkpoint_changed_after_locking_leaves_nothing(workshop: Workshop, part: str, name: str) -> None:
-    workshop.change(name)
-    with pytest.raises(AxzooError, match=f"tensor {name} changed after it was locked"):
-        workshop.key(part)
-    assert workshop.files() == []
+def test_checkpoint_changed_after_locking_writes_no_file(builder: PartBuilder, part: str, name: str) -> None:
+    builder.change(name)
+    with pytest.raises(AxzooError, match=f"tensor {name} changed since locking"):
+        builder.key(part)
+    assert builder.files() == []
 
 
-def test_what_does_not_fit_leaves_nothing(workshop: Workshop) -> None:
-    with pytest.raises(AxzooError, match="kv_cache_len 1023 does not fit"):
-        workshop.key("layer_0", Recipe())
-    with pytest.raises(AxzooError, match="there is no backend 'npu9'; there is host"):
-        workshop.build("layer_0", "x", backend="npu9")
-    assert workshop.files() == []
+def test_impossible_recipe_writes_no_file(builder: PartBuilder) -> None:
+    with pytest.raises(AxzooError, match="kv_cache_len 1023 is too large"):
+        builder.key("layer_0", Recipe())
+    with pytest.raises(AxzooError, match="unknown backend 'npu9'; known backends: host"):
+        builder.build("layer_0", "x", backend="npu9")
+    assert builder.files() == []
 
 
-def test_the_embedding_is_the_checkpoints_rows(checkpoint: Checkpoint, exact: Built) -> None:
+def test_embedding_equals_the_checkpoint_rows(checkpoint: Checkpoint, exact: Built) -> None:
     table = checkpoint.model.model.embed_tokens.weight.detach()
     found = np.fromfile(exact.embedding, np.uint16).view(ml_dtypes.bfloat16).reshape(table.shape)
     assert torch.equal(torch.from_numpy(found.astype(np.float32)), table)
 
 
 def test_two_builds_share_one_store(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """As the two chips' builds of a model do."""
+    """Like builds of a model for two chips."""
     first = build(checkpoint, RECIPE, tmp_path)
     moved = first.moved(tmp_path / "first")
     shutil.rmtree(first.folder)

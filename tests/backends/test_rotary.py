@@ -1,4 +1,4 @@
-"""Rotary embedding in the graph, whole and partial, halves and pairs, against complex numbers in double precision."""
+"""Rotary embedding, full and partial, half-split and interleaved, compared with complex arithmetic in fp64."""
 
 from __future__ import annotations
 
@@ -30,29 +30,29 @@ def _rotated(rope: RopeSpec) -> NDArray[Any]:
 
 def _turned(rotary_dim: int, interleaved: bool) -> NDArray[Any]:
     """Each pair as a complex number, times e^(i position theta^(-2 pair / rotary_dim))."""
-    wanted = X.reshape(4, HEADS, HEAD_DIM).astype(np.float64)
+    expected = X.reshape(4, HEADS, HEAD_DIM).astype(np.float64)
     for pair in range(rotary_dim // 2):
         first, second = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + rotary_dim // 2)
         turn = np.exp(1j * POSITIONS[0].astype(np.float64) * THETA ** (-2 * pair / rotary_dim))[:, None]
-        product = (wanted[..., first] + 1j * wanted[..., second]) * turn
-        wanted[..., first], wanted[..., second] = product.real, product.imag
-    return wanted.reshape(X.shape)
+        product = (expected[..., first] + 1j * expected[..., second]) * turn
+        expected[..., first], expected[..., second] = product.real, product.imag
+    return expected.reshape(X.shape)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("rotary_dim", [2, 4, 6, 10, 12])
-def test_pairs_turn_and_the_rest_stays(rotary_dim: int, interleaved: bool) -> None:
+def test_rotates_pairs_and_keeps_the_rest(rotary_dim: int, interleaved: bool) -> None:
     found = _rotated(RopeSpec(THETA, rotary_dim, interleaved))
     assert_allclose(found, _turned(rotary_dim, interleaved), atol=2e-6)
     kept = np.arange(HEAD_DIM) >= rotary_dim
     assert_array_equal(found.reshape(4, HEADS, HEAD_DIM)[..., kept], X.reshape(4, HEADS, HEAD_DIM)[..., kept])
 
 
-def test_the_two_ways_of_pairing_differ() -> None:
+def test_interleaved_and_half_rotation_differ() -> None:
     assert np.abs(_turned(HEAD_DIM, True) - _turned(HEAD_DIM, False)).max() > 0.1
 
 
-def test_an_attention_factor_lengthens_what_is_turned() -> None:
+def test_attention_factor_scales_the_rotated_values() -> None:
     scaling = {"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": 32}
     plain, longer = (_rotated(RopeSpec(THETA, 8, False, scaling | {"attention_factor": f})) for f in (1.0, 1.5))
     heads = plain.reshape(4, HEADS, HEAD_DIM).astype(np.float64)

@@ -1,4 +1,4 @@
-"""Messages in pieces, against protobuf's own serialization."""
+"""Messages in pieces, compared with protobuf's serialization."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from axzoo.backends.host.container import field, size
 from axzoo.core.dtypes import NUMPY_DTYPES
 
 BORDERS = [0, 1, 127, 128, 129, 16383, 16384, 16385, 2097151, 2097152]
-"""Lengths around those that take another byte to say."""
+"""Lengths around the points where their encoding needs another byte."""
 
 
 @pytest.mark.parametrize("length", BORDERS)
-def test_a_field_is_what_protobuf_writes(length: int) -> None:
+def test_field_equals_protobuf_serialization(length: int) -> None:
     content = bytes(length)
-    wanted = onnx.TensorProto(raw_data=content).SerializeToString()
+    expected = onnx.TensorProto(raw_data=content).SerializeToString()
     split = (content[: length // 2], memoryview(content)[length // 2 :])
     for pieces in ((content,), split):
         found = field(onnx.TensorProto.RAW_DATA_FIELD_NUMBER, pieces)
-        assert b"".join(found) == wanted
-        assert size(found) == len(wanted)
+        assert b"".join(found) == expected
+        assert size(found) == len(expected)
 
 
 @pytest.mark.parametrize("number", [3, 15, 16, 2047, 2048, 536870911])
-def test_a_field_of_any_number(number: int) -> None:
-    """Of a message without such a field: protobuf tells what it did not know."""
+def test_any_field_number(number: int) -> None:
+    """The message type has no such field; protobuf returns it as an unknown field."""
     message = onnx.OperatorSetIdProto.FromString(b"".join(field(number, [b"inside"])))
     (found,) = UnknownFieldSet(message)
     assert (found.field_number, found.wire_type, found.data) == (number, 2, b"inside")
@@ -45,7 +45,7 @@ def test_a_field_of_any_number(number: int) -> None:
     st.text(min_size=1, max_size=200),
     st.booleans(),
 )
-def test_an_initializer_is_what_protobuf_writes(dtype: str, shape: list[int], name: str, transposed: bool) -> None:
+def test_initializer_equals_protobuf_serialization(dtype: str, shape: list[int], name: str, transposed: bool) -> None:
     array = np.arange(int(np.prod(shape))).astype(NUMPY_DTYPES[dtype]).reshape(shape)
     array = array.T if transposed else array
     g = GraphBuilder()
@@ -62,8 +62,8 @@ def test_an_initializer_is_what_protobuf_writes(dtype: str, shape: list[int], na
     assert _equal(numpy_helper.to_array(graph.initializer[0]), array)
 
 
-def _equal(found: NDArray[np.generic], wanted: NDArray[np.generic]) -> bool:
-    return (found.shape, found.dtype, found.tobytes()) == (wanted.shape, wanted.dtype, wanted.tobytes())
+def _equal(found: NDArray[np.generic], expected: NDArray[np.generic]) -> bool:
+    return (found.shape, found.dtype, found.tobytes()) == (expected.shape, expected.dtype, expected.tobytes())
 
 
 def test_large_weights_are_not_copied() -> None:

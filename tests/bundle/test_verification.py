@@ -165,8 +165,8 @@ def _foreign_layer(bundle: Path) -> None:
 
 CONTRADICTIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "another kind": (_other_layer, f"{LAYER} is a 'post', not a 'decoder_layer'"),
-    "half a layer": (_strange_layer, "is no ONNX model, or a damaged one"),
-    "another graph": (_cast_layer, f"{LAYER} declares other inputs or outputs than its shape groups have"),
+    "half a layer": (_strange_layer, "is damaged or not an ONNX model"),
+    "another graph": (_cast_layer, f"{LAYER} has inputs or outputs that do not match its shape groups"),
     "another tool": (_foreign_layer, f"{LAYER} was not built by axzoo"),
     "fewer layers": (lambda b: _other_config(b, axmodel_num=1), "config.json says 1 layers, the manifest 2"),
     "more tokens": (lambda b: _other_config(b, tokens_embed_num=9), "config.json says 9 tokens, the manifest 262"),
@@ -175,11 +175,11 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Path], None], str]] = {
     "longer embedding": (_other_embedding, f"{EMBED} has 16770 bytes, the manifest's spec asks for 16768"),
     "another cache": (
         lambda b: _rewritten(b, lambda m: m["recipe"].update(kv_cache_len=63)),
-        f"{LAYER} has other shape groups than the manifest's spec and recipe ask for",
+        f"{LAYER} has shape groups that do not match the manifest's spec and recipe",
     ),
     "another weight type": (
         lambda b: _rewritten(b, lambda m: m["parts"][LAYER].update(weight_type="bf16")),
-        f"{LAYER} records other choices than its manifest entry",
+        f"{LAYER} has metadata that does not match its manifest entry",
     ),
     "too few windows": (lambda b: _rewritten(b, lambda m: m["spec"].update(sliding_windows=[8])), "sliding_windows"),
 }

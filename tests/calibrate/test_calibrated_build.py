@@ -88,7 +88,7 @@ def test_errors_name_the_cause_and_leave_no_files(exact: Built, states: Path, tm
     job, path = _file(exact, tmp_path), states / "layer_0.safetensors"
     with pytest.raises(AxzooError, match="rounding gptq needs --calibration"):
         _build(exact, job, RECIPE)
-    with pytest.raises(AxzooError, match="rounding nearest takes no --calibration"):
+    with pytest.raises(AxzooError, match="rounding nearest does not use --calibration"):
         _build(exact, job, replace(RECIPE, rounding="nearest"), states)
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(AxzooError, match=r"layer_0.safetensors was changed after it was written: remove .*index.json"):

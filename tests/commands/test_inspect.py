@@ -199,7 +199,10 @@ def test_words_that_would_move_the_cursor_or_mark_up(tmp_path: Path, capsys: Cap
     assert _json(path, capsys)["header"]["about"] == about
 
 
-@pytest.mark.parametrize("content, said", [(b"", "is no ONNX model"), (b"\x00", "is no ONNX model"), (None, "No such")])
+@pytest.mark.parametrize(
+    "content, said",
+    [(b"", "is damaged or not an ONNX model"), (b"\x00", "is damaged or not an ONNX model"), (None, "No such")],
+)
 def test_a_file_that_is_none(content: bytes | None, said: str, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "x.axmodel"
     if content is not None:

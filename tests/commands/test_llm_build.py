@@ -107,23 +107,23 @@ def test_what_no_option_takes(words: list[str], capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--prefill_len", "256"], "kv_cache_len 127 does not hold a prefill of 256 tokens"),
+        (["--prefill_len", "256"], "kv_cache_len 127 is too small for a prefill of 256 tokens"),
         (
             ["--last_kv_cache_len", "128"],
-            "last_kv_cache_len asks for more prefill groups, but prefill_len 0 means none",
+            "last_kv_cache_len requires prefill groups, but prefill_len is 0",
         ),
-        (["-w", "bf16", "--weight_group_size", "32"], "weight_group_size 32 is for integer weights"),
+        (["-w", "bf16", "--weight_group_size", "32"], "weight_group_size 32 requires integer weights"),
         (["--calibration_tokens", "512"], "--calibration_tokens is for --rounding gptq"),
         (["--calibration_text", "x"], "--calibration_text is for --rounding gptq"),
         (
             ["--kv_cache_len", "31", "--chip", "AX1"],
-            "--chip: unknown chip 'AX1': known are AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
+            "--chip: unknown chip 'AX1': use one of AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
         ),
-        (["--kv_cache_len", "31", "--prompt", ""], "--prompt: '' is not text of at least one character"),
+        (["--kv_cache_len", "31", "--prompt", ""], "--prompt: '' is not text of one or more characters"),
         (["--model_type", "gpt2"], "config.json (overridden by --model_type): model_type 'gpt2' is not supported"),
         (["--ignore_config_keys", "nosuchkey"], "--ignore_config_keys nosuchkey: "),
-        (["--kv_cache_len", "129"], "--kv_cache_len 129 asks for 129 positions, and config.json gives the model 128"),
-        (["--kv_cache_len", "31", "--post_topk", "263"], "--post_topk 263 is more than the vocabulary's 262"),
+        (["--kv_cache_len", "129"], "--kv_cache_len 129 needs 129 positions, and the model supports 128"),
+        (["--kv_cache_len", "31", "--post_topk", "263"], "--post_topk 263 exceeds the vocabulary of 262 tokens"),
         (
             ["--kv_cache_len", "31", "--weight_group_size", "64"],
             "--weight_group_size 64 does not divide the input features of every matrix, 32 and 48: use 0",

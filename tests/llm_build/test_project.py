@@ -43,7 +43,7 @@ def test_a_matrix_of_one_build(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"chips": ["AX1"]}, "--chip: unknown chip 'AX1': known are AX650, AX620E, "),
+        ({"chips": ["AX1"]}, "--chip: unknown chip 'AX1': use one of AX650, AX620E, "),
         ({"kv_cache_len": 1 << 30}, "--kv_cache_len: 1073741824 must be less than or equal to 1048576"),
         ({"path": "/a\nb"}, "--input_path: '/a\\nb' is not a folder's path"),
         ({"ignore_config_keys": ["a", "b c"]}, "--ignore_config_keys: 'b c' is not a key of config.json"),

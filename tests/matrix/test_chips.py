@@ -10,7 +10,7 @@ from axzoo.matrix.chips import load_chips
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_projects_chips() -> None:
+def test_project_chip_table() -> None:
     table = load_chips(ROOT / "config/chips.yaml")
     assert list(table.chips) == ["AX650", "AX620E"]
     assert table.canonical_names() == {"AX650": "AX650", "AX650N": "AX650", "AX620E": "AX620E", "AX630C": "AX620E"}
@@ -34,17 +34,17 @@ def test_the_projects_chips() -> None:
             "chips:\n"
             "  A1: {other_names: [A2], tops_int8: 1, npu_memory_mb: 2}\n"
             "  A3: {other_names: [A2], tops_int8: 1, npu_memory_mb: 2}\n",
-            "3: the name A2 is taken: remove one",
+            "3: the name A2 is used twice: remove one",
         ),
         (
             "chips:\n"
             "  A1: {other_names: [A2], tops_int8: 1, npu_memory_mb: 2}\n"
             "  A2: {other_names: [], tops_int8: 1, npu_memory_mb: 2}\n",
-            "2: the name A2 is taken: remove one",
+            "2: the name A2 is used twice: remove one",
         ),
     ],
 )
-def test_mistakes_are_named_with_their_line(tmp_path: Path, text: str, message: str) -> None:
+def test_problems_are_reported_with_their_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "chips.yaml"
     path.write_text(text)
     with pytest.raises(AxzooError) as error:

@@ -1,4 +1,4 @@
-"""What a build will take, said before it starts."""
+"""Checks of sizes, memory and disk space before a build starts."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def lock(checkpoint: Checkpoint) -> Lock:
     return make_lock(checkpoint.folder, "llama", LAYERS)
 
 
-def test_elements_are_counted(lock: Lock) -> None:
+def test_parameter_counts(lock: Lock) -> None:
     assert _part(3, 4).parameters == 12
     assert lock.of_kind("post")[0].parameters == 262 * 32 + 32
 
 
-def test_a_bundle_is_not_smaller_than_estimated(lock: Lock, s8: Built) -> None:
+def test_bundle_estimate_is_a_lower_bound(lock: Lock, s8: Built) -> None:
     files = [*s8.layers, s8.post, s8.embedding]
     assert bundle_bytes(lock) <= sum(path.stat().st_size for path in files)
     assert bundle_bytes(lock) == sum(part.parameters for part in lock.parts[:-1]) + s8.embedding.stat().st_size
 
 
-def test_the_matrixs_sizes_are_compared(lock: Lock) -> None:
+def test_sizes_must_match_the_checkpoint(lock: Lock) -> None:
     layer, post = (lock.of_kind(kind)[0].parameters for kind in ("layer", "post"))
     actual = {"layer": layer, "post": post, "kv_width": lock.spec.layer.kv_size}
     check_sizes(lock, {})
@@ -46,20 +46,20 @@ def test_the_matrixs_sizes_are_compared(lock: Lock) -> None:
             check_sizes(lock, actual | {key: wrong})
 
 
-@pytest.mark.parametrize("said", ["", "[]", "{", '{"layer": 0}', '{"layer": "x"}', '{"layer": true}', "1"])
-def test_sizes_on_the_command_line(said: str) -> None:
+@pytest.mark.parametrize("message", ["", "[]", "{", '{"layer": 0}', '{"layer": "x"}', '{"layer": true}', "1"])
+def test_sizes_on_the_command_line(message: str) -> None:
     assert sizes_of_json('{"layer": 3}') == {"layer": 3}
     assert sizes_of_json(None) == {}
-    with pytest.raises(AxzooError, match="is not a JSON object of whole numbers"):
-        sizes_of_json(said)
+    with pytest.raises(AxzooError, match="is not a JSON object of positive integers"):
+        sizes_of_json(message)
 
 
-def test_a_small_model_has_room(lock: Lock, tmp_path: Path) -> None:
+def test_small_model_fits_the_machine(lock: Lock, tmp_path: Path) -> None:
     check_room(lock, tmp_path / "not" / "there" / "yet")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_layer_larger_than_the_machine(lock: Lock, tmp_path: Path) -> None:
+def test_layer_larger_than_the_memory(lock: Lock, tmp_path: Path) -> None:
     huge = replace(lock, parts=(_part(1 << 22, 1 << 22),))
     with pytest.raises(AxzooError, match=r"compiling zoo needs about \d+ MB in one job, and this machine has \d+ MB"):
         check_room(huge, tmp_path / "zoo")

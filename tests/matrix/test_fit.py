@@ -1,4 +1,4 @@
-"""Which builds fit their chip, and what is said of the others."""
+"""Which builds fit their chip, and the messages for the others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Load = Callable[[str], Zoo]
 LLAMA_2_7B = "sizes: {layer: 202383360, post: 131076096, kv_width: 4096}"
 
 
-def test_every_type_has_its_bytes() -> None:
+def test_every_type_has_a_format() -> None:
     assert set(FORMATS) == {*WEIGHT_TYPES, *POST_WEIGHT_TYPES, *HIDDEN_STATE_TYPES}
 
 
@@ -40,7 +40,7 @@ def test_device_memory_by_hand(recipe: Recipe, memory: DeviceMemory) -> None:
     assert device_memory(recipe, 10, {"layer": 100_000_000, "post": 100_000_000, "kv_width": 4000}) == memory
 
 
-def test_a_build_too_large_is_left_out_with_the_numbers(load: Load) -> None:
+def test_build_that_does_not_fit_is_left_out_with_numbers(load: Load) -> None:
     zoo = load(f"models:\n  L: {{path: x, model_type: llama, num_hidden_layers: 32, {LLAMA_2_7B}}}\n")
     (fits,), (left_out,) = zoo.builds(), zoo.left_out()
     assert (fits.chip, fits.misfit) == ("AX650", None)
@@ -48,7 +48,7 @@ def test_a_build_too_large_is_left_out_with_the_numbers(load: Load) -> None:
     assert left_out.misfit == "AX620E has 3072 MB, L-w8a16 needs 8227 MB: 7691 of weights, 536 of KV cache"
 
 
-def test_the_recipe_decides_too(load: Load) -> None:
+def test_recipe_affects_the_fit(load: Load) -> None:
     entry = f"path: x, model_type: llama, num_hidden_layers: 32, chips: AX650, weight_type: [s8, bf16], {LLAMA_2_7B}"
     zoo = load(f"models: {{L: {{{entry}}}}}")
     assert [build.tag for build in zoo.builds()] == ["w8a16"]
@@ -64,7 +64,7 @@ def test_without_sizes_nothing_is_left_out(load: Load) -> None:
 @given(
     layer=st.integers(1, 10**9), post=st.integers(1, 10**9), kv_width=st.integers(1, 10**5), spare=st.integers(-2, 2)
 )
-def test_a_build_fits_exactly_when_the_chip_has_what_it_needs(layer: int, post: int, kv_width: int, spare: int) -> None:
+def test_build_fits_if_and_only_if_memory_suffices(layer: int, post: int, kv_width: int, spare: int) -> None:
     needed = device_memory(Recipe(), 2, {"layer": layer, "post": post, "kv_width": kv_width}).total_mb
     table = ChipTable(chips={"A1": Chip(other_names=(), tops_int8=1, npu_memory_mb=max(1, needed + spare))})
     sizes = {"layer": layer, "post": post, "kv_width": kv_width}

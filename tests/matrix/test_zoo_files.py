@@ -1,4 +1,4 @@
-"""The files in config/: what they list, and that schema and README say what the models say."""
+"""The files in config/, and that schema and README match the pydantic models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 SCHEMA = ROOT / "workflow/schemas/zoo.schema.json"
 MODELINE = "# yaml-language-server: $schema=../workflow/schemas/zoo.schema.json"
 
-# Layer counts from the models' own config.json.
+# Layer counts from the config.json of each model.
 LAYERS = {
     "Llama-2-7b-hf": 32,
     "Meta-Llama-3-8B": 32,
@@ -44,7 +44,7 @@ def load(name: str) -> Zoo:
     return load_zoo(ROOT / "config" / name, chips=ROOT / "config/chips.yaml")
 
 
-def test_the_zoo_lists_every_verified_family() -> None:
+def test_zoo_has_every_family() -> None:
     zoo = load("zoo.yaml")
     assert {name: zoo.models[name].num_hidden_layers for name in LAYERS} == LAYERS
     assert set(Counter(entry.model_type for entry in zoo.models.values())) == {
@@ -59,7 +59,7 @@ def test_the_zoo_lists_every_verified_family() -> None:
     }
 
 
-def test_the_zoo_expands_to_every_model_on_the_chips_that_hold_it() -> None:
+def test_zoo_builds_by_chip() -> None:
     zoo = load("zoo.yaml")
     builds = zoo.builds()
     assert len(zoo.models) == 56
@@ -70,7 +70,7 @@ def test_the_zoo_expands_to_every_model_on_the_chips_that_hold_it() -> None:
     assert {build.recipe.max_prompt_len for build in builds} == {1024}
 
 
-def test_what_does_not_fit_is_listed_with_the_reason_and_the_number() -> None:
+def test_left_out_builds_have_reasons_with_numbers() -> None:
     reasons = {str(build.bundle): build.misfit for build in load("zoo.yaml").left_out()}
     assert reasons["results/AX620E/Llama-2-7b-hf-w8a16"] == (
         "AX620E has 3072 MB, Llama-2-7b-hf-w8a16 needs 8227 MB: 7691 of weights, 536 of KV cache"
@@ -91,7 +91,7 @@ def test_every_model_is_listed_for_both_chips() -> None:
     assert all(zoo.models[name].sizes for name in zoo.models)
 
 
-def test_model_configs_exist_and_name_a_model_type() -> None:
+def test_model_config_files_exist_and_have_a_model_type() -> None:
     named = {build.model_config: build.model_type for build in load("zoo.yaml").builds() if build.model_config}
     assert named
     for path, model_type in named.items():
@@ -120,7 +120,7 @@ def test_the_schema_file_is_current() -> None:
     schema.run(arguments("--check", str(SCHEMA)))
 
 
-def test_schema_prints_what_the_file_holds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_schema_command_prints_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     schema.run(arguments())
     assert capsys.readouterr().out == SCHEMA.read_text()
 
@@ -145,7 +145,7 @@ def test_every_key_of_the_schema_is_described() -> None:
         assert all(field["description"] for field in definition["properties"].values())
 
 
-def test_the_readmes_table_is_the_schema() -> None:
+def test_readme_table_matches_the_schema() -> None:
     entry = zoo_schema()["$defs"]["ModelEntry"]
     rows = re.findall(r"^\| `(.*?)` \| (.*?) \| (.*?) \|$", (ROOT / "config/README.md").read_text(), re.MULTILINE)
     assert sorted(key for key, _, _ in rows) == sorted(entry["properties"])
@@ -158,7 +158,7 @@ def test_the_readmes_table_is_the_schema() -> None:
             assert default == ("" if field["default"] is None else f"`{json.dumps(field['default'])}`")
 
 
-def test_the_readmes_example_is_valid(tmp_path: Path) -> None:
+def test_readme_example_is_valid(tmp_path: Path) -> None:
     (example,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "config/README.md").read_text(), re.DOTALL)
     path = tmp_path / "example.yaml"
     path.write_text(example)

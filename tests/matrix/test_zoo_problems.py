@@ -1,4 +1,4 @@
-"""Every mistake in a matrix is named with its line, its value and the way out."""
+"""Every problem of a matrix is reported with its line, its value and a way to fix it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ models:
     revision: main
     model_type: llama
     num_hidden_layers: 2
-"""  # six lines: what is appended stands in line 7
+"""  # six lines, so appended text is line 7
 
 
-def test_typo_names_key_line_and_nearest_key(problems: Problems) -> None:
+def test_typo_suggests_the_nearest_key(problems: Problems) -> None:
     assert problems(ENTRY + "    wieght_type: [s8]\n") == [
         "7: unknown key 'wieght_type' in models.Tiny: did you mean 'weight_type'?"
     ]
@@ -32,14 +32,14 @@ def test_typo_names_key_line_and_nearest_key(problems: Problems) -> None:
     ]
     assert problems(ENTRY + "    config_file: x.json\n")[0].startswith("7: unknown key 'config_file' in models.Tiny")
     assert problems(ENTRY + "modles: {}\n") == ["7: unknown key 'modles' in the file: did you mean 'models'?"]
-    assert problems(ENTRY + "qqq: {}\n") == ["7: unknown key 'qqq' in the file: known are defaults, models"]
+    assert problems(ENTRY + "qqq: {}\n") == ["7: unknown key 'qqq' in the file: use one of defaults, models"]
 
 
 @pytest.mark.parametrize("value", ["true", "false", "[modeling_tiny.py]"])
-def test_a_checkpoints_code_is_never_run(problems: Problems, value: str) -> None:
-    said = "trust_remote_code: axzoo never runs a checkpoint's own code, and no entry can say otherwise: remove the key"
-    assert problems(f"{ENTRY}    trust_remote_code: {value}\n") == [f"7: models.Tiny.{said}"]
-    assert problems(f"defaults:\n  trust_remote_code: {value}\n{ENTRY}") == [f"2: defaults.{said}"]
+def test_trust_remote_code_is_refused(problems: Problems, value: str) -> None:
+    message = "trust_remote_code: axzoo never runs code from a checkpoint, and no key enables it: remove this key"
+    assert problems(f"{ENTRY}    trust_remote_code: {value}\n") == [f"7: models.Tiny.{message}"]
+    assert problems(f"defaults:\n  trust_remote_code: {value}\n{ENTRY}") == [f"2: defaults.{message}"]
 
 
 @pytest.mark.parametrize(
@@ -47,14 +47,14 @@ def test_a_checkpoints_code_is_never_run(problems: Problems, value: str) -> None
     [
         (
             "chips: AX999",
-            "chips[0]: unknown chip 'AX999': known are AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
+            "chips[0]: unknown chip 'AX999': use one of AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
         ),
-        ("chips: [AX650, ax650]", "chips[1]: unknown chip 'ax650': known are AX650,"),
-        ("chips: []", "chips: the list is empty: name at least one"),
+        ("chips: [AX650, ax650]", "chips[1]: unknown chip 'ax650': use one of AX650,"),
+        ("chips: []", "chips: the list is empty: give at least one value"),
         ("chips: [1]", "chips[0]: 1 is not text: put it in quotes"),
         ("weight_type: s9", "weight_type[0]: 's9' is not allowed: use 'fp32', 'fp16', 'bf16', 's8' or 's4'"),
         ("weight_type: [s8, ~]", "weight_type[1]: null is not allowed: use 'fp32', 'fp16', 'bf16', 's8' or 's4'"),
-        ("weight_type: []", "weight_type: the list is empty: name at least one"),
+        ("weight_type: []", "weight_type: the list is empty: give at least one value"),
         (
             "post_weight_type: [s8]",
             "post_weight_type: ['s8'] is not allowed: use 'bf16', 's8', 'fp32', 'fp8_e5m2' or 'fp8_e4m3'",
@@ -67,7 +67,7 @@ def test_a_checkpoints_code_is_never_run(problems: Problems, value: str) -> None
         ("prefill_len: -1", "prefill_len: -1 must be greater than or equal to 0"),
         ("last_kv_cache_len: 128", "last_kv_cache_len: 128 must be a valid tuple"),
         ("chat: 'yes'", "chat: 'yes' must be a valid boolean"),
-        ("prompt: ''", "prompt: '' is not text of at least one character and no zero bytes, like 'Paris'"),
+        ("prompt: ''", "prompt: '' is not text of one or more characters without zero bytes, like 'Paris'"),
         ("expect: 4", "expect: 4 is not text: put it in quotes"),
         ("model_config: ../x.json", "model_config: '../x.json' is not a JSON file's relative path, like 'config/"),
         ("model_config: /x.json", "model_config: '/x.json' is not a JSON file's relative path"),
@@ -79,12 +79,12 @@ def test_a_checkpoints_code_is_never_run(problems: Problems, value: str) -> None
         ("ignore_config_keys: [a b]", "ignore_config_keys[0]: 'a b' is not a key of config.json"),
     ],
 )
-def test_wrong_value_names_line_value_and_what_is_allowed(problems: Problems, line: str, message: str) -> None:
+def test_invalid_value_names_line_value_and_alternatives(problems: Problems, line: str, message: str) -> None:
     (problem,) = problems(f"{ENTRY}    {line}\n")
     assert problem.startswith(f"7: models.Tiny.{message}")
 
 
-def test_sizes_are_complete(problems: Problems) -> None:
+def test_sizes_must_be_complete(problems: Problems) -> None:
     assert problems(ENTRY + "    sizes: {layers: 1, post: 1, kv_width: 1}\n") == [
         "7: missing key 'layer' in models.Tiny.sizes",
         "7: unknown key 'layers' in models.Tiny.sizes: did you mean 'layer'?",
@@ -107,7 +107,7 @@ def test_sizes_are_complete(problems: Problems) -> None:
         ("model_type", "%d"),
     ],
 )
-def test_names_that_could_escape_are_refused(problems: Problems, key: str, value: str) -> None:
+def test_unsafe_names_are_refused(problems: Problems, key: str, value: str) -> None:
     lines = [f"    {key}: '{value}'" if line.strip().startswith(key) else line for line in ENTRY.splitlines()]
     at = next(i for i, line in enumerate(lines, 1) if value in line and key in line)
     (problem,) = problems("\n".join(lines))
@@ -128,7 +128,7 @@ PYPI = "pypi: a==1, file: a/b.gguf, sha256: " + "0" * 64
 @pytest.mark.parametrize(
     ("source", "given"),
     [
-        ("", "none of them"),
+        ("", "none of these keys"),
         ("hub: a/b", "hub"),
         ("revision: main", "revision"),
         ("hub: a/b, revision: main, path: x", "hub and revision and path"),
@@ -138,11 +138,11 @@ PYPI = "pypi: a==1, file: a/b.gguf, sha256: " + "0" * 64
         (f"{PYPI}, revision: main", "revision and pypi and file and sha256"),
     ],
 )
-def test_a_source_is_given_once_and_completely(problems: Problems, source: str, given: str) -> None:
+def test_exactly_one_complete_source_is_required(problems: Problems, source: str, given: str) -> None:
     entry = ", ".join(filter(None, ["model_type: llama, num_hidden_layers: 2", source]))
     (problem,) = problems(f"models:\n  Tiny: {{{entry}}}\n")
-    assert problem.startswith("2: models.Tiny: the source must be given by hub and revision, or by path, or by pypi,")
-    assert problem.endswith(f"here it is {given}")
+    assert problem.startswith("2: models.Tiny: the source must be either hub and revision, or path, or pypi,")
+    assert problem.endswith(f"the entry has {given}")
 
 
 @pytest.mark.parametrize(
@@ -163,13 +163,13 @@ def test_a_source_is_given_once_and_completely(problems: Problems, source: str, 
         ("path: -x", "path"),
     ],
 )
-def test_sources_are_pinned_and_cannot_escape(problems: Problems, source: str, key: str) -> None:
+def test_sources_must_be_pinned_and_safe(problems: Problems, source: str, key: str) -> None:
     found = problems(f"models:\n  Tiny: {{model_type: llama, num_hidden_layers: 2, {source}}}\n")
     assert len(found) == 1
     assert found[0].startswith(f"2: models.Tiny.{key}: ")
 
 
-def test_missing_keys_and_bodies(problems: Problems) -> None:
+def test_missing_keys_and_empty_entries(problems: Problems) -> None:
     assert problems("models:\n  A: {path: x, model_type: llama}\n  B:\n  C: [1]\n") == [
         "2: missing key 'num_hidden_layers' in models.A",
         "3: models.B: null is not a mapping of keys to values",
@@ -186,23 +186,23 @@ def test_num_hidden_layers_is_bounded(problems: Problems) -> None:
         assert problem.startswith(f"6: models.Tiny.num_hidden_layers: {layers} must be ")
 
 
-def test_all_problems_are_reported_in_the_order_of_the_file(problems: Problems) -> None:
+def test_all_problems_are_reported_in_file_order(problems: Problems) -> None:
     found = problems("defaults:\n  chips: AX1\n" + ENTRY + "    chta: true\n    chips: [AX2, AX3]\n  B: {}\n")
     assert [int(line.split(":")[0]) for line in found] == [2, 9, 10, 10, 11, 11]
 
 
-def test_very_many_problems_are_counted(problems: Problems) -> None:
+def test_many_problems_are_counted(problems: Problems) -> None:
     found = problems("models:\n" + "".join(f"  m{i}:\n" for i in range(1000)))
     assert len(found) == MAX_SHOWN + 1
     assert found[0].startswith("2: models.m0: null is not")
     assert found[-1].endswith("and 980 more problems")
 
 
-def test_lengths_that_contradict_each_other(problems: Problems) -> None:
+def test_contradictory_lengths(problems: Problems) -> None:
     (problem,) = problems(ENTRY + "    kv_cache_len: 100\n")
-    assert problem.startswith("2: models.Tiny: kv_cache_len 100 does not hold a prefill of 128 tokens")
+    assert problem.startswith("2: models.Tiny: kv_cache_len 100 is too small for a prefill of 128 tokens")
     (problem,) = problems("defaults: {kv_cache_len: 300, last_kv_cache_len: [128, 256]}\n" + ENTRY)
-    assert problem.startswith("3: models.Tiny: kv_cache_len 300 does not fit the prefill groups")
+    assert problem.startswith("3: models.Tiny: kv_cache_len 300 is too small for the prefill groups")
     (problem,) = problems("defaults: {last_kv_cache_len: [128]}\n" + ENTRY + "    prefill_len: 64\n")
     assert problem.startswith("3: models.Tiny: last_kv_cache_len [128] must be [64]")
 
@@ -215,12 +215,12 @@ def test_lengths_that_contradict_each_other(problems: Problems) -> None:
         ("weight_type: [fp16, fp16]", "results/AX650/Tiny-w16fa16"),
     ],
 )
-def test_two_builds_of_one_path(problems: Problems, axis: str, bundle: str) -> None:
+def test_two_builds_with_the_same_path(problems: Problems, axis: str, bundle: str) -> None:
     (problem,) = problems(f"{ENTRY}    {axis}\n")
     assert problem.startswith(f"2: models.Tiny: two builds would both write {bundle}")
 
 
-def test_unreadable_yaml_is_reported_as_such(problems: Problems) -> None:
+def test_duplicate_key_is_reported(problems: Problems) -> None:
     assert problems(ENTRY + "    chat: true\n    chat: false\n") == [
-        "8: the key 'chat' is given twice, first in line 7: remove one"
+        "8: duplicate key 'chat', first used in line 7: remove one"
     ]

@@ -1,4 +1,4 @@
-"""The sizes in config/zoo.yaml, counted anew from the integers of the models' own config.json."""
+"""The sizes in config/zoo.yaml, recomputed from values of each model's config.json."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Shape:
 
 
 class Phi2(Shape):
-    """Every linear has a bias, one LayerNorm a layer, two matrices in the MLP."""
+    """Each linear has a bias; one LayerNorm per layer; two matrices in the MLP."""
 
     @property
     def layer(self) -> int:
@@ -128,7 +128,7 @@ SHAPES = {
     "openbuddy-zen-3b-v21.2-32k": Shape(4096, 5888, 32, 32, 8, 128, 135680),
 }
 
-# Parameters as the hub shows them, and whether lm_head and embedding are counted once.
+# Parameters as shown on the hub, and whether lm_head and embedding are counted once.
 PUBLISHED = {
     "Llama-2-7b-hf": (6_738_415_616, False),
     "Llama-2-13b-chat-hf": (13_015_864_320, False),
@@ -167,12 +167,12 @@ PUBLISHED = {
 ZOO = load_zoo(ROOT / "config/zoo.yaml", chips=ROOT / "config/chips.yaml")
 
 
-def test_every_model_is_checked_here() -> None:
+def test_every_model_has_a_shape_here() -> None:
     assert set(SHAPES) == set(ZOO.models)
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_sizes_follow_from_the_models_shape(name: str) -> None:
+def test_sizes_match_the_model_shape(name: str) -> None:
     shape, entry = SHAPES[name], ZOO.models[name]
     assert entry.num_hidden_layers == shape.layers
     assert entry.sizes is not None
@@ -180,7 +180,7 @@ def test_sizes_follow_from_the_models_shape(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_sizes_add_up_to_the_published_parameters(name: str) -> None:
+def test_sizes_sum_to_the_published_parameter_count(name: str) -> None:
     (parameters, tied), entry, shape = PUBLISHED[name], ZOO.models[name], SHAPES[name]
     assert entry.sizes is not None
     embedding = 0 if tied else shape.vocab * shape.hidden

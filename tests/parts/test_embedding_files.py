@@ -1,4 +1,4 @@
-"""The embedding's files, out of every family's checkpoint and every format."""
+"""Writing embedding files from checkpoints of every family and format."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TABLE: dict[str, tuple[dict[str, Any], str]] = {
     "minicpmv": (MINICPM, "llm.model.embed_tokens.weight"),
     "chatglm": (CHATGLM, "transformer.embedding.word_embeddings.weight"),
 }
-"""config.json and the name of the table."""
+"""config.json and the name of the embedding tensor, by model_type."""
 
 
 def _values(dtype: Any = np.float32) -> NDArray[Any]:
@@ -60,7 +60,7 @@ def _checkpoint(folder: Path, model_type: str, tensors: dict[str, NDArray[Any]])
 
 
 def _check(output: Path, values: NDArray[Any], bf16: NDArray[Any] | None = None) -> None:
-    """All three files hold `values`, whatever dtype they have in the checkpoint."""
+    """All three files contain `values`, whatever their dtype in the checkpoint."""
     exact = values.astype(np.float32)
     table = np.load(output / NPY, mmap_mode="r")
     assert (table.shape, table.dtype) == ((V, H), np.dtype("<f4"))
@@ -71,12 +71,12 @@ def _check(output: Path, values: NDArray[Any], bf16: NDArray[Any] | None = None)
     assert sorted(path.name for path in output.iterdir()) == sorted([NPY, FLOAT32, BFLOAT16])
 
 
-def test_every_family_is_in_the_table() -> None:
+def test_the_table_has_every_family() -> None:
     assert set(TABLE) == set(supported_model_types())
 
 
 @pytest.mark.parametrize("model_type", TABLE)
-def test_every_familys_table_is_found(model_type: str, tmp_path: Path) -> None:
+def test_finds_the_embedding_of_every_family(model_type: str, tmp_path: Path) -> None:
     values = _values()
     other = {"lm_head.weight": -values, "model.norm.weight": values[0]}
     source = _checkpoint(tmp_path / "in", model_type, {TABLE[model_type][1]: values, **other})
@@ -86,7 +86,7 @@ def test_every_familys_table_is_found(model_type: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
-def test_every_stored_dtype_and_both_roundings(dtype: Any, tmp_path: Path) -> None:
+def test_every_checkpoint_dtype_with_both_roundings(dtype: Any, tmp_path: Path) -> None:
     values = _values(dtype)
     source = _checkpoint(tmp_path / "in", "llama", {USUAL: values})
     extract_embedding(source, tmp_path / "out")
@@ -96,7 +96,7 @@ def test_every_stored_dtype_and_both_roundings(dtype: Any, tmp_path: Path) -> No
     _check(tmp_path / "out", values, upper)
 
 
-def test_a_table_of_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embedding_of_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = _values(np.float16)
     source = _checkpoint(tmp_path / "in", "llama", {USUAL: values})
     for size in (1, 4 * H * 3, 4 * H * V):
@@ -105,7 +105,7 @@ def test_a_table_of_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         _check(tmp_path / "out", values)
 
 
-def test_a_pickled_checkpoint(tmp_path: Path) -> None:
+def test_pickled_checkpoint(tmp_path: Path) -> None:
     values = _values()
     source = _checkpoint(tmp_path / "in", "llama", {USUAL: values})
     (source / "model.safetensors").unlink()
@@ -114,7 +114,7 @@ def test_a_pickled_checkpoint(tmp_path: Path) -> None:
     _check(tmp_path / "out", values.astype(ml_dtypes.bfloat16))
 
 
-def test_a_gguf_file(tmp_path: Path) -> None:
+def test_gguf_file(tmp_path: Path) -> None:
     values, path = _values(np.float16), tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     sizes = {"block_count": 1, "context_length": 32, "embedding_length": H, "feed_forward_length": 12}
@@ -130,7 +130,7 @@ def test_a_gguf_file(tmp_path: Path) -> None:
     _check(tmp_path / "out", values)
 
 
-def test_a_key_that_is_unknown_to_a_compiler_changes_no_table(tmp_path: Path) -> None:
+def test_unknown_config_key_does_not_change_the_embedding(tmp_path: Path) -> None:
     source = _checkpoint(tmp_path / "in", "llama", {USUAL: _values()})
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"from_the_future": 1}))
@@ -138,46 +138,46 @@ def test_a_key_that_is_unknown_to_a_compiler_changes_no_table(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "config, tensors, said",
+    "config, tensors, message",
     [
         ({"model_type": "gpt2"}, {}, "model_type 'gpt2' is not supported; supported are: chatglm, llama"),
         ({"model_type": None}, {}, "model_type 'None' is not supported"),
         ({"model_type": "../llama"}, {}, "is not supported"),
-        ({"vocab_size": 12}, {}, rf"tensor {USUAL} has shape \[11, 8\], but .*config.json demands \[12, 8\]"),
+        ({"vocab_size": 12}, {}, rf"tensor {USUAL} has shape \[11, 8\], but .*config.json requires \[12, 8\]"),
         ({"hidden_size": -8}, {}, "config.json: hidden_size is -8, but must be a positive integer"),
-        ({"model_type": "minicpmv", "scale_emb": 1}, {}, "lacks tensor llm.model.embed_tokens.weight, the embedding"),
+        ({"model_type": "minicpmv", "scale_emb": 1}, {}, "has no tensor llm.model.embed_tokens.weight, the embedding"),
         ({}, {USUAL: np.zeros((V, H), np.int8)}, f"tensor {USUAL} has dtype I8, but must have one of F32"),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_leaves_nothing(
-    config: dict[str, Any], tensors: dict[str, NDArray[Any]], said: str, tmp_path: Path
+def test_mismatched_checkpoint_writes_no_file(
+    config: dict[str, Any], tensors: dict[str, NDArray[Any]], message: str, tmp_path: Path
 ) -> None:
     source = _checkpoint(tmp_path / "in", "llama", {USUAL: _values()} | tensors)
     changed = TABLE["minicpm"][0] | {"model_type": "llama"} | config
     if changed["model_type"] == "llama":
         changed = {key: value for key, value in changed.items() if key in LLAMA or key in config or key == "model_type"}
     (source / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(AxzooError, match=said):
+    with pytest.raises(AxzooError, match=message):
         extract_embedding(source, tmp_path / "out")
     assert not list(tmp_path.glob("out/*"))
 
 
 @pytest.mark.parametrize("content", ["[]", "3", "{", "\x00"])
-def test_a_config_that_is_no_mapping(content: str, tmp_path: Path) -> None:
+def test_config_that_is_not_a_mapping(content: str, tmp_path: Path) -> None:
     source = _checkpoint(tmp_path / "in", "llama", {USUAL: _values()})
     (source / "config.json").write_text(content)
     with pytest.raises(AxzooError, match=r"config\.json is not (a mapping|valid JSON)"):
         extract_embedding(source, tmp_path / "out")
 
 
-def test_a_file_that_is_no_gguf(tmp_path: Path) -> None:
+def test_file_that_is_not_gguf(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"no weights")
     with pytest.raises(AxzooError, match=r"weights is not a readable GGUF file"):
         extract_embedding(tmp_path / "weights", tmp_path / "out")
 
 
-def test_a_failure_keeps_the_files_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoint loses its table while it is read."""
+def test_failure_keeps_existing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint is damaged while it is read."""
     values = _values()
     source = _checkpoint(tmp_path / "in", "llama", {USUAL: values})
     extract_embedding(source, tmp_path / "out")
@@ -194,15 +194,15 @@ def test_a_failure_keeps_the_files_of_before(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 4 * 100 + 2])
-def test_numbers_that_are_not_whole(size: int, tmp_path: Path) -> None:
+def test_size_that_is_not_a_multiple_of_four_bytes(size: int, tmp_path: Path) -> None:
     source, target = tmp_path / "x.float32.bin", tmp_path / "x.bfloat16.bin"
     source.write_bytes(bytes(size))
-    with pytest.raises(AxzooError, match=r"x\.float32\.bin is no file of fp32 numbers"):
+    with pytest.raises(AxzooError, match=r"x\.float32\.bin is not a file of fp32 numbers"):
         fp32_to_bf16(source, target)
     assert [path.name for path in tmp_path.iterdir()] == ["x.float32.bin"]
 
 
-def test_what_would_spoil_data_is_refused(tmp_path: Path) -> None:
+def test_rejects_outputs_that_would_destroy_data(tmp_path: Path) -> None:
     source, npy = tmp_path / "x.float32.bin", tmp_path / "x.npy"
     source.write_bytes(_values().tobytes())
     np.save(npy, _values())
@@ -210,7 +210,7 @@ def test_what_would_spoil_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "hard").hardlink_to(source)
     (tmp_path / "folder").mkdir()
     for output in (source, tmp_path / "symbolic", tmp_path / "hard", tmp_path / "folder/../x.float32.bin"):
-        with pytest.raises(AxzooError, match=f"^{re.escape(str(output))} is the file to read, .* itself"):
+        with pytest.raises(AxzooError, match=f"^{re.escape(str(output))} is the input file "):
             fp32_to_bf16(source, output)
     with pytest.raises(AxzooError, match=r"folder is a folder: name the file to write, like .*folder/model\.embed"):
         fp32_to_bf16(source, tmp_path / "folder")
@@ -220,7 +220,7 @@ def test_what_would_spoil_data_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_raw_files_of_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raw_file_of_several_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = _values()
     (tmp_path / "in").write_bytes(values.tobytes())
     for size in (4, 12, 1 << 20):

@@ -1,4 +1,4 @@
-"""The lock as pre-flight: what is wrong with a checkpoint is said before anything is compiled, in one line."""
+"""Locking validates the checkpoint and reports every problem in one line before anything is compiled."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 @pytest.fixture
 def folder(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """A copy of the small llama, to be damaged."""
+    """A copy of the small llama that tests can damage."""
     return Path(shutil.copytree(checkpoint.folder, tmp_path / "checkpoint"))
 
 
@@ -89,7 +89,7 @@ def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_only_the_parts_that_changed_are_written_anew(folder: Path, tmp_path: Path) -> None:
+def test_only_changed_parts_are_rewritten(folder: Path, tmp_path: Path) -> None:
     locks = tmp_path / "locks"
     parts = ["embed.json", "layer_0.json", "layer_1.json", "post.json"]
 
@@ -117,44 +117,42 @@ def test_only_the_parts_that_changed_are_written_anew(folder: Path, tmp_path: Pa
 
 def test_a_missing_tensor(folder: Path) -> None:
     _change_tensors(folder, lambda tensors: tensors.pop(UP))
-    _refused(folder, f"the checkpoint lacks tensor {UP}$")
+    _refused(folder, f"the checkpoint is missing tensor {UP}: check that")
 
 
 def test_a_renamed_tensor(folder: Path) -> None:
     _change_tensors(folder, lambda tensors: tensors.update({"model.layers.1.mlp.up.weight": tensors.pop(UP)}))
-    _refused(folder, f"lacks tensor {UP} and has tensor model.layers.1.mlp.up.weight, which config.json does not")
+    _refused(folder, f"is missing tensor {UP} and has unexpected tensor model.layers.1.mlp.up.weight: check that")
 
 
-def test_superfluous_tensors(folder: Path) -> None:
+def test_unexpected_tensors(folder: Path) -> None:
     extra = {f"model.layers.{i}.mlp.up_proj.weight": torch.zeros(2) for i in range(2, 9)}
     _change_tensors(folder, lambda tensors: tensors.update(extra))
-    _refused(
-        folder, r"has tensors (model\.layers\.\d\S+, ){4}model\.\S+ and 2 more, which config.json does not account"
-    )
+    _refused(folder, r"has unexpected tensors (model\.layers\.\d\S+, ){4}model\.\S+ and 2 more: check")
 
 
-def test_a_bias_that_config_json_does_not_know_of(folder: Path) -> None:
+def test_unexpected_bias(folder: Path) -> None:
     bias = torch.zeros(32)
     bias[-1] = 1e-4
     _change_tensors(folder, lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": bias}))
-    _refused(folder, "has tensor model.layers.0.self_attn.q_proj.bias, which config.json does not account for")
+    _refused(folder, "has unexpected tensor model.layers.0.self_attn.q_proj.bias: check that config.json")
 
 
 @pytest.mark.parametrize("frequencies", [torch.zeros(4), torch.zeros(4, dtype=torch.int64), torch.tensor(1.0)])
-def test_derived_tensors_are_passed_over_whatever_they_are(folder: Path, frequencies: torch.Tensor) -> None:
-    wanted = _lock(folder)
+def test_derived_tensors_are_ignored(folder: Path, frequencies: torch.Tensor) -> None:
+    expected = _lock(folder)
     names = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(2)]
     _change_tensors(folder, lambda tensors: tensors.update({name: frequencies.clone() for name in names}))
-    assert _lock(folder) == wanted
+    assert _lock(folder) == expected
 
 
 @pytest.mark.parametrize(
-    "shape, said",
+    "shape, message",
     [((48, 31), r"\[48, 31\]"), ((32, 48), r"\[32, 48\]"), ((1536,), r"\[1536\]"), ((48, 32, 1), r"\[48, 32, 1\]")],
 )
-def test_a_wrong_shape(folder: Path, shape: tuple[int, ...], said: str) -> None:
+def test_a_wrong_shape(folder: Path, shape: tuple[int, ...], message: str) -> None:
     _change_tensors(folder, lambda tensors: tensors.update({UP: torch.ones(shape)}))
-    _refused(folder, rf"tensor {UP} has shape {said}, but .*/config\.json demands \[48, 32\]")
+    _refused(folder, rf"tensor {UP} has shape {message}, but .*/config\.json requires \[48, 32\]")
 
 
 def test_a_scalar_or_empty_weight(folder: Path) -> None:
@@ -164,7 +162,7 @@ def test_a_scalar_or_empty_weight(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.float8_e4m3fn])
-def test_a_dtype_that_is_not_read(folder: Path, dtype: torch.dtype) -> None:
+def test_unsupported_dtype(folder: Path, dtype: torch.dtype) -> None:
     _change_tensors(folder, lambda tensors: tensors.update({UP: tensors[UP].to(dtype)}))
     with pytest.raises(
         AxzooError, match=rf"model\.safetensors: tensor {UP} has dtype \S+, but must have one of F32, F16, BF16"
@@ -174,9 +172,9 @@ def test_a_dtype_that_is_not_read(folder: Path, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", [UP, EMBED, HEAD, "model.norm.weight"])
-def test_weights_that_are_no_numbers(folder: Path, name: str, value: float) -> None:
+def test_nan_and_infinite_weights(folder: Path, name: str, value: float) -> None:
     _change_tensors(folder, lambda tensors: tensors[name].view(-1)[-1:].fill_(value))
-    _refused(folder, rf"tensor {name} holds NaN or infinite values: the checkpoint is damaged")
+    _refused(folder, rf"tensor {name} contains NaN or infinity: the checkpoint is damaged")
 
 
 def test_a_truncated_checkpoint(folder: Path) -> None:
@@ -185,25 +183,25 @@ def test_a_truncated_checkpoint(folder: Path) -> None:
     _refused(folder, "is damaged or incomplete")
 
 
-def test_a_tied_head_stored_twice(tmp_path: Path) -> None:
+def test_tied_head_that_is_also_stored(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "tied", {"tie_word_embeddings": True}).folder
     alone = _lock(folder)
     assert alone.of_kind("post")[0].tensors["lm_head.weight"].name == EMBED
     _change_tensors(folder, lambda tensors: tensors.update({HEAD: tensors[EMBED].clone()}))
     assert _lock(folder) == alone
     _change_tensors(folder, lambda tensors: tensors[HEAD][0, 0].add_(1))
-    _refused(folder, "says tie_word_embeddings, but lm_head.weight differs from the embedding: one of the two is wrong")
+    _refused(folder, "sets tie_word_embeddings, but lm_head.weight differs from the embedding: set it to false")
     for other in (torch.zeros(3, 32), torch.tensor(1.0)):
         _put(folder, HEAD, other)
-        _refused(folder, r"tensor lm_head.weight has shape \[.*\], but .* demands \[262, 32\]")
+        _refused(folder, r"tensor lm_head.weight has shape \[.*\], but .* requires \[262, 32\]")
 
 
-def test_an_untied_head_must_be_there(folder: Path) -> None:
+def test_untied_head_is_required(folder: Path) -> None:
     _change_tensors(folder, lambda tensors: tensors.pop(HEAD))
-    _refused(folder, "lacks tensor lm_head.weight")
+    _refused(folder, "is missing tensor lm_head.weight")
 
 
-def test_what_the_matrix_says_must_hold(folder: Path) -> None:
+def test_matrix_must_match_config_json(folder: Path) -> None:
     _refused(folder, "has 2 layers, but the matrix says num_hidden_layers: 3", num_hidden_layers=3)
     _change_config(folder, model_type="mistral")
     _refused_type(
@@ -223,7 +221,7 @@ def _refused_type(folder: Path, model_type: str, message: str) -> None:
     _refused(folder, message, model_type=model_type)
 
 
-def test_an_unsupported_config_is_told_with_what_was_not_understood(folder: Path) -> None:
+def test_unsupported_config_names_the_unknown_value(folder: Path) -> None:
     auto_map = {"AutoModel": "modeling_x.X"}
     _change_config(folder, model_type="llava", auto_map=auto_map, text_config={"model_type": "llama"}, vision_config={})
     _refused(
@@ -235,33 +233,33 @@ def test_an_unsupported_config_is_told_with_what_was_not_understood(folder: Path
     assert len(_refused(folder, "The config has model_type None, architectures")) < 1000
 
 
-def test_a_bias_of_zeros_as_autogptq_wrote_it_is_passed_over(folder: Path) -> None:
-    wanted = _lock(folder)
+def test_zero_bias_of_autogptq_is_ignored(folder: Path) -> None:
+    expected = _lock(folder)
     name, zeros = "model.layers.0.self_attn.q_proj", torch.zeros(32)
     _change_tensors(folder, lambda tensors: tensors.update({f"{name}.bias": zeros}))
-    assert _lock(folder) == wanted
+    assert _lock(folder) == expected
     for other in (f"{name}.zeros", "model.layers.9.self_attn.q_proj.bias"):
         _change_tensors(folder, lambda tensors, other=other: tensors.update({other: zeros}))
-        _refused(folder, f"has tensor {other}, which config.json does not account for")
+        _refused(folder, f"has unexpected tensor {other}: check that config.json")
         _change_tensors(folder, lambda tensors, other=other: tensors.pop(other))
 
 
 def test_more_layers_than_tensors(folder: Path) -> None:
     _change_config(folder, num_hidden_layers=3)
-    _refused(folder, r"lacks tensors (model\.layers\.2\.\S+, ){4}.* and 4 more", num_hidden_layers=3)
+    _refused(folder, r"is missing tensors (model\.layers\.2\.\S+, ){4}.* and 4 more", num_hidden_layers=3)
 
 
 def test_fewer_layers_than_tensors(folder: Path) -> None:
     _change_config(folder, num_hidden_layers=1)
-    _refused(folder, r"has tensors model\.layers\.1\.\S+", num_hidden_layers=1)
+    _refused(folder, r"has unexpected tensors model\.layers\.1\.\S+", num_hidden_layers=1)
 
 
-def test_a_key_nobody_knows_is_refused_until_vouched_for(folder: Path) -> None:
-    wanted = _lock(folder)
+def test_unknown_config_key_is_refused_unless_ignored(folder: Path) -> None:
+    expected = _lock(folder)
     _change_config(folder, logit_scale=2.0, sliding_window=None)
     _refused(folder, "has keys axzoo does not know: logit_scale, sliding_window.*ignore_config_keys")
     _refused(folder, "does not know: logit_scale", ignore_config_keys=["sliding_window"])
-    assert _lock(folder, ignore_config_keys=["sliding_window", "logit_scale", "never_there"]) == wanted
+    assert _lock(folder, ignore_config_keys=["sliding_window", "logit_scale", "never_there"]) == expected
 
 
 def test_a_quantized_checkpoint_is_refused(folder: Path) -> None:
@@ -273,7 +271,7 @@ NO_CONFIG = {"": "not valid JSON", "{": "not valid JSON", "[]": "is not a JSON o
 
 
 @pytest.mark.parametrize("text, message", [*NO_CONFIG.items(), ('"llama"', "is not a JSON object")])
-def test_a_config_that_is_none(folder: Path, text: str, message: str) -> None:
+def test_config_that_is_not_an_object(folder: Path, text: str, message: str) -> None:
     (folder / "config.json").write_text(text)
     _refused(folder, rf"config\.json {message}|config\.json is {message}")
 
@@ -291,13 +289,13 @@ SIZES = [
 
 @pytest.mark.parametrize("value", [0, -1, 1 << 31, 10**400, 1.5, 32.0, True, "32", [32], {}])
 @pytest.mark.parametrize("key", SIZES)
-def test_absurd_sizes(folder: Path, key: str, value: Any) -> None:
+def test_invalid_sizes(folder: Path, key: str, value: Any) -> None:
     _change_config(folder, **{key: value})
     _refused(folder, f"{key} is .*, but must be a positive integer")
 
 
 @pytest.mark.parametrize("key", SIZES)
-def test_a_size_too_large_to_be_true_is_refused_without_filling_the_memory(folder: Path, key: str) -> None:
+def test_huge_size_is_refused_without_using_memory(folder: Path, key: str) -> None:
     _change_config(folder, **{key: 2**31 - 1})
     if key == "max_position_embeddings":
         assert _lock(folder).spec.layer.max_position_embeddings == 2**31 - 1
@@ -309,7 +307,7 @@ def test_a_size_too_large_to_be_true_is_refused_without_filling_the_memory(folde
 
 @pytest.mark.parametrize("value", [0, -1e-5, 10**400, float("nan"), float("inf"), True, "1e-5", []])
 @pytest.mark.parametrize("key", ["rms_norm_eps", "rope_theta"])
-def test_absurd_numbers(folder: Path, key: str, value: Any) -> None:
+def test_invalid_numbers(folder: Path, key: str, value: Any) -> None:
     if key == "rope_theta":
         _change_config(folder, rope_parameters={"rope_type": "default", "rope_theta": value})
     else:
@@ -319,7 +317,7 @@ def test_absurd_numbers(folder: Path, key: str, value: Any) -> None:
 
 @pytest.mark.parametrize("key", ["attention_bias", "mlp_bias", "tie_word_embeddings"])
 @pytest.mark.parametrize("value", [1, 0, "true", [], 0.0])
-def test_absurd_flags(folder: Path, key: str, value: Any) -> None:
+def test_invalid_flags(folder: Path, key: str, value: Any) -> None:
     _change_config(folder, **{key: value})
     _refused(folder, f"{key} is .*, but must be true or false")
 
@@ -327,31 +325,31 @@ def test_absurd_flags(folder: Path, key: str, value: Any) -> None:
 @pytest.mark.parametrize(
     "key, value", [("hidden_act", "gelu"), ("pretraining_tp", 2), ("rope_interleaved", True), ("hidden_act", ["silu"])]
 )
-def test_a_variant_that_is_not_supported(folder: Path, key: str, value: Any) -> None:
+def test_unsupported_variant(folder: Path, key: str, value: Any) -> None:
     _change_config(folder, **{key: value})
     _refused(folder, f"{key} is .*, but must be ")
 
 
-def test_heads_that_do_not_share_evenly(folder: Path) -> None:
+def test_kv_heads_that_do_not_divide_the_heads(folder: Path) -> None:
     _change_config(folder, num_key_value_heads=3)
     _refused(folder, "num_attention_heads is 4, but must be a multiple of num_key_value_heads, 3")
 
 
-def test_a_needed_key_that_is_absent(folder: Path) -> None:
+def test_missing_config_key(folder: Path) -> None:
     _change_config(folder, hidden_size=None)
     _refused(folder, "config.json has no hidden_size, which this model_type needs")
 
 
-def test_verified_blocks_are_the_locked_ones(folder: Path) -> None:
+def test_verified_blocks_equal_the_locked_tensor(folder: Path) -> None:
     tensor = _lock(folder).of_kind("layer")[1].tensors["up_proj.weight"]
     blocks = list(verified_blocks(open_checkpoint(folder), tensor))
     np.testing.assert_array_equal(np.concatenate(blocks), load_file(folder / "model.safetensors")[UP].numpy())
 
 
-def test_a_checkpoint_changed_after_locking_is_noticed(folder: Path) -> None:
+def test_checkpoint_changed_after_locking_is_detected(folder: Path) -> None:
     tensor = _lock(folder).of_kind("layer")[1].tensors["up_proj.weight"]
     _change_tensors(folder, lambda tensors: tensors[UP][47, 31].add_(1e-3))
-    with pytest.raises(AxzooError, match=f"tensor {UP} changed after it was locked: lock the checkpoint again"):
+    with pytest.raises(AxzooError, match=f"tensor {UP} changed since locking: lock the checkpoint again"):
         list(verified_blocks(open_checkpoint(folder), tensor))
     for change in (
         lambda tensors: tensors.update({UP: tensors[UP].bfloat16()}),
@@ -360,15 +358,15 @@ def test_a_checkpoint_changed_after_locking_is_noticed(folder: Path) -> None:
         lambda tensors: tensors.pop(UP),
     ):
         _change_tensors(folder, change)
-        with pytest.raises(AxzooError, match=r"locked: lock the checkpoint again|has dtype F64"):
+        with pytest.raises(AxzooError, match=r"locking: lock the checkpoint again|has dtype F64"):
             list(verified_blocks(open_checkpoint(folder), tensor))
 
 
-def test_bytes_of_the_same_tensor_under_another_name_are_no_change(folder: Path) -> None:
-    """Parts are keyed by digests, so names do not enter; a lock entry that names another tensor is still refused."""
+def test_swapped_tensor_names(folder: Path) -> None:
+    """Store keys contain digests but no names. A lock entry with the wrong tensor name is still refused."""
     lock = _lock(folder)
     q, k = (lock.of_kind("layer")[0].tensors[role] for role in ("gate_proj.weight", "up_proj.weight"))
-    with pytest.raises(AxzooError, match="changed after it was locked"):
+    with pytest.raises(AxzooError, match="changed since locking"):
         list(verified_blocks(open_checkpoint(folder), replace(q, name=k.name)))
 
 
@@ -428,17 +426,15 @@ ROPE: dict[str, Any] = {"rope_theta": 10000.0}
         ({"rope_type": "longrope", "short_factor": [1], "long_factor": [1] * 4}, "short_factor must be a list of 4"),
     ],
 )
-def test_a_rope_that_makes_no_sense_is_said_to_be_config_jsons(
-    folder: Path, rope: dict[str, Any], message: str
-) -> None:
+def test_invalid_rope_names_config_json(folder: Path, rope: dict[str, Any], message: str) -> None:
     _change_config(folder, rope_parameters=ROPE | rope)
-    said = _refused(folder, message)
-    assert said.startswith(f"{folder / 'config.json'}: ")
+    text = _refused(folder, message)
+    assert text.startswith(f"{folder / 'config.json'}: ")
 
 
 @pytest.fixture
 def fused(tmp_path: Path) -> Path:
-    """A phi3, whose q, k and v are rows of one tensor, and gate and up of another."""
+    """A phi3 checkpoint, which stores q, k and v in one tensor, and gate and up in another."""
     return make_checkpoint(tmp_path / "fused", model_type="phi3").folder
 
 
@@ -460,7 +456,7 @@ def _digests(folder: Path, layer: int = 0) -> dict[str, str]:
         ("mlp.gate_up_proj", 48, "up_proj"),
     ],
 )
-def test_a_row_of_a_fused_tensor_is_its_roles_alone(fused: Path, name: str, row: int, role: str) -> None:
+def test_changed_row_of_a_fused_tensor_affects_only_its_role(fused: Path, name: str, row: int, role: str) -> None:
     before = _digests(fused), _digests(fused, 1)
     _change_tensors(fused, lambda tensors: tensors[f"model.layers.0.{name}.weight"][row, 0].add_(1))
     after = _digests(fused)
@@ -468,9 +464,7 @@ def test_a_row_of_a_fused_tensor_is_its_roles_alone(fused: Path, name: str, row:
     assert _digests(fused, 1) == before[1]
 
 
-def test_the_rows_of_a_fused_tensor_are_what_separate_tensors_would_be(
-    fused: Path, folder: Path, tmp_path: Path
-) -> None:
+def test_fused_rows_lock_like_separate_tensors(fused: Path, folder: Path, tmp_path: Path) -> None:
     stored, separate = load_file(fused / "model.safetensors"), load_file(folder / "model.safetensors")
     for layer in range(LAYERS):
         own = f"model.layers.{layer}"
@@ -483,8 +477,8 @@ def test_the_rows_of_a_fused_tensor_are_what_separate_tensors_would_be(
     plain = _lock(folder)
     for ours, theirs in zip(_lock(fused, model_type="phi3").of_kind("layer"), plain.of_kind("layer"), strict=True):
         for role in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
-            found, wanted = ours.tensors[f"{role}.weight"], theirs.tensors[f"{role}.weight"]
-            assert (found.shape, found.blake3) == (wanted.shape, wanted.blake3)
+            found, expected = ours.tensors[f"{role}.weight"], theirs.tensors[f"{role}.weight"]
+            assert (found.shape, found.blake3) == (expected.shape, expected.blake3)
     write_lock(_lock(fused, model_type="phi3"), tmp_path / "locks", fused, {})
     tensor = read_part(tmp_path / "locks" / "layer_0.json").tensors["v_proj.weight"]
     assert (tensor.rows, tensor.shape) == ((48, 64), (16, 32))
@@ -492,10 +486,13 @@ def test_the_rows_of_a_fused_tensor_are_what_separate_tensors_would_be(
     np.testing.assert_array_equal(np.concatenate(blocks), stored["model.layers.0.self_attn.qkv_proj.weight"][48:64])
 
 
-def test_a_fused_tensor_that_lost_rows_after_locking(fused: Path) -> None:
+def test_fused_tensor_with_fewer_rows_after_locking(fused: Path) -> None:
     tensor = _lock(fused, model_type="phi3").of_kind("layer")[0].tensors["v_proj.weight"]
     _put(fused, tensor.name, torch.zeros(63, 32))
-    with pytest.raises(AxzooError, match=f"tensor {tensor.name} is not what was locked: lock the checkpoint again"):
+    with pytest.raises(
+        AxzooError,
+        match=f"tensor {tensor.name} is missing or its shape changed since locking: lock the checkpoint again",
+    ):
         list(verified_blocks(open_checkpoint(fused), tensor))
 
 
@@ -521,30 +518,30 @@ VENDOR: dict[str, Any] = {
     "rope_theta_base": 10000.0,
     "vocab_size": 262,
 }
-"""The small llama as ax-llm-build would describe it."""
+"""The config of the small llama with ax-llm-build's keys."""
 
 
 def test_a_model_config_overrides_config_json(folder: Path, tmp_path: Path) -> None:
-    wanted = _lock(folder)
+    expected = _lock(folder)
     path = _model_config(tmp_path, max_position_embedings=64, rope_theta_base=5e5)
     found = _lock(folder, model_config=path)
-    layer = wanted.spec.layer
+    layer = expected.spec.layer
     changed = replace(layer, max_position_embeddings=64, rope=replace(layer.rope, theta=5e5))
-    assert found.spec == replace(wanted.spec, layer=changed)
-    assert found.of_kind("post") == wanted.of_kind("post")
-    assert [part.tensors for part in found.parts] == [part.tensors for part in wanted.parts]
-    assert _lock(folder, model_config=_model_config(tmp_path)) == wanted
+    assert found.spec == replace(expected.spec, layer=changed)
+    assert found.of_kind("post") == expected.of_kind("post")
+    assert [part.tensors for part in found.parts] == [part.tensors for part in expected.parts]
+    assert _lock(folder, model_config=_model_config(tmp_path)) == expected
 
 
-def test_a_model_config_stands_for_a_config_json_that_is_not_there(folder: Path, tmp_path: Path) -> None:
-    wanted = _lock(folder)
+def test_model_config_replaces_a_missing_config_json(folder: Path, tmp_path: Path) -> None:
+    expected = _lock(folder)
     (folder / "config.json").unlink()
-    assert _lock(folder, model_config=_model_config(tmp_path, **VENDOR)) == wanted
-    write_lock(wanted, tmp_path / "locks", folder, {})
+    assert _lock(folder, model_config=_model_config(tmp_path, **VENDOR)) == expected
+    write_lock(expected, tmp_path / "locks", folder, {})
     assert "config.json" not in read_index(tmp_path / "locks").tokenizer_files
 
 
-def test_a_model_config_alone_must_say_enough(folder: Path, tmp_path: Path) -> None:
+def test_model_config_alone_must_be_complete(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     few = {key: value for key, value in VENDOR.items() if key != "intermediate_size"}
     _refused(folder, "has no intermediate_size", model_config=_model_config(tmp_path, **few))
@@ -556,8 +553,8 @@ def test_a_model_config_alone_must_say_enough(folder: Path, tmp_path: Path) -> N
         ({"num_hidden_layers": 3}, "has 3 layers, but the matrix says num_hidden_layers: 2"),
         ({"model_type": "qwen2"}, "has model_type 'qwen2', but the matrix says 'llama'"),
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
-        ({"hidden_size": 64}, r"demands \["),
-        ({"vocab_size": 263}, r"has shape \[262, 32\], but .* demands \[263, 32\]"),
+        ({"hidden_size": 64}, r"requires \["),
+        ({"vocab_size": 263}, r"has shape \[262, 32\], but .* requires \[263, 32\]"),
         ({"norm_type": "layer_norm"}, "norm_type is 'layer_norm', but is always 'rms_norm' in llama"),
         ({"rope_theta_base": -1}, "rope_theta is -1, but must be a positive number"),
         ({"rope_theta": 1.0, "rope_theta_base": 1.0}, "sets the same value twice"),
@@ -565,7 +562,7 @@ def test_a_model_config_alone_must_say_enough(folder: Path, tmp_path: Path) -> N
         ({"num_hiden_layers": 2}, "unknown key 'num_hiden_layers': did you mean 'num_hidden_layers'?"),
     ],
 )
-def test_a_model_config_that_contradicts(folder: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
+def test_contradictory_model_config(folder: Path, tmp_path: Path, values: dict[str, Any], message: str) -> None:
     path = _model_config(tmp_path, **values)
     with pytest.raises(AxzooError, match=message) as error:
         _lock(folder, model_config=path)
@@ -574,7 +571,7 @@ def test_a_model_config_that_contradicts(folder: Path, tmp_path: Path, values: d
 
 
 @pytest.mark.parametrize("text, message", [*NO_CONFIG.items(), (None, "is missing")])
-def test_a_model_config_that_is_none(folder: Path, tmp_path: Path, text: str | None, message: str) -> None:
+def test_model_config_that_is_not_valid(folder: Path, tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "model_config.json"
     if text is not None:
         path.write_text(text)
@@ -583,6 +580,6 @@ def test_a_model_config_that_is_none(folder: Path, tmp_path: Path, text: str | N
     assert str(path) in str(error.value)
 
 
-def test_a_config_json_that_is_damaged_is_not_passed_over(folder: Path, tmp_path: Path) -> None:
+def test_damaged_config_json_is_refused_with_a_model_config(folder: Path, tmp_path: Path) -> None:
     (folder / "config.json").write_text("{")
     _refused(folder, "not valid JSON", model_config=_model_config(tmp_path, **VENDOR))

@@ -210,7 +210,7 @@ LENGTHS = '{"inputs":[{"name":"x","dtype":"fp32","shape":["n"]}],"outputs":[],"u
         ("{", "damaged 'axzoo' metadata"),
         ("[]", "damaged 'axzoo' metadata"),
         ("{}", "damaged 'axzoo' metadata"),
-        ('{"format":2}', "has format 2, this axzoo reads 1: build it again"),
+        ('{"format":2}', "has format 2, but this axzoo reads format 1: build it again"),
         ('{"format":1,"kind":"post","about":{},"groups":3}', "damaged 'axzoo' metadata"),
         ('{"format":1,"kind":"post","about":{},"groups":[{}]}', "damaged 'axzoo' metadata"),
         ('{"format":1,"kind":"post","about":{},"groups":[]}', "damaged 'axzoo' metadata"),

@@ -81,8 +81,8 @@ def _plain(row: list[float], levels: int) -> float:
 @LEVELS
 def test_it_agrees_with_plain_python(levels: int) -> None:
     weight = np.random.default_rng(1).standard_t(3, (40, 33)).astype(np.float32)
-    wanted = np.array([_plain(row, levels) for row in weight.tolist()])
-    np.testing.assert_allclose(least_squares_scales(weight, levels), wanted, rtol=1e-5)
+    expected = np.array([_plain(row, levels) for row in weight.tolist()])
+    np.testing.assert_allclose(least_squares_scales(weight, levels), expected, rtol=1e-5)
 
 
 def test_close_to_the_optimum() -> None:

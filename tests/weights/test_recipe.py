@@ -32,14 +32,14 @@ def test_the_documented_defaults() -> None:
 
 
 @pytest.mark.parametrize(
-    "weight, state, wanted", [("fp32", "fp32", "w32a32"), ("bf16", "bf16", "w16a16"), ("fp16", "bf16", "w16fa16")]
+    "weight, state, expected", [("fp32", "fp32", "w32a32"), ("bf16", "bf16", "w16a16"), ("fp16", "bf16", "w16fa16")]
 )
-def test_tags(weight: Any, state: Any, wanted: str) -> None:
-    assert tag(Recipe(weight_type=weight, hidden_state_type=state)) == wanted
+def test_tags(weight: Any, state: Any, expected: str) -> None:
+    assert tag(Recipe(weight_type=weight, hidden_state_type=state)) == expected
 
 
 @pytest.mark.parametrize(
-    "values, wanted",
+    "values, expected",
     [
         ({"weight_type": "s4"}, "w4a16"),
         ({"weight_type": "s4", "weight_group_size": 32}, "w4a16-g32"),
@@ -48,8 +48,8 @@ def test_tags(weight: Any, state: Any, wanted: str) -> None:
         ({"weight_type": "s4", "scale_rule": "mse", "rounding": "gptq"}, "w4a16-mse-gptq"),
     ],
 )
-def test_tags_include_scale_rule_and_rounding(values: dict[str, Any], wanted: str) -> None:
-    assert tag(Recipe(**values)) == wanted
+def test_tags_include_scale_rule_and_rounding(values: dict[str, Any], expected: str) -> None:
+    assert tag(Recipe(**values)) == expected
 
 
 def test_different_choices_have_different_tags() -> None:
@@ -67,7 +67,7 @@ def test_different_choices_have_different_tags() -> None:
 
 
 @given(st.data())
-def test_a_recipe_travels_as_json(data: st.DataObject) -> None:
+def test_recipe_round_trip_through_json(data: st.DataObject) -> None:
     chunks, prefill = data.draw(st.integers(0, 3)), data.draw(st.integers(1, 64))
     recipe = Recipe(
         weight_type=data.draw(st.sampled_from(INTEGER_WEIGHT_TYPES)),
@@ -83,7 +83,7 @@ def test_a_recipe_travels_as_json(data: st.DataObject) -> None:
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
-def test_what_a_recipe_leaves_out_has_its_default() -> None:
+def test_missing_recipe_fields_have_defaults() -> None:
     assert Recipe.from_dict({}) == Recipe()
     without = {key: value for key, value in Recipe(kv_cache_len=511).to_dict().items() if key != "post_topk"}
     assert Recipe.from_dict(without) == Recipe(kv_cache_len=511)
@@ -92,18 +92,18 @@ def test_what_a_recipe_leaves_out_has_its_default() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ([], "a recipe is a JSON object"),
-        ({"weight": "s8"}, "a recipe has no 'weight': its keys are weight_type"),
+        ([], "a recipe must be a JSON object"),
+        ({"weight": "s8"}, "recipe: unknown key 'weight': use one of weight_type"),
         ({"weight_type": "s3"}, "weight_type is 's3', but must be 'fp32' or"),
         ({"weight_group_size": False}, "weight_group_size is False"),
-        ({"kv_cache_len": "1023"}, "kv_cache_len is '1023', but must be a whole number"),
-        ({"prefill_len": True}, "prefill_len is True, but must be a whole number"),
+        ({"kv_cache_len": "1023"}, "kv_cache_len is '1023', but must be an integer"),
+        ({"prefill_len": True}, "prefill_len is True, but must be an integer"),
         ({"last_kv_cache_len": 128}, "last_kv_cache_len is 128, but must be a list"),
-        ({"last_kv_cache_len": ["128"]}, "but must be a list of whole numbers"),
+        ({"last_kv_cache_len": ["128"]}, "but must be a list of integers"),
         ({"ret_postnorm": 1}, "ret_postnorm is 1, but must be true or false"),
     ],
 )
-def test_json_that_is_not_a_recipe(data: Any, message: str) -> None:
+def test_invalid_recipe_json(data: Any, message: str) -> None:
     with pytest.raises(AxzooError, match=message):
         Recipe.from_dict(data)
 
@@ -116,25 +116,25 @@ def test_the_groups_limit_the_prompt() -> None:
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"kv_cache_len": 0, "prefill_len": 0}, "kv_cache_len 0 leaves no room for a token: it must be at least 1"),
-        ({"kv_cache_len": -5}, "kv_cache_len -5 leaves no room"),
+        ({"kv_cache_len": 0, "prefill_len": 0}, "kv_cache_len 0 is too small: it must be at least 1"),
+        ({"kv_cache_len": -5}, "kv_cache_len -5 is too small"),
         ({"prefill_len": -1}, "prefill_len -1 is negative: use 0"),
         (
             {"prefill_len": 129, "kv_cache_len": 127},
-            "kv_cache_len 127 does not hold .* raise kv_cache_len to at least 128",
+            "kv_cache_len 127 is too small .* raise kv_cache_len to at least 128",
         ),
         ({"last_kv_cache_len": (256,)}, r"last_kv_cache_len \[256\] must be \[128\]"),
         ({"last_kv_cache_len": (128, 128)}, r"must be \[128, 256\]"),
         ({"last_kv_cache_len": (256, 128)}, r"must be \[128, 256\]"),
         ({"last_kv_cache_len": (0,)}, r"must be \[128\]"),
-        ({"prefill_len": 0, "last_kv_cache_len": (0,)}, "last_kv_cache_len asks for more .* prefill_len 0 means none"),
-        ({"prefill_len": 0, "last_kv_cache_len": (128,)}, "prefill_len 0 means none"),
+        ({"prefill_len": 0, "last_kv_cache_len": (0,)}, "last_kv_cache_len requires .* prefill_len is 0: raise"),
+        ({"prefill_len": 0, "last_kv_cache_len": (128,)}, "prefill_len is 0"),
         (
             {"weight_type": "bf16", "weight_group_size": 32},
-            "weight_group_size 32 is for integer .* is bf16: use s8 or s4",
+            "weight_group_size 32 requires integer .* is bf16: use s8 or s4",
         ),
-        ({"weight_type": "fp32", "scale_rule": "mse"}, "scale_rule mse is for integer weights"),
-        ({"weight_type": "fp16", "rounding": "gptq"}, "rounding gptq is for integer weights"),
+        ({"weight_type": "fp32", "scale_rule": "mse"}, "scale_rule mse requires integer weights"),
+        ({"weight_type": "fp16", "rounding": "gptq"}, "rounding gptq requires integer weights"),
         ({"post_topk": -1}, "post_topk -1 is negative: use 0"),
         ({"kv_cache_len": 254, "last_kv_cache_len": (128,)}, "end at token 256: raise kv_cache_len to at least 255"),
     ],

@@ -128,8 +128,8 @@ def test_the_result_does_not_depend_on_the_piece_size(form: WeightFormat, monkey
 @ALL
 def test_the_checkpoints_dtype_does_not_matter(stored_as: Any, form: WeightFormat) -> None:
     short = WEIGHT.astype(stored_as)
-    found, wanted = _store(form, short), _store(form, short.astype(np.float32))
-    assert_array_equal(found.values.view(np.uint8), wanted.values.view(np.uint8))
+    found, expected = _store(form, short), _store(form, short.astype(np.float32))
+    assert_array_equal(found.values.view(np.uint8), expected.values.view(np.uint8))
 
 
 @ALL

@@ -1,4 +1,4 @@
-"""Projects for tests that run real Snakemake."""
+"""Projects for tests that run Snakemake."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workflow_project import DEMO, ENTRY, TINY, Project, new_project, write_chec
 
 @pytest.fixture(scope="session")
 def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint all projects copy."""
+    """The checkpoint that all projects copy."""
     folder = tmp_path_factory.mktemp("small") / "llama"
     write_checkpoint(folder)
     return folder
@@ -18,15 +18,15 @@ def small_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def project(small_llama: Path, tmp_path: Path) -> Project:
-    """A project where nothing has been built."""
+    """A project without results."""
     return new_project(tmp_path / "project", small_llama)
 
 
 @pytest.fixture(scope="session")
 def built(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose one model has been built for AX650 and then for AX630C too; for reading only.
+    """A project with one model, built for AX650 and then for AX630C; read-only.
 
-    One after the other: of two jobs that compile the same layer at once, one's file may lose its link to the store.
+    The builds are sequential: if two jobs compile the same layer at once, one file may not be linked to the store.
     """
     project = new_project(tmp_path_factory.mktemp("built") / "project", small_llama)
     for chips in (["AX650"], ["AX650", "AX630C"]):
@@ -38,13 +38,13 @@ def built(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Projec
 
 @pytest.fixture
 def rebuilt(built: Project, tmp_path: Path) -> Project:
-    """A copy of the built project, to be changed."""
+    """A copy of the built project that tests can change."""
     return built.copy_to(tmp_path / "project")
 
 
 @pytest.fixture(scope="session")
 def demo(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project whose demo's bundle has been built, on this machine alone; for reading only. Needs pip's index."""
+    """A project with the demo's bundle, built locally; read-only. Needs a package index."""
     project = new_project(tmp_path_factory.mktemp("demo") / "project", small_llama)
     run = project.snakemake(f"{DEMO}/manifest.json")
     assert run.status == 0, run.shown
@@ -53,13 +53,13 @@ def demo(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Project
 
 @pytest.fixture
 def in_place(small_llama: Path, tmp_path: Path) -> Project:
-    """A project whose checkpoint is named by its full path: every job sees it, wherever it works."""
+    """A project with an absolute checkpoint path, which all jobs can read from any working folder."""
     return _in_place(tmp_path / "project", small_llama)
 
 
 @pytest.fixture(scope="session")
 def built_in_place(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The files of its bundle, by their sha256."""
+    """The sha256 of each file of its bundle."""
     project = _in_place(tmp_path_factory.mktemp("in_place") / "project", small_llama)
     run = project.snakemake(f"{TINY}/manifest.json")
     assert run.status == 0, run.shown

@@ -1,5 +1,5 @@
-"""What Snakemake's Kubernetes executor asks a cluster for, answered on this machine: each pod's command is run, as it
-was sent, in an empty folder. Not Kubernetes: no image, no limits, no scheduling, no rights."""
+"""A local server with the API that Snakemake's Kubernetes executor uses. It runs each pod's command unchanged in an
+empty folder, without images, limits, scheduling or permissions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import yaml
 
 
 class Pods:
-    """The jobs sent, by name: the process of each, and what was sent."""
+    """The submitted jobs by name: their processes and manifests."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -53,7 +53,7 @@ class Pods:
 
 @contextmanager
 def pod_server(folder: Path) -> Iterator[tuple[Pods, Path]]:
-    """The pods, which work in `folder`, and the configuration that leads kubectl and Snakemake to them."""
+    """The pods, which work in `folder`, and the kubeconfig with which clients connect."""
     pods = Pods(folder)
 
     class Handler(BaseHTTPRequestHandler):
@@ -68,7 +68,7 @@ def pod_server(folder: Path) -> Iterator[tuple[Pods, Path]]:
         def do_GET(self) -> None:
             if found := re.search(r"/jobs/(.+)/status$", self.path):
                 self.answer({"metadata": {"name": found[1]}, "status": pods.status(found[1])})
-            else:  # the pods of a job
+            else:  # list the pods of a job
                 self.answer({"items": []})
 
         def do_DELETE(self) -> None:
@@ -99,7 +99,7 @@ def pod_server(folder: Path) -> Iterator[tuple[Pods, Path]]:
 
 
 def kubeconfig(server: str) -> dict[str, Any]:
-    """One cluster, one user, one context: all called `here`."""
+    """A kubeconfig with one cluster, user and context, all named `here`."""
     parts = {"clusters": {"cluster": {"server": server}}, "users": {"user": {}}}
     parts["contexts"] = {"context": {"cluster": "here", "user": "here"}}
     named = {kind: [{"name": "here", **part}] for kind, part in parts.items()}

@@ -1,4 +1,4 @@
-"""The jobs of a project's builds that run now, orphans too: `axzoo VERB` processes in the project's folder."""
+"""Running jobs of a project, including orphans: `axzoo VERB` processes in the project's folder."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from workflow_project import Project
 
 
 def jobs_of(project: Project) -> dict[int, tuple[str, ...]]:
-    """Their words, from VERB on, by process id. Job's commands hold relative paths only: the folder tells whose."""
+    """Their arguments from VERB on, by process id. Jobs use relative paths, so their folder identifies the project."""
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended, or is another user's
+        with contextlib.suppress(OSError):  # ended, or owned by another user
             words = (process / "cmdline").read_text(errors="replace").split("\0")[:-1]
             program = [i for i, word in enumerate(words[:3]) if Path(word).name == "axzoo"]
             if program and (process / "cwd").readlink() == project.folder.resolve():

@@ -1,4 +1,4 @@
-"""`snakemake --logger axzoo`, run for real in small folders, off and on a terminal."""
+"""`snakemake --logger axzoo` in small folders, with and without a terminal."""
 
 import os
 import pty
@@ -59,9 +59,9 @@ def command(arguments: tuple[str, ...]) -> list[str]:
 
 
 def on_terminal(folder: Path, *arguments: str, interrupt_at: str | None = None, **environment: str) -> tuple[int, str]:
-    """Runs Snakemake on a pseudo-terminal and returns its exit status and all it wrote there.
+    """Runs Snakemake on a pseudo-terminal and returns its exit status and output.
 
-    `interrupt_at` sends Ctrl-C, half a second after that text has appeared.
+    Sends Ctrl-C half a second after the text `interrupt_at` appears.
     """
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100", **environment}
@@ -73,7 +73,7 @@ def on_terminal(folder: Path, *arguments: str, interrupt_at: str | None = None, 
     while True:
         try:
             chunk = os.read(ours, 65536)
-        except OSError:  # Linux's way to say that the other end is closed
+        except OSError:  # on Linux: the other end is closed
             break
         written += chunk
         if interrupt_at and interrupt_at in written.decode(errors="replace"):
@@ -89,7 +89,7 @@ def plain(text: str) -> str:
 
 
 def stamped(text: str) -> list[tuple[str, str, str]]:
-    """(level, place, message) of every stamped line."""
+    """(level, place, message) of all lines with a timestamp."""
     return [(m["level"], m["place"], m[3]) for m in re.finditer("^" + STAMP + r"(.*)$", text, re.MULTILINE)]
 
 
@@ -99,7 +99,7 @@ def build(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_piped_build_says_one_line_a_stage_and_then_that_nothing_is_to_be_done(build):
+def test_piped_build_prints_one_line_per_stage(build):
     run = snakemake(build, FORCE_COLOR="1")
     assert run.returncode == 0
     assert "\x1b" not in run.stderr + run.stdout
@@ -119,10 +119,10 @@ def test_piped_build_says_one_line_a_stage_and_then_that_nothing_is_to_be_done(b
     ]
 
 
-def test_terminal_shows_a_bar_for_each_stage(build):
+def test_terminal_shows_a_bar_per_stage(build):
     status, written = on_terminal(build, NAP="0.6")
     assert status == 0
-    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is visible again
     shown = plain(written)
     assert re.search(r"building llm decode layers   ━+ [01]/3 0:00:0\d", shown)
     assert re.search(r"building llm decode layers   ━+ 3/3 0:00:0\d\n", shown)
@@ -132,14 +132,14 @@ def test_terminal_shows_a_bar_for_each_stage(build):
     assert last[:2] == ("SUCCESS", "axzoo:all:6")
 
 
-def test_ctrl_c_leaves_the_terminal_in_order(build):
+def test_ctrl_c_restores_the_terminal(build):
     status, written = on_terminal(build, interrupt_at="building llm decode layers", NAP="20")
     assert status != 0
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
     assert "Terminating processes on user request" in plain(written)
 
 
-def test_failing_job_is_told_once_with_the_end_of_its_log(build):
+def test_failing_job_is_shown_once_with_the_end_of_its_log(build):
     run = snakemake(build, BAD="1")
     assert run.returncode == 1
     block = [
@@ -159,10 +159,10 @@ def test_failing_job_is_told_once_with_the_end_of_its_log(build):
     assert "Complete log(s):" in run.stderr
 
 
-def test_error_line_stands_out_on_a_terminal(build):
+def test_error_line_is_colored_on_a_terminal(build):
     _, written = on_terminal(build, BAD="1")
     assert "\x1b[1;31m        tensor missing\x1b[0m" in written
-    assert "\x1b[2J" not in written  # the log's own control codes do not reach the terminal
+    assert "\x1b[2J" not in written  # control codes in the log are removed
 
 
 def test_failing_job_without_a_log_shows_its_command(tmp_path):
@@ -172,7 +172,7 @@ def test_failing_job_without_a_log_shows_its_command(tmp_path):
     assert "rule post failed; returned non-zero exit status 3\n    exit 3; touch x\n" in run.stderr
 
 
-def test_retry_that_goes_well_is_a_success(tmp_path):
+def test_successful_retry_is_a_success(tmp_path):
     text = 'rule post:\n    output: "x"\n    retries: 1\n    shell: "test -e y || {{ touch y; exit 3; }}; touch x"\n'
     (tmp_path / "Snakefile").write_text(text)
     run = snakemake(tmp_path)
@@ -198,7 +198,7 @@ def test_retry_that_goes_well_is_a_success(tmp_path):
         ('rule a:\n    input: lambda w: 1 / 0\n    output: "x"\n    shell: "touch x"\n', ["division by zero"]),
     ],
 )
-def test_snakemakes_own_errors_are_shown(tmp_path, snakefile, expected):
+def test_snakemake_errors_are_shown(tmp_path, snakefile, expected):
     (tmp_path / "Snakefile").write_text(snakefile)
     run = snakemake(tmp_path, "--latency-wait", "0")
     assert run.returncode == 1
@@ -206,7 +206,7 @@ def test_snakemakes_own_errors_are_shown(tmp_path, snakefile, expected):
         assert part in run.stderr
 
 
-def test_held_lock_is_shown(build):
+def test_locked_folder_is_shown(build):
     locks = build / ".snakemake" / "locks"
     locks.mkdir(parents=True)
     (locks / "0.output.lock").write_text("d/post.txt\n")
@@ -218,7 +218,7 @@ def test_held_lock_is_shown(build):
 
 def test_dry_run_shows_the_job_table_once(build):
     run = snakemake(build, "-n")
-    shown = run.stdout + run.stderr  # Snakemake asks its loggers to write dry runs to stdout
+    shown = run.stdout + run.stderr  # Snakemake's loggers write dry runs to stdout
     assert re.search(r"^layer +3 +3$", shown, re.MULTILINE)
     assert len(re.findall(r"^total +6$", shown, re.MULTILINE)) == 1
     assert "This was a dry-run" in shown
@@ -244,7 +244,7 @@ def test_dry_run_with_commands_shows_jobs_and_commands(build):
         (["--verbose"], ["Building DAG of jobs", "DEBUG"], []),
     ],
 )
-def test_quiet_and_loud(build, options, shown, hidden):
+def test_quiet_and_verbose(build, options, shown, hidden):
     run = snakemake(build, "--keep-going", *options, BAD="1")
     assert run.returncode == 1
     for part in shown:
@@ -253,7 +253,7 @@ def test_quiet_and_loud(build, options, shown, hidden):
         assert part not in run.stderr
 
 
-def test_unknown_records_are_not_swallowed(tmp_path):
+def test_unknown_records_are_shown(tmp_path):
     (tmp_path / "Snakefile").write_text(
         "from snakemake.logging import logger\n"
         'logger.warning("a strange warning", extra={"event": "never_heard_of"})\n'
@@ -265,10 +265,10 @@ def test_unknown_records_are_not_swallowed(tmp_path):
     run = snakemake(tmp_path)
     for part in ["a strange warning", " two\nlines of error", "news", "broken"]:
         assert part in run.stderr
-    assert "axzoo:all:1 - build done!" in run.stderr  # the thread that prints has survived the broken record
+    assert "axzoo:all:1 - build done!" in run.stderr  # the printing thread survived the invalid record
 
 
-def test_layers_that_share_a_job_count_each(tmp_path):
+def test_batched_layers_are_counted_individually(tmp_path):
     (tmp_path / "Snakefile").write_text(BATCHES)
     run = snakemake(tmp_path)
     assert run.returncode == 0

@@ -1,4 +1,4 @@
-"""Every kind of reason, from a real plan of a small project."""
+"""Every kind of reason in the plan of a small project."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def locked(w):
     checkpoints.lock.get(model="tiny")
     return "locked.txt"
 rule all:
-    input: "lost.txt", "copied.txt", "sized_tiny.txt", "coded.txt", "joined.txt", "said.txt", "layer.txt", "next.txt"
+    input: "lost.txt", "copied.txt", "sized_tiny.txt", "coded.txt", "joined.txt", "edited.txt", "layer.txt", "next.txt"
 rule lost:
     output: "lost.txt"
     shell: "touch {output}"
@@ -41,8 +41,8 @@ rule joined:
     input: sorted(map(str, Path().glob("part*.txt")))
     output: "joined.txt"
     shell: "touch {output}"
-rule said:
-    output: "said.txt"
+rule edited:
+    output: "edited.txt"
     shell: "echo one > {output}"
 rule next:
     input: "copied.txt", "lost.txt"
@@ -67,7 +67,7 @@ CHANGES = {
 
 @pytest.fixture(scope="module")
 def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PlannedJob]:
-    """The plan by rule, after a build and a change of everything."""
+    """The planned jobs by rule, after a build and changes to all inputs."""
     folder = tmp_path_factory.mktemp("reasons")
     snakefile = folder / "Snakefile"
     snakefile.write_text(SNAKEFILE)
@@ -87,9 +87,9 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PlannedJob]:
         return {job.rule: job for job in planned_jobs([], None)}
 
 
-def test_every_job_is_planned_after_what_it_depends_on(planned: dict[str, PlannedJob]) -> None:
+def test_jobs_are_planned_after_their_dependencies(planned: dict[str, PlannedJob]) -> None:
     rules = list(planned)
-    assert sorted(rules) == sorted(["lost", "copied", "sized", "coded", "joined", "said", "next", "lock", "layer"])
+    assert sorted(rules) == sorted(["lost", "copied", "sized", "coded", "joined", "edited", "next", "lock", "layer"])
     assert rules.index("next") > max(rules.index("copied"), rules.index("lost"))
     assert rules.index("layer") > rules.index("lock")
     assert (planned["sized"].file, planned["sized"].wildcards) == ("sized_tiny.txt", {"model": "tiny"})
@@ -115,7 +115,7 @@ def test_every_job_is_planned_after_what_it_depends_on(planned: dict[str, Planne
             Reason("input_changed", before=("part1.txt",), now=("part2.txt",)),
             "the set of its input files changed: new part2.txt; no longer part1.txt",
         ),
-        ("said", Reason("code_changed"), "its command changed"),
+        ("edited", Reason("code_changed"), "its command changed"),
         (
             "next",
             Reason("updated_input_run", ("copied.txt", "lost.txt")),
@@ -128,12 +128,12 @@ def test_reasons(planned: dict[str, PlannedJob], rule: str, reason: Reason, word
     assert reasons_in_words(planned[rule]) == [words]
 
 
-def test_a_job_that_waits_for_a_checkpoint(planned: dict[str, PlannedJob]) -> None:
+def test_job_that_depends_on_a_checkpoint(planned: dict[str, PlannedJob]) -> None:
     assert planned["layer"].reasons == (Reason("updated_input_run", ("lock_tiny.txt",)),)
     assert planned["layer"].awaits == ("lock",)
 
 
-def test_an_interrupted_job_and_a_target_that_no_rule_makes(
+def test_interrupted_job_and_target_without_a_rule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

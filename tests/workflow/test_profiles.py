@@ -1,4 +1,4 @@
-"""The profiles for clusters: Snakemake and its plugins know every key, and plan with them. And the image's recipe."""
+"""The cluster profiles: Snakemake and its plugins accept all keys and plan with them. Also lints the Containerfile."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_snakemake_plans_with_the_profile(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["slurm", "kubernetes"])
-def test_a_key_no_plugin_knows_would_be_refused(name: str, tmp_path: Path) -> None:
+def test_unknown_profile_key_is_refused(name: str, tmp_path: Path) -> None:
     profile = yaml.safe_load((PROFILES / name / "profile.yaml").read_text())
     (tmp_path / "profile.yaml").write_text(yaml.safe_dump(profile | {f"{name}-no-such-key": "x"}))
     command = [Path(sys.executable).with_name("snakemake"), "--dry-run", "--workflow-profile", tmp_path]
@@ -39,7 +39,7 @@ def test_a_key_no_plugin_knows_would_be_refused(name: str, tmp_path: Path) -> No
     assert f"{name}-no-such-key" in run.stdout + run.stderr
 
 
-def test_nothing_is_wrong_with_the_image_s_recipe() -> None:
+def test_containerfile_passes_hadolint() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     run = subprocess.run([hadolint, "--no-color", REPOSITORY / "envs/Containerfile"], capture_output=True, text=True)
     assert (run.returncode, run.stdout) == (0, "")

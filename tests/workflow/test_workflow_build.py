@@ -1,4 +1,4 @@
-"""A matrix built by real Snakemake: the files there are, what they say, and that they are the same every time."""
+"""A matrix built by Snakemake: its files, their content, and that builds are reproducible."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
-def test_a_build_makes_exactly_the_documented_files(built: Project) -> None:
+def test_build_writes_exactly_the_documented_files(built: Project) -> None:
     found = built.files()
     expected = {"checkpoints/tiny/source.json"} | {f"locks/tiny/{name}" for name in LOCKS}
     for chip in ("AX650", "AX620E"):
@@ -33,12 +33,12 @@ def test_a_build_makes_exactly_the_documented_files(built: Project) -> None:
     store = {name for name in found if name.startswith("store/")}
     notes = {name for name in found if name.startswith(("logs/", "benchmarks/"))}
     assert found - store - notes == expected
-    assert len(store - {"store/.lock"}) == 2 * len(COMPILED)  # a file and its receipt; both chips share them
+    assert len(store - {"store/.lock"}) == 2 * len(COMPILED)  # a file and its metadata; both chips share them
     assert all(name.endswith((".log", ".tsv")) for name in notes)
 
 
 @pytest.mark.parametrize("name", sorted(COMPILED))
-def test_the_second_chip_was_served_from_the_store(built: Project, name: str) -> None:
+def test_second_chip_uses_the_store(built: Project, name: str) -> None:
     ax650, ax620e = (built / f"results/{chip}/tiny-w8a16/{name}" for chip in ("AX650", "AX620E"))
     assert ax650.samefile(ax620e)
     logs = (built / "results/logs").glob("*/AX620E/**/*.log")
@@ -68,14 +68,14 @@ def test_both_checks_passed(built: Project, chip: str) -> None:
     assert len(generation["steps"]) > 1
 
 
-def test_running_again_does_nothing(rebuilt: Project) -> None:
+def test_second_run_does_nothing(rebuilt: Project) -> None:
     before = rebuilt.state()
     assert rebuilt.snakemake().did_nothing
     assert rebuilt.state() == before
 
 
-def test_built_file_by_file_elsewhere_it_is_the_same_bundle(built: Project, small_llama: Path, tmp_path: Path) -> None:
-    """Any single file is a target, and takes no more than it needs; the order of building does not show."""
+def test_building_file_by_file_gives_the_same_bundle(built: Project, small_llama: Path, tmp_path: Path) -> None:
+    """Any file can be a target and runs only the jobs it needs; the order does not matter."""
     project = new_project(tmp_path / "a" / "longer path" / "project", small_llama)
     bundle = "results/AX650/tiny-w8a16"
     steps = [
@@ -92,8 +92,8 @@ def test_built_file_by_file_elsewhere_it_is_the_same_bundle(built: Project, smal
     assert project.digests(bundle) == built.digests(bundle)
 
 
-def test_two_builds_from_scratch_are_the_same_bytes(built: Project, project: Project) -> None:
-    """The other one made both chips' bundles at once, racing for the store."""
+def test_two_builds_from_scratch_have_the_same_bytes(built: Project, project: Project) -> None:
+    """The second build makes both chips' bundles at once, sharing the store."""
     project.write_matrix({"tiny": ENTRY}, chips=["AX620E", "AX650N"])
     run = project.snakemake(*(f"results/{chip}/tiny-w8a16/manifest.json" for chip in ("AX620E", "AX650")))
     assert run.status == 0, run.shown

@@ -1,4 +1,4 @@
-"""`snakemake demo` and the report after it, on a GGUF out of a wheel small enough to be built in seconds."""
+"""`snakemake demo` and its report, with a small GGUF from a wheel."""
 
 from __future__ import annotations
 

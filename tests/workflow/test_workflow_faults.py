@@ -1,6 +1,5 @@
-"""Builds that are killed, interrupted or doubled: the same command again ends with the bytes of an undisturbed build.
-
-Nothing is cleared by hand in between.
+"""Builds that are killed, interrupted or run twice: repeating the command gives the same bytes as an undisturbed build,
+without manual cleanup.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ MANIFEST = f"{BUNDLE}/manifest.json"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    project = new_project(tmp_path_factory.mktemp("undisturbed") / "project", small_llama)
+def reference(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    project = new_project(tmp_path_factory.mktemp("reference") / "project", small_llama)
     assert project.snakemake(MANIFEST).status == 0
     return project.made()
 
@@ -50,7 +49,7 @@ def kill_all(build: subprocess.Popen[str], _: int) -> None:
 
 
 def kill_snakemake(build: subprocess.Popen[str], _: int) -> None:
-    """Its jobs go on as orphans."""
+    """Its jobs continue as orphans."""
     build.kill()
 
 
@@ -71,69 +70,69 @@ FAULTS: tuple[Fault, ...] = (kill_all, kill_snakemake, kill_a_job, interrupt, te
 
 
 @dataclass(frozen=True)
-class Struck:
-    """A fault that hit a build while the job `verb` of its ran; the jobs that outlived it, by process id."""
+class InjectedFault:
+    """A fault during the job `verb`, and the jobs that survived it, by process id."""
 
     fault: str
     verb: str
     orphans: Mapping[int, tuple[str, ...]]
 
 
-def strike(project: Project, fault: Fault, dice: random.Random) -> Struck | None:
-    """A build, and the fault at a random moment of one of its first jobs; None when there was no job to hit any more.
+def inject_fault(project: Project, fault: Fault, rng: random.Random) -> InjectedFault | None:
+    """Starts a build and injects the fault at a random moment of an early job. Returns None if the build ended before.
 
-    Orphans are not waited for: the next build begins beside them.
+    Does not wait for orphans: the next build runs beside them.
     """
     before = jobs_of(project).keys()
     build = start(project)
     seen: set[int] = set()
-    passed = dice.randrange(4)
+    passed = rng.randrange(4)
     while build.poll() is None:
         seen |= jobs_of(project).keys() - before
         if len(seen) > passed:
-            time.sleep(dice.uniform(0, 0.2))
+            time.sleep(rng.uniform(0, 0.2))
             jobs = {job: words for job, words in jobs_of(project).items() if job not in before}
             if jobs:
-                job = dice.choice(sorted(jobs))
-                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                job = rng.choice(sorted(jobs))
+                with contextlib.suppress(ProcessLookupError):  # it just ended
                     fault(build, job)
-                    return Struck(fault.__name__, jobs[job][0], outlived(project, build, fault))
+                    return InjectedFault(fault.__name__, jobs[job][0], surviving_jobs(project, build, fault))
         time.sleep(0.005)
     build.communicate()
     return None
 
 
-def outlived(project: Project, build: subprocess.Popen[str], fault: Fault) -> Mapping[int, tuple[str, ...]]:
-    """The jobs that still run when the build has ended."""
+def surviving_jobs(project: Project, build: subprocess.Popen[str], fault: Fault) -> Mapping[int, tuple[str, ...]]:
+    """The jobs that still run after the build ended."""
     if fault is not kill_snakemake:
         build.communicate(timeout=300)
         return {}
-    build.wait()  # its pipe stays open as long as an orphan lives
+    build.wait()  # its pipe stays open while an orphan runs
     return jobs_of(project)
 
 
-def strike_surely(project: Project, fault: Fault, dice: random.Random) -> Struck:
-    """Where a build ends before the fault hits it, its results are thrown away, and another is struck."""
+def inject_fault_reliably(project: Project, fault: Fault, rng: random.Random) -> InjectedFault:
+    """Injects a fault. If the build ends first, deletes its results and tries again."""
     for _ in range(5):
-        struck = strike(project, fault, dice)
-        if struck is not None:
-            return struck
-        throw_away(project)
-    raise AssertionError("no build could be struck")
+        injected = inject_fault(project, fault, rng)
+        if injected is not None:
+            return injected
+        delete_results(project)
+    raise AssertionError("no fault could be injected")
 
 
-def throw_away(project: Project) -> None:
+def delete_results(project: Project) -> None:
     wait_for_end(project)
     shutil.rmtree(project / "results", ignore_errors=True)
 
 
-def finish(project: Project, undisturbed: dict[str, str]) -> None:
+def finish(project: Project, reference: dict[str, str]) -> None:
     run = project.snakemake(MANIFEST)
     assert run.status == 0, run.shown
     wait_for_end(project)
-    assert project.made() == undisturbed
+    assert project.made() == reference
     assert project.snakemake(MANIFEST).did_nothing
-    sizes = [(project / name).stat().st_size for name in undisturbed]
+    sizes = [(project / name).stat().st_size for name in reference]
     print(f"compared: {len(sizes)} files, {sum(sizes)} bytes")
 
 
@@ -141,24 +140,24 @@ def finish(project: Project, undisturbed: dict[str, str]) -> None:
     "fault", [kill_all, *(pytest.param(fault, marks=pytest.mark.soak) for fault in FAULTS if fault is not kill_all)]
 )
 def test_the_same_command_again_ends_with_the_same_bytes(
-    project: Project, undisturbed: dict[str, str], fault: Fault
+    project: Project, reference: dict[str, str], fault: Fault
 ) -> None:
-    print(strike_surely(project, fault, random.Random(fault.__name__)))
-    finish(project, undisturbed)
+    print(inject_fault_reliably(project, fault, random.Random(fault.__name__)))
+    finish(project, reference)
 
 
-def test_orphans_write_what_the_next_build_writes(project: Project, undisturbed: dict[str, str]) -> None:
-    """Snakemake is killed and its job held up until the next build does the same job: both write at once."""
-    dice = random.Random(1)
-    struck = strike_surely(project, kill_snakemake, dice)
-    while not struck.orphans:  # it ended in the moment it was struck
-        struck = strike_surely(project, kill_snakemake, dice)
-    held = [orphan for orphan in struck.orphans if hold(orphan)]
+def test_orphaned_job_and_next_build_write_the_same_file(project: Project, reference: dict[str, str]) -> None:
+    """Snakemake is killed and its job suspended until the next build runs the same job: both write at once."""
+    rng = random.Random(1)
+    injected = inject_fault_reliably(project, kill_snakemake, rng)
+    while not injected.orphans:  # the job ended at that moment
+        injected = inject_fault_reliably(project, kill_snakemake, rng)
+    held = [orphan for orphan in injected.orphans if hold(orphan)]
     assert held
     build = start(project)
     try:
         deadline = time.monotonic() + 60
-        while not any(words in struck.orphans.values() for job, words in jobs_of(project).items() if job not in held):
+        while not any(words in injected.orphans.values() for job, words in jobs_of(project).items() if job not in held):
             assert build.poll() is None and time.monotonic() < deadline, "the job of the orphan was not done again"
             time.sleep(0.01)
     finally:
@@ -166,11 +165,11 @@ def test_orphans_write_what_the_next_build_writes(project: Project, undisturbed:
             os.kill(orphan, signal.SIGCONT)
     shown = build.communicate(timeout=120)[0]
     assert build.returncode == 0, shown
-    finish(project, undisturbed)
+    finish(project, reference)
 
 
 def hold(process: int) -> bool:
-    """Stops a process; whether it was still there."""
+    """Suspends a process. Returns whether it still existed."""
     try:
         os.kill(process, signal.SIGSTOP)
     except ProcessLookupError:
@@ -179,31 +178,31 @@ def hold(process: int) -> bool:
 
 
 @pytest.mark.soak
-def test_twenty_kills_at_random_moments_of_one_build(project: Project, undisturbed: dict[str, str]) -> None:
-    """Every resumed build goes on from what the one before left; results are thrown away now and then."""
-    dice = random.Random(20)
-    struck = []
+def test_twenty_kills_at_random_moments_of_one_build(project: Project, reference: dict[str, str]) -> None:
+    """Each build resumes from the previous one; results are deleted now and then."""
+    rng = random.Random(20)
+    injected = []
     for number in range(20):
-        struck.append(strike_surely(project, dice.choice(FAULTS[:3]), dice))
-        print(struck[-1].fault, struck[-1].verb, len(struck[-1].orphans))
+        injected.append(inject_fault_reliably(project, rng.choice(FAULTS[:3]), rng))
+        print(injected[-1].fault, injected[-1].verb, len(injected[-1].orphans))
         if number % 4 == 3:
-            throw_away(project)
-    assert {one.fault for one in struck} == {fault.__name__ for fault in FAULTS[:3]}
-    assert any(one.orphans for one in struck)
-    finish(project, undisturbed)
+            delete_results(project)
+    assert {one.fault for one in injected} == {fault.__name__ for fault in FAULTS[:3]}
+    assert any(one.orphans for one in injected)
+    finish(project, reference)
 
 
-def test_two_builds_at_once_wait_for_each_other(project: Project, undisturbed: dict[str, str]) -> None:
+def test_two_builds_at_once_wait_for_each_other(project: Project, reference: dict[str, str]) -> None:
     builds = [start(project) for _ in range(2)]
     shown = [build.communicate(timeout=120)[0] for build in builds]
     assert [build.returncode for build in builds] == [0, 0], shown
     assert sum("another build is at work in" in text for text in shown) == 1
     assert sum("Nothing to be done" in text for text in shown) == 1
-    finish(project, undisturbed)
+    finish(project, reference)
 
 
-def test_results_that_cannot_be_written(project: Project, undisturbed: dict[str, str]) -> None:
-    """A read-only file system, as a mount of the folder upon itself; needs the right to mount."""
+def test_results_that_cannot_be_written(project: Project, reference: dict[str, str]) -> None:
+    """Uses a read-only bind mount; needs permission to mount."""
     results = project / "results"
     results.mkdir()
     mounts = [["mount", "--bind", results, results], ["mount", "-o", "remount,ro,bind", results]]
@@ -216,4 +215,4 @@ def test_results_that_cannot_be_written(project: Project, undisturbed: dict[str,
         subprocess.run(["umount", results], check=True)
     assert run.status == 1
     assert "Read-only file system" in run.shown
-    finish(project, undisturbed)
+    finish(project, reference)

@@ -1,4 +1,4 @@
-"""GPTQ in the graph of jobs: calibrated once, and again when the text changes."""
+"""GPTQ builds: calibration runs once, and again when the text changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GPTQ = {"weight_type": "s4", "rounding": "gptq", "calibration_text": "text.txt",
 BUNDLE = "results/AX650/tiny-w4a16-gptq"
 
 
-def test_calibration_is_a_job_of_its_own(project: Project) -> None:
+def test_calibration_is_a_separate_job(project: Project) -> None:
     text = project / "text.txt"
     text.write_text("What is the capital of France? " * 200)
     project.write_matrix({"tiny": ENTRY | GPTQ})

@@ -1,4 +1,4 @@
-"""What a second run does after something changed: no more than the change asks for, and never less."""
+"""After a change, a second run rebuilds exactly what the change affects."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TENSOR = "model.layers.1.mlp.up_proj.weight"
 
 
 def compiled(project: Project) -> dict[str, str]:
-    """The compiled files' digests."""
+    """The digests of the compiled files."""
     found = project.digests(BUNDLE)
     return {name: digest for name, digest in found.items() if name.endswith((".axmodel", ".bin"))}
 
@@ -32,7 +32,7 @@ def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
 
 
 def damage(path: Path) -> None:
-    """Another byte in the middle of the file, under the same inode and time."""
+    """Changes a byte in the middle of the file, keeping inode and mtime."""
     stat = path.stat()
     with path.open("r+b") as file:
         file.seek(stat.st_size // 2)
@@ -43,7 +43,7 @@ def damage(path: Path) -> None:
 
 
 def stored(project: Project, file: str) -> Path:
-    """The store's entry that a bundle's file is a hard link to."""
+    """The store entry to which a bundle's file is hard-linked."""
     (entry,) = (path for path in (project / "results/store").glob("*/*") if path.samefile(project / file))
     return entry
 
@@ -57,8 +57,8 @@ def test_a_changed_layer_is_the_only_one_compiled(rebuilt: Project) -> None:
     assert rebuilt.snakemake(*CHECKED).did_nothing
 
 
-def test_a_change_that_a_killed_build_had_fetched_is_locked_by_the_next(rebuilt: Project) -> None:
-    """The receipt has another content then, although names and sizes are the same."""
+def test_change_fetched_by_a_killed_build_is_locked_by_the_next(rebuilt: Project) -> None:
+    """The receipt's content differs, although file names and sizes are the same."""
     rebuilt.edit_tensors(lambda tensors: tensors[TENSOR][0, 0].add_(1))
     assert rebuilt.snakemake(f"{BUNDLE}/manifest.json").status == 0
     rebuilt.edit_tensors(lambda tensors: tensors[TENSOR][0, 0].add_(1))
@@ -66,8 +66,8 @@ def test_a_change_that_a_killed_build_had_fetched_is_locked_by_the_next(rebuilt:
     assert rebuilt.snakemake(f"{BUNDLE}/manifest.json").jobs == {"lock": 1, "layer": 1, "bundle": 1}
 
 
-def test_a_fine_tune_in_another_project_shares_what_it_left_alone(built: Project, tmp_path: Path) -> None:
-    """The other project links to the first one's store."""
+def test_fine_tuned_model_in_another_project_shares_unchanged_layers(built: Project, tmp_path: Path) -> None:
+    """The other project uses a link to the first project's store."""
     tuned = new_project(tmp_path / "tuned", built / "checkpoint")
     tuned.edit_tensors(lambda tensors: tensors[TENSOR][0, 0].add_(1))
     shutil.copytree(built / "results/store", tmp_path / "store")
@@ -90,7 +90,7 @@ def test_a_touched_checkpoint_compiles_nothing(rebuilt: Project) -> None:
 
 
 @pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer.json"])
-def test_a_changed_small_file_reaches_the_bundle(rebuilt: Project, name: str) -> None:
+def test_changed_tokenizer_file_reaches_the_bundle(rebuilt: Project, name: str) -> None:
     path = rebuilt / "checkpoint" / name
     path.write_text(path.read_text() + "\n")
     run = rebuilt.snakemake(f"{BUNDLE}/manifest.json")
@@ -98,7 +98,7 @@ def test_a_changed_small_file_reaches_the_bundle(rebuilt: Project, name: str) ->
     assert (rebuilt / BUNDLE / "tokenizer" / name).read_bytes() == path.read_bytes()
 
 
-def test_another_kv_cache_len_rebuilds_the_layers_alone(rebuilt: Project) -> None:
+def test_changed_kv_cache_len_rebuilds_only_the_layers(rebuilt: Project) -> None:
     before = compiled(rebuilt)
     rebuilt.write_matrix({"tiny": ENTRY}, kv_cache_len=79)
     run = rebuilt.snakemake(f"{BUNDLE}/manifest.json")
@@ -106,12 +106,12 @@ def test_another_kv_cache_len_rebuilds_the_layers_alone(rebuilt: Project) -> Non
     assert changed(before, compiled(rebuilt)) == {f"llama_p16_l{layer}_together.axmodel" for layer in range(LAYERS)}
 
 
-def test_other_checks_build_nothing(rebuilt: Project) -> None:
+def test_changed_checks_compile_nothing(rebuilt: Project) -> None:
     rebuilt.write_matrix({"tiny": ENTRY | {"prompt": "Which capital?"}})
     assert rebuilt.snakemake(*CHECKED).jobs == {"check_layers": 1, "check_generation": 1}
 
 
-def test_another_prefill_len_leaves_no_file_of_the_old_one(rebuilt: Project) -> None:
+def test_changed_prefill_len_removes_old_files(rebuilt: Project) -> None:
     rebuilt.write_matrix({"tiny": ENTRY | {"prefill_len": 8, "last_kv_cache_len": []}})
     run = rebuilt.snakemake(f"{BUNDLE}/manifest.json")
     assert run.jobs == {"layer": LAYERS, "bundle": 1}
@@ -121,7 +121,7 @@ def test_another_prefill_len_leaves_no_file_of_the_old_one(rebuilt: Project) -> 
     }
 
 
-def test_a_lost_file_is_linked_again_alone(rebuilt: Project) -> None:
+def test_deleted_file_is_linked_again(rebuilt: Project) -> None:
     before = rebuilt.state("results/store")
     (rebuilt / LAYER).unlink()
     run = rebuilt.snakemake()
@@ -131,7 +131,7 @@ def test_a_lost_file_is_linked_again_alone(rebuilt: Project) -> None:
     assert stored(rebuilt, LAYER).exists()
 
 
-def test_a_lost_bundle_is_linked_again_from_the_store(rebuilt: Project) -> None:
+def test_deleted_bundle_is_linked_again(rebuilt: Project) -> None:
     before, stock = rebuilt.digests(BUNDLE), rebuilt.digests("results/store")
     for path in sorted((rebuilt / BUNDLE).rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
@@ -141,8 +141,8 @@ def test_a_lost_bundle_is_linked_again_from_the_store(rebuilt: Project) -> None:
     assert rebuilt.digests("results/store") == stock
 
 
-def test_a_file_changed_behind_our_back_is_refused_and_then_built_again(rebuilt: Project) -> None:
-    """The bundle's file and the store's entry are one: whoever writes to it damages both."""
+def test_modified_file_is_refused_and_then_rebuilt(rebuilt: Project) -> None:
+    """The bundle's file and the store entry are the same inode, so both are damaged."""
     sound = compiled(rebuilt)
     entry = stored(rebuilt, LAYER)
     damage(rebuilt / LAYER)
@@ -176,10 +176,10 @@ def _garble(entry: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", [damage, _truncate, _lose, _forget, _garble])
-def test_a_damaged_store_entry_is_rebuilt_never_linked(rebuilt: Project, harm: Callable[[Path], None]) -> None:
+def test_damaged_store_entry_is_rebuilt_instead_of_linked(rebuilt: Project, harm: Callable[[Path], None]) -> None:
     sound = rebuilt.made()
     entry = stored(rebuilt, LAYER)
-    both = [LAYER, LAYER.replace("AX650", "AX620E")]  # links to the entry: what is done to it is done to them
+    both = [LAYER, LAYER.replace("AX650", "AX620E")]  # hard links to the entry, so they change with it
     for file in both:
         (rebuilt / file).unlink()
     harm(entry)

@@ -1,4 +1,4 @@
-"""The document's own command lines, typed with `axzoo` for `pulsar2`, on a Qwen2 that is built in seconds."""
+"""The documented command lines, with `axzoo` instead of `pulsar2`, on a small Qwen2."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TREE = {
     *(f"qwen2_p128_l{layer}_together.axmodel" for layer in range(LAYERS)),
     "qwen2_post.axmodel",
 }
-"""The documented folder, with this model's layers, without what the document calls temporary."""
+"""The documented output folder for this model, without temporary files."""
 BESIDES = {"config.json", "post_config.json", "run.sh", "manifest.json"}
 CONFIG_FILE = {
     "model_name": "Qwen2-0.5B-Instruct",
@@ -77,7 +77,7 @@ STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3} \| (SUCCESS |INFO    ) \| [\w.]+
 
 
 class Desk:
-    """A folder like the document's `/data/ax-llm-build`."""
+    """A folder like `/data/ax-llm-build` in the documentation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,7 +91,7 @@ class Desk:
         return subprocess.Popen(command, cwd=self.folder, **output)  # type: ignore[call-overload, no-any-return]
 
     def build(self, line: str) -> str:
-        """What a build that goes well shows."""
+        """The output of a successful build."""
         with self.start(line) as build:
             shown, _ = build.communicate(timeout=300)
         assert build.returncode == 0, shown
@@ -101,12 +101,12 @@ class Desk:
         return {path.name for path in (self.folder / folder).iterdir() if path.is_file()}
 
     def layer_logs(self, name: str) -> set[str]:
-        """One for each job that compiled layers of files so called, by the layers it made."""
+        """The layer ranges in the logs of compile jobs whose file names match `name`."""
         logs = (self.folder / ".axzoo/results/logs/layer/AX650").glob(f"*/{name}.log")
         return {found[1] for log in logs if (found := re.search(r"_l([\d-]+)", log.name))}
 
     def receipts(self, tag: str) -> dict[str, int]:
-        """The layers compiled so far, with the times of their receipts, in that order."""
+        """The receipts of compiled layers with their mtimes, in order of mtime."""
         found = (self.folder / ".axzoo/results/receipts/AX650").glob(f"*-{tag}/*_l*.json")
         times = {path.name: path.stat().st_mtime_ns for path in found}
         return dict(sorted(times.items(), key=lambda item: item[1]))
@@ -144,7 +144,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 
 def stages(shown: str) -> list[str]:
-    """The stamped lines, without time, place and duration."""
+    """The lines with a timestamp, without time, place and duration."""
     lines = [line for line in shown.splitlines() if re.match(STAMP, line)]
     return [re.sub(rf"^{STAMP}", "", re.sub(r" \d:\d\d:\d\d$", "", line)) for line in lines]
 
@@ -156,20 +156,20 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Desk:
 
 @pytest.fixture(scope="module")
 def compiled(desk: Desk) -> str:
-    """What the documented build shows."""
+    """The output of the documented build."""
     return desk.build(COMPILE)
 
 
 def test_the_documented_build_shows_the_documented_lines(compiled: str) -> None:
     assert compiled.startswith(CONFIG_BLOCK)
-    wanted = [
+    expected = [
         "prepare llm model done!",
         f"building llm decode layers done! {LAYERS}/{LAYERS}",
         "building llm post layer done! 1/1",
         "build llm model done!",
         "check llm model done! (level 0: nothing to check)",
     ]
-    assert [line for line in stages(compiled) if line in wanted] == wanted
+    assert [line for line in stages(compiled) if line in expected] == expected
 
 
 def test_the_documented_build_makes_the_documented_files(desk: Desk, compiled: str) -> None:
@@ -200,8 +200,8 @@ def test_the_documented_second_step_completes_the_documented_tree(desk: Desk, co
         (desk.folder / OUTPUT / name).unlink()
 
 
-def test_level_1_says_how_close_each_layer_is_and_builds_nothing(desk: Desk, compiled: str) -> None:
-    """Nor do more workers, which would have shared the layers among them otherwise."""
+def test_level_1_reports_each_layer_without_building(desk: Desk, compiled: str) -> None:
+    """Also with more workers, which would otherwise change the batches."""
     before = {path: path.stat().st_mtime_ns for path in (desk.folder / OUTPUT).rglob("*") if path.is_file()}
     shown = desk.build(LEVEL_1)
     assert "Nothing to be done" in shown
@@ -228,12 +228,12 @@ def test_level_2_simulates_as_documented(desk: Desk, compiled: str) -> None:
     assert re.search(rf"^\[{number}( {number}){{4}}\]$", shown, re.MULTILINE)
     assert re.search(r"^posibile \('.*', [\d.]+\)(,\((?:'.*'|\".*\"), [\d.e-]+\)){9}$", shown, re.MULTILINE)
     rule = "=" * 100
-    (said,) = re.findall(rf"^{rule}\n(.*)\n{rule}\n(?:hit eos!|no eos)$", shown, re.MULTILINE)
-    assert said.startswith(PROMPT)
+    (output,) = re.findall(rf"^{rule}\n(.*)\n{rule}\n(?:hit eos!|no eos)$", shown, re.MULTILINE)
+    assert output.startswith(PROMPT)
     assert stages(shown)[-1] == "check llm model done!"
     checks = desk.folder / OUTPUT / "checks"
     report = json.loads((checks / "generation.json").read_text())
-    assert report["prompt"] == PROMPT.replace("\\n", "\n")  # raw: nothing put before or behind it
+    assert report["prompt"] == PROMPT.replace("\\n", "\n")  # raw: without chat template
     assert [step["start_indice"] for step in report["steps"][1:]] == [
         int(number) for number in re.findall(r"^start_indice = (\d+)\n(?!\d{4}-)", shown, re.MULTILINE)
     ]
@@ -244,8 +244,8 @@ def test_level_2_simulates_as_documented(desk: Desk, compiled: str) -> None:
 
 
 def test_a_model_config_and_no_prefill(desk: Desk, compiled: str) -> None:
-    """The document's other line names no --prefill_len: its files are for decoding only, and so is the check. Its
-    --parallel 8 has a worker for each layer."""
+    """The other documented command has no --prefill_len, so files and check are decode-only. With --parallel 8, each
+    layer has its own worker."""
     shown = desk.build(WITH_CONFIG + " --check_level 1")
     assert shown.startswith(CONFIG_BLOCK)
     assert desk.files() == {
@@ -259,8 +259,8 @@ def test_a_model_config_and_no_prefill(desk: Desk, compiled: str) -> None:
     assert desk.layer_logs("qwen2_l*") == {str(layer) for layer in range(LAYERS)}
 
 
-def test_a_killed_build_goes_on_where_it_was(desk: Desk, compiled: str) -> None:
-    """As s4, which shares the embedding with s8; the post layer gives the likeliest tokens only."""
+def test_killed_build_resumes(desk: Desk, compiled: str) -> None:
+    """With s4, which shares the embedding with s8, and a post layer with topk."""
     line = f"--input_path {MODEL} --output_path out -w s4 --post_topk 4 -c 2"
     build = desk.start(line)
     wait_for(lambda: len(desk.receipts("w4a16")) >= 2)
@@ -292,7 +292,7 @@ def test_an_interrupt_ends_the_whole_build(desk: Desk, compiled: str) -> None:
     assert not (desk.folder / "interrupted").exists()
 
 
-def test_a_build_that_fails_says_so_last(desk: Desk, tmp_path: Path) -> None:
+def test_failed_build_ends_with_an_error_line(desk: Desk, tmp_path: Path) -> None:
     override = tmp_path / "wrong.json"
     override.write_text('{"intermediate_size": 64}')
     with desk.start(f"--input_path {MODEL} --output_path failed --model_config {override}") as build:

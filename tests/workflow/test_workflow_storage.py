@@ -1,4 +1,4 @@
-"""Builds whose files lie in a storage: a job is handed what it declares, and nothing beside it."""
+"""Builds with a storage provider, whose jobs receive only the files they declare."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def as_storage(folder: Path) -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a server that speaks S3, and keeps all in memory."""
+    """The URL of an in-memory S3 server."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -52,13 +52,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def s3_settings(url: str) -> dict[str, str]:
-    """The environment by which a user names a server and who he is."""
+    """The environment variables for an S3 server and its credentials."""
     return {f"SNAKEMAKE_STORAGE_S3_{key}": value for key, value in
             {"ENDPOINT_URL": url, "ACCESS_KEY": "somebody", "SECRET_KEY": "secret"}.items()}  # fmt: skip
 
 
 def objects(url: str, prefix: str) -> dict[str, str]:
-    """The sha256 of every object of the bucket `zoo` under a prefix."""
+    """The sha256 of all objects in the bucket `zoo` under a prefix."""
     import boto3
 
     resource = boto3.resource("s3", endpoint_url=url, aws_access_key_id="x", aws_secret_access_key="x")
@@ -80,7 +80,7 @@ def test_a_folder_as_storage(in_place: Project, built_in_place: dict[str, str], 
 
 
 @pytest.mark.soak
-def test_calibration_goes_through_a_storage_too(in_place: Project, small_llama: Path, tmp_path: Path) -> None:
+def test_calibration_with_a_storage(in_place: Project, small_llama: Path, tmp_path: Path) -> None:
     need_rsync()
     gptq = {"weight_type": "s4", "rounding": "gptq", "calibration_tokens": 512}
     in_place.write_matrix({"tiny": ENTRY | gptq | {"path": str(small_llama)}})
@@ -104,12 +104,12 @@ def test_s3(in_place: Project, built_in_place: dict[str, str], s3_server: str) -
 
 
 @pytest.mark.soak
-def test_what_pods_would_run(in_place: Project, built_in_place: dict[str, str], tmp_path: Path) -> None:
-    """The Kubernetes profile, without Kubernetes: every command a pod would be given is run in an empty folder; what it
-    needs and makes travels through the volume alone. Needs pip's index: each pod installs the storage plugins."""
+def test_commands_of_pods(in_place: Project, built_in_place: dict[str, str], tmp_path: Path) -> None:
+    """The Kubernetes profile without Kubernetes: each pod's command runs in an empty folder; inputs and outputs only
+    on the volume. Needs a package index, because pods install the storage plugins."""
     need_rsync()
     (in_place / ".gitignore").write_text("checkpoint\n.snakemake\n")
-    for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):  # pods are sent the files git knows
+    for command in (["git", "init", "--quiet"], ["git", "add", "--all"]):  # pods receive the files that git tracks
         subprocess.run(command, cwd=in_place.folder, check=True)
     volume = tmp_path / "volume"
     with pod_server(tmp_path / "pods") as (pods, configuration):

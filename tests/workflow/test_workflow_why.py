@@ -1,4 +1,4 @@
-"""`axzoo why` says what a build would do, and the build does that."""
+"""`axzoo why` lists what the next build then does."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ def why(project: Project, *arguments: str) -> str:
 
 @pytest.fixture
 def made(built: Project, tmp_path: Path) -> Project:
-    """A copy of a finished build, its checkpoint fetched again from the copy."""
+    """A copy of a finished build, with the checkpoint fetched again from the copy."""
     project = built.copy_to(tmp_path / "made")
     assert project.snakemake(MANIFEST).status == 0
     return project
 
 
-def test_of_what_is_finished_nothing(made: Project) -> None:
+def test_finished_build_lists_nothing(made: Project) -> None:
     assert why(made, MANIFEST) == "nothing: all is up to date\n"
 
 
 def test_a_changed_layer(made: Project) -> None:
     made.edit_tensors(lambda tensors: tensors["model.layers.1.mlp.up_proj.weight"].mul_(1.5))
-    said = why(made, MANIFEST, "--hash").splitlines()
-    assert said[:2] == ["fetch: results/checkpoints/tiny/source.json", "    changed: checkpoint/model.safetensors"]
-    assert "    only if the lock, which runs first, finds that its tensors changed" in said
-    assert said[-1] == "tiny: layer_1: model.layers.1.mlp.up_proj.weight changed"
+    output = why(made, MANIFEST, "--hash").splitlines()
+    assert output[:2] == ["fetch: results/checkpoints/tiny/source.json", "    changed: checkpoint/model.safetensors"]
+    assert "    only if the lock, which runs first, finds that its tensors changed" in output
+    assert output[-1] == "tiny: layer_1: model.layers.1.mlp.up_proj.weight changed"
     assert made.snakemake(MANIFEST).jobs == {"fetch": 1, "lock": 1, "layer": 1, "bundle": 1}
     assert why(made, MANIFEST).startswith("nothing")
 
 
-def test_a_changed_recipe_and_a_lost_file(made: Project) -> None:
+def test_changed_recipe_and_deleted_file(made: Project) -> None:
     (made / f"{BUNDLE}/llama_post.axmodel").unlink()
     made.write_matrix({"tiny": ENTRY}, kv_cache_len=62, chips=["AX650", "AX630C"])
-    said = why(made, MANIFEST, f"{BUNDLE}/llama_post.axmodel")
-    assert said.count("its arguments changed: kv_cache_len 63 -> 62") == LAYERS
-    assert f"post: {BUNDLE}/llama_post.axmodel\n    missing: {BUNDLE}/llama_post.axmodel" in said
-    assert "embed:" not in said
+    output = why(made, MANIFEST, f"{BUNDLE}/llama_post.axmodel")
+    assert output.count("its arguments changed: kv_cache_len 63 -> 62") == LAYERS
+    assert f"post: {BUNDLE}/llama_post.axmodel\n    missing: {BUNDLE}/llama_post.axmodel" in output
+    assert "embed:" not in output
     jobs = made.snakemake(MANIFEST, f"{BUNDLE}/llama_post.axmodel").jobs
     assert jobs == {"layer": LAYERS, "post": 1, "bundle": 1}
 
 
-def test_what_cannot_be_planned_is_said(made: Project) -> None:
+def test_failed_plan_is_reported(made: Project) -> None:
     axzoo = Path(sys.executable).with_name("axzoo")
     done = subprocess.run([axzoo, "why", "results/AX650/no/x"], cwd=made.folder, capture_output=True, text=True)
     assert done.returncode == 1

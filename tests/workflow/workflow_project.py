@@ -1,4 +1,4 @@
-"""A project folder as a user has it, real Snakemake run in it, and a llama small enough to be built in seconds."""
+"""A project folder in which tests run Snakemake, and a llama small enough to build in seconds."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CORPUS = ["What is the capital of France? The capital of France is Paris.", "use
 
 @dataclass(frozen=True)
 class Run:
-    """One `snakemake`: its exit status, what it showed, and its own account of the jobs it finished, by rule."""
+    """A run of Snakemake: its exit status, its output, and the number of finished jobs by rule."""
 
     status: int
     shown: str
@@ -55,7 +55,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with the repository's workflow, a checkpoint `checkpoint`, and a matrix of its own."""
+    """A folder with the repository's workflow, a checkpoint in `checkpoint`, and its own matrix."""
 
     folder: Path
 
@@ -65,18 +65,18 @@ class Project:
     def write_matrix(self, models: Mapping[str, Any], name: str = "zoo.yaml", **defaults: Any) -> None:
         plain = json.loads(
             json.dumps({"defaults": DEFAULTS | defaults, "models": models})
-        )  # shares nothing: no aliases
+        )  # avoids shared objects, which become YAML aliases
         (self / f"config/{name}").write_text(yaml.safe_dump(plain))
 
     def edit_tensors(self, change: Callable[[dict[str, torch.Tensor]], object], checkpoint: str = "checkpoint") -> None:
-        """Lets `change` alter the tensors of a checkpoint in place."""
+        """Applies `change` to the tensors of a checkpoint."""
         file = self / checkpoint / "model.safetensors"
         tensors = load_file(file)
         change(tensors)
         save_file(tensors, file, metadata={"format": "pt"})
 
     def snakemake(self, *arguments: str, **environment: str) -> Run:
-        """`snakemake --cores 2 ARGUMENTS`, with the programs of this Python environment."""
+        """Runs `snakemake --cores 2 ARGUMENTS` from this Python environment."""
         earlier = set(self.folder.glob(".snakemake/log/*"))
         done = subprocess.run(
             ["snakemake", "--cores", "2", *arguments],
@@ -93,22 +93,22 @@ class Project:
         return Run(done.returncode, done.stdout, finished)
 
     def files(self, folder: str = "results") -> set[str]:
-        """Every file under `folder`, by its path in there."""
+        """All files under `folder`, as relative paths."""
         return {str(path.relative_to(self / folder)) for path in (self / folder).rglob("*") if path.is_file()}
 
     def state(self, folder: str = "results") -> dict[str, tuple[int, int, int]]:
-        """Every file with what changes when it is written: inode, time of modification, size."""
+        """Inode, mtime and size of each file."""
         stats = {name: (self / folder / name).stat() for name in self.files(folder)}
         return {name: (stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats.items()}
 
     def digests(self, folder: str) -> dict[str, str]:
-        """Every file's sha256."""
+        """The sha256 of each file."""
         return {name: sha256(self / folder / name) for name in self.files(folder)}
 
     def made(self) -> dict[str, str]:
-        """Everything builds leave that others build on, by content: bundles, receipts, locks, store.
+        """The sha256 of each file in bundles, receipts, locks and store.
 
-        Without made_from.json, whose digest of source.json stands for the project's own folder, too.
+        Without made_from.json, because its digest of source.json depends on the project's folder.
         """
         parts = [path.relative_to(self.folder) for path in (self / "results").glob("AX*")]
         parts += [Path("results", name) for name in ("receipts", "locks", "store")]
@@ -116,16 +116,16 @@ class Project:
         return {name: digest for name, digest in made.items() if Path(name).name != MADE_FROM}
 
     def copy_to(self, folder: Path) -> Project:
-        """The project as it stands, times and hard links included.
+        """Copies the project including mtimes and hard links.
 
-        A receipt in the copy still names the checkpoint of the original, until it is fetched again.
+        The fetch receipt of the copy refers to the original's checkpoint until it is fetched again.
         """
         subprocess.run(["cp", "-a", str(self.folder), str(folder)], check=True)
         return Project(folder)
 
 
 def without_marks(digests: Mapping[str, str]) -> dict[str, str]:
-    """Without the empty files by which Snakemake dates folders."""
+    """Removes Snakemake's empty timestamp files of folders."""
     return {name: digest for name, digest in digests.items() if not name.endswith(".snakemake_timestamp")}
 
 
@@ -134,13 +134,13 @@ def sha256(path: Path) -> str:
 
 
 def untraced() -> dict[str, str]:
-    """The environment for programs of this Python, without coverage: that would trace all of Snakemake."""
+    """The environment for subprocesses without coverage, which would trace all of Snakemake."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")} | {"PATH": path}
 
 
 def new_project(folder: Path, checkpoint: Path) -> Project:
-    """The repository's workflow, a copy of `checkpoint`, and a matrix of one build: `tiny`, s8, for AX650."""
+    """Creates a project with the repository's workflow, a copy of `checkpoint`, and one build: `tiny`, s8, AX650."""
     for name in ("workflow", "profiles", "config"):
         shutil.copytree(REPOSITORY / name, folder / name)
     shutil.copy(REPOSITORY / "Snakefile", folder)
@@ -151,8 +151,8 @@ def new_project(folder: Path, checkpoint: Path) -> Project:
 
 
 def write_checkpoint(folder: Path) -> None:
-    """A random llama as transformers saves it. Its weights take more than 1 MB: Snakemake trusts only the times of such
-    files, as it does those of real checkpoints."""
+    """Saves a random llama with transformers. Its weights are larger than 1 MB, because Snakemake compares checksums
+    instead of mtimes for smaller files."""
     tokenizer = train_tokenizer()
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
@@ -188,7 +188,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_wheel(folder: Path, member: str, content: bytes) -> None:
-    """llm-tiny 0.1: a wheel that holds one file."""
+    """Writes the wheel llm-tiny 0.1, which contains one file."""
     with zipfile.ZipFile(folder / "llm_tiny-0.1-py3-none-any.whl", "w") as wheel:
         wheel.writestr(member, content)
         wheel.writestr("llm_tiny-0.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: llm-tiny\nVersion: 0.1\n")
@@ -197,5 +197,5 @@ def write_wheel(folder: Path, member: str, content: bytes) -> None:
 
 
 def only_wheels_in(folder: Path) -> dict[str, str]:
-    """The environment that lets pip see the wheels of `folder` and no index."""
+    """The environment with which pip finds only the wheels in `folder`."""
     return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": os.devnull}

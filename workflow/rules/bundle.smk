@@ -1,17 +1,17 @@
-# Receipts say what the compiled files hold; the files themselves must exist, whatever their age: hard links into the
-# store share one age among all bundles.
+# Receipts record the content of the compiled files. The files themselves are `ancient`, because they are hard links into
+# the store: all bundles that contain a file share its mtime.
 rule bundle:
     input:
         receipts=lambda w: PLAN.build(w).receipt_files,
         files=ancient(lambda w: PLAN.build(w).part_files),
         lock=locked("index.json"),
-        source=ancient(read(CHECKPOINT)),
+        source=ancient(input_path(CHECKPOINT)),
     output:
         manifest="results/{chip}/{model}-{tag}/manifest.json",
         config="results/{chip}/{model}-{tag}/config.json",
         post_config="results/{chip}/{model}-{tag}/post_config.json",
         run="results/{chip}/{model}-{tag}/run.sh",
-        tokenizer=made(TOKENIZER),
+        tokenizer=output_path(TOKENIZER),
     log:
         "results/logs/bundle/{chip}/{model}-{tag}.log",
     benchmark:
@@ -31,8 +31,9 @@ rule bundle:
 
 
 def completed_files(build):
-    """The outputs of `bundle`, but for the tokenizer's folder where it is one: S3's plugin does not see a folder that
-    was not there when it first looked, and the checks ask for it anyway."""
+    """The outputs of `bundle`. With a storage provider, the tokenizer folder is omitted: the S3 plugin does not find a
+    folder that was missing when it first looked, and the checks depend on the folder anyway.
+    """
     files = ["manifest.json", "config.json", "post_config.json", "run.sh"]
-    files += [] if STORED else ["tokenizer/tokenizer.json"]
+    files += [] if USES_STORAGE else ["tokenizer/tokenizer.json"]
     return [f"{build.bundle}/{file}" for file in files]

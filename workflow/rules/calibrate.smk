@@ -1,11 +1,11 @@
-# What gptq rounds by. As with the lock, one declared file stands for one file per layer.
+# Hidden states for gptq. As with the lock, the declared output represents a folder with one file per layer.
 rule calibrate:
     input:
-        lock=lambda w: whole_lock(w),
-        source=ancient(read(CHECKPOINT)),
-        text=lambda w: beside_the_workflow(PLAN.model(w).calibration_texts),
+        lock=lambda w: entire_lock(w),
+        source=ancient(input_path(CHECKPOINT)),
+        text=lambda w: local_files(PLAN.model(w).calibration_texts),
     output:
-        made(CALIBRATION),
+        output_path(CALIBRATION),
     log:
         "results/logs/calibrate/{model}.log",
     benchmark:
@@ -24,6 +24,6 @@ rule calibrate:
         "{params.arguments:q} > {log:q} 2>&1"
 
 
-def whole_lock(w):
-    """Every file of the model's lock, once the lock has been made: any layer's tensors change what later ones are given."""
+def entire_lock(w):
+    """All files of the model's lock after the lock job: each layer's tensors affect the inputs of later layers."""
     return locked(*(os.path.basename(file) for file in PLAN.model(w).lock_files))(w)

@@ -1,21 +1,21 @@
-def beside_the_manifest(w):
-    """What the checks read besides. The manifest stands for it all where jobs see the results folder."""
-    if not STORED:
+def bundle_inputs(w):
+    """The other files that the checks read. Without a storage provider, the manifest represents them."""
+    if not USES_STORAGE:
         return {}
     build = PLAN.build(w)
     return {
-        "lock": read(LOCK.format(model=w.model)),
+        "lock": input_path(LOCK.format(model=w.model)),
         "compiled": build.part_files,
         "completed": completed_files(build),
-        "tokenizer": read(f"{build.bundle}/tokenizer"),
+        "tokenizer": input_path(f"{build.bundle}/tokenizer"),
     }
 
 
 rule check_layers:
     input:
-        unpack(beside_the_manifest),
+        unpack(bundle_inputs),
         manifest="results/{chip}/{model}-{tag}/manifest.json",
-        source=ancient(read(CHECKPOINT)),
+        source=ancient(input_path(CHECKPOINT)),
     output:
         "results/checks/{chip}/{model}-{tag}/layers.json",
     log:
@@ -38,9 +38,9 @@ rule check_layers:
 
 rule check_generation:
     input:
-        unpack(beside_the_manifest),
+        unpack(bundle_inputs),
         manifest="results/{chip}/{model}-{tag}/manifest.json",
-        source=ancient(read(CHECKPOINT)),
+        source=ancient(input_path(CHECKPOINT)),
     output:
         "results/checks/{chip}/{model}-{tag}/generation.json",
     log:

@@ -1,10 +1,10 @@
-# source.json, the fetch receipt, stands for the checkpoint: the gigabytes beside it are never a dependency.
-# No `retries`: `axzoo fetch` goes on after a broken connection, and what else it refuses stays refused.
+# The fetch receipt source.json represents the checkpoint, whose large files are not declared as dependencies.
+# No `retries`: `axzoo fetch` resumes interrupted downloads itself, and its other errors are permanent.
 rule fetch:
     input:
-        lambda w: beside_the_workflow(PLAN.model(w).source_files),
+        lambda w: local_files(PLAN.model(w).source_files),
     output:
-        made(CHECKPOINT),
+        output_path(CHECKPOINT),
     log:
         "results/logs/fetch/{model}.log",
     benchmark:

@@ -1,11 +1,11 @@
-# A checkpoint in Snakemake's sense: beside the file declared here it writes index.json and a small file for each part,
-# and only those that changed. Jobs depend on their part's file, so a changed layer is the only one compiled again.
+# A Snakemake checkpoint. Besides the declared file it writes index.json and a small file per part, but only if their
+# content changed. Each compile job depends on the file of its part, so only changed layers are recompiled.
 checkpoint lock:
     input:
-        source=read(CHECKPOINT),
-        model_config=lambda w: beside_the_workflow(PLAN.model(w).model_config_files),
+        source=input_path(CHECKPOINT),
+        model_config=lambda w: local_files(PLAN.model(w).model_config_files),
     output:
-        made(LOCK),
+        output_path(LOCK),
     log:
         "results/logs/lock/{model}.log",
     benchmark:
@@ -28,25 +28,25 @@ checkpoint lock:
         "{params.model_config:q} {params.sizes:q} --threads {threads} --output {params.folder:q} > {log:q} 2>&1"
 
 
-@cache  # one answer for all jobs of the model, also after its lock has been made
-def may_change(model):
+@cache  # the same result for all jobs of the model, even after its lock job has run
+def lock_may_change(model):
     forced = workflow.dag_settings.forceall or workflow.dag_settings.forcerun
     return forced or not PLAN.is_locked(model)
 
 
 def await_lock(model):
-    """Tells Snakemake that a job waits for the model's lock. Each job that does is planned twice, so none waits for a
-    lock that cannot change."""
-    if may_change(model):
+    """Makes a job depend on the checkpoint `lock`. Snakemake plans such jobs twice, so this is skipped if the lock is up
+    to date."""
+    if lock_may_change(model):
         checkpoints.lock.get(model=model)
 
 
 def locked(*names):
-    """An input function: files of the model's lock, once the lock has been made; or the folder they are in."""
+    """Returns an input function: files of the model's lock after the lock job; with a storage provider, its folder."""
 
     def paths(w):
-        if STORED:
-            return [read(LOCK.format(model=w.model))]
+        if USES_STORAGE:
+            return [input_path(LOCK.format(model=w.model))]
         await_lock(w.model)
         return [f"results/locks/{w.model}/{name.format(**w)}" for name in names]
 
@@ -54,9 +54,9 @@ def locked(*names):
 
 
 def lock_files(*names):
-    """A param: the files that `locked` is an input for."""
+    """Returns a params function: the paths of the files that `locked` declares as input."""
     return lambda w, input: (
         [f"{input.lock[0]}/{name.format(**w)}" for name in names]
-        if STORED
+        if USES_STORAGE
         else input.lock
     )

@@ -1,7 +1,8 @@
-# One rule for each batch of parts that share a job: `layer`, `post` and `embed` build one part, layers_<first>_<last>
-# several layers. Which parts a model has, what they are called and what they need is the part kinds' business.
+# One rule per batch of parts: `layer`, `post` and `embed` build one part per job, layers_<first>_<last> several layers.
+# The part kinds (src/axzoo/parts/kinds) define the parts of a model, their names and their resources.
 def locked_parts(rule):
-    """An input function: the parts' locks, once the lock has been made. Refuses files that the build does not have."""
+    """Returns an input function: the lock files of the parts after the lock job. Raises AxzooError for files that are
+    not part of the build."""
 
     def paths(w):
         for file in rule.files:
@@ -12,7 +13,7 @@ def locked_parts(rule):
 
 
 def calibrated(rule):
-    """An input function: what a calibrated rounding needs; nothing for other builds."""
+    """Returns an input function: the calibration if the recipe's rounding needs it."""
 
     def paths(w):
         needed = rule.kind.is_calibrated(PLAN.build(w).recipe)
@@ -21,16 +22,16 @@ def calibrated(rule):
     return paths
 
 
-def of_kind(kind, value):
-    """A param: what `value` says of the build's parts of a kind."""
+def kind_param(kind, value):
+    """Returns a params function: `value` of the build and the part kind."""
     return lambda w: value(PLAN.build(w), kind)
 
 
-def needed_by(rule, what):
-    """A resource: mem_mb or minutes of a job."""
+def job_resource(rule, name):
+    """Returns a resource function: mem_mb or minutes of a job."""
     return (
         lambda w, attempt: getattr(
-            PLAN.build(w).needs(rule.kind.name, rule.parts), what
+            PLAN.build(w).needs(rule.kind.name, rule.parts), name
         )
         * attempt
     )
@@ -43,7 +44,7 @@ for part_rule in PLAN.part_rules:
             part_rule.name
         input:
             lock=locked_parts(part_rule),
-            source=ancient(read(CHECKPOINT)),
+            source=ancient(input_path(CHECKPOINT)),
             calibration=calibrated(part_rule),
         output:
             files=expand(
@@ -61,14 +62,16 @@ for part_rule in PLAN.part_rules:
             model="|".join(map(re.escape, part_rule.models)),
         priority: part_rule.kind.priority
         resources:
-            mem_mb=needed_by(part_rule, "mem_mb"),
-            runtime=needed_by(part_rule, "minutes"),
+            mem_mb=job_resource(part_rule, "mem_mb"),
+            runtime=job_resource(part_rule, "minutes"),
         params:
-            recipe=of_kind(part_rule.kind, lambda build, kind: build.choices(kind)),
+            recipe=kind_param(part_rule.kind, lambda build, kind: build.choices(kind)),
             backend=lambda w: PLAN.build(w).backend_name,
             store=PLAN.store,
-            # Not an argument: a changed compiler makes the job run again.
-            compiler=of_kind(part_rule.kind, lambda build, kind: build.compiler(kind)),
+            # Not used in the command: reruns the job when the compiler changes.
+            compiler=kind_param(
+                part_rule.kind, lambda build, kind: build.compiler(kind)
+            ),
             calibration=lambda w, input: (
                 ["--calibration", folder_of(input.calibration)]
                 if input.calibration

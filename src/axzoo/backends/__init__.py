@@ -1,8 +1,8 @@
-"""Backends: who compiles. `host` writes standard ONNX; other packages may bring backends of their own.
+"""Compiler backends. The built-in `host` writes standard ONNX; installed packages can add others.
 
-A backend is a package of `axzoo.backends`, or an entry point of the group `axzoo.backends` that an installed package
-declares; both offer an attribute BACKEND. Imported while Snakemake plans: what a job alone needs is imported inside the
-method that needs it.
+A backend is a package in `axzoo.backends`, or an entry point in the group `axzoo.backends` of an installed package.
+Both provide an attribute BACKEND. Snakemake imports backends while it plans, so imports that only jobs need belong
+inside methods.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _GROUP = "axzoo.backends"
 
 @dataclass(frozen=True)
 class Order:
-    """One part to compile for `chip`.
+    """One part to compile for `chip`, into the file `output`.
 
-    `spec` is the kind's own. `shapes` and `read` give the part's tensors by role, as the checkpoint holds them.
-    `stored` gives its matrices by role where calibration has already chosen their codes. The file goes to `output`.
+    The part's kind defines `spec`. `shapes` and `read` provide the checkpoint's tensors by role. If calibration has
+    already quantized the matrices, `stored` contains them by role.
     """
 
     part: PartId
@@ -49,7 +49,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a job asks of the machine that runs it."""
+    """The memory (MB) and time limit (minutes) that a job requests."""
 
     mem_mb: int
     minutes: int
@@ -67,24 +67,25 @@ class Backend(ABC):
 
     @abstractmethod
     def identity(self, chip: str) -> dict[str, Any]:
-        """Everything beside a part's own spec, tensors and recipe that determines its file: code, tool and version,
-        options, environment; plain JSON values. It enters store keys and Snakemake's params."""
+        """Everything that determines a compiled file, other than the part's spec, tensors and recipe: code, tool and
+        version, options, environment. Plain JSON values; they become part of store keys and Snakemake params."""
 
     @abstractmethod
     def refusal(self, model_type: str, chip: str, recipe: Recipe) -> str | None:
-        """Why this backend cannot build that, said while Snakemake plans; None when it can."""
+        """The reason why this backend cannot build the model, or None. Called while Snakemake plans."""
 
     @abstractmethod
     def needs(self, kind: PartKind, recipe: Recipe, parameters: int | None, parts: int = 1) -> Needs:
-        """What a job takes that compiles `parts` parts of so many parameters each, one after the other; None where
-        nobody knows how many."""
+        """The resources of a job that compiles `parts` parts with `parameters` parameters each, one after the other.
+        `parameters` is None if the size is unknown."""
 
     @abstractmethod
     def compile(self, orders: Iterable[Order], folder: Path) -> Iterator[Mapping[str, Any]]:
-        """Compiles the orders in turn; after each, yields what is known about its file, as plain JSON values.
+        """Compiles the orders one by one. After each, yields the facts to record about its file, as plain JSON values.
 
-        `folder` is empty and the job's own; the outputs are in it. Orders hold weights: take the next one when the last
-        is done, unless the tool compiles several at once. Raises AxzooError when a part cannot be compiled.
+        `folder` is private to the job and initially empty; the outputs are in it. Orders hold weights in memory, so
+        take the next order only when the previous one is done, unless the tool compiles several at once. Raises
+        AxzooError when a part cannot be compiled.
         """
 
     @abstractmethod
@@ -97,31 +98,31 @@ class Backend(ABC):
 
 @cache
 def load_backend(name: str) -> Backend:
-    """The backend of that name. Raises AxzooError when there is none."""
+    """Loads a backend by name. Raises AxzooError when it does not exist or cannot be imported."""
     packages = sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg)
     if name in packages:
         return _checked(importlib.import_module(f"axzoo.backends.{name}").BACKEND, name)
-    from importlib.metadata import entry_points  # looks through every installed package
+    from importlib.metadata import entry_points  # slow: scans all installed packages
 
     plugins = {entry.name: entry for entry in entry_points(group=_GROUP)}
     if name not in plugins:
         known = ", ".join([*packages, *sorted(plugins)])
-        raise AxzooError(f"there is no backend {name!r:.80}; there is {known}")
+        raise AxzooError(f"unknown backend {name!r:.80}; known backends: {known}")
     try:
         loaded = plugins[name].load()
-    except Exception as error:  # whatever a stranger's module raises
+    except Exception as error:  # third-party modules may raise anything
         raise AxzooError(f"backend {name} ({plugins[name].value}) cannot be imported: {error!r:.200}") from None
     return _checked(getattr(loaded, "BACKEND", loaded), name)
 
 
 def _checked(backend: Any, name: str) -> Backend:
     if not isinstance(backend, Backend) or backend.name != name:
-        raise AxzooError(f"backend {name}: its BACKEND is not an axzoo.backends.Backend of that name")
+        raise AxzooError(f"backend {name}: its BACKEND is not an axzoo.backends.Backend with that name")
     return backend
 
 
 def compiler_identity(kind: PartKind, recipe: Recipe, backend: Backend, chip: str) -> dict[str, Any]:
-    """What determines a part's file beside its spec, tensors and recipe: axzoo's own code, or the backend."""
+    """What determines a part's file other than its spec, tensors and recipe: axzoo's own code or the backend."""
     if kind.code is not None:
         return {"code": fingerprint(kind.code)}
     identity = {"backend": backend.name, **backend.identity(chip)}

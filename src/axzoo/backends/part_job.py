@@ -1,4 +1,4 @@
-"""Building parts of a bundle: from their lock files, through the store, into the bundle."""
+"""Builds parts of a bundle: reads their lock files, looks them up in the store, and compiles the missing ones."""
 
 from __future__ import annotations
 
@@ -30,8 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PartFile:
-    """Where one part comes from and where it goes: `lock` is its lock file; `receipt` is written last and describes
-    `output`."""
+    """The files of one part: its lock file, the compiled `output`, and the `receipt`, which is written last."""
 
     lock: Path
     output: Path
@@ -40,8 +39,8 @@ class PartFile:
 
 @dataclass(frozen=True)
 class PartJob:
-    """Parts to build alike. `source` is the checkpoint's fetch receipt, `calibration` the folder of `axzoo calibrate`
-    where the recipe's rounding needs it."""
+    """Parts to build with the same settings. `source` is the checkpoint's fetch receipt; `calibration` is the output
+    folder of `axzoo calibrate` if the recipe's rounding needs it."""
 
     files: Sequence[PartFile]
     source: Path
@@ -53,8 +52,8 @@ class PartJob:
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """A part that the store lacks."""
+class _Request:
+    """A part to build, its store key, and the recorded hidden states that calibrate it, if any."""
 
     file: PartFile
     part: Part
@@ -63,33 +62,33 @@ class _Wanted:
     states: Any
 
     def path(self, folder: Path) -> Path:
-        """Where the file is made, in the job's own folder."""
+        """The path at which the file is built, in the job's private folder."""
         return folder / f"{self.part.id.name}{self.kind.suffix}"
 
 
 def build_parts(job: PartJob) -> None:
-    """Links every part of the job from the store, after compiling those that are not there yet.
+    """Compiles the parts that are not in the store, then links every part from the store into the bundle.
 
-    A finished part is in the store before the next one begins, so a killed job goes on where it was. Raises AxzooError
-    when calibration is missing or superfluous, and when a part cannot be compiled.
+    Each part is stored before the next one starts, so a restarted job continues where it was killed. Raises AxzooError
+    when calibration is missing or not applicable, and when a part cannot be compiled.
     """
     backend, store = load_backend(job.backend), Store(job.store)
-    wanted = []
+    missing = []
     for file in job.files:
-        asked = _ask(job, file, backend)
-        entry = store.find(asked.key)
+        request = _request(job, file, backend)
+        entry = store.find(request.key)
         if entry is None:
-            wanted.append(asked)
+            missing.append(request)
         else:
-            _finish(asked, entry, "reused")
-    if wanted:
+            _finish(request, entry, "reused")
+    if missing:
         with store.workspace() as folder:
-            for asked, path, about in _make(job, wanted, backend, folder):
-                _finish(asked, store.adopt(asked.key, path, about, asked.part.id.to_dict()), "built")
+            for request, path, about in _build(job, missing, backend, folder):
+                _finish(request, store.adopt(request.key, path, about, request.part.id.to_dict()), "built")
 
 
-def _ask(job: PartJob, file: PartFile, backend: Backend) -> _Wanted:
-    """The part of a lock file, and the key of everything that determines its file."""
+def _request(job: PartJob, file: PartFile, backend: Backend) -> _Request:
+    """Reads a part's lock file and computes its store key from everything that determines the compiled file."""
     part = read_part(file.lock)
     kind = kind_of(part.id.kind)
     states = _states(job, part, kind)
@@ -101,48 +100,52 @@ def _ask(job: PartJob, file: PartFile, backend: Backend) -> _Wanted:
         "compiler": compiler_identity(kind, job.recipe, backend, job.chip),
         **({} if states is None else {"calibration": states.sha256}),
     }
-    return _Wanted(file, part, kind, content_key(determinants), states)
+    return _Request(file, part, kind, content_key(determinants), states)
 
 
 def _states(job: PartJob, part: Part, kind: PartKind) -> Any:
-    """The recorded hidden states that calibrate the part, None where its recipe needs none."""
+    """The recorded hidden states that calibrate the part; None if its recipe needs no calibration."""
     if not kind.is_calibrated(job.recipe):
         if job.calibration is not None:
-            raise AxzooError(f"rounding {job.recipe.rounding} takes no --calibration: omit it, or choose rounding gptq")
+            raise AxzooError(
+                f"rounding {job.recipe.rounding} does not use --calibration: omit it, or use rounding gptq"
+            )
         return None
     if job.calibration is None:
-        raise AxzooError(f"rounding {job.recipe.rounding} needs --calibration: the folder of `axzoo calibrate`")
+        raise AxzooError(
+            f"rounding {job.recipe.rounding} needs --calibration: pass the output folder of `axzoo calibrate`"
+        )
     from axzoo.calibrate.states import find_states, states_file
 
     return find_states(job.calibration / states_file(part.id))
 
 
-def _make(
-    job: PartJob, wanted: Sequence[_Wanted], backend: Backend, folder: Path
-) -> Iterator[tuple[_Wanted, Path, Mapping[str, Any]]]:
-    """Compiles each part into a file of `folder`; gives the part, its file and what is known about it."""
+def _build(
+    job: PartJob, requests: Sequence[_Request], backend: Backend, folder: Path
+) -> Iterator[tuple[_Request, Path, Mapping[str, Any]]]:
+    """Builds each part as a file in `folder`. Yields the request, the file, and the facts to record about it."""
     checkpoint = open_checkpoint(checkpoint_folder(job.source))
-    for asked in wanted:
-        if asked.kind.code is not None:
-            path = asked.path(folder)
+    for request in requests:
+        if request.kind.code is not None:
+            path = request.path(folder)
             with path.open("wb") as file:
-                asked.kind.write(lambda role, part=asked.part: _rows(checkpoint, part, role), file)  # type: ignore[misc]
-            yield asked, path, {}
-    compiled = [asked for asked in wanted if asked.kind.code is None]
-    orders = (_order(job, asked, checkpoint, folder) for asked in compiled)
-    for asked, about in zip(compiled, backend.compile(orders, folder), strict=True):
-        calibration = {} if asked.states is None else {"calibration": asked.states.description}
-        yield asked, asked.path(folder), {**about, **calibration}
+                request.kind.write(lambda role, part=request.part: _rows(checkpoint, part, role), file)  # type: ignore[misc]
+            yield request, path, {}
+    compiled = [request for request in requests if request.kind.code is None]
+    orders = (_order(job, request, checkpoint, folder) for request in compiled)
+    for request, about in zip(compiled, backend.compile(orders, folder), strict=True):
+        calibration = {} if request.states is None else {"calibration": request.states.description}
+        yield request, request.path(folder), {**about, **calibration}
 
 
 def _rows(checkpoint: Checkpoint, part: Part, role: str) -> Iterable[NDArray[Any]]:
     return verified_blocks(checkpoint, part.tensors[role])
 
 
-def _order(job: PartJob, asked: _Wanted, checkpoint: Checkpoint, folder: Path) -> Order:
-    part, spec = asked.part, asked.kind.read_spec(asked.part.spec)
-    output = asked.path(folder)
-    if asked.states is None:
+def _order(job: PartJob, request: _Request, checkpoint: Checkpoint, folder: Path) -> Order:
+    part, spec = request.part, request.kind.read_spec(request.part.spec)
+    output = request.path(folder)
+    if request.states is None:
         read, stored = lambda role: _rows(checkpoint, part, role), None
         return Order(part.id, spec, job.recipe, job.chip, part.shapes, read, stored, output)
     from axzoo.calibrate.rounding import gptq_weights
@@ -151,13 +154,13 @@ def _order(job: PartJob, asked: _Wanted, checkpoint: Checkpoint, folder: Path) -
         role: np.concatenate([block.astype(np.float32) for block in _rows(checkpoint, part, role)])
         for role in part.shapes
     }
-    codes = gptq_weights(spec, job.recipe, tensors, asked.states.read(spec.hidden_size))
+    codes = gptq_weights(spec, job.recipe, tensors, request.states.read(spec.hidden_size))
     return Order(part.id, spec, job.recipe, job.chip, part.shapes, lambda role: [tensors[role]], codes, output)
 
 
-def _finish(asked: _Wanted, entry: Entry, verb: str) -> None:
-    link(entry, asked.file.output)
-    name = asked.file.output.name
-    receipt = Receipt(asked.part.id, name, asked.key, entry.sha256, entry.size, entry.about)
-    write_json(asked.file.receipt, receipt.to_dict())
-    logger.log(SUCCESS, f"{verb} {asked.file.output} ({entry.size / 1e6:.1f} MB)")
+def _finish(request: _Request, entry: Entry, verb: str) -> None:
+    link(entry, request.file.output)
+    name = request.file.output.name
+    receipt = Receipt(request.part.id, name, request.key, entry.sha256, entry.size, entry.about)
+    write_json(request.file.receipt, receipt.to_dict())
+    logger.log(SUCCESS, f"{verb} {request.file.output} ({entry.size / 1e6:.1f} MB)")

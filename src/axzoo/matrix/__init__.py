@@ -1,5 +1,5 @@
-"""The matrix: config/zoo.yaml, validated and expanded to the builds Snakemake plans.
+"""The matrix: config/zoo.yaml, validated and expanded to the builds that Snakemake plans.
 
-`axzoo.zoo.load.load_zoo(path)` reads a matrix; `Zoo.builds()` lists its builds, each knowing its paths and file names.
-Nothing is imported here: compile jobs need `axzoo.zoo.sources` and must not wait for pydantic.
+`axzoo.matrix.entries.load_zoo(path)` reads a matrix; `Zoo.builds()` returns its builds with their paths and file names.
+This module imports nothing, so that jobs which need one submodule do not import pydantic.
 """

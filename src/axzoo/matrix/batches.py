@@ -1,7 +1,7 @@
-"""Which parts share a job, and the Snakemake rule of each batch: its name, and the patterns of its files.
+"""Batches of parts that share a job, and the Snakemake rule of each batch: its name and file patterns.
 
-Starting a job takes longer than compiling a small layer, so small layers share jobs. Snakemake's wildcards cannot
-count, hence a rule for each batch of indices.
+Starting a job takes longer than compiling a small layer, so small layers share jobs. Snakemake wildcards cannot express
+ranges, so there is one rule per batch of indices.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from axzoo.parts.kinds import KINDS
 from axzoo.weights.recipe import Recipe
 
 PARAMETERS_PER_JOB = 120_000_000
-"""Parameters that take about two seconds to compile; starting Python for each job takes 0.3."""
+"""Compiling this many parameters takes about two seconds; starting Python for a job takes 0.3 seconds."""
 
-FEWEST_PARTS_PER_JOB, MOST_PARTS_PER_JOB = 4, 16
-"""Fewer would save little, and every batch is one more rule to look a file up in."""
+MIN_PARTS_PER_JOB, MAX_PARTS_PER_JOB = 4, 16
+"""Smaller batches would save little time, and each batch adds a rule that Snakemake matches files against."""
 
 STEM, ANY_INDEX = "{stem}", "{index}"
-"""Snakemake's wildcards."""
+"""Snakemake wildcards."""
 
 
 @dataclass(frozen=True)
 class PartRule:
-    """The rule of parts that share a job, the same in each of `models`.
+    """The rule of a batch of parts, shared by `models`.
 
-    `indices` are the parts' numbers, or ANY_INDEX alone for a job of any one part; empty for a kind with one part.
-    `tails` end the patterns of the files. Snakemake finds a file's rule by what follows the last wildcard, so tails of
-    different rules should differ.
+    `indices` are the indices of the parts, or only ANY_INDEX if each job builds one part; empty if the kind has only
+    one part. `tails` are the ends of the file patterns. Snakemake looks up rules by the text after the last wildcard,
+    so the tails of different rules should differ.
     """
 
     kind: PartKind
@@ -46,7 +46,7 @@ class PartRule:
 
     @property
     def name(self) -> str:
-        """layer, post, layers_0_14, layers_0_14_decode; `stage_of` decodes it."""
+        """The rule's name, such as layer, post, layers_0_14 or layers_0_14_decode. `stage_of` parses it."""
         is_batch = self.indices not in ((), (ANY_INDEX,))
         base = f"{self.kind.name}s_{self.indices[0]}_{self.indices[-1]}" if is_batch else self.kind.name
         return f"{base}_{self.variant}" if self.variant else base
@@ -69,17 +69,17 @@ class PartRule:
 
     @property
     def log_name(self) -> str:
-        """The pattern of the rule's log, without suffix: a part's own name, or that of a range of parts."""
+        """The pattern of the log file without suffix, named after the part or the range of parts."""
         return ((STEM if self.has_stem else "") + self.log_tail).removesuffix(self.kind.suffix)
 
     @property
     def parts(self) -> int:
-        """Parts of one job."""
+        """The number of parts per job."""
         return max(1, len(self.indices))
 
 
 def stage_of(rule: str) -> tuple[str, int]:
-    """The stage that a rule's jobs belong to, and how many parts each job makes: layers_0_14 makes 15 of layer."""
+    """The stage of a rule's jobs and the number of parts per job: ("layer", 15) for layers_0_14."""
     for kind in KINDS:
         batch = re.fullmatch(rf"{kind.name}s_(\d+)_(\d+)(?:_[a-z]+)?", rule)
         if batch:
@@ -90,20 +90,20 @@ def stage_of(rule: str) -> tuple[str, int]:
 
 
 def parts_per_job(parameters: int) -> int:
-    """How many parts of so many parameters each share a job, unless the user says otherwise."""
-    number = min(MOST_PARTS_PER_JOB, PARAMETERS_PER_JOB // parameters)
-    return number if number >= FEWEST_PARTS_PER_JOB else 1
+    """The default number of parts per job, for parts with `parameters` parameters each."""
+    number = min(MAX_PARTS_PER_JOB, PARAMETERS_PER_JOB // parameters)
+    return number if number >= MIN_PARTS_PER_JOB else 1
 
 
-def split(count: int, most: int) -> list[tuple[str, ...]]:
-    """The numbers below `count` in batches of at most `most`: as few as possible, and as equal as possible."""
-    batches = math.ceil(count / most)
+def split(count: int, max_size: int) -> list[tuple[str, ...]]:
+    """Splits the indices 0 .. count - 1 into as few batches of at most `max_size` as possible, of nearly equal size."""
+    batches = math.ceil(count / max_size)
     edges = [count * i // batches for i in range(batches + 1)]
     return [tuple(map(str, range(*ends))) for ends in pairwise(edges)]
 
 
 class Batched(Protocol):
-    """A build as far as its rules depend on it; `size_table` is None where its entry states no sizes."""
+    """The properties of a build that determine its rules. `size_table` is None if its entry has no `sizes`."""
 
     @property
     def model(self) -> str: ...
@@ -117,14 +117,14 @@ class Batched(Protocol):
     def size_table(self) -> Mapping[str, int] | None: ...
 
 
-def part_rules(builds: Iterable[Batched], most: int | None = None) -> list[PartRule]:
-    """The rules of all parts of the builds; equal ones of several models are one. `most` parts share a job, or as many
-    as their sizes suggest; a part of unknown size has a job of its own."""
+def part_rules(builds: Iterable[Batched], per_job: int | None = None) -> list[PartRule]:
+    """The rules for all parts of the builds; models with equal batches share a rule. Up to `per_job` parts share a job;
+    by default the number depends on their size, and parts of unknown size do not share jobs."""
     models: dict[tuple[PartKind, str, tuple[str, ...], tuple[str, ...], str, bool], dict[str, None]] = {}
     for build in builds:
         for kind in KINDS:
             has_stem = bool(kind.stem(build.model_type, build.recipe))
-            for indices in _batches(build, kind, most):
+            for indices in _batches(build, kind, per_job):
                 tails = tuple(kind.tail(build.recipe, index) for index in indices or (None,))
                 log_tail = kind.tail(build.recipe, "-".join(dict.fromkeys(indices[:1] + indices[-1:])))
                 key = kind, kind.variant(build.recipe), indices, tails, log_tail, has_stem
@@ -132,9 +132,9 @@ def part_rules(builds: Iterable[Batched], most: int | None = None) -> list[PartR
     return [PartRule(*key, tuple(names)) for key, names in models.items()]
 
 
-def _batches(build: Batched, kind: PartKind, most: int | None) -> list[tuple[str, ...]]:
+def _batches(build: Batched, kind: PartKind, per_job: int | None) -> list[tuple[str, ...]]:
     parts, sizes = kind.ids(build.num_hidden_layers), build.size_table
     if parts[0].index is None:
         return [()]
-    number = most or (parts_per_job(kind.parameters(sizes)) if sizes else 1)
+    number = per_job or (parts_per_job(kind.parameters(sizes)) if sizes else 1)
     return split(len(parts), number) if number > 1 else [(ANY_INDEX,)]

@@ -1,4 +1,4 @@
-"""One build of the matrix - a model, a chip, a recipe, a backend - with the paths and file names it has."""
+"""One build of the matrix: a model, a chip, a recipe and a backend, with its paths and file names."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ RESULTS = Path("results")
 
 @dataclass(frozen=True)
 class Build:
-    """One bundle to make. Folders are relative to the project's root; file names are relative to `bundle`.
+    """One bundle to build. Folders are relative to the project's root, file names to `bundle`.
 
-    `memory` is None and `sizes` are empty where the entry does not state its sizes.
+    If the entry has no `sizes`, `sizes` is empty and `memory` is None.
     """
 
     chip: str
@@ -52,18 +52,18 @@ class Build:
 
     @cached_property
     def tag(self) -> str:
-        """The recipe's tag, and the backend where it is not the default one."""
+        """The recipe's tag, followed by the backend's name if it is not the default."""
         words = [tag(self.recipe), *([] if self.backend_name == DEFAULT else [self.backend_name])]
         return "-".join(words)
 
     @property
     def name(self) -> str:
-        """The bundle's own name: Qwen2-0.5B-Instruct-w8a16."""
+        """The bundle's name, such as Qwen2-0.5B-Instruct-w8a16."""
         return f"{self.model}-{self.tag}"
 
     @property
     def misfit(self) -> str | None:
-        """Why the build is left out: its chip's memory does not hold it. None when it does, or nobody knows."""
+        """The message if the build does not fit its chip's memory; None if it fits or its size is unknown."""
         if self.memory is None or self.memory.total_mb <= self.npu_memory_mb:
             return None
         return (
@@ -73,7 +73,7 @@ class Build:
 
     @property
     def model_facts(self) -> tuple[object, ...]:
-        """What all builds of a model must agree on, since they share its checkpoint and lock."""
+        """The settings that all builds of a model must share, because they share its checkpoint and lock."""
         of_config = self.model_type, self.num_hidden_layers, self.sizes, self.model_config, self.ignore_config_keys
         return self.source, *of_config, self.calibration_text, self.calibration_tokens
 
@@ -81,17 +81,17 @@ class Build:
 
     @property
     def checkpoint(self) -> Path:
-        """The fetched checkpoint; all builds of a model share it."""
+        """The fetched checkpoint, shared by all builds of the model."""
         return RESULTS / "checkpoints" / self.model
 
     @property
     def locks(self) -> Path:
-        """The model's lock files; all builds of a model share them."""
+        """The lock files, shared by all builds of the model."""
         return RESULTS / "locks" / self.model
 
     @property
     def calibration(self) -> Path:
-        """What `axzoo calibrate` writes; all builds of a model share it."""
+        """The output of `axzoo calibrate`, shared by all builds of the model."""
         return RESULTS / "calibration" / self.model
 
     @cached_property
@@ -110,7 +110,7 @@ class Build:
 
     @cached_property
     def parts(self) -> dict[str, PartId]:
-        """The model's parts by the names of their files in the bundle, kind by kind."""
+        """The model's parts by file name in the bundle, ordered by kind."""
         return {self.file_name(part): part for part in part_ids(self.num_hidden_layers)}
 
     def file_name(self, part: PartId) -> str:
@@ -118,39 +118,39 @@ class Build:
 
     @cached_property
     def part_files(self) -> list[str]:
-        """The parts' files with the bundle's folder."""
+        """The paths of the parts' files."""
         return [f"{self.bundle}/{name}" for name in self.parts]
 
     @property
-    def lost_files(self) -> list[str]:
-        """Those of the parts' files that are not there, or not yet."""
-        there = {path.name for path in self.bundle.iterdir()} if self.bundle.is_dir() else set[str]()
-        return [f"{self.bundle}/{name}" for name in self.parts if name not in there]
+    def missing_files(self) -> list[str]:
+        """The paths of the parts' files that do not exist."""
+        existing = {path.name for path in self.bundle.iterdir()} if self.bundle.is_dir() else set[str]()
+        return [f"{self.bundle}/{name}" for name in self.parts if name not in existing]
 
     @property
     def receipt_files(self) -> list[str]:
-        """One receipt for each part, in the same order."""
+        """The paths of the parts' receipts, in the order of `part_files`."""
         return [str(self.receipts / Path(name).with_suffix(".json").name) for name in self.parts]
 
     @property
     def lock_files(self) -> list[str]:
-        """The whole lock: the spec, and the parts' files."""
+        """The paths of all files of the lock: the index and one file per part."""
         names = [INDEX, *(part.lock_file for part in self.parts.values())]
         return [f"{self.locks}/{name}" for name in names]
 
     def compiler(self, kind: PartKind) -> str:
-        """Everything beside lock and recipe that determines the kind's files, as JSON: a param of their jobs."""
+        """What determines the kind's files other than lock and recipe, as JSON: a Snakemake param of their jobs."""
         return canonical_json(compiler_identity(kind, self.recipe, self.backend, self.chip))
 
     def choices(self, kind: PartKind) -> str:
-        """The recipe's choices that determine the kind's files, as JSON: `--recipe` of `axzoo compile`."""
+        """The recipe fields that determine the kind's files, as JSON, for `axzoo compile --recipe`."""
         return canonical_json(kind.choices(self.recipe))
 
     # Checks
 
     @property
     def check_files(self) -> list[str]:
-        """What the checks write; nothing where the backend's files do not run in axzoo's engine."""
+        """The reports of the checks; empty if axzoo's engine cannot run the backend's files."""
         if not self.backend.runs_here:
             return []
         return [f"{self.checks}/layers.json", f"{self.checks}/generation.json"]
@@ -159,7 +159,7 @@ class Build:
 
     @property
     def source_files(self) -> list[str]:
-        """For a checkpoint used in place, its files: fetching it again notices when they change."""
+        """The files of a local checkpoint, so that changes to them rerun the fetch job; otherwise empty."""
         if not isinstance(self.source, FolderSource):
             return []
         folder = Path(self.source.path)
@@ -169,12 +169,12 @@ class Build:
 
     @property
     def model_config_files(self) -> list[str]:
-        """The file whose keys override config.json's, where the entry names one: the lock depends on it."""
+        """The entry's `model_config` file, if any. The lock depends on it."""
         return [] if self.model_config is None else [self.model_config]
 
     @property
     def calibration_files(self) -> list[str]:
-        """What layers with a calibrated rounding depend on; nothing for others."""
+        """The calibration index if the recipe's rounding needs calibration; otherwise empty."""
         return [str(self.calibration / INDEX)] if is_calibrated(self.recipe) else []
 
     @property
@@ -185,17 +185,17 @@ class Build:
 
     @property
     def size_table(self) -> dict[str, int] | None:
-        """The entry's `sizes`; None where it states none."""
+        """The entry's `sizes`, or None."""
         return dict(self.sizes) or None
 
     def needs(self, stage: str, parts: int = 1) -> Needs:
-        """What a job of a stage takes; `parts` is how many parts a job builds, where the stage is a part kind."""
+        """The resources of a job of `stage`. If the stage is a part kind, `parts` is the number of parts per job."""
         sizes = self.size_table
         for kind in KINDS:
             if kind.name == stage:
                 return part_needs(kind, self.recipe, self.backend, sizes, parts)
         weights = None if sizes is None else parameters(self.num_hidden_layers, sizes)
-        if stage == "check_layers" and sizes is not None:  # a layer at a time, and the embedding
+        if stage == "check_layers" and sizes is not None:  # holds one layer and the embedding
             return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"])
         return stage_needs(stage, weights)
 
@@ -207,25 +207,25 @@ class Build:
 
     @property
     def size_arguments(self) -> list[str]:
-        """`--sizes` of `axzoo lock`."""
+        """The `--sizes` option of `axzoo lock`."""
         return ["--sizes", canonical_json(dict(self.sizes))] if self.sizes else []
 
     @property
     def calibration_arguments(self) -> list[str]:
-        """What to calibrate with, as arguments of `axzoo calibrate`."""
+        """The calibration settings as arguments of `axzoo calibrate`."""
         text = ["--text", *self.calibration_texts] if self.calibration_texts else []
         return [*text, "--tokens", str(self.calibration_tokens)]
 
     @property
     def bundle_arguments(self) -> list[str]:
-        """Model, backend and the whole recipe as arguments of `axzoo bundle`."""
+        """Model, backend and the complete recipe as arguments of `axzoo bundle`."""
         recipe = canonical_json(self.recipe.to_dict())
         return ["--model", self.model, "--backend", self.backend_name, "--recipe", recipe, *self._raw(not self.chat)]
 
     @property
     def prompt_arguments(self) -> list[str]:
         """The prompt as arguments of both checks."""
-        return [f"--prompt={self.prompt}", *self._raw(self.raw_prompt)]  # = : it may begin with a dash
+        return [f"--prompt={self.prompt}", *self._raw(self.raw_prompt)]  # "=" because it may start with a dash
 
     @property
     def expect_arguments(self) -> list[str]:

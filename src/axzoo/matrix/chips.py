@@ -1,4 +1,4 @@
-"""The chips a model can be built for, read from config/chips.yaml."""
+"""The supported chips, read from config/chips.yaml."""
 
 from __future__ import annotations
 
@@ -15,42 +15,44 @@ ChipName = Annotated[str, CHIP_NAME]
 
 
 class Chip(BaseModel):
-    """What axzoo knows of a chip."""
+    """The properties of a chip."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    other_names: tuple[ChipName, ...] = Field(description="Names accepted wherever the chip's own is.")
-    tops_int8: float = Field(gt=0, description="Peak int8 speed, 10^12 operations per second.")
-    npu_memory_mb: int = Field(strict=True, gt=0, description="Memory a model can use on the chip's board, MB.")
+    other_names: tuple[ChipName, ...] = Field(description="Aliases that are accepted in place of the chip's name.")
+    tops_int8: float = Field(gt=0, description="Peak int8 performance, 10^12 operations per second.")
+    npu_memory_mb: int = Field(strict=True, gt=0, description="Memory available to a model on the chip's board, MB.")
 
 
 class ChipTable(BaseModel):
-    """config/chips.yaml."""
+    """The content of config/chips.yaml."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     chips: dict[ChipName, Chip] = Field(min_length=1)
 
     def canonical_names(self) -> dict[str, str]:
-        """Every name a chip is known by -> the name axzoo uses."""
+        """The canonical name of each chip, by its name and its aliases."""
         names = {name: name for name in self.chips}
         return names | {other: name for name, chip in self.chips.items() for other in chip.other_names}
 
     def memory_mb(self, chip: str) -> int:
         """The chip's npu_memory_mb. Raises AxzooError when the table has no such chip."""
         if chip not in self.chips:
-            raise AxzooError(f"chip {chip} is not described: known are {', '.join(self.chips)}")
+            raise AxzooError(f"chip {chip} is not in the chip table: it has {', '.join(self.chips)}")
         return self.chips[chip].npu_memory_mb
 
 
 def load_chips(path: Path) -> ChipTable:
-    """Raises AxzooError naming file, line and key for whatever is wrong, two chips of one name included."""
+    """Reads and validates a chip table. Raises AxzooError with file, line and key of every problem, including duplicate
+    names."""
     document = read_document(path)
     table = validate(ChipTable, document)
     taken = set(table.chips)
     for name, chip in table.chips.items():
         for other in chip.other_names:
             if other in taken:
-                raise report(document, [(("chips", name, "other_names"), f"the name {other} is taken: remove one")])
+                problem = f"the name {other} is used twice: remove one"
+                raise report(document, [(("chips", name, "other_names"), problem)])
             taken.add(other)
     return table

@@ -1,4 +1,4 @@
-"""A YAML file as plain data that remembers its lines, read as hostile input."""
+"""Reads an untrusted YAML file as plain data with line numbers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import yaml
 
 from axzoo.core.errors import AxzooError
 
-MAX_BYTES = 4 << 20  # ten thousand models; bounds the memory a hostile file can take
+MAX_BYTES = 4 << 20  # enough for ten thousand models; limits the memory that a malicious file can use
 MAX_DEPTH = 16
-MAX_NUMBER_LENGTH = 32  # more digits are a commit or a digest
+MAX_NUMBER_LENGTH = 32  # longer values are commits or digests, not numbers
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
@@ -27,37 +27,37 @@ _CONSTRUCT = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a value stands: the line, from 1, of its key or list item, and the places of what is inside it."""
+class Location:
+    """The line of a value's key or list item, counted from 1, and the locations of the values it contains."""
 
     line: int
-    inside: dict[str | int, Place] = field(default_factory=dict)
+    children: dict[str | int, Location] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Document:
-    """A file's data (str, int, float, bool, None, list, dict with str keys; the root is a dict) and its places."""
+    """A file's data (str, int, float, bool, None, list, dict with str keys; the root is a dict) and its locations."""
 
     path: Path
     data: dict[str, Any]
-    root: Place
+    root: Location
 
     def line(self, loc: Sequence[str | int]) -> int:
-        """The line of the key or list item at `loc`, or of the innermost thing around it that is written."""
-        place = self.root
+        """The line of the key or list item at `loc`; if it is not in the file, the line of its innermost parent."""
+        location = self.root
         for part in loc:
-            if part not in place.inside:
+            if part not in location.children:
                 break
-            place = place.inside[part]
-        return place.line
+            location = location.children[part]
+        return location.line
 
 
 def read_document(path: Path) -> Document:
-    """Reads one YAML mapping.
+    """Reads a YAML file whose root is a mapping.
 
-    Raises AxzooError, with the line where there is one, when the file is missing, too large, not UTF-8, not YAML, not
-    a mapping, or holds what a plain configuration does not need: duplicate keys, keys that are not text, tags, aliases
-    (a few of them can stand for gigabytes), deep nesting.
+    Raises AxzooError, with the line if possible, when the file is missing, too large, not UTF-8, not YAML or not a
+    mapping, or when it uses duplicate keys, keys that are not text, tags, aliases (which can expand to gigabytes) or
+    deep nesting.
     """
     text = _read_text(path)
     try:
@@ -68,9 +68,9 @@ def read_document(path: Path) -> Document:
     except yaml.YAMLError as error:
         raise AxzooError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if data is None:
-        raise AxzooError(f"{path} is empty: it must hold a mapping of keys to values")
+        raise AxzooError(f"{path} is empty: it must contain a mapping of keys to values")
     if not isinstance(data, dict):
-        raise AxzooError(f"{path}:{root.line}: the file must hold a mapping of keys to values, not {data!r:.60}")
+        raise AxzooError(f"{path}:{root.line}: the file must contain a mapping of keys to values, not {data!r:.60}")
     return Document(path, data, root)
 
 
@@ -90,17 +90,18 @@ def _read_text(path: Path) -> str:
 
 
 class _Reader:
-    """Builds data from the parser's events, since PyYAML's own composer follows aliases and recurses without bound."""
+    """Builds data from parser events. PyYAML's composer is not used because it expands aliases and its recursion is
+    unlimited."""
 
     def __init__(self, path: Path, loader: Any) -> None:
         self._path = path
         self._loader = loader
 
-    def document(self) -> tuple[Any, Place]:
-        """The stream's only document; None when the file holds nothing."""
+    def document(self) -> tuple[Any, Location]:
+        """The only document of the file; None if the file is empty."""
         self._next()
         if isinstance(self._next(), yaml.StreamEndEvent):
-            return None, Place(1)
+            return None, Location(1)
         content = self._value(self._next(), 0)
         self._next()
         rest = self._next()
@@ -115,50 +116,50 @@ class _Reader:
     def _error(self, event: Any, message: str) -> AxzooError:
         return AxzooError(f"{self._path}:{event.start_mark.line + 1}: {message}")
 
-    def _value(self, event: Any, depth: int) -> tuple[Any, Place]:
+    def _value(self, event: Any, depth: int) -> tuple[Any, Location]:
         if isinstance(event, yaml.AliasEvent):
-            raise self._error(event, "YAML aliases ('*') are not read here: put shared values under 'defaults'")
+            raise self._error(event, "YAML aliases ('*') are not supported: put shared values under 'defaults'")
         if event.tag is not None:
-            raise self._error(event, f"YAML tags ({event.tag!r:.60}) are not read here: write a plain value")
+            raise self._error(event, f"YAML tags ({event.tag!r:.60}) are not supported: use a plain value")
         if depth > MAX_DEPTH:
             raise self._error(event, f"nested deeper than {MAX_DEPTH} levels")
-        place = Place(event.start_mark.line + 1)
+        location = Location(event.start_mark.line + 1)
         if isinstance(event, yaml.MappingStartEvent):
-            return self._mapping(place, depth), place
+            return self._mapping(location, depth), location
         if isinstance(event, yaml.SequenceStartEvent):
-            return self._sequence(place, depth), place
-        return self._scalar(event), place
+            return self._sequence(location, depth), location
+        return self._scalar(event), location
 
-    def _sequence(self, place: Place, depth: int) -> list[Any]:
+    def _sequence(self, location: Location, depth: int) -> list[Any]:
         items: list[Any] = []
         while not isinstance(event := self._next(), yaml.SequenceEndEvent):
-            item, place.inside[len(items)] = self._value(event, depth + 1)
+            item, location.children[len(items)] = self._value(event, depth + 1)
             items.append(item)
         return items
 
-    def _mapping(self, place: Place, depth: int) -> dict[str, Any]:
+    def _mapping(self, location: Location, depth: int) -> dict[str, Any]:
         data: dict[str, Any] = {}
         while not isinstance(event := self._next(), yaml.MappingEndEvent):
             key = self._key(event)
             if key in data:
-                first = place.inside[key].line
-                raise self._error(event, f"the key {key!r:.60} is given twice, first in line {first}: remove one")
-            data[key], value_place = self._value(self._next(), depth + 1)
-            place.inside[key] = Place(event.start_mark.line + 1, value_place.inside)
+                first = location.children[key].line
+                raise self._error(event, f"duplicate key {key!r:.60}, first used in line {first}: remove one")
+            data[key], value_location = self._value(self._next(), depth + 1)
+            location.children[key] = Location(event.start_mark.line + 1, value_location.children)
         return data
 
     def _key(self, event: Any) -> str:
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             raise self._error(event, "a key must be text, not a list or a mapping")
         key, _ = self._value(event, 0)
-        if key == "<<" and event.implicit[0]:  # not in quotes
-            raise self._error(event, "YAML merges ('<<') are not read here: put shared values under 'defaults'")
+        if key == "<<" and event.implicit[0]:  # unquoted
+            raise self._error(event, "YAML merges ('<<') are not supported: put shared values under 'defaults'")
         if not isinstance(key, str):
             raise self._error(event, f"the key {event.value!r:.60} is not text: put it in quotes")
         return key
 
     def _scalar(self, event: Any) -> Any:
-        """Text, unless it is a number, a truth value or nothing; dates are versions here, and text."""
+        """A number, bool or None, otherwise text. Dates are text too, because they are used as versions."""
         tag = self._loader.resolve(yaml.ScalarNode, event.value, event.implicit)
         construct = _CONSTRUCT.get(tag)
         if construct is None or len(event.value) > MAX_NUMBER_LENGTH:
@@ -166,4 +167,4 @@ class _Reader:
         try:
             return construct(yaml.ScalarNode(tag, event.value))
         except ValueError:
-            raise self._error(event, f"{event.value!r} is not a number that can be read: put text in quotes") from None
+            raise self._error(event, f"{event.value!r} is not a valid number: put text in quotes") from None

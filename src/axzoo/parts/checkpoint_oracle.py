@@ -1,4 +1,4 @@
-"""The oracle over the weights of a locked checkpoint."""
+"""The oracle with the weights of a locked checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from axzoo.parts.part import LockedTensor, Part, read_part
 
 
 def checkpoint_oracle(locks: Path, source: Path, max_length: int) -> Oracle:
-    """The checkpoint in fp32, each layer read when it is asked for; for files that hold `max_length` positions."""
+    """An fp32 oracle for up to `max_length` positions. Each layer is read from `source` when it is needed."""
     checkpoint = open_checkpoint(checkpoint_folder(source))
     embedding = read_part(locks / PartId("embed").lock_file).tensors[WEIGHT].name
 

@@ -1,7 +1,7 @@
-"""The embedding's files as ax-llm-build's tools leave them: .npy and .float32.bin on the way, .bfloat16.bin at the end.
+"""The embedding files that ax-llm-build's tools write: .npy and .float32.bin first, .bfloat16.bin from those.
 
-Everything is done a block of rows at a time. The checkpoint is opened anew for each of them: the files are mapped into
-memory, and closing them is what gives the pages read so far back.
+The table is processed in blocks of rows. The checkpoint is reopened for each block: its files are memory-mapped, and
+only closing them releases the pages read so far.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ NAME = "model.embed_tokens.weight"
 NPY, FLOAT32, BFLOAT16 = f"{NAME}.npy", f"{NAME}.float32.bin", f"{NAME}.bfloat16.bin"
 _NPY_MAGIC = b"\x93NUMPY"
 BLOCK_BYTES = 32 << 20
-"""Of fp32, in a block."""
+"""Size of a block in fp32."""
 
 
 def extract_embedding(source: Path, output: Path, rounding: Bf16Rounding = nearest_even) -> tuple[Path, ...]:
     """Writes NPY (fp32 [vocab_size, hidden_size]), FLOAT32 and BFLOAT16 (raw, little-endian) into the folder `output`.
 
-    `source` is a checkpoint folder, or a GGUF file. The fp32 values are exactly the checkpoint's; `rounding` is how
-    bf16 is made of them. All files appear, or none. Returns their paths. Raises AxzooError when the checkpoint has no
-    embedding of the shape its config demands, is damaged or of a model_type axzoo does not know, or the disk is full.
+    `source` is a checkpoint folder or a GGUF file. The fp32 values equal the checkpoint's; `rounding` converts them to
+    bf16. Either all files are written or none. Returns their paths. Raises AxzooError when the checkpoint is damaged,
+    its model_type is unknown, the embedding is missing or does not have the shape its config requires, or the disk is
+    full.
     """
     table = _embed_tensor(source)
     output.mkdir(parents=True, exist_ok=True)
@@ -54,31 +55,32 @@ def extract_embedding(source: Path, output: Path, rounding: Bf16Rounding = neare
 
 
 def fp32_to_bf16(source: Path, output: Path, rounding: Bf16Rounding = nearest_even) -> None:
-    """Converts a file of raw little-endian fp32 to one of bf16.
+    """Converts a file of raw little-endian fp32 to bf16.
 
-    Raises AxzooError when its numbers are not whole, it is an .npy file, or `output` is the same file or a folder.
+    Raises AxzooError when the size of `source` is not a multiple of four bytes, when it is an .npy file, or when
+    `output` is the same file or a folder.
     """
     if output.is_dir():
         raise AxzooError(f"{output} is a folder: name the file to write, like {output / BFLOAT16}")
     if source.exists() and output.exists() and output.samefile(source):
-        raise AxzooError(f"{output} is the file to read, {source}, itself: write to another")
+        raise AxzooError(f"{output} is the input file {source}: choose another output file")
 
     def blocks() -> Iterator[NDArray[Any]]:
         while data := file.read(BLOCK_BYTES):
             if len(data) % 4:
-                raise AxzooError(f"{source} is no file of fp32 numbers: it ends within one, so write it again")
+                raise AxzooError(f"{source} is not a file of fp32 numbers: its size is not a multiple of 4 bytes")
             yield np.frombuffer(data, "<f4")
 
     with source.open("rb") as file:
         if file.read(len(_NPY_MAGIC)) == _NPY_MAGIC:
-            raise AxzooError(f"{source} is an .npy file, whose header is no number: give the .float32.bin beside it")
+            raise AxzooError(f"{source} is an .npy file, which has a header: use the .float32.bin beside it")
         file.seek(0)
         with atomic_path(output) as path, path.open("wb") as target:
             write_embedding(blocks(), target, rounding)
 
 
 def _embed_tensor(source: Path) -> TensorRef:
-    """The tensor the checkpoint's family names, found with the shape its config demands."""
+    """The family's embedding tensor. Raises AxzooError unless the checkpoint has it with the required shape."""
     config, where = _config(source)
     family = load_family(str(config.get("model_type")))
     try:
@@ -88,16 +90,16 @@ def _embed_tensor(source: Path) -> TensorRef:
     table = family.embed_tensor(spec)
     found = _open(source).tensors.get(table.name)
     if found is None:
-        raise AxzooError(f"{source} lacks tensor {table.name}, the embedding of a {spec.model_type}")
+        raise AxzooError(f"{source} has no tensor {table.name}, the embedding of a {spec.model_type} model")
     if found.shape != table.shape:
         raise AxzooError(
-            f"{source}: tensor {table.name} has shape {list(found.shape)}, but {where} demands {list(table.shape)}"
+            f"{source}: tensor {table.name} has shape {list(found.shape)}, but {where} requires {list(table.shape)}"
         )
     return table
 
 
 def _config(source: Path) -> tuple[dict[str, Any], Path]:
-    """What config.json says, or what stands for it in a GGUF file, and the file to name in messages."""
+    """The content of config.json, or its equivalent in a GGUF file, and the file to name in messages."""
     if source.is_file():
         from axzoo.checkpoint.gguf.conversion import model_config
         from axzoo.checkpoint.gguf.reader import GgufCheckpoint

@@ -1,19 +1,15 @@
-"""The shape groups of compiled files: the exact tensors one call takes and gives, as on boards.
+"""The shape groups of compiled files: the exact input and output tensors of one call, as on boards.
 
-Group 0 is decode, groups 1..N are the prefill chunks. In group 1 the two caches are dummies [1, 1, hidden_size] that
-nobody reads: `unused` names them.
+Group 0 is decode, groups 1..N are the prefill chunks. The two caches of group 1 are dummies [1, 1, hidden_size] that
+are never read; `unused` names them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from axzoo.model.spec import LayerSpec, PostSpec
 from axzoo.weights.recipe import Recipe
-
-if TYPE_CHECKING:
-    pass  # imported where a file is written: the engine and the runtime only read
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ShapeGroup:
-    """The exact tensors one call takes and gives."""
+    """The exact input and output tensors of one call."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -35,7 +31,7 @@ class ShapeGroup:
 
 
 def layer_groups(spec: LayerSpec, recipe: Recipe) -> tuple[ShapeGroup, ...]:
-    """Decode, then the prefill groups of a decoder layer."""
+    """The shape groups of a decoder layer: decode, then prefill."""
     lengths = [(1, recipe.kv_cache_len)]
     if recipe.prefill_len:
         lengths += [(recipe.prefill_len, past) for past in (0, *recipe.last_kv_cache_len)]
@@ -43,10 +39,10 @@ def layer_groups(spec: LayerSpec, recipe: Recipe) -> tuple[ShapeGroup, ...]:
     return tuple(layer_group(*sizes, tokens, past) for tokens, past in lengths)
 
 
-def layer_group(state: str, hidden_size: int, width: int, tokens: int, past: int) -> ShapeGroup:
-    """The group that takes `tokens` tokens behind `past` cached ones; `state` is the dtype of the hidden state and of
-    the cache, whose rows have `width` values."""
-    cache = (1, past, width) if past else (1, 1, hidden_size)
+def layer_group(state: str, hidden_size: int, kv_size: int, tokens: int, past: int) -> ShapeGroup:
+    """The group for `tokens` new tokens after `past` cached ones. `state` is the dtype of the hidden state and the
+    KV cache."""
+    cache = (1, past, kv_size) if past else (1, 1, hidden_size)
     return ShapeGroup(
         inputs=(
             TensorSpec("K_cache", state, cache),
@@ -56,8 +52,8 @@ def layer_group(state: str, hidden_size: int, width: int, tokens: int, past: int
             TensorSpec("mask", state, (1, tokens, past + tokens)),
         ),
         outputs=(
-            TensorSpec("K_cache_out", state, (1, tokens, width)),
-            TensorSpec("V_cache_out", state, (1, tokens, width)),
+            TensorSpec("K_cache_out", state, (1, tokens, kv_size)),
+            TensorSpec("V_cache_out", state, (1, tokens, kv_size)),
             TensorSpec("output", state, (1, tokens, hidden_size)),
         ),
         unused=() if past else ("K_cache", "V_cache"),
@@ -65,7 +61,7 @@ def layer_group(state: str, hidden_size: int, width: int, tokens: int, past: int
 
 
 def post_groups(spec: PostSpec, recipe: Recipe) -> tuple[ShapeGroup, ...]:
-    """The post layer takes one token's hidden state and gives its logits, or its `post_topk` likeliest tokens."""
+    """The shape group of the post layer: the hidden state of one token in, its logits or `post_topk` tokens out."""
     state, k = recipe.hidden_state_type, recipe.post_topk
     outputs = [TensorSpec("output", state, (1, 1, spec.vocab_size))]
     if k:

@@ -1,8 +1,8 @@
-"""What a part kind is: one sort of piece that a model is cut into, and everything the pipeline asks about it.
+"""The interface of part kinds: everything the pipeline needs to know about one kind of part.
 
-A kind is one file of `axzoo.parts.kinds`. Lock, plan, rules, bundle, verify, inspect, store and progress ask the kind
-and enumerate nothing, so a new sort of part is a new file there. Imported while Snakemake plans: nothing here may
-import numpy, and what a job alone needs is imported inside the function that needs it.
+Each kind is a module of `axzoo.parts.kinds`. Lock, plan, rules, bundle, verify, inspect, store and progress display
+never list the kinds themselves, so adding a kind means adding a module there. Snakemake imports this module while it
+plans: it must not import numpy, and imports that only jobs need belong inside functions.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from axzoo.model.spec import DecoderSpec, TensorRef
 
 RowReader = Callable[[str], "Iterable[NDArray[Any]]"]
-"""Gives the tensor of a role as consecutive blocks of rows."""
+"""Returns the tensor of a role as consecutive blocks of rows."""
 
 PartSpec = Any
-"""A kind's own spec, a frozen dataclass."""
+"""The spec of one part, a frozen dataclass that the kind defines."""
 
 
 class CompiledFiles(Protocol):
-    """The files of a bundle by what they do, as a host program finds them in config.json."""
+    """The files of a bundle that config.json names."""
 
     @property
     def layers(self) -> tuple[Path, ...]: ...
@@ -42,41 +42,41 @@ class CompiledFiles(Protocol):
 
 @dataclass(frozen=True)
 class PartId:
-    """Which part of a model: its kind, and its index where a model has several of the kind."""
+    """The identity of a part: its kind, and its index if a model has several parts of that kind."""
 
     kind: str
     index: int | None = None
 
     @property
     def name(self) -> str:
-        """layer_3, post: what locks, calibration files and logs are called."""
+        """The name in lock files, calibration files and logs, such as layer_3 or post."""
         return self.kind if self.index is None else f"{self.kind}_{self.index}"
 
     @property
     def lock_file(self) -> str:
-        """The name of the part's lock file."""
+        """The file name of the part's lock."""
         return f"{self.name}.json"
 
     def to_dict(self) -> dict[str, Any]:
-        """As receipts, locks and manifests hold it."""
+        """The fields that receipts, locks and manifests store."""
         return {"kind": self.kind, "index": self.index}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PartId:
-        """Raises KeyError, TypeError or ValueError when `data` does not name a part."""
+        """Raises KeyError, TypeError or ValueError when `data` does not identify a part."""
         kind, index = data["kind"], data["index"]
         if not isinstance(kind, str) or not (index is None or (type(index) is int and index >= 0)):
-            raise ValueError(f"part {kind!r:.80} {index!r:.80}")
+            raise ValueError(f"not a valid part: kind {kind!r:.80}, index {index!r:.80}")
         return cls(kind, index)
 
 
 class PartKind(ABC):
-    """One sort of part.
+    """One kind of part.
 
-    `label` is what a build shows while it makes them; `suffix` ends the names of their files. `checks` are the checks
-    that cover them. `on_device`: the board loads the file into the NPU's memory. `code` is None for a kind that a
-    backend compiles; otherwise axzoo writes the file itself, and this module determines its bytes, in jobs of `mem_mb`
-    that take `seconds` for a million weights. Jobs of higher `priority` start first.
+    `label` is the progress display's text while parts of this kind are built, `suffix` the suffix of their files.
+    `checks` names the checks that cover them. `on_device` is true if the board loads the file into NPU memory. `code`
+    is None if a backend compiles the parts; otherwise axzoo writes the files itself, `code` is the module that
+    determines their bytes, and their jobs need `mem_mb` and `seconds` per million weights. Jobs of higher `priority` start first.
     """
 
     name: ClassVar[str]
@@ -90,32 +90,32 @@ class PartKind(ABC):
     on_device: ClassVar[bool] = True
 
     def ids(self, num_hidden_layers: int) -> tuple[PartId, ...]:
-        """The parts of this kind in a model of `num_hidden_layers` layers: one, unless the kind says otherwise."""
+        """The parts of this kind in a model with `num_hidden_layers` layers; one by default."""
         return (PartId(self.name),)
 
     def stem(self, model_type: str, recipe: Recipe) -> str:
-        """How the file's name begins, which differs from model to model; "" where all models share one name."""
+        """The model-specific start of the file name; "" if the name is the same for all models."""
         return model_type
 
     @abstractmethod
     def tail(self, recipe: Recipe, index: int | str | None = None) -> str:
-        """How the file's name ends. `index` may be a placeholder: %d, or a wildcard of Snakemake."""
+        """The rest of the file name. `index` may be a placeholder: %d or a Snakemake wildcard."""
 
     def file_name(self, model_type: str, recipe: Recipe, index: int | str | None = None) -> str:
-        """The file's name in a bundle."""
+        """The file name in a bundle."""
         return self.stem(model_type, recipe) + self.tail(recipe, index)
 
     def variant(self, recipe: Recipe) -> str:
-        """A word for recipes whose files end in another tail than most; "" for the others."""
+        """A suffix for the names of rules if the recipe changes `tail`; "" otherwise."""
         return ""
 
     @abstractmethod
     def spec(self, model: DecoderSpec, index: int | None) -> PartSpec:
-        """What the part is, in numbers."""
+        """The spec of the part `index`."""
 
     @abstractmethod
     def read_spec(self, data: Mapping[str, Any]) -> PartSpec:
-        """The spec that `dataclasses.asdict` made `data` of."""
+        """Rebuilds a spec from the result of `dataclasses.asdict`."""
 
     @abstractmethod
     def tensors(self, family: Family, model: DecoderSpec, index: int | None) -> Mapping[str, TensorRef]:
@@ -123,19 +123,19 @@ class PartKind(ABC):
 
     @abstractmethod
     def choices(self, recipe: Recipe) -> dict[str, Any]:
-        """The choices of a recipe that determine the file's bytes, as plain JSON values."""
+        """The recipe fields that determine the file's bytes, as plain JSON values."""
 
     @abstractmethod
     def weight_type(self, recipe: Recipe) -> str:
-        """The type the part's matrices are stored in, a name of `axzoo.weights.formats.FORMATS`."""
+        """The weight type of the part's matrices, a key of `axzoo.weights.formats.FORMATS`."""
 
     @abstractmethod
     def storage(self, recipe: Recipe) -> dict[str, Any]:
-        """How the part's matrices are stored, for manifests."""
+        """How the part's matrices are stored, as recorded in manifests."""
 
     @abstractmethod
     def parameters(self, sizes: Mapping[str, int]) -> int:
-        """Parameters of one part, from the `sizes` of a matrix entry."""
+        """The number of parameters of one part, from the `sizes` of a matrix entry."""
 
     def paths(self, files: CompiledFiles) -> tuple[Path, ...]:
         """The kind's files as config.json names them, in the order of their indices; none if it names none."""
@@ -146,7 +146,7 @@ class PartKind(ABC):
         return {}
 
     def groups(self, spec: PartSpec, recipe: Recipe) -> tuple[ShapeGroup, ...]:
-        """The shape groups of the file; none where it is not a compiled graph."""
+        """The shape groups of the file; empty if it is not a compiled graph."""
         return ()
 
     def is_calibrated(self, recipe: Recipe) -> bool:
@@ -154,5 +154,5 @@ class PartKind(ABC):
         return False
 
     def write(self, read: RowReader, file: BinaryIO) -> None:
-        """Writes the file of a kind that axzoo writes itself, from the tensors that `read` gives by role."""
+        """Writes the file of a kind with `code`, from the tensors that `read` returns by role."""
         raise NotImplementedError(f"a backend compiles parts of kind {self.name}")

@@ -1,10 +1,10 @@
-"""The lock: what a build depends on, as small files instead of multi-gigabyte shards.
+"""The lock: small files that represent the checkpoint's multi-gigabyte shards as dependencies of a build.
 
-`index.json` describes the model. Each part has a file, such as `layer_<i>.json`, with its spec and the BLAKE3 of its
-tensors. A part's file is everything its compile job needs to know, and the only thing it is keyed by.
+`index.json` describes the model. Each part has a file, such as `layer_<i>.json`, with its spec and the BLAKE3 digests
+of its tensors. Compile jobs depend on the file of their part instead of the checkpoint.
 
-Making the lock is also the pre-flight check: every tensor the spec needs exists with the right shape and finite values,
-and no tensor is left unexplained.
+Locking also validates the checkpoint: every tensor that the spec needs must exist with the right shape and finite
+values, and there must be no unexpected tensors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from axzoo.parts.part import LockedTensor, Part
 
 @dataclass(frozen=True)
 class Lock:
-    """A whole model's lock, in memory: its spec and its parts, kind by kind."""
+    """The lock of a whole model in memory: its spec and its parts, ordered by kind."""
 
     spec: DecoderSpec
     parts: tuple[Part, ...]
@@ -52,18 +52,18 @@ def make_lock(
     model_config: Path | None = None,
     threads: int = 1,
 ) -> Lock:
-    """Reads config.json, with what `model_config` overrides of it, and every tensor of the checkpoint in `folder`;
-    `threads` tensors are digested at once.
+    """Locks the checkpoint in `folder`: reads config.json, overridden by `model_config`, and digests every tensor,
+    `threads` of them in parallel.
 
-    Raises AxzooError when config.json contradicts the expected model_type or layer count, has keys axzoo does not
-    know, or does not fit the tensors; and when a tensor is missing, superfluous, misshapen, damaged or not finite.
+    Raises AxzooError when config.json has another model_type or layer count, has unknown keys, or does not match the
+    tensors; and when a tensor is missing, unexpected, damaged, of the wrong shape or not finite.
     """
     spec = read_spec(folder, model_type, num_hidden_layers, ignore_config_keys, model_config)
     family = load_family(model_type)
     checkpoint = open_checkpoint(folder)
     refs = {part: kind.tensors(family, spec, part.index) for kind in KINDS for part in kind.ids(spec.num_hidden_layers)}
     needed = {ref.name: ref for roles in refs.values() for ref in roles.values()}
-    tied = _second_copies(spec, family, checkpoint)
+    tied = _tied_copies(spec, family, checkpoint)
     _check_tensors(folder, checkpoint, needed | {copy.name: copy for copy in tied}, family.IGNORED_TENSORS)
     for copy, original in tied.items():
         _check_tied_head(folder, checkpoint, copy.name, original)
@@ -80,8 +80,8 @@ def make_lock(
     return Lock(spec, tuple(lock_part(part, roles) for part, roles in refs.items()))
 
 
-def _second_copies(spec: DecoderSpec, family: Family, checkpoint: Checkpoint) -> dict[TensorRef, str]:
-    """Some checkpoints store a tied head a second time: that tensor, and the name of the one it must equal."""
+def _tied_copies(spec: DecoderSpec, family: Family, checkpoint: Checkpoint) -> dict[TensorRef, str]:
+    """The lm_head tensor that some tied checkpoints also store, and the name of the embedding that it must equal."""
     embedding = family.embed_tensor(spec)
     copy = embedding.name.replace("model.embed_tokens", "lm_head")
     if not spec.tie_word_embeddings or copy == embedding.name or copy not in checkpoint.tensors:
@@ -90,8 +90,8 @@ def _second_copies(spec: DecoderSpec, family: Family, checkpoint: Checkpoint) ->
 
 
 def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, Any]) -> None:
-    """Writes the lock's files, index.json last. A file that already has the same content is left untouched, so that
-    Snakemake sees what changed."""
+    """Writes the lock's files, index.json last. Files with unchanged content are not rewritten, so that Snakemake sees
+    which ones changed."""
     for part in lock.parts:
         _write_changed(folder / part.id.lock_file, part.to_dict())
     files = {name: sha256_of(checkpoint / name) for name in TOKENIZER_FILES if (checkpoint / name).is_file()}
@@ -102,7 +102,7 @@ def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, 
 def _write_changed(path: Path, value: Mapping[str, Any]) -> None:
     try:
         unchanged = path.exists() and canonical_json(read_json(path)) == canonical_json(value)
-    except AxzooError:  # damaged: written anew
+    except AxzooError:  # damaged: rewrite it
         unchanged = False
     if not unchanged:
         write_json(path, value)
@@ -113,20 +113,22 @@ def _check_tensors(folder: Path, checkpoint: Checkpoint, needed: Mapping[str, Te
     extra = [name for name in checkpoint.tensors if name not in needed and not re.fullmatch(ignored, name)]
     extra = [name for name in extra if not _adds_nothing(checkpoint, name, needed)]
     if missing or extra:
-        said = [f"lacks {_listed(missing)}"] if missing else []
-        said += [f"has {_listed(extra)}, which config.json does not account for"] if extra else []
-        raise AxzooError(f"{folder}: the checkpoint {' and '.join(said)}")
+        problems = [f"is missing {_listed(missing)}"] if missing else []
+        problems += [f"has unexpected {_listed(extra)}"] if extra else []
+        raise AxzooError(
+            f"{folder}: the checkpoint {' and '.join(problems)}: check that config.json belongs to these weights"
+        )
     for name, ref in needed.items():
         info = checkpoint.tensors[name]
         if info.shape != ref.shape:
             raise AxzooError(
                 f"{folder / info.file}: tensor {name} has shape {list(info.shape)}, "
-                f"but {folder / 'config.json'} demands {list(ref.shape)}"
+                f"but {folder / 'config.json'} requires {list(ref.shape)}"
             )
 
 
 def _adds_nothing(checkpoint: Checkpoint, name: str, needed: Collection[str]) -> bool:
-    """Whether this is the bias of zeros that AutoGPTQ once gave every layer that has none."""
+    """Whether this is an all-zero bias, which old AutoGPTQ versions added to every linear layer without one."""
     if not name.endswith(".bias") or name.removesuffix("bias") + "weight" not in needed:
         return False
     shape = checkpoint.tensors[name].shape
@@ -134,13 +136,13 @@ def _adds_nothing(checkpoint: Checkpoint, name: str, needed: Collection[str]) ->
 
 
 def _size(ref: TensorRef) -> int:
-    """Largest first, no thread is left alone with a large tensor at the end."""
+    """The number of values. Digesting the largest tensors first keeps all threads busy until the end."""
     start, stop = ref.rows or (0, ref.shape[0])
     return (stop - start) * math.prod(ref.shape[1:])
 
 
 def digest_rows(folder: Path, checkpoint: Checkpoint, ref: TensorRef) -> LockedTensor:
-    """Digests a reference's rows. Raises AxzooError when a value is not finite."""
+    """Digests the referenced rows. Raises AxzooError when a value is not finite."""
     info = checkpoint.tensors[ref.name]
     start, stop = ref.rows or (0, ref.shape[0])
     shape = (stop - start, *ref.shape[1:])
@@ -148,7 +150,8 @@ def digest_rows(folder: Path, checkpoint: Checkpoint, ref: TensorRef) -> LockedT
     for block in row_blocks(checkpoint, ref.name, start, stop):
         if not np.isfinite(block).all():
             raise AxzooError(
-                f"{folder / info.file}: tensor {ref.name} holds NaN or infinite values: the checkpoint is damaged"
+                f"{folder / info.file}: tensor {ref.name} contains NaN or infinity: the checkpoint is damaged, "
+                f"download it again"
             )
         digest.update(np.ascontiguousarray(block).view(np.uint8).data)
     return LockedTensor(ref.name, start, shape, digest.hexdigest())
@@ -159,8 +162,8 @@ def _check_tied_head(folder: Path, checkpoint: Checkpoint, head: str, embedding:
     pairs = zip(row_blocks(checkpoint, head, 0, rows), row_blocks(checkpoint, embedding, 0, rows), strict=True)
     if not all(np.array_equal(a, b) for a, b in pairs):
         raise AxzooError(
-            f"{folder / 'config.json'} says tie_word_embeddings, but {head} differs from the embedding: "
-            f"one of the two is wrong"
+            f"{folder / 'config.json'} sets tie_word_embeddings, but {head} differs from the embedding: "
+            f"set it to false if the model has its own lm_head"
         )
 
 

@@ -1,4 +1,4 @@
-"""index.json of a lock: the whole model in short. Read without numpy, by plans and bundles."""
+"""index.json of a lock, which describes the whole model. Plans and bundles read it without numpy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from axzoo.core.files import read_json, require_format
 from axzoo.model.spec import DecoderSpec, SpecError
 
 LOCK_FORMAT = 2
-"""The format of a lock's files. Locks of older formats are made again, since a lock is only a digest."""
+"""The format version of a lock's files. Older locks are not read: making a lock again is cheap."""
 
 
 INDEX = "index.json"
-"""Describes the whole model: its spec, its source, its tokenizer files."""
+"""The file with the model's spec, source and tokenizer files."""
 
 
 TOKENIZER_FILES = (
@@ -31,12 +31,12 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "vocab.json",
 )
-"""The checkpoint's small files that travel into a bundle's tokenizer folder."""
+"""The checkpoint's small files that are copied to a bundle's tokenizer folder."""
 
 
 @dataclass(frozen=True)
 class LockIndex:
-    """index.json of a lock: the model's spec, where its checkpoint comes from, and the sha256 of tokenizer files."""
+    """The content of index.json: the model's spec, its checkpoint's source, and the sha256 of each tokenizer file."""
 
     spec: DecoderSpec
     source: Mapping[str, Any]

@@ -18,7 +18,7 @@ from axzoo.parts.lock_index import LOCK_FORMAT
 
 @dataclass(frozen=True)
 class LockedTensor:
-    """Rows of a checkpoint's tensor, `shape[0]` of them from `start` on. The digest covers dtype, shape and bytes."""
+    """`shape[0]` rows of a checkpoint's tensor, from row `start`. The digest covers dtype, shape and bytes."""
 
     name: str
     start: int
@@ -32,7 +32,7 @@ class LockedTensor:
 
 @dataclass(frozen=True)
 class Part:
-    """Which part it is, its spec as plain data, and its tensors by role."""
+    """A part of a locked model: its spec as plain data and its tensors by role."""
 
     id: PartId
     spec: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Part:
 
     @property
     def parameters(self) -> int:
-        """Values of all tensors together."""
+        """The total number of values of all tensors."""
         return sum(math.prod(shape) for shape in self.shapes.values())
 
     def to_dict(self) -> dict[str, Any]:
@@ -72,18 +72,20 @@ def read_part(path: Path) -> Part:
 
 
 def read_parts(folder: Path, num_hidden_layers: int, kinds: Iterable[PartKind] = KINDS) -> list[Part]:
-    """The parts of those kinds in a lock's folder, in the kinds' order. Raises AxzooError as `read_part`."""
+    """Reads the parts of `kinds` from a lock's folder, in that order. Raises AxzooError as `read_part` does."""
     return [read_part(folder / part.lock_file) for kind in kinds for part in kind.ids(num_hidden_layers)]
 
 
 def verified_blocks(checkpoint: Checkpoint, tensor: LockedTensor) -> Iterator[Array]:
-    """The tensor's rows in blocks; after the last one, raises AxzooError if they are not what was locked."""
+    """Yields the tensor's rows in blocks. Raises AxzooError after the last block if they differ from the lock."""
     info = checkpoint.tensors.get(tensor.name)
     if info is None or info.shape[1:] != tensor.shape[1:] or info.shape[0] < tensor.rows[1]:
-        raise AxzooError(f"tensor {tensor.name} is not what was locked: lock the checkpoint again")
+        raise AxzooError(
+            f"tensor {tensor.name} is missing or its shape changed since locking: lock the checkpoint again"
+        )
     digest = rows_digest(info.dtype, tensor.shape)
     for block in row_blocks(checkpoint, tensor.name, *tensor.rows):
         digest.update(block.view("uint8").data)
         yield block
     if digest.hexdigest() != tensor.blake3:
-        raise AxzooError(f"{info.file}: tensor {tensor.name} changed after it was locked: lock the checkpoint again")
+        raise AxzooError(f"{info.file}: tensor {tensor.name} changed since locking: lock the checkpoint again")

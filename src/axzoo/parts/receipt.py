@@ -1,4 +1,4 @@
-"""What a job wrote about one part: which part it is, and what its file holds."""
+"""The receipt that a job writes for each part it builds."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from axzoo.core.files import read_json, require_format
 from axzoo.parts.kind import PartId
 
 RECEIPT_FORMAT = 2
-"""Receipts of older formats are made again, by the job that wrote them."""
+"""The format version of receipts. Older ones are not read: the job that wrote them runs again."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """Which part it is, the key, sha256 and size in bytes of its file, and what else is known about it."""
+    """A part and its file: the store key, sha256, size in bytes, and in `about` what the backend recorded."""
 
     part: PartId
     file: str
@@ -33,7 +33,7 @@ class Receipt:
 
 
 def read_receipt(path: Path) -> Receipt:
-    """Raises AxzooError when the receipt is missing, damaged or written by another version."""
+    """Reads a receipt. Raises AxzooError when it is missing, damaged or written by another version."""
     data = read_json(path)
     require_format(data, RECEIPT_FORMAT, path, "remove it and build its bundle again", oldest=RECEIPT_FORMAT)
     try:

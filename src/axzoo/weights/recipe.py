@@ -1,4 +1,4 @@
-"""How a model is built: the numeric and shape choices of `llm_build`, apart from the model itself."""
+"""The recipe: the numeric formats and shapes with which a model is built."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _POST_FIELDS = ("post_weight_type", "post_topk", "ret_postnorm")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to build a model.
+    """The numeric formats and shapes of a build.
 
-    `prefill_len` tokens are prefilled at once (0: decode only). `last_kv_cache_len` lists, for the prefill groups after
-    the first, how many cached tokens stand before the chunk: 1, 2, ... times `prefill_len`.
+    `prefill_len` is the number of tokens per prefill chunk (0: decode only). `last_kv_cache_len` lists the number of
+    cached tokens before each prefill chunk after the first: 1, 2, ... times `prefill_len`.
 
-    Integer weights have one scale per output row, or one per `weight_group_size` input features of it (0: the row);
-    `scale_rule` chooses it and `rounding` the codes. With `post_topk` k the post layer gives the k likeliest tokens
-    instead of logits; with `ret_postnorm` also the normed hidden state.
+    Integer weights have one scale per `weight_group_size` input features of an output row (0: one per row).
+    `scale_rule` chooses the scales, `rounding` the integers. If `post_topk` is k > 0, the post layer outputs the k most
+    probable tokens instead of logits. With `ret_postnorm` it also outputs the normalized hidden state.
 
-    Raises AxzooError when two of these contradict each other.
+    Raises AxzooError when the fields contradict each other.
     """
 
     weight_type: WeightType = "s8"
@@ -62,10 +62,10 @@ class Recipe:
     def __post_init__(self) -> None:
         for key in ("prefill_len", "kv_cache_len", "post_topk"):
             if type(getattr(self, key)) is not int:
-                raise AxzooError(f"recipe: {key} is {getattr(self, key)!r:.80}, but must be a whole number")
+                raise AxzooError(f"recipe: {key} is {getattr(self, key)!r:.80}, but must be an integer")
         lengths = self.last_kv_cache_len
         if not isinstance(lengths, tuple) or any(type(length) is not int for length in lengths):
-            raise AxzooError(f"recipe: last_kv_cache_len is {lengths!r:.80}, but must be a list of whole numbers")
+            raise AxzooError(f"recipe: last_kv_cache_len is {lengths!r:.80}, but must be a list of integers")
         self._check_numerics()
         self._check_lengths()
 
@@ -74,7 +74,7 @@ class Recipe:
             for key, default in (("weight_group_size", 0), ("scale_rule", "vendor"), ("rounding", "nearest")):
                 if getattr(self, key) != default:
                     raise AxzooError(
-                        f"{key} {getattr(self, key)} is for integer weights, and weight_type is {self.weight_type}: "
+                        f"{key} {getattr(self, key)} requires integer weights, but weight_type is {self.weight_type}: "
                         f"use {' or '.join(INTEGER_WEIGHT_TYPES)}, or omit {key}"
                     )
         if self.post_topk < 0:
@@ -82,16 +82,18 @@ class Recipe:
 
     def _check_lengths(self) -> None:
         if self.kv_cache_len < 1:
-            raise AxzooError(f"kv_cache_len {self.kv_cache_len} leaves no room for a token: it must be at least 1")
+            raise AxzooError(f"kv_cache_len {self.kv_cache_len} is too small: it must be at least 1")
         if self.prefill_len < 0:
             raise AxzooError(f"prefill_len {self.prefill_len} is negative: use 0 for a decode-only build")
         if self.prefill_len > self.kv_cache_len + 1:
             raise AxzooError(
-                f"kv_cache_len {self.kv_cache_len} does not hold a prefill of {self.prefill_len} tokens: "
+                f"kv_cache_len {self.kv_cache_len} is too small for a prefill of {self.prefill_len} tokens: "
                 f"raise kv_cache_len to at least {self.prefill_len - 1} or lower prefill_len"
             )
         if self.last_kv_cache_len and not self.prefill_len:
-            raise AxzooError("last_kv_cache_len asks for more prefill groups, but prefill_len 0 means none: give one")
+            raise AxzooError(
+                "last_kv_cache_len requires prefill groups, but prefill_len is 0: raise it or omit last_kv_cache_len"
+            )
         expected = tuple(self.prefill_len * p for p in range(1, len(self.last_kv_cache_len) + 1))
         if self.last_kv_cache_len != expected:
             raise AxzooError(
@@ -100,36 +102,36 @@ class Recipe:
             )
         if self.max_prompt_len > self.kv_cache_len + 1:
             raise AxzooError(
-                f"kv_cache_len {self.kv_cache_len} does not fit the prefill groups, which end at token "
+                f"kv_cache_len {self.kv_cache_len} is too small for the prefill groups, which end at token "
                 f"{self.max_prompt_len}: raise kv_cache_len to at least {self.max_prompt_len - 1} "
-                f"or drop the last of last_kv_cache_len"
+                f"or remove the last value of last_kv_cache_len"
             )
 
     @property
     def max_prompt_len(self) -> int:
-        """Tokens the prefill groups reach together."""
+        """The number of tokens that all prefill groups together can process; 0 if there are none."""
         return self.prefill_len * (1 + len(self.last_kv_cache_len)) if self.prefill_len else 0
 
     @property
     def positions(self) -> int:
-        """Positions the files compute: as many tokens as the cache holds, or the last prefill group reaches."""
+        """The number of positions that the files support: kv_cache_len, or max_prompt_len if it is larger."""
         return max(self.kv_cache_len, self.max_prompt_len)
 
     def to_dict(self) -> dict[str, Any]:
-        """Every choice as plain JSON values."""
+        """All fields as plain JSON values."""
         return {**asdict(self), "last_kv_cache_len": list(self.last_kv_cache_len)}
 
     @classmethod
     def from_dict(cls, data: Any) -> Self:
-        """The recipe of plain JSON values; choices left out have their defaults.
+        """The recipe from plain JSON values. Missing fields have their defaults.
 
-        Raises AxzooError when a key or a value is not one of a recipe's.
+        Raises AxzooError when a key is unknown or a value is not valid.
         """
         if not isinstance(data, dict):
-            raise AxzooError(f"a recipe is a JSON object, not {data!r:.80}")
+            raise AxzooError(f"a recipe must be a JSON object, not {data!r:.80}")
         unknown = sorted(data.keys() - cls.__dataclass_fields__.keys())
         if unknown:
-            raise AxzooError(f"a recipe has no {unknown[0]!r}: its keys are {', '.join(cls.__dataclass_fields__)}")
+            raise AxzooError(f"recipe: unknown key {unknown[0]!r}: use one of {', '.join(cls.__dataclass_fields__)}")
         values = {**data}
         if "last_kv_cache_len" in values:
             lengths = values["last_kv_cache_len"]
@@ -139,18 +141,18 @@ class Recipe:
         return recipe
 
     def _check_types(self) -> None:
-        """Raises AxzooError for a value of the wrong type, which a file may hold."""
+        """Raises AxzooError when a value that was read from a file is not allowed."""
         for key, allowed in _CHOICES.items():
             if getattr(self, key) not in allowed or isinstance(getattr(self, key), bool):
-                wanted = " or ".join(map(repr, allowed))
-                raise AxzooError(f"recipe: {key} is {getattr(self, key)!r:.80}, but must be {wanted}")
+                expected = " or ".join(map(repr, allowed))
+                raise AxzooError(f"recipe: {key} is {getattr(self, key)!r:.80}, but must be {expected}")
         if type(self.ret_postnorm) is not bool:
             raise AxzooError(f"recipe: ret_postnorm is {self.ret_postnorm!r:.80}, but must be true or false")
 
     def for_layers(self) -> dict[str, Any]:
-        """What decoder layers depend on."""
+        """The fields that decoder layers depend on."""
         return {key: value for key, value in self.to_dict().items() if key not in _POST_FIELDS}
 
     def for_post(self) -> dict[str, Any]:
-        """What the post layer depends on."""
+        """The fields that the post layer depends on."""
         return {key: getattr(self, key) for key in (*_POST_FIELDS, "hidden_state_type")}

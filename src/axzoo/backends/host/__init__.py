@@ -1,4 +1,4 @@
-"""The host backend: standard ONNX in the board's container, for the CPU of any computer."""
+"""The host backend: compiles standard ONNX models, packaged as .axmodel files, that run on any CPU."""
 
 from __future__ import annotations
 
@@ -16,29 +16,30 @@ from axzoo.weights.formats import FORMATS
 from axzoo.weights.recipe import Recipe
 
 _BASE_MB, _BLOCK_MB = 120, 240
-"""Python with numpy and onnx, and a block of rows while it is encoded."""
+"""Python with numpy and onnx, and one block of rows while it is encoded."""
 
-_SCALES = 1.1
-"""Stored weights with their scales and tables, by the weights alone."""
+_SIZE_WITH_SCALES = 1.1
+"""Size of the stored weights with scales and tables, relative to the weights alone."""
 
 _CALIBRATED_MB = 8000
-"""A layer of calibration-aware rounding: the Hessian of a down_proj 11,008 wide and its inverse in fp64."""
+"""Calibration-aware rounding of one layer: the Hessian of a down_proj with 11,008 input features, and its inverse, in
+fp64."""
 
-_UNKNOWN_MB = {"layer": 1000}
-_UNKNOWN_LARGE_MB = 3000
-"""For entries that state no sizes: a layer 4096 wide, and a post layer of 128,256 tokens, with room."""
+_UNKNOWN_SIZE_MB = {"layer": 1000}
+_UNKNOWN_SIZE_LARGE_MB = 3000
+"""For entries without `sizes`: enough for a layer with hidden_size 4096, and for a post layer with 128,256 tokens."""
 
 _START_MINUTES = 10
 _SECONDS_PER_MILLION, _CALIBRATED_SECONDS_PER_MILLION = 0.3, 20.0
-"""For a million weights: more than ten times what SmolLM2-135M takes on two cores (docs/performance.md), since nodes of
-a cluster differ."""
+"""Per million weights. More than ten times the time SmolLM2-135M takes on two cores (docs/performance.md), because
+cluster nodes differ."""
 
 _ASSUMED_PARAMETERS = 9_000_000_000
-"""Of an entry that states no sizes."""
+"""For entries without `sizes`."""
 
 
 class HostBackend(Backend):
-    """Compiles in this process, the same file for every chip."""
+    """Compiles in this process. The compiled files do not depend on the chip."""
 
     name = "host"
     runs_here = True
@@ -57,9 +58,9 @@ class HostBackend(Backend):
         if calibrated:
             return Needs(_CALIBRATED_MB, minutes)
         if parameters is None:
-            return Needs(_UNKNOWN_MB.get(kind.name, _UNKNOWN_LARGE_MB), minutes)
+            return Needs(_UNKNOWN_SIZE_MB.get(kind.name, _UNKNOWN_SIZE_LARGE_MB), minutes)
         stored = FORMATS[kind.weight_type(recipe)].bytes_stored * parameters
-        return Needs(round(_BASE_MB + _BLOCK_MB + _SCALES * stored / 1e6), minutes)
+        return Needs(round(_BASE_MB + _BLOCK_MB + _SIZE_WITH_SCALES * stored / 1e6), minutes)
 
     def compile(self, orders: Iterable[Order], folder: Path) -> Iterator[Mapping[str, Any]]:
         from axzoo.backends.host.compiler import compile_layer, compile_post
@@ -74,7 +75,7 @@ class HostBackend(Backend):
             with order.output.open("wb") as file:
                 file.writelines(compiled.pieces)
             about = compiled.about
-            del order, compiled  # weights: the next order must not find them in memory
+            del order, compiled  # free the weights before the next order is read
             yield about
 
     def contradictions(

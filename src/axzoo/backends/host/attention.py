@@ -17,7 +17,7 @@ from axzoo.weights.stored import StoredWeight
 
 @dataclass(frozen=True)
 class Rotary:
-    """Names of the tables and positions that rotate queries and keys."""
+    """Names of the graph values that rotate queries and keys: cos and sin tables, and positions."""
 
     cos: str
     sin: str
@@ -25,7 +25,8 @@ class Rotary:
 
 
 def rotary_inputs(g: GraphBuilder, spec: LayerSpec, positions: int, indices: str) -> Rotary:
-    """Tables for `positions` positions, and the uint32 `indices` [1, n] as the int64 the operator takes."""
+    """Adds tables for `positions` positions, and casts the uint32 `indices` [1, n] to int64, as RotaryEmbedding
+    requires."""
     cos, sin = rope_tables(spec.rope, positions)
     return Rotary(
         cos=g.constant(POSITIONS, cos),
@@ -35,7 +36,7 @@ def rotary_inputs(g: GraphBuilder, spec: LayerSpec, positions: int, indices: str
 
 
 def rotate(g: GraphBuilder, spec: LayerSpec, value: str, rotary: Rotary, name: str, heads: int) -> str:
-    """value [1, n, heads * head_dim] fp32 with the rotated dimensions of every head turned, same shape."""
+    """Applies rotary position embedding to value [1, n, heads * head_dim] fp32; same shape."""
     partial = spec.rope.rotary_dim if spec.rope.rotary_dim < spec.head_dim else 0
     return g.op(
         "RotaryEmbedding",
@@ -47,11 +48,12 @@ def rotate(g: GraphBuilder, spec: LayerSpec, value: str, rotary: Rotary, name: s
     )
 
 
-CLOSED = -65536.0
+MASKED = -65536.0
 
 
 def attention_mask(g: GraphBuilder, window: int | None, rotary: Rotary) -> str:
-    """The graph's `mask` [1, n, cached + n] as fp32 [1, 1, n, cached + n]; with a window, closed outside of it too."""
+    """The graph's `mask` [1, n, cached + n] as fp32 [1, 1, n, cached + n], plus the sliding window's mask if there is
+    one."""
     axis = g.constant("mask.axis", np.array([1], np.int64))
     mask = g.op("Unsqueeze", [g.cast("mask", "fp32", "mask/Cast"), axis], "mask/Unsqueeze")
     if window is None:
@@ -60,9 +62,9 @@ def attention_mask(g: GraphBuilder, window: int | None, rotary: Rotary) -> str:
 
 
 def _window_mask(g: GraphBuilder, window: int, rotary: Rotary) -> str:
-    """[n, cached + n]: closed where a key stands `window` positions or more before the query.
+    """[n, cached + n]: MASKED where a key is `window` or more positions before the query, otherwise 0.
 
-    Cache slot j holds position j; behind the cache stand the new tokens, at the graph's `indices`.
+    Cache slot j holds position j. The new tokens, at the positions `indices`, follow the cache.
     """
     zero, one = g.constant("window.zero", np.array(0, np.int64)), g.constant("window.one", np.array(1, np.int64))
     cached = g.op("Shape", ["K_cache"], "window/cached/Shape", start=1, end=2)
@@ -76,9 +78,9 @@ def _window_mask(g: GraphBuilder, window: int, rotary: Rotary) -> str:
     distance = g.op("Sub", [queries, keys], "window/distance/Sub")
     width = g.constant("window.width", np.array(window, np.int64))
     outside = g.op("GreaterOrEqual", [distance, width], "window/outside/GreaterOrEqual")
-    closed = g.constant("window.closed", np.array(CLOSED, np.float32))
-    opened = g.constant("window.open", np.array(0, np.float32))
-    return g.op("Where", [outside, closed, opened], "window/Where")
+    masked = g.constant("window.closed", np.array(MASKED, np.float32))
+    visible = g.constant("window.open", np.array(0, np.float32))
+    return g.op("Where", [outside, masked, visible], "window/Where")
 
 
 def attention(
@@ -91,11 +93,11 @@ def attention(
     vectors: Vectors,
     state: str,
 ) -> str:
-    """x [1, n, hidden_size] fp32, already normed -> the attention's output, same shape.
+    """Normalized x [1, n, hidden_size] fp32 -> attention output, same shape.
 
-    Writes K_cache_out and V_cache_out [1, n, kv_size] in the hidden state's dtype `state`, K after rotation. Attention
-    reads the new rows as rounded for the cache, so a token sees the same keys whether they come from its own chunk or
-    from the cache. `mask` [1, 1, n, cached + n] fp32 is added to the scores.
+    Writes K_cache_out and V_cache_out [1, n, kv_size] in `state`, the dtype of the hidden state; K after rotation.
+    Attention uses the new rows as rounded for the cache, so results do not depend on whether a key comes from the same
+    chunk or from the cache. `mask` [1, 1, n, cached + n] fp32 is added to the scores.
     """
 
     def heads(role: str, count: int) -> str:
@@ -105,8 +107,8 @@ def attention(
         return rotate(g, spec, value, rotary, f"attention/{role}", count)
 
     query = heads("q", spec.num_attention_heads)
-    key = _cached(g, heads("k", spec.num_key_value_heads), "K_cache", state)
-    value = _cached(g, linear(g, x, weights, vectors, "v_proj", "attention"), "V_cache", state)
+    key = _append_to_cache(g, heads("k", spec.num_key_value_heads), "K_cache", state)
+    value = _append_to_cache(g, linear(g, x, weights, vectors, "v_proj", "attention"), "V_cache", state)
     mixed = g.op(
         "Attention",
         [query, key, value, mask],
@@ -118,16 +120,16 @@ def attention(
 
 
 def _head_norm(g: GraphBuilder, spec: LayerSpec, value: str, vectors: Vectors, name: str, heads: int) -> str:
-    """value [1, n, heads * head_dim], each head normed by itself."""
-    apart = g.constant(f"{name}.heads", np.array([0, 0, heads, spec.head_dim], np.int64))
-    together = g.constant(f"{name}.row", np.array([0, 0, heads * spec.head_dim], np.int64))
-    value = g.op("Reshape", [value, apart], f"{name}/split/Reshape")
+    """Applies RMSNorm to each head of value [1, n, heads * head_dim]; same shape."""
+    split = g.constant(f"{name}.heads", np.array([0, 0, heads, spec.head_dim], np.int64))
+    joined = g.constant(f"{name}.row", np.array([0, 0, heads * spec.head_dim], np.int64))
+    value = g.op("Reshape", [value, split], f"{name}/split/Reshape")
     value = norm(g, NormSpec("rms_norm", spec.norm.eps), value, vectors, name)
-    return g.op("Reshape", [value, together], f"{name}/join/Reshape")
+    return g.op("Reshape", [value, joined], f"{name}/join/Reshape")
 
 
-def _cached(g: GraphBuilder, value: str, cache: str, state: str) -> str:
-    """The cache's rows and the new ones, rounded to the cache's dtype, as fp32 [1, cached + n, kv_size]."""
+def _append_to_cache(g: GraphBuilder, value: str, cache: str, state: str) -> str:
+    """The cached rows followed by the new ones, rounded to the cache's dtype, as fp32 [1, cached + n, kv_size]."""
     new = g.cast(value, state, f"attention/{cache}/round", output=f"{cache}_out")
     rows = g.op("Concat", [cache, new], f"attention/{cache}/Concat", axis=1)
     return g.cast(rows, "fp32", f"attention/{cache}/Cast")

@@ -1,4 +1,4 @@
-"""Collecting nodes and initializers; every value is named after the node that makes it."""
+"""Collects the nodes and initializers of a graph. Values are named after the node that computes them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from axzoo.core.dtypes import NUMPY_DTYPES, ONNX_DTYPES
 
 
 def pack_int4(codes: NDArray[Any]) -> NDArray[np.uint8]:
-    """codes of dtype int4, any shape -> bytes [ceil(size / 2)], two to a byte, the first in the low half.
+    """int4 codes of any shape -> bytes [ceil(size / 2)], two codes per byte, the first in the low nibble.
 
-    The last half byte of an odd number of codes is 0 (onnx.proto, TensorProto.raw_data).
+    If the number of codes is odd, the last nibble is 0 (onnx.proto, TensorProto.raw_data).
     """
     nibbles = codes.reshape(-1).view(np.uint8)
     packed = nibbles[0::2] & np.uint8(0x0F)
@@ -29,14 +29,14 @@ _BY_NUMPY = {NUMPY_DTYPES[name]: number for name, number in ONNX_DTYPES.items()}
 
 
 class GraphBuilder:
-    """An ONNX graph in the making."""
+    """Builds an ONNX graph."""
 
     def __init__(self) -> None:
         self._nodes = onnx.GraphProto()
         self._initializers: list[Pieces] = []
 
     def op(self, op_type: str, inputs: list[str], name: str, output: str | None = None, **attributes: Any) -> str:
-        """Adds a node with one output and returns the output's name: the node's own, unless given."""
+        """Adds a node with one output and returns the output's name, by default the node's name."""
         value = output or name
         self.node(op_type, inputs, [value], name, **attributes)
         return value
@@ -46,9 +46,9 @@ class GraphBuilder:
         self._nodes.node.append(helper.make_node(op_type, inputs, outputs, name=name, **attributes))
 
     def constant(self, name: str, array: NDArray[Any]) -> str:
-        """Adds an initializer, its bytes taken as they are (int4: packed two to a byte), and returns its name.
+        """Adds an initializer with the array's bytes (int4: packed, two per byte) and returns its name.
 
-        The array is held, not copied, where its rows are contiguous: it must not change any more.
+        A contiguous array is not copied, so it must not change afterwards.
         """
         tensor = onnx.TensorProto(name=name, data_type=_BY_NUMPY[array.dtype], dims=array.shape)
         content = pack_int4(array) if array.dtype == NUMPY_DTYPES["int4"] else array
@@ -61,7 +61,7 @@ class GraphBuilder:
         return self.op("Cast", [value], name, output, to=ONNX_DTYPES[dtype])
 
     def graph(self, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]) -> Pieces:
-        """The finished graph: a serialized onnx.GraphProto, its fields in the order of their numbers."""
+        """The complete graph as a serialized onnx.GraphProto, with its fields in ascending order."""
         self._nodes.name = name
         nodes = self._nodes.SerializeToString(deterministic=True)
         ends = onnx.GraphProto(input=inputs, output=outputs).SerializeToString(deterministic=True)

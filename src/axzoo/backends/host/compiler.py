@@ -1,4 +1,4 @@
-"""A part's spec and tensors -> the bytes of its .axmodel."""
+"""Compiles a part: its spec and tensors -> the bytes of its .axmodel."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from axzoo.backends.host.attention import attention, attention_mask, rotary_inputs
 from axzoo.backends.host.builder import GraphBuilder
 from axzoo.backends.host.container import Pieces, serialize, value_info
-from axzoo.backends.host.operators import Vectors, likeliest, linear, mlp, norm, scaled
+from axzoo.backends.host.operators import Vectors, linear, mlp, norm, scaled, topk
 from axzoo.core.errors import AxzooError
 from axzoo.model.rope import supported_length
 from axzoo.model.spec import LayerSpec, PostSpec
@@ -22,15 +22,15 @@ from axzoo.weights.recipe import Recipe
 from axzoo.weights.stored import StoredWeight, store_weight
 
 RowReader = Callable[[str], Iterable[NDArray[Any]]]
-"""Gives the tensor of a role as consecutive blocks of rows."""
+"""Returns the tensor of a role as consecutive blocks of rows."""
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A file's bytes in pieces, and what the file says of how it was made (plain JSON values).
+    """The bytes of a file in pieces, and the description of the build that the file contains (plain JSON values).
 
-    `about` holds the recipe's choices, without those of weight storage that are at their defaults, and "weight_errors":
-    for each weight matrix the relative L2 error that storing it made.
+    `about` contains the recipe's types, its weight storage options that differ from the defaults, and "weight_errors",
+    the relative L2 quantization error of each weight matrix.
     """
 
     pieces: Pieces
@@ -44,17 +44,17 @@ def compile_layer(
     read: RowReader,
     stored: Mapping[str, StoredWeight] | None = None,
 ) -> Compiled:
-    """Builds the layer. `shapes` and `read` give its tensors by role ("q_proj.weight", "input_norm.weight", ...);
-    `stored` gives its matrices where the recipe's rounding has made them already.
+    """Compiles a decoder layer. `shapes` and `read` provide its tensors by role ("q_proj.weight", "input_norm.weight",
+    ...). If the matrices are already quantized, `stored` contains them.
 
-    Raises AxzooError when the recipe's lengths exceed the positions the model knows, or its weight type or group size
-    does not serve a tensor.
+    Raises AxzooError when the recipe's lengths exceed the model's positions, or a tensor cannot be stored with the
+    recipe's weight type or group size.
     """
-    known = supported_length(spec.rope, spec.max_position_embeddings)
-    if recipe.positions > known:
+    supported = supported_length(spec.rope, spec.max_position_embeddings)
+    if recipe.positions > supported:
         raise AxzooError(
-            f"kv_cache_len {recipe.kv_cache_len} does not fit: it asks for {recipe.positions} positions, "
-            f"and config.json gives the model {known} (max_position_embeddings, and what its rope adds)"
+            f"kv_cache_len {recipe.kv_cache_len} is too large: it needs {recipe.positions} positions, "
+            f"and the model supports {supported} (max_position_embeddings and rope scaling of config.json)"
         )
     form = layer_format(recipe)
     weights: dict[str, StoredWeight] = {}
@@ -124,13 +124,13 @@ def compile_post(
     shapes: Mapping[str, tuple[int, ...]],
     read: RowReader,
 ) -> Compiled:
-    """Builds the post layer from "lm_head.weight" [vocab_size, hidden_size] and the vectors of norm and bias.
+    """Compiles the post layer from "lm_head.weight" [vocab_size, hidden_size] and the norm and bias vectors.
 
-    Raises AxzooError when the recipe asks for more tokens than there are.
+    Raises AxzooError when the recipe's post_topk exceeds the vocabulary.
     """
     rows, columns = shapes["lm_head.weight"]
     if recipe.post_topk > rows:
-        raise AxzooError(f"post_topk {recipe.post_topk} is more than the {rows} tokens of the vocabulary: lower it")
+        raise AxzooError(f"post_topk {recipe.post_topk} exceeds the vocabulary of {rows} tokens: lower it")
     weight = store_weight(
         "lm_head.weight", read("lm_head.weight"), (rows, columns), post_format(recipe.post_weight_type)
     )
@@ -143,7 +143,7 @@ def compile_post(
     x = scaled(g, normed, spec.logit_scale, "logits")
     logits = linear(g, x, {"lm_head": weight}, vectors, "lm_head", "post")
     if recipe.post_topk:
-        likeliest(g, logits, recipe.post_topk)
+        topk(g, logits, recipe.post_topk)
     else:
         g.cast(logits, recipe.hidden_state_type, "output/Cast", output="output")
     groups = post_groups(spec, recipe)

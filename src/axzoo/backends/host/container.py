@@ -1,8 +1,8 @@
-"""The .axmodel container: an ONNX model whose metadata lists the shape groups the board's engine offers.
+"""The .axmodel container: an ONNX model whose metadata lists the shape groups of the board's engine.
 
-One graph with symbolic lengths serves every group. Group 0 is decode, groups 1..N are the prefill chunks; tensor names,
-dtypes and shapes are those of the vendor's files. In group 1 the two caches are dummies [1, 1, hidden_size] whose
-content nobody reads: `unused` names them, and the graph is run with caches of length 0.
+All groups share one graph with symbolic lengths. Group 0 is decode, groups 1..N are the prefill chunks; tensor names,
+dtypes and shapes are those of the vendor's files. The two caches of group 1 are dummies [1, 1, hidden_size] that are
+never read; `unused` names them, and the graph runs with caches of length 0.
 """
 
 from __future__ import annotations
@@ -21,29 +21,28 @@ from axzoo.core.files import canonical_json
 from axzoo.parts.groups import ShapeGroup, TensorSpec
 
 if TYPE_CHECKING:
-    import onnx  # imported where a file is written: the engine and the runtime only read
-
+    import onnx  # at run time only where a file is written: the engine and the runtime do not need it
 
 Pieces = tuple[bytes | memoryview, ...]
-"""Bytes in consecutive pieces, none of them joined; a memoryview is one-dimensional and of single bytes."""
+"""Consecutive pieces of a file, which avoid copying weights. A memoryview is one-dimensional with single-byte items."""
 
 _LENGTH_DELIMITED = 2
-"""The wire type of bytes and of messages."""
+"""The protobuf wire type of bytes and messages."""
 
 
 def size(pieces: Pieces) -> int:
-    """Bytes of all pieces together."""
+    """The total number of bytes."""
     return sum(map(len, pieces))
 
 
 def field(number: int, content: Iterable[bytes | memoryview]) -> Pieces:
-    """Field `number` of a message with `content`: raw bytes, or another message."""
+    """Encodes field `number` of a message; `content` is bytes or an encoded message."""
     pieces = tuple(content)
     return (_varint(number << 3 | _LENGTH_DELIMITED) + _varint(size(pieces)), *pieces)
 
 
 def _varint(value: int) -> bytes:
-    """Seven bits to a byte, the lowest first; the high bit says that another byte follows."""
+    """Encodes an integer with seven bits per byte, the lowest first; the high bit is set if another byte follows."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -57,23 +56,23 @@ IR_VERSION = 11
 METADATA_KEY = "axzoo"
 FORMAT = 1
 POSITIONS = "rope.cos"
-"""The initializer that has a row for each position a layer's graph knows."""
+"""The initializer of a layer's graph with one row per supported position."""
 SIZE_LIMIT = (1 << 31) - 1
-"""Bytes: protobuf reads no larger message."""
+"""The largest protobuf message in bytes."""
 
 
 def value_info(tensor: TensorSpec, shape: list[int | str] | None = None) -> onnx.ValueInfoProto:
-    """The graph's declaration of a group's tensor, with `shape` where lengths are symbolic."""
+    """The graph input or output for a group's tensor; `shape` replaces its shape if lengths are symbolic."""
     from onnx import helper
 
     return helper.make_tensor_value_info(tensor.name, ONNX_DTYPES[tensor.dtype], shape or list(tensor.shape))
 
 
 def serialize(graph: Pieces, kind: str, groups: tuple[ShapeGroup, ...], about: dict[str, Any]) -> Pieces:
-    """The file's bytes, in pieces; equal arguments give equal bytes.
+    """The file's bytes in pieces. Equal arguments produce equal bytes.
 
-    `graph` is a serialized onnx.GraphProto, `about` (plain JSON values) says what was built and how. Raises AxzooError
-    when the file would be larger than protobuf can read.
+    `graph` is a serialized onnx.GraphProto; `about` (plain JSON values) describes the build. Raises AxzooError when the
+    file would exceed SIZE_LIMIT.
     """
     import onnx
     from onnx import helper
@@ -89,15 +88,15 @@ def serialize(graph: Pieces, kind: str, groups: tuple[ShapeGroup, ...], about: d
     )
     if size(pieces) > SIZE_LIMIT:
         raise AxzooError(
-            f"the {kind} file would have {size(pieces)} bytes, and an ONNX file holds at most {SIZE_LIMIT}: "
-            "choose a smaller weight type"
+            f"the {kind} file would have {size(pieces)} bytes, and an ONNX file can have at most {SIZE_LIMIT}: "
+            "use a smaller weight type"
         )
     return pieces
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an .axmodel says of itself."""
+    """The metadata of an .axmodel."""
 
     kind: str
     groups: tuple[ShapeGroup, ...]
@@ -105,13 +104,15 @@ class Header:
 
 
 def parse_header(metadata: str | None, path: Path) -> Header:
-    """Reads the metadata entry. Raises AxzooError when the file is not one that axzoo wrote."""
+    """Parses the metadata entry. Raises AxzooError when it is missing, damaged or has another format."""
     if metadata is None:
         raise AxzooError(f"{path} has no {METADATA_KEY!r} metadata: it was not built by axzoo")
     try:
         data = json.loads(metadata)
         if data["format"] != FORMAT:
-            raise AxzooError(f"{path} has format {data['format']!r:.80}, this axzoo reads {FORMAT}: build it again")
+            raise AxzooError(
+                f"{path} has format {data['format']!r:.80}, but this axzoo reads format {FORMAT}: build it again"
+            )
         groups = tuple(
             ShapeGroup(_tensors(group["inputs"]), _tensors(group["outputs"]), tuple(group["unused"]))
             for group in data["groups"]

@@ -1,6 +1,6 @@
-"""What an .axmodel's header and its graph owe each other, and what a stranger's file may ask for before it is loaded.
+"""Checks an untrusted .axmodel before it is loaded: its header and graph must match, and its sizes must be plausible.
 
-Everything is checked against the file's own bytes, before ONNX Runtime or a cache takes any memory.
+All checks use the file's bytes alone, before ONNX Runtime or a KV cache allocates memory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 from axzoo.backends.host.container import METADATA_KEY, POSITIONS, Header, parse_header
-from axzoo.backends.host.outline import Declared, Outline, Stored, mapped, outline_of
+from axzoo.backends.host.outline import DeclaredTensor, Initializer, Outline, map_file, outline_of
 from axzoo.core.dtypes import NUMPY_DTYPES
 from axzoo.core.errors import AxzooError
 from axzoo.parts.groups import ShapeGroup, TensorSpec, layer_group
@@ -19,67 +19,68 @@ OPERATORS = frozenset(
      "LayerNormalization", "MatMul", "Mul", "RMSNormalization", "Range", "Reshape", "RotaryEmbedding", "Shape",
      "Sigmoid", "Softmax", "Squeeze", "Sub", "TopK", "Unsqueeze", "Where")
 )  # fmt: skip
-"""All that axzoo writes: none holds a graph of its own, reads a file, or draws random numbers."""
+"""All operators that axzoo writes. None of them contains a subgraph, reads a file or uses random numbers."""
 
-LEAST_BYTES = 16 << 20
-"""Any file may ask for tensors of as many bytes together, and for thirty times its own size more."""
+BASE_TENSOR_BYTES = 16 << 20
+"""The tensors of a shape group may have this size in total, plus 30 times the size of the file."""
 _STATES = ("fp32", "fp16", "bf16")
 
 
 def loadable_header(source: Path | bytes, path: Path) -> Header:
-    """What the file says of itself, when it may be loaded: its groups are a layer's or a post layer's, its graph
-    declares their tensors, computes with axzoo's operators on weights that the file holds, and nothing is longer than
-    the file backs.
+    """The header of a file that is safe to load: its groups are those of a decoder or post layer, its graph declares
+    the same tensors, uses only axzoo's operators and weights inside the file, and its tensors are not too large.
 
-    Raises AxzooError, naming the file `path`, when it is missing, damaged, or asks for more.
+    Raises AxzooError with the name `path` when the file is missing, damaged or not safe to load.
     """
     if isinstance(source, Path) and not source.is_file():
         raise AxzooError(f"{path} is missing: build the bundle again")
     try:
-        outline = outline_of(source if isinstance(source, bytes) else mapped(source))
+        outline = outline_of(source if isinstance(source, bytes) else map_file(source))
         header = parse_header(outline.metadata.get(METADATA_KEY), path)
         _check_graph(outline)
         for group in header.groups:
             _check_lengths(group, outline.size)
         _check_kind(header, outline)
         if not all(declares(outline, group) for group in header.groups):
-            raise ValueError("its graph declares other inputs or outputs than its shape groups have")
+            raise ValueError("the inputs or outputs of its graph do not match its shape groups")
     except (ValueError, LookupError) as error:
         raise AxzooError(f"{path} cannot be loaded ({error!s:.200}): build it again") from None
     return header
 
 
 def declares(outline: Outline, group: ShapeGroup) -> bool:
-    """Whether the graph's inputs and outputs are the group's; where the graph leaves a length open, any will do."""
-    return _are(outline.inputs, group.inputs, group.unused) and _are(outline.outputs, group.outputs, ())
+    """Whether the graph's inputs and outputs match the group's. Symbolic lengths match any length."""
+    return _all_match(outline.inputs, group.inputs, group.unused) and _all_match(outline.outputs, group.outputs, ())
 
 
-def _are(declared: tuple[Declared, ...], tensors: tuple[TensorSpec, ...], unused: tuple[str, ...]) -> bool:
-    if [tensor.name for tensor in declared] != [tensor.name for tensor in tensors]:
+def _all_match(declared: tuple[DeclaredTensor, ...], specs: tuple[TensorSpec, ...], unused: tuple[str, ...]) -> bool:
+    if [tensor.name for tensor in declared] != [spec.name for spec in specs]:
         return False
-    pairs = zip(declared, tensors, strict=True)
-    return all(tensor.name in unused or _fits(said, tensor) for said, tensor in pairs)
+    pairs = zip(declared, specs, strict=True)
+    return all(spec.name in unused or _matches(tensor, spec) for tensor, spec in pairs)
 
 
-def _fits(declared: Declared, tensor: TensorSpec) -> bool:
-    if declared.dtype != tensor.dtype or len(declared.shape) != len(tensor.shape):
+def _matches(declared: DeclaredTensor, spec: TensorSpec) -> bool:
+    if declared.dtype != spec.dtype or len(declared.shape) != len(spec.shape):
         return False
-    lengths = zip(declared.shape, tensor.shape, strict=True)
-    return all(isinstance(said, str) or said == length for said, length in lengths)
+    lengths = zip(declared.shape, spec.shape, strict=True)
+    return all(isinstance(length, str) or length == expected for length, expected in lengths)
 
 
 def _check_graph(outline: Outline) -> None:
-    strange = sorted(set(outline.operators) - OPERATORS)
-    if strange or outline.functions:
-        raise ValueError(f"it computes with {strange[0] if strange else 'functions'!r:.80}, which axzoo never writes")
+    unknown = sorted(set(outline.operators) - OPERATORS)
+    if unknown or outline.functions:
+        raise ValueError(f"it uses {unknown[0] if unknown else 'functions'!r:.80}, which axzoo never writes")
     for tensor in outline.tensors:
         if tensor.external:
-            raise ValueError("it has weights outside itself, which a file of axzoo's never has")
+            raise ValueError("it refers to weights in another file, which axzoo never writes")
         if tensor.bytes != _bytes(tensor):
-            raise ValueError(f"tensor {tensor.name!r:.80} has {tensor.bytes} bytes, its shape asks for others")
+            raise ValueError(
+                f"tensor {tensor.name!r:.80} has {tensor.bytes} bytes, but its shape requires {_bytes(tensor)}"
+            )
 
 
-def _bytes(tensor: Stored) -> int:
+def _bytes(tensor: Initializer) -> int:
     count = math.prod(tensor.shape)
     return -(-count // 2) if tensor.dtype == "int4" else count * NUMPY_DTYPES[tensor.dtype].itemsize
 
@@ -87,10 +88,10 @@ def _bytes(tensor: Stored) -> int:
 def _check_lengths(group: ShapeGroup, file_size: int) -> None:
     tensors = (*group.inputs, *group.outputs)
     if any(length < 1 for tensor in tensors for length in tensor.shape):
-        raise ValueError("a shape group has a tensor without values")
-    asked = sum(math.prod(tensor.shape) * NUMPY_DTYPES[tensor.dtype].itemsize for tensor in tensors)
-    if asked > LEAST_BYTES + 30 * file_size:
-        raise ValueError(f"its shape groups ask for tensors of {asked} bytes, far more than a file of {file_size} can")
+        raise ValueError("a shape group has an empty tensor")
+    total = sum(math.prod(tensor.shape) * NUMPY_DTYPES[tensor.dtype].itemsize for tensor in tensors)
+    if total > BASE_TENSOR_BYTES + 30 * file_size:
+        raise ValueError(f"a shape group has tensors of {total} bytes, too many for a file of {file_size} bytes")
 
 
 def _check_kind(header: Header, outline: Outline) -> None:
@@ -99,43 +100,44 @@ def _check_kind(header: Header, outline: Outline) -> None:
     elif header.kind == "post":
         _check_post(header.groups)
     else:
-        raise ValueError(f"it is a {header.kind!r:.80}, neither a decoder layer nor a post layer")
+        raise ValueError(f"its kind is {header.kind!r:.80}, not decoder_layer or post")
 
 
 def _check_layer(groups: tuple[ShapeGroup, ...], rows: int) -> None:
-    """Decode, then a chunk behind 0, 1, 2 ... chunks, at positions that the rope's tables of `rows` rows know."""
+    """The groups must be decode, then prefill after 0, 1, 2, ... chunks, within the `rows` positions of the rotary
+    tables."""
     cache, state = groups[0].inputs[0], groups[0].inputs[3]
     if state.dtype not in _STATES or len(cache.shape) != 3 or len(state.shape) != 3:
-        raise ValueError("its shape groups are not a decoder layer's")
-    _, cached, width = cache.shape
+        raise ValueError("its shape groups are not those of a decoder layer")
+    _, cached, kv_size = cache.shape
     chunk = groups[1].inputs[2].shape[-1] if len(groups) > 1 else 1
     sizes = [(1, cached), *((chunk, chunk * index) for index in range(len(groups) - 1))]
     for group, (tokens, past) in zip(groups, sizes, strict=True):
-        if group != layer_group(state.dtype, state.shape[2], width, tokens, past):
-            raise ValueError("its shape groups are not a decoder layer's")
+        if group != layer_group(state.dtype, state.shape[2], kv_size, tokens, past):
+            raise ValueError("its shape groups are not those of a decoder layer")
     longest = max(cached, chunk * (len(groups) - 1))
     if longest > rows:
-        raise ValueError(f"its shape groups reach {longest} tokens, its graph knows {rows} positions")
+        raise ValueError(f"its shape groups need {longest} positions, but its graph has {rows}")
 
 
 def _rows(outline: Outline) -> int:
-    """Positions for which the graph holds the rope's cosines."""
+    """The number of positions in the graph's rotary tables."""
     shapes = [tensor.shape for tensor in outline.tensors if tensor.name == POSITIONS]
     if len(shapes) != 1 or len(shapes[0]) != 2:
-        raise ValueError("its graph has no table of positions")
+        raise ValueError("its graph has no rotary tables")
     return shapes[0][0]
 
 
 def _check_post(groups: tuple[ShapeGroup, ...]) -> None:
     names = [tensor.name for tensor in groups[0].outputs]
-    likeliest = names[:2] == ["indices", "prob"]
+    has_topk = names[:2] == ["indices", "prob"]
     if (
         len(groups) != 1
         or [tensor.name for tensor in groups[0].inputs] != ["input"]
         or groups[0].inputs[0].dtype not in _STATES
         or any(len(tensor.shape) != 3 or tensor.shape[:2] != (1, 1) for tensor in groups[0].inputs + groups[0].outputs)
-        or names[2 if likeliest else 1 :] not in ([], ["postnorm"])
-        or not (likeliest or names[:1] == ["output"])
+        or names[2 if has_topk else 1 :] not in ([], ["postnorm"])
+        or not (has_topk or names[:1] == ["output"])
         or groups[0].unused
     ):
-        raise ValueError("its shape group is not a post layer's")
+        raise ValueError("its shape group is not that of a post layer")

@@ -1,4 +1,4 @@
-"""What an .axmodel, or any ONNX file, declares, read without its weights."""
+"""Reads what an .axmodel or any other ONNX file declares, without its weights."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from axzoo.backends.host.container import METADATA_KEY, Header, parse_header
 from axzoo.backends.host.contract import declares
-from axzoo.backends.host.outline import Outline, Stored, read_outline
+from axzoo.backends.host.outline import Initializer, Outline, read_outline
 from axzoo.core.errors import AxzooError
 from axzoo.parts.groups import ShapeGroup
 
-if TYPE_CHECKING:
-    pass
-
-
-_LEARNED = (".weight", ".bias")
-"""How axzoo's initializers end that hold the model's own parameters; the others are scales and tables."""
+_PARAMETER_SUFFIXES = (".weight", ".bias")
+"""Suffixes of the initializers that hold model parameters; others are scales and tables."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A file's outline, and the header axzoo gave it: None where another tool wrote the file."""
+    """A file's outline, and its header: None if another tool wrote the file."""
 
     path: Path
     outline: Outline
@@ -32,19 +28,20 @@ class Inspection:
 
     @property
     def parameters(self) -> int | None:
-        """The model's parameters in the file; unknown of another tool's."""
+        """The number of model parameters in the file; None if another tool wrote the file."""
         if self.header is None:
             return None
-        return sum(math.prod(tensor.shape) for tensor in self.outline.tensors if tensor.name.endswith(_LEARNED))
+        tensors = [tensor for tensor in self.outline.tensors if tensor.name.endswith(_PARAMETER_SUFFIXES)]
+        return sum(math.prod(tensor.shape) for tensor in tensors)
 
-    def error(self, tensor: Stored) -> float | None:
-        """The relative L2 error that storing a weight matrix made, where the file tells it."""
+    def error(self, tensor: Initializer) -> float | None:
+        """The relative L2 quantization error of a weight matrix, if the file records it."""
         errors: dict[str, float] = self.header.about.get("weight_errors", {}) if self.header else {}
         role, end, _ = tensor.name.rpartition(".weight")
         return errors.get(role) if end else None
 
     def by_dtype(self) -> dict[str, dict[str, int]]:
-        """Count of tensors, their elements and bytes, by dtype; the largest first."""
+        """The number of tensors, elements and bytes by dtype, in descending order of bytes."""
         sums: dict[str, dict[str, int]] = {}
         for tensor in self.outline.tensors:
             entry = sums.setdefault(tensor.dtype, {"tensors": 0, "elements": 0, "bytes": 0})
@@ -54,7 +51,7 @@ class Inspection:
         return dict(sorted(sums.items(), key=lambda item: -item[1]["bytes"]))
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain data. Of the metadata, whose values can be long, the sizes in bytes."""
+        """All fields as plain data. Metadata values can be long, so only their sizes in bytes are included."""
         tensors = [asdict(tensor) | {"error": self.error(tensor)} for tensor in self.outline.tensors]
         metadata = {key: len(value.encode()) for key, value in self.outline.metadata.items()}
         return {
@@ -69,17 +66,17 @@ class Inspection:
 
 
 def inspect_file(path: Path) -> Inspection:
-    """Raises AxzooError when the file is missing, no ONNX model, or damaged."""
+    """Inspects a file. Raises AxzooError when it is missing, damaged or not an ONNX model."""
     outline = read_outline(path)
     metadata = outline.metadata.get(METADATA_KEY)
     header = None if metadata is None else parse_header(metadata, path)
-    if header is not None and not _is_plain(header):
+    if header is not None and not _has_valid_types(header):
         raise AxzooError(f"{path} has damaged {METADATA_KEY!r} metadata: build it again")
     return Inspection(path, outline, header)
 
 
-def _is_plain(header: Header) -> bool:
-    """Whether what the header says is of the types axzoo writes."""
+def _has_valid_types(header: Header) -> bool:
+    """Whether the header's values have the types that axzoo writes."""
     names = [tensor.name for group in header.groups for tensor in (*group.inputs, *group.outputs)]
     unused = [name for group in header.groups for name in group.unused]
     if not isinstance(header.about, dict) or not all(isinstance(text, str) for text in (header.kind, *names, *unused)):
@@ -89,12 +86,12 @@ def _is_plain(header: Header) -> bool:
 
 
 _HEADER_KINDS = {"layer": "decoder_layer", "post": "post"}
-"""By part kind, the kind that a file's header states."""
+"""The kind in a file's header, by part kind."""
 
 
 def contradictions(path: Path, kind: str, groups: tuple[ShapeGroup, ...], about: Mapping[str, Any]) -> Iterator[str]:
-    """What the file declares otherwise than a part of that kind with those shape groups, and with the choices `about`
-    of its manifest entry."""
+    """Yields a message for each contradiction between a file and its part kind, its shape groups, or its manifest
+    entry `about`."""
     found = inspect_file(path)
     if found.header is None:
         yield f"{path.name} was not built by axzoo"
@@ -102,8 +99,8 @@ def contradictions(path: Path, kind: str, groups: tuple[ShapeGroup, ...], about:
     if found.header.kind != _HEADER_KINDS[kind]:
         yield f"{path.name} is a {found.header.kind!r}, not a {_HEADER_KINDS[kind]!r}"
     if found.header.groups != groups:
-        yield f"{path.name} has other shape groups than the manifest's spec and recipe ask for"
+        yield f"{path.name} has shape groups that do not match the manifest's spec and recipe"
     if any(about.get(key, value) != value for key, value in found.header.about.items()):
-        yield f"{path.name} records other choices than its manifest entry"
+        yield f"{path.name} has metadata that does not match its manifest entry"
     if not all(declares(found.outline, group) for group in groups):
-        yield f"{path.name} declares other inputs or outputs than its shape groups have"
+        yield f"{path.name} has inputs or outputs that do not match its shape groups"

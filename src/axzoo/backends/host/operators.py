@@ -1,4 +1,4 @@
-"""ONNX building blocks of one thought: scaling, normalization, linear layers, the MLP, top-k."""
+"""ONNX building blocks: scaling, normalization, linear layers, the MLP, top-k."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from axzoo.weights.stored import StoredWeight
 
 
 def scaled(g: GraphBuilder, x: str, factor: float, name: str) -> str:
-    """x * factor, or x itself where the factor is 1."""
+    """x * factor; x itself if the factor is 1."""
     if factor == 1.0:
         return x
     return g.op("Mul", [x, g.constant(f"{name}.factor", np.array(factor, np.float32))], f"{name}/Mul")
@@ -25,7 +25,7 @@ Vectors = Mapping[str, NDArray[np.float32]]
 
 
 def norm(g: GraphBuilder, spec: NormSpec, x: str, vectors: Vectors, name: str) -> str:
-    """x [..., features] fp32, normed over its last axis, same shape."""
+    """Normalizes x [..., features] fp32 over its last axis; same shape."""
     scale = g.constant(f"{name}.weight", vectors[f"{name}.weight"])
     match spec.kind:
         case "rms_norm":
@@ -40,10 +40,10 @@ def norm(g: GraphBuilder, spec: NormSpec, x: str, vectors: Vectors, name: str) -
 def linear(
     g: GraphBuilder, x: str, weights: Mapping[str, StoredWeight], vectors: Vectors, role: str, prefix: str
 ) -> str:
-    """x [..., in_features] fp32 -> [..., out_features] fp32, with a bias where `vectors` has one for the role.
+    """x [..., in_features] fp32 -> [..., out_features] fp32, plus a bias if `vectors` has one for the role.
 
-    Codes become DequantizeLinear (one scale per output column, or per block of rows of it) + MatMul, 16-bit floats
-    Cast + MatMul.
+    Quantized weights become DequantizeLinear (one scale per output column, or per block of rows in it) + MatMul, 16-bit
+    floats become Cast + MatMul.
     """
     weight = weights[role]
     matrix = g.constant(f"{role}.weight", weight.values)
@@ -60,7 +60,7 @@ def linear(
 
 
 def mlp(g: GraphBuilder, spec: LayerSpec, x: str, weights: Mapping[str, StoredWeight], vectors: Vectors) -> str:
-    """x [1, n, hidden_size] fp32 -> down(act(gate(x)) * up(x)), or down(act(up(x))) where not gated; same shape."""
+    """x [1, n, hidden_size] fp32 -> down(act(gate(x)) * up(x)), or down(act(up(x))) if not gated; same shape."""
     up = linear(g, x, weights, vectors, "up_proj", "mlp")
     if spec.gated:
         gate = _activate(g, spec.hidden_act, linear(g, x, weights, vectors, "gate_proj", "mlp"))
@@ -80,9 +80,9 @@ def _activate(g: GraphBuilder, act: Activation, x: str) -> str:
             assert_never(unknown)
 
 
-def likeliest(g: GraphBuilder, logits: str, k: int) -> None:
-    """logits [1, 1, vocab_size] fp32 -> the graph's outputs "indices" [1, 1, k] int32, the likeliest first, and "prob"
-    [1, 1, k] fp32, their probabilities among the whole vocabulary."""
+def topk(g: GraphBuilder, logits: str, k: int) -> None:
+    """logits [1, 1, vocab_size] fp32 -> the graph outputs "indices" [1, 1, k] int32, the k most probable tokens in
+    descending order, and "prob" [1, 1, k] fp32, their softmax probabilities over the whole vocabulary."""
     count = g.constant("topk.k", np.array([k], np.int64))
     g.node("TopK", [logits, count], ["topk/values", "topk/indices"], "topk/TopK", axis=-1)
     probabilities = g.op("Softmax", [logits], "topk/Softmax", axis=-1)

@@ -1,6 +1,7 @@
-"""An ONNX model's outline: what it declares, without the weights.
+"""Reads the outline of an ONNX model: everything except the weights.
 
-Field numbers: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto. onnx itself reads it all into memory.
+The onnx package would load the whole file into memory. Field numbers:
+https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ _EXTERNAL = 1  # TensorProto.DataLocation
 
 
 @dataclass(frozen=True)
-class Declared:
-    """An input or output of the graph; a length the file leaves open is a name, or "?"."""
+class DeclaredTensor:
+    """An input or output of the graph. A symbolic length is its name, or "?" if it has none."""
 
     name: str
     dtype: str
@@ -35,8 +36,8 @@ class Declared:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """An initializer, and how many bytes of values the file holds of it; `external` ones lie in another file."""
+class Initializer:
+    """An initializer. `bytes` is the size of its values in the file; `external` ones are stored in another file."""
 
     name: str
     dtype: str
@@ -47,8 +48,8 @@ class Stored:
 
 @dataclass(frozen=True)
 class Outline:
-    """`opsets` are versions by domain, `operators` counts by type, `metadata` values by key, `functions` how many the
-    model brings of its own."""
+    """What a model declares. `opsets` are versions by domain, `operators` counts by type, `functions` is the number of
+    functions that the model defines."""
 
     size: int
     ir_version: int
@@ -58,34 +59,34 @@ class Outline:
     opsets: dict[str, int]
     operators: dict[str, int]
     functions: int
-    inputs: tuple[Declared, ...]
-    outputs: tuple[Declared, ...]
-    tensors: tuple[Stored, ...]
+    inputs: tuple[DeclaredTensor, ...]
+    outputs: tuple[DeclaredTensor, ...]
+    tensors: tuple[Initializer, ...]
     metadata: dict[str, str]
 
 
 def read_outline(path: Path) -> Outline:
-    """Reads the outline of an ONNX file of any producer, and only the pages it needs.
+    """Reads the outline of an ONNX file from any producer. Reads only the pages it needs.
 
-    Raises AxzooError when the file is no ONNX model or is damaged.
+    Raises AxzooError when the file is damaged or not an ONNX model.
     """
     if path.is_dir():
         raise AxzooError(f"{path} is a folder: name one of the .axmodel files in it")
     try:
-        return outline_of(mapped(path))
+        return outline_of(map_file(path))
     except ValueError as error:
-        raise AxzooError(f"{path} is no ONNX model, or a damaged one ({error}): build or fetch it again") from None
+        raise AxzooError(f"{path} is damaged or not an ONNX model ({error}): build or fetch it again") from None
 
 
-def mapped(path: Path) -> bytes | mmap.mmap:
-    """A file's content, of which only what is looked at is read."""
+def map_file(path: Path) -> bytes | mmap.mmap:
+    """Maps a file into memory."""
     with path.open("rb") as file:
-        empty = not path.stat().st_size  # and cannot be mapped
+        empty = not path.stat().st_size  # an empty file cannot be mapped
         return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def outline_of(content: bytes | mmap.mmap) -> Outline:
-    """Raises ValueError when this is no ONNX model or a damaged one."""
+    """The outline of a serialized model. Raises ValueError when it is damaged or not an ONNX model."""
     return _outline(Message(memoryview(content)), len(content))
 
 
@@ -103,28 +104,28 @@ def _outline(model: Message, size: int) -> Outline:
         opsets={opset.text(1): opset.integer(2) for opset in model.messages(8)},
         operators=dict(operators.most_common()),
         functions=len(model.views(25)),
-        inputs=tuple(_declared(value) for graph in graphs for value in graph.messages(11)),
-        outputs=tuple(_declared(value) for graph in graphs for value in graph.messages(12)),
-        tensors=tuple(_stored(tensor) for graph in graphs for tensor in graph.messages(5)),
+        inputs=tuple(_declared_tensor(value) for graph in graphs for value in graph.messages(11)),
+        outputs=tuple(_declared_tensor(value) for graph in graphs for value in graph.messages(12)),
+        tensors=tuple(_initializer(tensor) for graph in graphs for tensor in graph.messages(5)),
         metadata={entry.text(1): entry.text(2) for entry in model.messages(14)},
     )
 
 
-def _declared(value: Message) -> Declared:
-    """A ValueInfoProto: type, tensor_type, then elem_type and shape; what is no tensor has neither."""
+def _declared_tensor(value: Message) -> DeclaredTensor:
+    """Decodes a ValueInfoProto: type, tensor_type, then elem_type and shape. Values of other types have neither."""
     tensors = [tensor for kind in value.messages(2) for tensor in kind.messages(1)]
     dtype = tensors[-1].integer(1) if tensors else 0
     lengths = [length for tensor in tensors for shape in tensor.messages(2) for length in shape.messages(1)]
     shape = tuple(length.integer(1) if 1 in length else length.text(2) or "?" for length in lengths)
-    return Declared(value.text(1), _dtype(dtype), shape)
+    return DeclaredTensor(value.text(1), _dtype(dtype), shape)
 
 
-def _stored(tensor: Message) -> Stored:
+def _initializer(tensor: Message) -> Initializer:
     shape = tuple(tensor.integers(1))
     if len(shape) > _MAX_DIMENSIONS:
-        raise ValueError(f"a tensor of {len(shape)} dimensions")
+        raise ValueError(f"a tensor has {len(shape)} dimensions")
     size = sum(len(view) for number in _DATA_FIELDS for view in tensor.views(number))
-    return Stored(tensor.text(8), _dtype(tensor.integer(2)), shape, size, tensor.integer(14) == _EXTERNAL)
+    return Initializer(tensor.text(8), _dtype(tensor.integer(2)), shape, size, tensor.integer(14) == _EXTERNAL)
 
 
 def _dtype(number: int) -> str:

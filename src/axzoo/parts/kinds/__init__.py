@@ -1,4 +1,4 @@
-"""The part kinds, one file each. To add a kind, add its file and its line here."""
+"""The part kinds, one module each. A new kind needs a module and an entry in KINDS."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ KINDS: tuple[PartKind, ...] = (Layer(), Post(), Embed())
 
 
 def kind_of(name: str) -> PartKind:
-    """The kind of that name. Raises AxzooError when there is none."""
+    """The kind with this name. Raises AxzooError when it does not exist."""
     for kind in KINDS:
         if kind.name == name:
             return kind
-    raise AxzooError(f"there is no part kind {name!r:.80}; there are {', '.join(kind.name for kind in KINDS)}")
+    raise AxzooError(f"unknown part kind {name!r:.80}: use one of {', '.join(kind.name for kind in KINDS)}")
 
 
 def part_ids(num_hidden_layers: int) -> tuple[PartId, ...]:
-    """Every part of a model with so many layers, kind by kind."""
+    """All parts of a model with `num_hidden_layers` layers, ordered by kind."""
     return tuple(part for kind in KINDS for part in kind.ids(num_hidden_layers))

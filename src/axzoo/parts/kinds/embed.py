@@ -1,4 +1,4 @@
-"""The embedding table, which host programs read row by row."""
+"""The embedding table, from which host programs read single rows."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from axzoo.model.spec import TensorRef
 
 WEIGHT = "embed.weight"
-"""The role of the part's one tensor."""
+"""The role of the part's only tensor."""
 
 
 @dataclass(frozen=True)
 class EmbeddingSpec:
-    """A table [vocab_size, hidden_size]."""
+    """The shape of the table, [vocab_size, hidden_size]."""
 
     vocab_size: int
     hidden_size: int
 
 
 class Embed(PartKind):
-    """The embedding as raw little-endian bf16 rows. axzoo writes it, for every backend alike."""
+    """The embedding as raw little-endian bf16 rows. axzoo writes the same file for every backend."""
 
     name = "embed"
     label = "extracting embeddings"
@@ -63,7 +63,7 @@ class Embed(PartKind):
         return embedding_storage()
 
     def parameters(self, sizes: Mapping[str, int]) -> int:
-        return sizes["post"]  # a row for each token, as in lm_head
+        return sizes["post"]  # the same shape as lm_head
 
     def paths(self, files: CompiledFiles) -> tuple[Path, ...]:
         return (files.embedding,)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 
 class Layer(PartKind):
-    """A decoder layer, one file for each: MODELTYPE_p128_l7_together.axmodel, or MODELTYPE_l7.axmodel without prefill
-    groups."""
+    """A decoder layer: MODELTYPE_p128_l7_together.axmodel, or MODELTYPE_l7.axmodel without prefill groups."""
 
     name = "layer"
     label = "building llm decode layers"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Post(PartKind):
-    """The post layer, MODELTYPE_post.axmodel. Of a small model it is the longest job, so it starts first."""
+    """The post layer, MODELTYPE_post.axmodel. In small models it is the longest job, so it starts first."""
 
     name = "post"
     label = "building llm post layer"
