@@ -1,4 +1,4 @@
-"""Snakemake's `--logger axzoo`, which Snakemake finds by this package's name. The handler is `axzoo.report.display`."""
+"""Snakemake's `--logger axzoo`. Snakemake finds it by the name of this package; `axzoo.report.display` implements it."""
 
 from axzoo.report.display import LogHandler
 

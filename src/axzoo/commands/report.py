@@ -12,10 +12,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from axzoo.matrix.entries import load_zoo
-    from axzoo.report.summary import lines_of
+    from axzoo.report.summary import summarize_build
 
     zoo = load_zoo(args.matrix)
     for build in (*zoo.builds(), *zoo.left_out()):
         print(f"{build.name} for {build.chip}")
-        for label, text in lines_of(build):
+        for label, text in summarize_build(build):
             print(f"  {label:8} {text}")
