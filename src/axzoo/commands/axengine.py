@@ -1,4 +1,4 @@
-"""Run a Python program that was written for the board's Python engine."""
+"""Run a Python program written for the board's `axengine` module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Say of every build of a matrix where it lies, what the checks found and what it answered, or why it is left out."""
+"""Report for every build of a matrix its bundle, check results and answer, or why it is left out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("matrix", type=Path, metavar="MATRIX", help="a matrix file, config/zoo.yaml")
+    parser.add_argument("matrix", type=Path, metavar="MATRIX", help="a matrix file, such as config/zoo.yaml")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 def summarize_build(build: Build) -> list[tuple[str, str]]:
     """The summary as (label, text) pairs: the bundle, the verdict of each check, prompt and answer.
 
-    A build that is skipped or not built yet has a single pair with the reason.
+    A build that is left out or not built yet has a single pair with the reason.
     """
     if build.misfit is not None:
-        return [("skipped", build.misfit)]
+        return [("left out", build.misfit)]
     manifest = _read(build.bundle / "manifest.json")
     if manifest is None:
         return [("bundle", f"not built: snakemake --cores all {build.bundle / 'manifest.json'}")]
     size = sum(file["size"] for file in manifest["files"].values())
     lines = [("bundle", f"{build.bundle} ({len(manifest['files'])} files, {size / 1e6:.1f} MB)")]
-    layers, generation = (_read_report(build.checks / name) for name in ("layers.json", "generation.json"))
+    layers, generation = (_verdict_in(build.checks / name) for name in ("layers.json", "generation.json"))
     lines.append(("level 1", "not checked" if layers is None else _level_1(layers)))
     if generation is None:
         return [*lines, ("level 2", "not checked")]
@@ -41,7 +41,7 @@ def _read(path: Path) -> Any:
     return read_json(path) if path.exists() else None
 
 
-def _read_report(path: Path) -> Any:
+def _verdict_in(path: Path) -> Any:
     """The report of a check that passed or failed, or None if it has not run."""
     return _read(path) or _read(failed_report(path))
 
