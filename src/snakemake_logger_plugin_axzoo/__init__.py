@@ -1,4 +1,4 @@
-"""Snakemake's `--logger axzoo`. Snakemake finds it by the name of this package; `axzoo.report.display` implements it."""
+"""Snakemake's `--logger axzoo`, found by the name of this package and implemented in `axzoo.report.display`."""
 
 from axzoo.report.display import LogHandler
 

@@ -1,4 +1,4 @@
-"""Conversion of Snakemake's log records, and whether the installed Snakemake has the functions and messages we match."""
+"""Conversion of Snakemake's log records. The installed Snakemake must have the functions and messages we match."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _checkpoint(args: argparse.Namespace) -> tuple[Path, Path]:
-    """The lock folder and source.json of the bundle's checkpoint, as given or from the project that contains the bundle.
+    """The lock folder and source.json of the bundle's checkpoint, from the options or else from the bundle's project.
 
     Raises AxzooError when they are missing or belong to another checkpoint.
     """

@@ -160,7 +160,7 @@ class Project:
             )
 
     def _options(self, jobs: int) -> list[str]:
-        """`--nolock`: our own lock protects the folder and, unlike Snakemake's, is released when a process is killed."""
+        """`--nolock`: our own lock protects the folder. Unlike Snakemake's, it does not outlive a killed process."""
         return [
             f"--snakefile={WORKFLOW / 'Snakefile'}",
             f"--directory={self.folder}",

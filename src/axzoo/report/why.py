@@ -1,4 +1,4 @@
-"""The output of `axzoo why`: which jobs a build would run and why, from Snakemake's plan and the checkpoints' tensors."""
+"""The output of `axzoo why`: the jobs that a build would run, with reasons from Snakemake's plan and the tensors."""
 
 from __future__ import annotations
 
