@@ -34,7 +34,7 @@ from axzoo.runtime.model import load_model
 
 LAYERS = 30
 SHAPES = ((576, 960), (576, 576), (576, 3072), (1536, 576))
-"""Input and output features of a layer's products, with products of the same input fused: q, k, v; o; gate, up; down."""
+"""Input and output features of a layer's products, fused where they share their input: q, k, v; o; gate, up; down."""
 
 ZERO = 128
 

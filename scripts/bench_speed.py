@@ -160,7 +160,7 @@ def llama_bench(sources: Path, folder: str, *flags: str) -> Path:
 def fix_tile_configuration(sources: Path) -> None:
     """Work around gcc 12, whose _tile_loadconfig does not declare the memory that it reads.
 
-    gcc therefore drops the stores of the AMX tile configuration, and llama-bench dies with SIGILL. A barrier keeps them.
+    gcc therefore drops the stores of the AMX tile configuration, and llama-bench dies with SIGILL without a barrier.
     """
     file = sources / "ggml/src/ggml-cpu/amx/mmq.cpp"
     load, barrier = "_tile_loadconfig(&tc);", 'asm volatile("" : : "r"(&tc) : "memory");'

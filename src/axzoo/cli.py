@@ -36,7 +36,7 @@ def program() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb. Returns the exit status, 1 after an AxzooError or OSError, which is reported in one line on stderr."""
+    """Run a verb and return the exit status. An AxzooError or OSError gives 1 and a message of one line on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbs = _verbs()
     module = verbs.get(words[0].replace("_", "-")) if words else None  # llm_build is llm-build
