@@ -1,4 +1,4 @@
-"""All commands in README.md, config/README.md and docs/ exist, with the options that they are given."""
+"""All commands in the documentation exist, with the options that they are given."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def test_top_level_modules() -> None:
 
 
 def test_module_names_are_unique() -> None:
-    """Except in commands/, whose files are named after verbs, and families/, whose files are named after model types."""
+    """Except in commands/, whose files are named after verbs, and families/, named after model types."""
     unique = (m for m in MODULES if m.name != "__init__.py" and m.parent.as_posix() not in (COMMANDS, FAMILIES))
     assert _repeated((module.name, str(module)) for module in unique) == {}
 
