@@ -96,7 +96,7 @@ def cost(builder: Builder) -> Cost:
         process = started(builder, folder)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
-        refuse_failure(status, builder, folder)
+        exit_on_failure(status, builder, folder)
         size = sum(path.stat().st_size for path in (folder / builder.output).rglob("*") if path.is_file())
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, size / 2**20)
 
@@ -111,7 +111,7 @@ def peak(builder: Builder) -> Peak:
             tree = max(tree, sum(whole for whole, _ in memory))
             anonymous = max(anonymous, sum(part for _, part in memory))
             time.sleep(INTERVAL)
-        refuse_failure(process.returncode, builder, folder)
+        exit_on_failure(process.returncode, builder, folder)
     return Peak(tree / 1024, anonymous / 1024)
 
 
@@ -133,7 +133,7 @@ def started(builder: Builder, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(builder.command, cwd=folder, stdout=output, stderr=output, env=environment)
 
 
-def refuse_failure(status: int, builder: Builder, folder: Path) -> None:
+def exit_on_failure(status: int, builder: Builder, folder: Path) -> None:
     if status:
         sys.exit(f"{' '.join(builder.command)} failed:\n{(folder / 'output').read_text()[-4000:]}")
 

@@ -63,13 +63,13 @@ def test_pickled_checkpoints(data: st.DataObject, pickled: bytes, tmp_path: Path
 def test_packed_checkpoints(data: st.DataObject, tmp_path: Path) -> None:
     """GPTQ: the quantization_config in config.json, and the header of the packed tensors."""
     parts = {"qweight": (4, 16), "qzeros": (2, 2), "scales": (2, 16), "g_idx": (32,)}
-    said = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": True, "checkpoint_format": "gptq"}
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": True, "checkpoint_format": "gptq"}
     dtypes = {"scales": torch.float16}
     tensors = {f"x.{name}": torch.ones(shape, dtype=dtypes.get(name, torch.int32)) for name, shape in parts.items()}
     save_file(tensors, tmp_path / "model.safetensors")
     whole = (tmp_path / "model.safetensors").read_bytes()
     size = 8 + int.from_bytes(whole[:8], "little")
-    config: dict[str, Any] = {"quantization_config": said}
+    config: dict[str, Any] = {"quantization_config": quantization}
     if data.draw(st.booleans()):
         (tmp_path / "config.json").write_bytes(data.draw(changed_json(config)))
     else:

@@ -102,9 +102,9 @@ def licences(checkpoint: Path) -> list[str]:
     result is `license_name`, if present.
     """
     card = _front_matter(checkpoint / "README.md")
-    named = _words(card, "license")
+    named = _strings(card, "license")
     if named == ["other"]:
-        named = _words(card, "license_name") or named
+        named = _strings(card, "license_name") or named
     if named or not (checkpoint / "config.json").is_file():
         return named
     config = read_json(checkpoint / "config.json")
@@ -122,7 +122,7 @@ def _front_matter(path: Path) -> str:
     return card[1] if card else ""
 
 
-def _words(card: str, key: str) -> list[str]:
+def _strings(card: str, key: str) -> list[str]:
     """The string, or list of strings, under a top-level key.
 
     Only the lines of this key are parsed, and only into YAML nodes, so the rest of an untrusted card costs nothing.

@@ -166,8 +166,8 @@ def _run_script(config: Mapping[str, Any]) -> str:
     lines = [f'  --{name} "{value}" \\\n' for name, value in flags.items()]
     return (
         "#!/bin/sh\n"
-        "# Talks to the model: ./run.sh PROMPT, with a tokenizer server at hand. It starts ax-llm's main_prefill,\n"
-        "# or what MAIN_PREFILL says: on any computer 'axzoo run'.\n"
+        "# Usage: ./run.sh PROMPT, while a tokenizer server is running. It starts ax-llm's main_prefill, or the\n"
+        "# program in MAIN_PREFILL, such as 'axzoo run', which runs on any computer.\n"
         'cd "$(dirname "$0")" || exit 1\n'
         "exec ${MAIN_PREFILL:-main_prefill} \\\n" + "".join(lines) + '  --prompt="${1-}"\n'
     )

@@ -125,8 +125,8 @@ def _tensors(found: Inspection) -> Table:
     rows = []
     for tensor in largest[:MAX_TENSORS]:
         error = found.error(tensor)
-        words = "" if error is None else f"{error:.5f}"
-        rows.append((tensor.name, tensor.dtype, _shape(tensor.shape), str(tensor.bytes), words))
+        shown_error = "" if error is None else f"{error:.5f}"
+        rows.append((tensor.name, tensor.dtype, _shape(tensor.shape), str(tensor.bytes), shown_error))
     title = "tensors" if len(rows) == len(largest) else f"{len(rows)} largest tensors"
     return _table(("name", "dtype", "shape", "bytes", "error"), rows, title=title)
 

@@ -106,9 +106,11 @@ port = int_in_range(0, (1 << 16) - 1)
 
 
 def add_layer_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-w", "--weight_type", choices=WEIGHT_TYPES, default="s8", help="weight dtype (s8)")
-    parser.add_argument("--prefill_len", type=int, default=0, metavar="N", help="token length of prefill (0: none)")
-    parser.add_argument("--kv_cache_len", type=int, default=127, metavar="N", help="length of kv_cache (127)")
+    parser.add_argument("-w", "--weight_type", choices=WEIGHT_TYPES, default="s8", help="type of layer weights (s8)")
+    parser.add_argument(
+        "--prefill_len", type=int, default=0, metavar="N", help="tokens per prefill step (0: no prefill)"
+    )
+    parser.add_argument("--kv_cache_len", type=int, default=127, metavar="N", help="tokens in the KV cache (127)")
     parser.add_argument(
         "--last_kv_cache_len",
         type=int,
@@ -134,16 +136,24 @@ def add_layer_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def add_post_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--post_weight_type", choices=POST_WEIGHT_TYPES, default="s8", help="post weight type (s8)")
     parser.add_argument(
-        "--post_topk", type=int, default=0, metavar="K", help="post model outputs K indices and prob (0)"
+        "--post_weight_type", choices=POST_WEIGHT_TYPES, default="s8", help="type of the post layer's weights (s8)"
     )
-    parser.add_argument("--ret_postnorm", action="store_true", help="post model also outputs the normed hidden state")
+    parser.add_argument(
+        "--post_topk",
+        type=int,
+        default=0,
+        metavar="K",
+        help="the post layer returns indices and probabilities of the K most probable tokens (0: logits)",
+    )
+    parser.add_argument(
+        "--ret_postnorm", action="store_true", help="the post layer also returns the normed hidden state"
+    )
 
 
 def add_hidden_state_type(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-t", "--hidden_state_type", choices=HIDDEN_STATE_TYPES, default="bf16", help="hidden_state dtype (bf16)"
+        "-t", "--hidden_state_type", choices=HIDDEN_STATE_TYPES, default="bf16", help="type of hidden states (bf16)"
     )
 
 

@@ -117,7 +117,7 @@ def place_bundle(bundle: Path, output: Path) -> None:
 
 
 def remove_checks(output: Path, names: Iterable[str]) -> None:
-    """Remove check results that do not apply to the files in `output` any more."""
+    """Remove check results that no longer apply to the files in `output`."""
     for name in names:
         (output / CHECKS / name).unlink(missing_ok=True)
 
