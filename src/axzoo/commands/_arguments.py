@@ -107,9 +107,7 @@ port = int_in_range(0, (1 << 16) - 1)
 
 def add_layer_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-w", "--weight_type", choices=WEIGHT_TYPES, default="s8", help="type of layer weights (s8)")
-    parser.add_argument(
-        "--prefill_len", type=int, default=0, metavar="N", help="tokens per prefill step (0: no prefill)"
-    )
+    parser.add_argument("--prefill_len", type=int, default=0, metavar="N", help="tokens per prefill step (0: none)")
     parser.add_argument("--kv_cache_len", type=int, default=127, metavar="N", help="tokens in the KV cache (127)")
     parser.add_argument(
         "--last_kv_cache_len",

@@ -27,9 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input_path", type=Path, required=True, help="Hugging Face checkpoint folder, or a GGUF file")
     parser.add_argument("--output_path", type=Path, default=Path(), help="output folder (.)")
     parser.add_argument("--parallel", type=_positive, default=1, metavar="N", help="number of jobs at once (1)")
-    parser.add_argument(
-        "--model_config", type=Path, metavar="FILE", help="JSON file that overrides keys of config.json"
-    )
+    parser.add_argument("--model_config", type=Path, metavar="FILE", help="JSON file that overrides config.json")
     parser.add_argument("--model_type", metavar="NAME", help="overrides the model_type of config.json")
     add_layer_recipe(parser)
     parser.add_argument(
@@ -52,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(0, 1, 2),
         default=0,
-        help="0: no check, 1: compare every layer with the fp32 checkpoint, 2: generate an answer to the prompt; results "
-        "are also written to OUTPUT_PATH/checks (0)",
+        help="0: no check, 1: compare every layer with the fp32 checkpoint, 2: generate an answer to the prompt; "
+        "results are also written to OUTPUT_PATH/checks (0)",
     )
     parser.add_argument("--chip", default="AX650", metavar="{AX620E,AX650}", help="chip; AX630C is AX620E (AX650)")
     parser.add_argument("--backend", default="host", metavar="NAME", help="backend; only host is built in (host)")
