@@ -12,7 +12,7 @@ import snakemake
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axzoo.report import events
-from axzoo.report.events import CommandFailed, JobFailed, JobStarted, Message, MessageKind, Progress, read_record
+from axzoo.report.events import CommandFailed, JobFailed, JobStarted, LogMessage, MessageKind, Progress, read_record
 
 PACKAGE = Path(snakemake.__file__).parent
 
@@ -86,13 +86,13 @@ def test_matched_event_names_exist() -> None:
     ],
 )
 def test_message_kinds(logged: logging.LogRecord, kind: MessageKind) -> None:
-    assert read_record(logged) == Message(kind)
+    assert read_record(logged) == LogMessage(kind)
 
 
 def test_messages_of_a_users_snakefile_are_never_routine() -> None:
     logged = record("Select jobs to execute...")
     logged.pathname, logged.module, logged.funcName = "/home/user/workflow.smk", "workflow", "execute"
-    assert read_record(logged) == Message(MessageKind.NOTICE)
+    assert read_record(logged) == LogMessage(MessageKind.NOTICE)
 
 
 def test_job_events() -> None:
@@ -111,7 +111,7 @@ def test_failed_command() -> None:
         text = f"RuleException:\nCalledProcessError in file \"Snakefile\", line 3:\nCommand 'exit 7' {how}."
         assert read_record(record(text, logging.ERROR, event=LogEvent.ERROR)) == CommandFailed(how, text)
     text = "RuleException:\nValueError in file Snakefile, line 3:\nin run"
-    assert read_record(record(text, logging.ERROR, event=LogEvent.ERROR)) == Message(MessageKind.NOTICE)
+    assert read_record(record(text, logging.ERROR, event=LogEvent.ERROR)) == LogMessage(MessageKind.NOTICE)
 
 
 def test_event_with_missing_fields_is_an_error() -> None:

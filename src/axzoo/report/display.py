@@ -28,7 +28,7 @@ from axzoo.report.events import (
     JobFailed,
     JobFinished,
     JobStarted,
-    Message,
+    LogMessage,
     MessageKind,
     Planned,
     Progress,
@@ -146,7 +146,7 @@ class LogHandler(LogHandlerBase):
                 self.run.failed_commands[record.thread] = failure
             case JobFailed() as failed_job:
                 self._job_failed(failed_job, self.run.failed_commands.pop(record.thread, None))
-            case Message(kind):
+            case LogMessage(kind):
                 self._message(kind, record)
 
     def _planned(self, plan: Planned, record: logging.LogRecord) -> None:

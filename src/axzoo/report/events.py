@@ -242,13 +242,13 @@ class MessageKind(Enum):
 
 
 @dataclass(frozen=True)
-class Message:
+class LogMessage:
     """A log record without structured data. Its text is shown depending on `kind`."""
 
     kind: MessageKind
 
 
-Event = Planned | JobStarted | CommandShown | JobFinished | Progress | CommandFailed | JobFailed | Message
+Event = Planned | JobStarted | CommandShown | JobFinished | Progress | CommandFailed | JobFailed | LogMessage
 
 _ROUTINE_EVENTS = ("workflow_started", "resources_info", "job_started", "group_info", "rulegraph")
 # Functions of Snakemake, as (module, name), whose INFO records without an event are all routine. Functions that also
@@ -304,7 +304,7 @@ def read_record(record: logging.LogRecord) -> Event:
             return JobFailed(data["jobid"], data["rule_name"], message, data["aux"], logs, command)
         case "error" if failed := _COMMAND_FAILED.fullmatch(record.getMessage()):
             return CommandFailed(failed[1], record.getMessage())
-    return Message(_kind(record))
+    return LogMessage(_kind(record))
 
 
 def _kind(record: logging.LogRecord) -> MessageKind:
