@@ -1,8 +1,8 @@
-"""Measures what docs/performance.md states, on the embedded model. Needs `make demo` to have run.
+"""Measure the figures of docs/performance.md with the demo's model. Run `make demo` first.
 
     python scripts/bench.py [--text FILE]
 
-Figures are of this machine and this hour; compare ratios. With --text, fidelity is measured over that text too.
+The figures depend on the machine and its load, so compare ratios. With --text, fidelity is also measured on that text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PARTS = ("Snakefile", "workflow", "profiles", "config")
 
 @dataclass(frozen=True)
 class Run:
-    """A finished process: wall and CPU seconds, peak memory in MB (of the largest single process)."""
+    """A finished process: wall and CPU seconds, and the peak memory of its largest process in MB (of 2**20 bytes)."""
 
     wall: float
     cpu: float
@@ -54,7 +54,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 
 def project(folder: Path) -> Path:
-    """A fresh project folder with the checkpoint already fetched."""
+    """A new project folder that already contains the fetched checkpoint."""
     for part in PARTS:
         (folder / part).symlink_to(ROOT / part)
     fetched = folder / "results/checkpoints" / MODEL
@@ -76,12 +76,14 @@ with safe_open(source / "model.safetensors", "numpy") as file:
 config = json.loads((source / "config.json").read_text())
 (target / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
 """
-"""Makes a checkpoint of another's first layers. A process of its own: the peak memory the kernel reports of a child
-starts at what its parent held."""
+"""Makes a checkpoint of the first layers of another one.
+
+It runs in a separate process, because the peak memory that the kernel reports for a child starts at that of its parent.
+"""
 
 
 def bench_memory(folder: Path) -> None:
-    """A layer job's peak memory, for models that differ only in their number of layers."""
+    """Peak memory of the jobs, for models that differ only in their number of layers."""
     print("## Peak memory of jobs\n")
     rows = []
     for layers in (2, 8, 30):
@@ -95,9 +97,9 @@ def bench_memory(folder: Path) -> None:
             "axzoo", "lock", *source, "--model_type", "llama", "--num_hidden_layers", str(layers), "--output", lock
         )
         jobs = []
-        for verb, part in (("layer", "layer_1"), ("post", "post"), ("embed", "embed")):
+        for part in ("layer_1", "post", "embed"):
             paths = ("--store", folder / f"store-{layers}", "--output", folder / "out", "--receipt", folder / "receipt")
-            jobs.append(run("axzoo", verb, "--lock", lock / f"{part}.json", *source, *paths))
+            jobs.append(run("axzoo", "compile", "--lock", lock / f"{part}.json", *source, *paths, "--chip", "AX650"))
         rows.append(
             (
                 layers,
@@ -109,7 +111,7 @@ def bench_memory(folder: Path) -> None:
 
 
 def stage_seconds(folder: Path) -> dict[str, tuple[int, float, float]]:
-    """Jobs, summed wall seconds and summed CPU seconds by rule, from Snakemake's benchmark files."""
+    """By rule: number of jobs, and total wall and CPU seconds, from Snakemake's benchmark files."""
     stages = {}
     for stage in sorted((folder / "results/benchmarks").iterdir()):
         rows = [next(csv.DictReader(path.open(), delimiter="\t")) for path in stage.rglob("*.tsv")]
@@ -118,7 +120,7 @@ def stage_seconds(folder: Path) -> dict[str, tuple[int, float, float]]:
 
 
 def _cpu(row: dict[str, str]) -> float:
-    """Jobs shorter than psutil's first sample have no CPU time: their wall time stands for it."""
+    """CPU seconds. A job that ends before psutil's first sample has none, so its wall time is used instead."""
     try:
         return max(float(row["cpu_time"]), 0.0) or float(row["s"])
     except ValueError:
@@ -126,7 +128,7 @@ def _cpu(row: dict[str, str]) -> float:
 
 
 def bench_build(folder: Path) -> None:
-    """A full build of the demo after installation and fetch, its stages, and what of it is not computing."""
+    """A full build of the demo after installation and fetch: its stages, and the share of time not spent computing."""
     cores = os.cpu_count() or 1
     place = project(folder)
     snakemake = ("snakemake", "--cores", str(cores), "--configfile", "config/demo.yaml")
@@ -143,10 +145,11 @@ def bench_build(folder: Path) -> None:
     computing = sum(cpu for _, _, cpu in stages.values()) - jobs * imports
     share = 1 - computing / (cores * built.wall)
     print(
-        f"wall {built.wall:.1f} s; an empty verb starts in {start_up:.2f} CPU s, with its imports {imports:.2f} CPU s"
+        f"wall {built.wall:.1f} s; a verb starts in {start_up:.2f} CPU s, with the imports of a layer job in "
+        f"{imports:.2f} CPU s"
     )
     print(f"not computing (start-up of {jobs} jobs, Snakemake, idle cores): {share:.0%} of {cores} cores x wall")
-    print(f"running again builds nothing: {again.wall:.1f} s\n", flush=True)
+    print(f"running again with nothing to do: {again.wall:.1f} s\n", flush=True)
 
 
 def bench_fidelity(text: Path | None) -> None:

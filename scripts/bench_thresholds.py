@@ -1,9 +1,9 @@
-"""What check level 1 finds for every way to store weights with every hidden state type: the table of docs/checks.md.
+"""Measure check level 1 for every weight format and hidden state type: the table of docs/checks.md.
 
     python scripts/bench_thresholds.py --lock DIR --source FILE --calibration DIR [--prompt TEXT] [TAG ...]
 
-DIR and FILE are a locked checkpoint's, as for `axzoo check-layers`, and what `axzoo calibrate` wrote of it. Layers are
-quantized once and compiled for each type. Prints a row for each combination.
+--lock and --source are as for `axzoo check-layers`; --calibration is the output folder of `axzoo calibrate`. Layers are
+quantized once and compiled for each hidden state type. Prints one row per combination.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from axzoo.weights.formats import is_calibrated
 from axzoo.weights.recipe import HIDDEN_STATE_TYPES, Recipe
 from axzoo.weights.stored import StoredWeight, store_weight
 
-WAYS: dict[str, dict[str, Any]] = {
+FORMATS: dict[str, dict[str, Any]] = {
     "fp32": {"weight_type": "fp32"},
     "fp16": {"weight_type": "fp16"},
     "bf16": {"weight_type": "bf16"},
@@ -55,8 +55,8 @@ WAYS: dict[str, dict[str, Any]] = {
 BASE = Recipe(prefill_len=128, kv_cache_len=255)
 
 
-class Locked:
-    """A locked checkpoint's parts as arrays, and quantized."""
+class LockedCheckpoint:
+    """The parts of a locked checkpoint, as arrays and quantized."""
 
     def __init__(self, locks: Path, source: Path, calibration: Path) -> None:
         self._locks, self._calibration = locks, calibration
@@ -69,7 +69,7 @@ class Locked:
         return part, {role: np.concatenate(list(given)).astype(np.float32) for role, given in blocks.items()}
 
     def stored(self, layer: int, recipe: Recipe, tensors: Mapping[str, np.ndarray]) -> dict[str, StoredWeight]:
-        """The layer's matrices as the recipe stores them."""
+        """The matrices of a layer, quantized by the recipe."""
         if is_calibrated(recipe):
             spec = LayerSpec.from_dict(dict(self.part(PartId("layer", layer).lock_file)[0].spec))
             states = find_states(self._calibration / f"layer_{layer}.safetensors").read(spec.hidden_size)
@@ -79,8 +79,8 @@ class Locked:
         return {role: store_weight(role, [w], (w.shape[0], w.shape[1]), form) for role, w in matrices.items()}
 
 
-def layer_files(locked: Locked, recipe: Recipe, folder: Path) -> dict[str, list[Path]]:
-    """Every layer's file, by hidden state type."""
+def layer_files(locked: LockedCheckpoint, recipe: Recipe, folder: Path) -> dict[str, list[Path]]:
+    """Compile all layers; return their files by hidden state type."""
     files: dict[str, list[Path]] = {state: [] for state in HIDDEN_STATE_TYPES}
     for layer in range(locked.layers):
         part, tensors = locked.part(PartId("layer", layer).lock_file)
@@ -100,16 +100,16 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--prompt", default="What is the capital of France?")
-    parser.add_argument("tags", nargs="*", metavar="TAG", help=f"only these of {', '.join(WAYS)}")
+    parser.add_argument("tags", nargs="*", metavar="TAG", help=f"only these of {', '.join(FORMATS)}")
     args = parser.parse_args()
-    locked = Locked(args.lock, args.source, args.calibration)
+    locked = LockedCheckpoint(args.lock, args.source, args.calibration)
     tokenizer = load_tokenizer(checkpoint_folder(args.source))
     oracle = in_memory(checkpoint_oracle(args.lock, args.source, BASE.positions))
     ids = tokenizer.encode_chat([{"role": "user", "content": args.prompt}])
     print("| layers | -t | worst cosine | delta L2 |\n" + "|---" * 4 + "|", flush=True)
-    for tag in args.tags or WAYS:
+    for tag in args.tags or FORMATS:
         with tempfile.TemporaryDirectory() as folder:
-            for state, paths in layer_files(locked, replace(BASE, **WAYS[tag]), Path(folder)).items():
+            for state, paths in layer_files(locked, replace(BASE, **FORMATS[tag]), Path(folder)).items():
                 checks = list(check_layers(SimpleNamespace(layers=paths), oracle, ids))  # type: ignore[arg-type]
                 parts = [part for check in checks for part in (check.decode, check.prefill) if part]
                 worst, delta = min(part.cosine for part in parts), max(part.delta_l2 for part in parts)

@@ -1,9 +1,10 @@
-"""What every way to store weights costs the demo's model: the table of docs/weights.md. Needs `make demo` to have run.
+"""Measure the cost of every weight format for the demo's model: the table of docs/weights.md. Run `make demo` first.
 
     python scripts/bench_weights.py TEXT [TAG ...]
 
-Builds the model with `axzoo llm_build` in results/bench/weights, with room for 2,047 tokens, and compares what it says
-after each of the first 2,000 tokens of TEXT with the fp32 checkpoint; cosine and delta are check level 1's.
+Builds the model with `axzoo llm_build` in results/bench/weights, with a KV cache of 2,047 tokens, and compares its
+predictions after each of the first 2,000 tokens of TEXT with the fp32 checkpoint. Cosine and delta are from check
+level 1.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ OPTIONS = {
 
 
 def build(tag: str) -> Path:
-    """Builds and checks one way; returns the bundle. A failed check is told and does not end the measurement."""
+    """Build and check one format; return its bundle. A failed check is reported but does not stop the script."""
     output = WORK / tag
     command = [
         *("axzoo", "llm_build", "--input_path", CHECKPOINT, "--output_path", output, "--work_path", WORK / "work"),
@@ -60,7 +61,7 @@ def build(tag: str) -> Path:
 
 
 def worst_layer(bundle: Path) -> tuple[float, float]:
-    """Level 1's least cosine and largest relative L2 of the delta."""
+    """The lowest cosine and the largest relative L2 of the delta over all layers."""
     layers = read_json(bundle / "checks/layers.json")["layers"]
     numbers = [layer[kind] for layer in layers for kind in ("decode", "prefill")]
     return min(number["cosine"] for number in numbers), max(number["delta_l2"] for number in numbers)

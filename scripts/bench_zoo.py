@@ -1,11 +1,11 @@
-"""Measures Snakemake over a whole zoo: 40 models on both chips, of 30 tiny layers each, really built and checked.
+"""Measure Snakemake on a large matrix: 40 models with 30 tiny layers each, built and checked for both chips.
 
     python scripts/bench_zoo.py [--models N] [--layers-per-job N]
 
-Prints a table: planning all of it, building it, planning and running when nothing is left to do, and after one layer of
-one model changed; beside a workflow of as many trivial jobs, which is the least that Snakemake takes. The models differ
-in one tensor only, so most of the build comes from the store: scheduling is measured, not compiling. The peak memory is
-of the largest process: of a plan that is Snakemake's own, of a build a check's.
+Prints a table with the time to plan everything, to build it, to plan and run with nothing to do, and the same after one
+layer of one model has changed. A workflow with as many trivial jobs shows the minimum that Snakemake needs. The models
+differ in a single tensor, so most parts come from the store: the benchmark measures scheduling, not compilation. The
+peak memory is that of the largest process, which is Snakemake for a plan and a check for a build.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ rule job:
 
 
 def write_zoo(folder: Path, models: int) -> None:
-    """A project whose matrix has `models` models, each a checkpoint of its own, for both chips."""
+    """Write a project whose matrix contains `models` models, each with its own checkpoint, for both chips."""
     for part in PARTS:
         (folder / part).symlink_to(ROOT / part)
     sizes = json.dumps({**SIZES, "num_hidden_layers": LAYERS})
@@ -70,8 +70,8 @@ def write_zoo(folder: Path, models: int) -> None:
     (folder / "zoo.yaml").write_text(json.dumps({"defaults": lengths, "models": zoo}))  # JSON is YAML
 
 
-def middle(*command: str, cwd: Path) -> Run:
-    """The median of some runs, by wall time."""
+def median_run(*command: str, cwd: Path) -> Run:
+    """The run with the median wall time."""
     runs = sorted((run(*command, cwd=cwd) for _ in range(ROUNDS)), key=lambda one: one.wall)
     assert median(one.wall for one in runs) == runs[ROUNDS // 2].wall
     return runs[ROUNDS // 2]
@@ -83,7 +83,7 @@ def row(name: str, jobs: int, ours: Run, floor: Run | None) -> tuple[object, ...
 
 
 def count_jobs(project: Path) -> int:
-    """Jobs finished so far, by Snakemake's own account."""
+    """The number of finished jobs, from Snakemake's log."""
     log = max((project / ".snakemake/log").iterdir(), key=os.path.getmtime).read_text()
     return len(set(re.findall(r"^Finished jobid: (\d+)", log, re.MULTILINE)))
 
@@ -96,20 +96,20 @@ def bench(folder: Path, models: int, settings: list[str]) -> None:
     plain = ("snakemake", "--cores", str(os.cpu_count() or 1))
     ours = (*plain, "--configfile", "zoo.yaml", *settings)
 
-    first_plan = middle(*ours, "--dry-run", cwd=zoo)
+    first_plan = median_run(*ours, "--dry-run", cwd=zoo)
     built = run(*ours, cwd=zoo)
     jobs = count_jobs(zoo)
     (trivial / "Snakefile").write_text(FLOOR.format(jobs=jobs - 1))
-    floor_plan = middle(*plain, "--dry-run", "--quiet", "all", cwd=trivial)
+    floor_plan = median_run(*plain, "--dry-run", "--quiet", "all", cwd=trivial)
     floor_built = run(*plain, "--quiet", "all", cwd=trivial)
     rows = [row("plan, nothing built", jobs, first_plan, floor_plan), row("build", jobs, built, floor_built)]
 
-    idle_plan, floor_idle_plan = middle(*ours, "--dry-run", cwd=zoo), middle(*plain, "--dry-run", cwd=trivial)
-    idle, floor_idle = middle(*ours, cwd=zoo), middle(*plain, cwd=trivial)
+    idle_plan, floor_idle_plan = median_run(*ours, "--dry-run", cwd=zoo), median_run(*plain, "--dry-run", cwd=trivial)
+    idle, floor_idle = median_run(*ours, cwd=zoo), median_run(*plain, cwd=trivial)
     rows += [row("plan, all built", 0, idle_plan, floor_idle_plan), row("run, all built", 0, idle, floor_idle)]
 
     run(sys.executable, "-c", CHANGE, zoo / "checkpoints/0/model.safetensors")
-    changed_plan, changed = middle(*ours, "--dry-run", cwd=zoo), run(*ours, cwd=zoo)
+    changed_plan, changed = median_run(*ours, "--dry-run", cwd=zoo), run(*ours, cwd=zoo)
     rows += [row("plan, one layer changed", 0, changed_plan, None)]
     rows += [row("build, one layer changed", count_jobs(zoo), changed, None)]
     table(("what", "jobs", "axzoo, s", "trivial jobs, s", "ratio", "peak of a process, MB"), rows)
@@ -118,7 +118,7 @@ def bench(folder: Path, models: int, settings: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=40, metavar="N")
-    parser.add_argument("--layers-per-job", type=int, metavar="N", help="instead of what the layers' size suggests")
+    parser.add_argument("--layers-per-job", type=int, metavar="N", help="default: depends on the size of the layers")
     args = parser.parse_args()
     if not (CHECKPOINT / "source.json").exists():
         sys.exit("run `make demo` first: the benchmark uses its tokenizer")

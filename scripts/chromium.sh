@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the path of a Chromium for the chat page's tests. Where there is none, installs Debian's: as root, through apt.
+# Print the path of a Chromium for the tests of the chat page. If there is none, install Debian's with apt, as root.
 set -euo pipefail
 
 fail() {

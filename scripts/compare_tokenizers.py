@@ -1,11 +1,12 @@
-"""Compares axzoo's token ids with another program's, on tokenizers and texts that the repository does not hold.
+"""Compare axzoo's token ids with those of transformers, for tokenizers and texts that are not in the repository.
 
     python scripts/compare_tokenizers.py expect FOLDER TEXT > expected.jsonl    needs transformers, of any version
     python scripts/compare_tokenizers.py compare FOLDER expected.jsonl          needs axzoo
 
-`expect` takes each line of the file TEXT, and some of its own, through `AutoTokenizer.from_pretrained(FOLDER)` and
-back; --slow asks for the tokenizer that transformers 4 builds on sentencepiece. `compare` prints what differs and exits
-1 if anything does. An expected.jsonl line is {"text": ..., "ids": [...], "decoded": ...}; `decoded` may be missing.
+`expect` encodes and decodes each line of the file TEXT, and some built-in lines, with
+`AutoTokenizer.from_pretrained(FOLDER)`; with --slow, it uses the tokenizer that transformers 4 builds on sentencepiece.
+`compare` prints the differences and exits with status 1 if there are any. A line of expected.jsonl is
+{"text": ..., "ids": [...], "decoded": ...}; `decoded` is optional.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def expect(folder: Path, text: Path, slow: bool) -> None:
     for line in [*TRICKY, *text.read_text(encoding="utf-8").splitlines()]:
         ids = tokenizer.encode(line)
         entry = {"text": line, "ids": ids}
-        if not slow:  # the slow one drops a text's first space when it decodes
+        if not slow:  # the slow tokenizer drops the first space of a text when it decodes
             entry["decoded"] = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         print(json.dumps(entry))
 
@@ -61,9 +62,10 @@ def compare(folder: Path, expected: Path) -> bool:
             wrong_texts += 1
             print(f"text of {ids[:12]}: {tokenizer.decode(ids)[:60]!r}, expected {decoded[:60]!r}")
     print(
-        f"{folder}: {texts} texts, {texts - wrong_ids} with equal ids, {texts - wrong_texts} decoded equally, ", end=""
+        f"{folder}: {texts} texts, {texts - wrong_ids} with equal ids, {texts - wrong_texts} with equal decoded text, ",
+        end="",
     )
-    print(f"{whole} the same after encoding and decoding")
+    print(f"{whole} unchanged by encoding and decoding")
     return wrong_ids == wrong_texts == 0
 
 

@@ -1,4 +1,4 @@
-/* Preloaded, refuses a process the use of AMX, as a processor without it would: for bench_speed.py. */
+/* When preloaded, denies a process the use of AMX, as a CPU without AMX would. Used by bench_speed.py. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -19,6 +19,6 @@ long syscall(long number, ...)
         errno = EINVAL;
         return -1;
     }
-    long (*usual)(long, ...) = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
-    return usual(number, words[0], words[1], words[2], words[3], words[4], words[5]);
+    long (*original)(long, ...) = (long (*)(long, ...))dlsym(RTLD_NEXT, "syscall");
+    return original(number, words[0], words[1], words[2], words[3], words[4], words[5]);
 }

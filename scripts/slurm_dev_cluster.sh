@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# A SLURM cluster of one node, this machine, to try axzoo's slurm profile on. For Debian, as root; not for a machine that
-# belongs to a real cluster.
+# A single-node SLURM cluster on this machine, for trying axzoo's slurm profile. Needs Debian and root. Do not run it on a
+# machine that belongs to a real cluster.
 #
-#   slurm_dev_cluster.sh up       install slurm-wlm and munge if they are missing, start them, wait until a job runs
-#   slurm_dev_cluster.sh down     cancel all jobs, stop the daemons, remove what `up` wrote
-#   slurm_dev_cluster.sh status   node and queue
+#   slurm_dev_cluster.sh up       install slurm-wlm and munge if they are missing, start them, run a first job
+#   slurm_dev_cluster.sh down     cancel all jobs, stop the daemons, remove the files that `up` wrote
+#   slurm_dev_cluster.sh status   show node and queue
 #
-# FOLDER (default /var/tmp/axzoo-slurm) holds configuration, state and logs. CPUS: how many the node claims to have.
+# FOLDER (default /var/tmp/axzoo-slurm) contains configuration, state and logs. CPUS is the number of CPUs of the node.
 set -euo pipefail
 FOLDER=${FOLDER:-/var/tmp/axzoo-slurm}
 CPUS=${CPUS:-$(nproc)}
-CONF=/etc/slurm/slurm.conf # where Snakemake's job steps look: SLURM_CONF does not reach them
+CONF=/etc/slurm/slurm.conf # the default path, because SLURM_CONF does not reach Snakemake's job steps
 
 fail() {
     echo "slurm_dev_cluster: $*" >&2
     exit 1
 }
 
-until_true() { # SECONDS COMMAND...: whether the command succeeds before the time is over
+until_true() { # SECONDS COMMAND...: retry the command until it succeeds or the time is over
     local end=$((SECONDS + $1))
     shift
     until "$@" >/dev/null 2>&1; do
@@ -41,7 +41,7 @@ install_packages() {
 
 start_munge() {
     until_true 0 munge_answers && return
-    install -d -o munge -g munge -m 0755 /run/munge # munged refuses folders others may write to
+    install -d -o munge -g munge -m 0755 /run/munge # munged rejects folders that others can write to
     install -d -o munge -g munge -m 0700 /var/log/munge /var/lib/munge /etc/munge
     if [ ! -s /etc/munge/munge.key ]; then
         head -c 1024 /dev/urandom >/etc/munge/munge.key
@@ -59,7 +59,7 @@ write_configuration() {
     host=$(hostname -s)
     memory=$(awk '/MemTotal/ {print int($2 / 1024 * 0.9)}' /proc/meminfo)
     if [ -e "$CONF" ] && [ ! -L "$CONF" ]; then
-        fail "$CONF exists: this machine belongs to a cluster already"
+        fail "$CONF exists: this machine already belongs to a cluster"
     fi
     cat >"$FOLDER/slurm.conf" <<END
 ClusterName=axzoo
@@ -104,13 +104,13 @@ up() {
     install_packages
     start_munge
     runs slurmctld || ! pgrep -x 'slurmctld|slurmd' >/dev/null ||
-        fail "SLURM runs here already, not from $FOLDER: take that down first"
+        fail "SLURM is already running, but not from $FOLDER: stop it first"
     write_configuration
     runs slurmctld || slurmctld
     until_true 30 controller_answers || fail "slurmctld does not answer, see $FOLDER/slurmctld.log"
     runs slurmd || slurmd
-    until_true 30 node_is_ready || fail "the node does not come up, see $FOLDER/slurmd.log"
-    srun --ntasks 1 --time 1 true || fail "a first job failed, see $FOLDER/slurmd.log"
+    until_true 30 node_is_ready || fail "the node does not start, see $FOLDER/slurmd.log"
+    srun --ntasks 1 --time 1 true || fail "the first job failed, see $FOLDER/slurmd.log"
     status
 }
 

@@ -1,4 +1,4 @@
-"""The small llama that most tests share. Made once: a test that changes a file works on a copy."""
+"""The small llama checkpoint that most tests share. It is made once; tests that change a file work on a copy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny_model import EXACT, Built, Checkpoint, build, make_checkpoint
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole builds first: files go to processes one after another, and none should end alone with a long one."""
+    """Run whole builds first, so that no worker process starts a long test file when the others have finished."""
     items.sort(key=lambda item: item.get_closest_marker("workflow") is None)
 
 
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def build_tiny(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Recipe], Built]:
-    """Builds the checkpoint by a recipe, once."""
+    """A function that builds the checkpoint with a recipe, once per recipe."""
     done: dict[Recipe, Built] = {}
 
     def build_once(recipe: Recipe) -> Built:

@@ -1,4 +1,4 @@
-"""A host program as they are written for the board: prefill by shape groups, decode, greedy. It knows nothing of axzoo.
+"""A host program like those for the board: prefill by shape group, then greedy decoding. It does not import axzoo.
 
 usage: host_program.py BUNDLE PROMPT MAX_TOKENS
 """

@@ -1,4 +1,4 @@
-"""The command line: its verbs, and one line for everything that goes wrong."""
+"""The command line: its verbs, and error messages of one line."""
 
 from __future__ import annotations
 
@@ -26,46 +26,46 @@ def _axzoo(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "axzoo.cli", *words], capture_output=True, text=True)
 
 
-def test_the_verbs_of_the_house() -> None:
+def test_verbs_of_the_workflow_exist() -> None:
     assert {"fetch", "lock", "compile", "bundle", "check-layers", "check-generation", "run"} <= set(VERBS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_has_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])
     assert ended.value.code == 0
-    said = capsys.readouterr().out
-    assert said.startswith(f"usage: axzoo {verb}")
+    output = capsys.readouterr().out
+    assert output.startswith(f"usage: axzoo {verb}")
     summary = (COMMANDS / f"{verb.replace('-', '_')}.py").read_text().splitlines()[0].strip('"')
-    assert " ".join(summary.split()) in " ".join(said.split())
+    assert " ".join(summary.split()) in " ".join(output.split())
 
 
 @pytest.mark.parametrize("words", [["--help"], []])
-def test_the_help_lists_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_verb(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for verb in VERBS:
-        assert re.search(rf"^ +(VERB +)?{verb} +\S", said, re.MULTILINE)
+        assert re.search(rf"^ +(VERB +)?{verb} +\S", output, re.MULTILINE)
 
 
-def test_a_verb_may_be_written_with_underscores(capsys: pytest.CaptureFixture[str]) -> None:
+def test_verbs_may_be_written_with_underscores(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["llm_build", "--help"])
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("usage: axzoo llm_build ")
 
 
-def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--version"])
     assert capsys.readouterr().out == f"axzoo {axzoo.__version__}\n"
 
 
 @pytest.mark.parametrize("verb", ["compiler", "_arguments", "", "../cli"])
-def test_an_unknown_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([verb])
     assert ended.value.code == 2
@@ -73,7 +73,7 @@ def test_an_unknown_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "failure, said",
+    "failure, message",
     [
         (AxzooError("the matrix is wrong"), "axzoo: the matrix is wrong\n"),
         (OSError(errno.ENOSPC, "x", "store/ab"), "axzoo: no space left on the disk while writing store/ab: free some"),
@@ -85,8 +85,8 @@ def test_an_unknown_verb(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
         (MemoryError(), "axzoo: out of memory: build with fewer jobs at once"),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: BaseException, said: str
+def test_errors_that_a_user_can_fix_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: BaseException, message: str
 ) -> None:
     def fail(_: object) -> None:
         raise failure
@@ -94,12 +94,12 @@ def test_what_a_user_can_mend_is_one_line(
     monkeypatch.setattr(schema, "run", fail)
     assert main(["schema"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith(said)
+    assert error.startswith(message)
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb, advice", [("run", "--dynamic_load_axmodel_layer 1"), ("serve", "a smaller model")])
-def test_advice_against_too_little_memory_is_the_verbs_own(
+def test_each_verb_gives_its_own_advice_when_out_of_memory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, advice: str
 ) -> None:
     def fail(_: object) -> None:
@@ -113,25 +113,25 @@ def test_advice_against_too_little_memory_is_the_verbs_own(
 
 
 @pytest.mark.parametrize(
-    "words, said",
+    "words, message",
     [
-        (["serve", "b", "--port", "x"], "argument --port: must be a whole number, from 0 to 65535, not 'x'"),
-        (["serve", "b", "--port", "70000"], "argument --port: must be a whole number, from 0 to 65535, not '70000'"),
-        (["serve", "b", "--queue", "-1"], "argument --queue: must be a whole number, 0 or more, not '-1'"),
-        (["tokenizer", "--model", "m", "--port", "-1"], "argument --port: must be a whole number, from 0 to 65535"),
-        (["run", "b", "--max-tokens", "x"], "argument --max-tokens: must be a whole number, 1 or more, not 'x'"),
-        (["run", "b", "--max-tokens", "0"], "argument --max-tokens: must be a whole number, 1 or more, not '0'"),
-        (["run", "b", "--seed", "-1"], "argument --seed: must be a whole number, 0 or more, not '-1'"),
+        (["serve", "b", "--port", "x"], "argument --port: must be a whole number from 0 to 65535, not 'x'"),
+        (["serve", "b", "--port", "70000"], "argument --port: must be a whole number from 0 to 65535, not '70000'"),
+        (["serve", "b", "--queue", "-1"], "argument --queue: must be a whole number of 0 or more, not '-1'"),
+        (["tokenizer", "--model", "m", "--port", "-1"], "argument --port: must be a whole number from 0 to 65535"),
+        (["run", "b", "--max-tokens", "x"], "argument --max-tokens: must be a whole number of 1 or more, not 'x'"),
+        (["run", "b", "--max-tokens", "0"], "argument --max-tokens: must be a whole number of 1 or more, not '0'"),
+        (["run", "b", "--seed", "-1"], "argument --seed: must be a whole number of 0 or more, not '-1'"),
     ],
 )
-def test_numbers_that_are_none(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_numbers(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_interrupt_prints_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(_: object) -> None:
         raise KeyboardInterrupt
 
@@ -140,7 +140,7 @@ def test_an_interrupt_ends_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert capsys.readouterr().err == ""
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_exceptions_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def bug(_: object) -> None:
         raise ZeroDivisionError
 
@@ -149,7 +149,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         main(["schema"])
 
 
-def test_a_job_that_fails_says_so_in_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_failing_job_prints_one_line(checkpoint: Checkpoint, tmp_path: Path) -> None:
     lock: list[str | Path] = [
         "lock",
         "--model_type",
@@ -168,24 +168,24 @@ def test_a_job_that_fails_says_so_in_one_line(checkpoint: Checkpoint, tmp_path: 
     assert not (tmp_path / "locks").exists()
 
 
-def test_why_of_a_matrix_that_cannot_be_read(
+def test_why_with_an_unreadable_matrix(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("dir").mkdir()
     Path("text").write_text("hello")
-    said = {
+    messages = {
         "none.yaml": "cannot read none.yaml: No such file or directory",
         "dir": "cannot read dir: Is a directory",
         "text": "text:1: the file must contain a mapping of keys to values, not 'hello'",
     }
-    for name, words in said.items():
+    for name, message in messages.items():
         assert main(["why", "--configfile", name]) == 1
-        assert capsys.readouterr().err == f"axzoo: {words}\n"
+        assert capsys.readouterr().err == f"axzoo: {message}\n"
 
 
-def test_an_output_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    """A file stands where the folder should be: this holds for root, too."""
+def test_output_that_is_not_writable(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """A file in place of the folder, which works for root too."""
     (tmp_path / "results").write_text("")
     target = tmp_path / "results" / "locks"
     done = _axzoo(
@@ -195,7 +195,7 @@ def test_an_output_that_cannot_be_written(checkpoint: Checkpoint, tmp_path: Path
     assert done.stderr == f"axzoo: {tmp_path}/results/locks: Not a directory\n"
 
 
-def test_lock_prints_the_models_config(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_lock_prints_the_config_block(checkpoint: Checkpoint, tmp_path: Path) -> None:
     done = _axzoo(
         "lock",
         "--source",
@@ -209,7 +209,7 @@ def test_lock_prints_the_models_config(checkpoint: Checkpoint, tmp_path: Path) -
     assert re.fullmatch(r"[\d: .-]+\| SUCCESS  \| axzoo\S* - prepare llm model done!\n", done.stderr)
 
 
-def test_a_reader_that_goes_away() -> None:
+def test_closed_pipe() -> None:
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([sys.executable, "-u", "-m", "axzoo.cli", "schema"], stdout=write, stderr=subprocess.PIPE)

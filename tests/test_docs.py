@@ -1,4 +1,4 @@
-"""Every command of README.md and docs/ is one that exists, with options that exist."""
+"""All commands in the documentation exist, with the options that they are given."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def parameters(program: str) -> list[object]:
     ]
 
 
-def test_pages_hold_commands_and_no_unknown_programs() -> None:
+def test_pages_contain_only_known_programs() -> None:
     programs = {words[0] for _, words in COMMANDS}
     assert {"make", "snakemake", "axzoo"} <= programs
     scripts = {program for program in programs if program.startswith("scripts/")}
@@ -52,7 +52,7 @@ def test_make_targets_exist(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", parameters("axzoo"))
-def test_axzoo_takes_the_arguments(words: list[str]) -> None:
+def test_axzoo_accepts_the_arguments(words: list[str]) -> None:
     module = importlib.import_module(f"axzoo.commands.{words[1].replace('-', '_')}")
     parser = argparse.ArgumentParser(exit_on_error=False)
     module.add_arguments(parser)
@@ -60,7 +60,7 @@ def test_axzoo_takes_the_arguments(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("words", parameters("python"))
-def test_scripts_take_the_arguments(words: list[str]) -> None:
+def test_scripts_accept_the_arguments(words: list[str]) -> None:
     assert (ROOT / words[1]).is_file()
     help_text = subprocess.run(
         [sys.executable, words[1], "--help"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -70,18 +70,18 @@ def test_scripts_take_the_arguments(words: list[str]) -> None:
 
 
 def plans() -> list[object]:
-    """The snakemake commands, those once that a dry run makes alike."""
-    alike = {
+    """The snakemake commands, without those that differ only in options that do not matter in a dry run."""
+    different = {
         tuple(w for w in words if w not in ("-n", "--cores", "8")): words
         for _, words in COMMANDS
         if words[0] == "snakemake"
     }
-    return [pytest.param(words, id=" ".join(words)[:90]) for words in alike.values()]
+    return [pytest.param(words, id=" ".join(words)[:90]) for words in different.values()]
 
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("words", plans())
-def test_snakemake_plans_it(words: list[str]) -> None:
+def test_snakemake_accepts_the_command(words: list[str]) -> None:
     tool = Path(sys.executable).with_name("snakemake")
     run = subprocess.run(
         [tool, *words[1:], "-n", "--cores", "1", "--nolock"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -90,6 +90,6 @@ def test_snakemake_plans_it(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_exist(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target

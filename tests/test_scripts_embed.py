@@ -1,4 +1,4 @@
-"""The scripts, run as the document runs them."""
+"""The scripts for the embedding, run with the commands in the vendor's documentation."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def _run(script: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("script", ["embed_process.sh", "embed_process_vl.sh"])
-def test_the_documented_line(script: str, checkpoint: Checkpoint, s8: Built, tmp_path: Path) -> None:
-    """Into a bundle, whose own table is rounded the same way."""
+def test_documented_command(script: str, checkpoint: Checkpoint, s8: Built, tmp_path: Path) -> None:
+    """The output folder is a bundle, whose own embedding is rounded in the same way."""
     bundle = s8.moved(tmp_path / "bundle").folder
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     done = _run(script, checkpoint.folder, bundle)
@@ -42,7 +42,7 @@ def test_the_documented_line(script: str, checkpoint: Checkpoint, s8: Built, tmp
     assert after == before | {NPY: after[NPY], FLOAT32: table.tobytes()}
 
 
-def test_the_second_step_alone_is_the_vendors_tool(tmp_path: Path) -> None:
+def test_fp32_to_bf16_matches_the_vendors_tool(tmp_path: Path) -> None:
     values = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     source, target = tmp_path / FLOAT32, tmp_path / BFLOAT16
     source.write_bytes(values.tobytes())
@@ -54,14 +54,14 @@ def test_the_second_step_alone_is_the_vendors_tool(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("words", [(), ("one",), ("one", "two", "three")])
 @pytest.mark.parametrize("script", ["embed_process.sh", "embed_process_vl.sh", "fp32_to_bf16"])
-def test_words_that_are_missing_or_too_many(script: str, words: tuple[str, ...]) -> None:
+def test_missing_or_additional_arguments(script: str, words: tuple[str, ...]) -> None:
     done = _run(script, *words)
     assert done.returncode == 2
     assert "IN OUT" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["embed_process.sh", "fp32_to_bf16"])
-def test_what_is_missing_is_one_line(script: str, tmp_path: Path) -> None:
+def test_missing_input_prints_one_line(script: str, tmp_path: Path) -> None:
     done = _run(script, tmp_path / "none", tmp_path / "out")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert f"{tmp_path}/none" in done.stderr
@@ -73,7 +73,7 @@ def test_what_is_missing_is_one_line(script: str, tmp_path: Path) -> None:
     [(48_000, 1024, 250), pytest.param(152_064, 3584, 500, marks=pytest.mark.soak)],
 )
 def test_memory_does_not_grow_with_the_table(rows: int, columns: int, bound: int, tmp_path: Path) -> None:
-    """Mapped pages count: the smaller table has 197 MB, which would not fit either if they stayed."""
+    """Mapped pages count as memory. Even the smaller table, of 197 MB, would exceed the bound if they stayed mapped."""
     config = {
         "model_type": "llama", "hidden_size": columns, "intermediate_size": 8, "num_hidden_layers": 1,
         "num_attention_heads": 8, "vocab_size": rows, "max_position_embeddings": 8, "rms_norm_eps": 1e-5,

@@ -1,7 +1,7 @@
-"""Every reader of a stranger's file knows how large it can be, and says so of a larger one before it reads it.
+"""Every reader of untrusted files has a size limit and rejects larger files before reading them.
 
-The files here are holes on the disk. config/chips.yaml and matrices are in zoo/test_document.py, archives in
-test_archive.py.
+The files here are sparse. config/chips.yaml and matrices are tested in matrix/test_document.py, archives in
+bundle/test_archive.py.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ LIMITS: dict[str, tuple[int, Callable[[Path], object], str]] = {
     "chat_template.jinja": (4, load_tokenizer, IMPLAUSIBLE),
     "tokenizer.model": (64, load_tokenizer, r"/{} "),
 }
-"""Megabytes (of 2**20 bytes) by file name, and what reads it."""
+"""By file name: the limit in MiB, the function that reads the file, and the message."""
 
 
-def refused(read: Callable[[], object], said: str) -> None:
+def assert_rejected(read: Callable[[], object], message: str) -> None:
     tracemalloc.start()
     try:
-        with pytest.raises(AxzooError, match=said):
+        with pytest.raises(AxzooError, match=message):
             read()
         assert tracemalloc.get_traced_memory()[1] < MB
     finally:
@@ -59,45 +59,45 @@ def refused(read: Callable[[], object], said: str) -> None:
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_a_file_larger_than_its_kind(tmp_path: Path, name: str) -> None:
-    limit, read, said = LIMITS[name]
+def test_file_above_its_limit(tmp_path: Path, name: str) -> None:
+    limit, read, message = LIMITS[name]
     (tmp_path / name).touch()
     os.truncate(tmp_path / name, limit * MB + 1)
-    refused(lambda: read(tmp_path), said.format(name.replace(".", r"\.")))
+    assert_rejected(lambda: read(tmp_path), message.format(name.replace(".", r"\.")))
 
 
-def test_a_bundles_config(tmp_path: Path) -> None:
+def test_config_of_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "config.json").touch()
     os.truncate(tmp_path / "config.json", 64 * MB + 1)
-    refused(lambda: open_bundle(tmp_path), "bytes, but at most .* are plausible for this file")
+    assert_rejected(lambda: open_bundle(tmp_path), "bytes, but at most .* are plausible for this file")
 
 
-def test_headers_of_larger_files(tmp_path: Path) -> None:
-    """The file is as large as its header says, and the header larger than one can be."""
+def test_headers_of_large_files(tmp_path: Path) -> None:
+    """The files are as large as their headers claim, but the headers exceed the limit."""
     safetensors, gguf = tmp_path / "model.safetensors", tmp_path / "x.gguf"
     safetensors.write_bytes(struct.pack("<Q", 101_000_000))
     gguf.write_bytes(b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 257 * MB))
     for path in (safetensors, gguf):
         os.truncate(path, 300 * MB)
-    refused(lambda: open_checkpoint(tmp_path), r"model\.safetensors is damaged or incomplete")
-    refused(lambda: read_header(gguf), "a field of 269484032 bytes at 32 goes beyond the end")
+    assert_rejected(lambda: open_checkpoint(tmp_path), r"model\.safetensors is damaged or incomplete")
+    assert_rejected(lambda: read_header(gguf), "a field of 269484032 bytes at 32 goes beyond the end")
 
 
-def test_a_pickle_of_more_than_names(tmp_path: Path) -> None:
+def test_pickle_above_its_limit(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "pytorch_model.bin", "w") as archive:
         archive.writestr("archive/data.pkl", bytes(16 * MB + 1))
-    refused(
+    assert_rejected(
         lambda: open_checkpoint(tmp_path), "contains a pickle of 16777217 bytes, but at most 16777216 are plausible"
     )
 
 
-def test_an_axmodels_text(tmp_path: Path) -> None:
-    """Protobuf: ir_version, an empty graph, and one metadata entry whose value has 17 MB."""
+def test_metadata_of_an_axmodel(tmp_path: Path) -> None:
+    """The protobuf contains ir_version, an empty graph and a metadata entry with a value of 17 MB."""
     value = b"\x12" + _varint(17 * MB)
     entry = b"\x0a\x05axzoo" + value
     (tmp_path / "x.axmodel").write_bytes(b"\x08\x0b\x3a\x00\x72" + _varint(len(entry) + 17 * MB) + entry)
     os.truncate(tmp_path / "x.axmodel", 5 + len(_varint(len(entry) + 17 * MB)) + len(entry) + 17 * MB)
-    refused(lambda: inspect_file(tmp_path / "x.axmodel"), "a text of more than 16777216 bytes")
+    assert_rejected(lambda: inspect_file(tmp_path / "x.axmodel"), "a text of more than 16777216 bytes")
 
 
 def _varint(number: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Small random checkpoints, the transformers model each came from, and the files axzoo builds of them."""
+"""Small random checkpoints, the transformers models they are saved from, and the files that axzoo builds from them."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ SHAPE: dict[str, Any] = {
 }
 NORM_EPS = {"phi": {"layer_norm_eps": 1e-5}}
 EXACT = Recipe("fp32", "fp32", "fp32", prefill_len=8, kv_cache_len=31, last_kv_cache_len=(8, 16))
-"""Nothing is rounded but the embedding."""
+"""Only the embedding is rounded."""
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint folder and the transformers model, in fp32, of exactly the values on the disk."""
+    """A checkpoint folder, and the transformers model in fp32 with exactly the same values."""
 
     folder: Path
     model: PreTrainedModel
@@ -79,9 +79,10 @@ def make_checkpoint(
     shard_size: str = "5GB",
     old_config: bool = False,
 ) -> Checkpoint:
-    """Saves a model whose every tensor, biases and norms too, is random; its embedding fits bf16, as the board's does.
+    """Save a model in which all tensors are random, including biases and norms.
 
-    `old_config` writes config.json with the keys of transformers 4.
+    The values of the embedding are representable in bf16, because the board stores it in bf16. `old_config` writes a
+    config.json with the keys of transformers 4.
     """
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
@@ -119,7 +120,7 @@ def _write_old_config(path: Path) -> None:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """One token for each byte, and two special ones."""
+    """A tokenizer with one token per byte and two special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({name: i for i, name in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -132,7 +133,7 @@ def _write_tokenizer(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Built:
-    """The compiled files of a checkpoint and what is needed to complete a bundle of them."""
+    """The compiled files of a checkpoint, and what is needed to complete them to a bundle."""
 
     folder: Path
     locks: Path
@@ -160,7 +161,7 @@ class Built:
 
     @property
     def plan(self) -> BundlePlan:
-        """How the bundle is completed."""
+        """The input of `complete_bundle`."""
         return BundlePlan(
             folder=self.folder,
             name="tiny-w8a16",
@@ -182,13 +183,13 @@ class Built:
         return Model(embedding, LayerwiseNetwork(decoder, InferenceSession(self.post)))
 
     def moved(self, folder: Path) -> Built:
-        """A copy of the files in another folder, for tests that change them."""
+        """Copy the files to another folder, for tests that change them."""
         shutil.copytree(self.folder, folder)
         return replace(self, folder=folder)
 
 
 def build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Built:
-    """lock, layers, post layer and embedding, all under `root`."""
+    """Build lock, layers, post layer and embedding under `root`."""
     locks = root / "locks"
     lock = make_lock(checkpoint.folder, checkpoint.model_type, checkpoint.layers)
     write_lock(lock, locks, checkpoint.folder, {"path": "tiny"})

@@ -1,4 +1,4 @@
-"""`axzoo VERB`: each verb is a module of axzoo.commands, and only the one asked for is imported."""
+"""The command line, `axzoo VERB`. Each verb is a module of axzoo.commands; only the requested one is imported."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from typing import Any
 from axzoo import __version__, commands
 from axzoo.core.errors import AxzooError
 
-ABOUT = """Builds, checks and runs a zoo of language models for Axera NPUs. Whole zoos are built with snakemake.
-A verb may be written with underscores, too: llm_build."""
+ABOUT = """Build, check and run language models for Axera NPUs. Use snakemake to build a whole matrix of models.
+Verbs may also be written with underscores: llm_build."""
 
 
-_LONGEST_LINE = 1000
+_MAX_LINE_LENGTH = 1000
 _FEWER_JOBS = "build with fewer jobs at once (snakemake --cores)"
-"""For verbs that say nothing better."""
+"""Advice for verbs that do not define OUT_OF_MEMORY."""
 
 
 def program() -> int:
-    """`axzoo` itself. Python's collector of cycles looks through all that was imported, which stays, again and again,
-    and once more at the end: a fifth of a small job's time, which it is spared."""
+    """Entry point of the `axzoo` program.
+
+    Garbage collection is made rare and skipped at exit: scanning the imported modules takes a fifth of the run time of
+    a small job, and they are never freed.
+    """
     gc.set_threshold(50_000, 100)
     status = main()
     gc.freeze()
@@ -33,7 +36,7 @@ def program() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one verb. Returns 0, or 1 with one line on stderr when an AxzooError or the disk says no."""
+    """Run a verb and return the exit status. An AxzooError or OSError gives 1 and a message of one line on stderr."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbs = _verbs()
     module = verbs.get(words[0].replace("_", "-")) if words else None  # llm_build is llm-build
@@ -75,31 +78,31 @@ def _run(verb: str, module: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
+        sys.stderr.close()  # the reader of our output is gone, so there is no one to report to
         return 1
     except MemoryError:
         return _fail(f"out of memory: {getattr(command, 'OUT_OF_MEMORY', _FEWER_JOBS)}")
     except OSError as error:
-        return _fail(_disk_words(error))
+        return _fail(_describe_os_error(error))
     return 0
 
 
 def _fail(message: str) -> int:
-    print(f"axzoo: {_shown(message)}", file=sys.stderr)
+    print(f"axzoo: {_sanitize(message)}", file=sys.stderr)
     return 1
 
 
-def _shown(message: str) -> str:
-    """The message, of which parts may come out of a stranger's file: no line is long, nothing moves the cursor."""
-    lines = (line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]}..." for line in message.split("\n"))
+def _sanitize(message: str) -> str:
+    """Truncate long lines and escape control characters: a message may contain text from untrusted files."""
+    lines = (line if len(line) <= _MAX_LINE_LENGTH else f"{line[:_MAX_LINE_LENGTH]}..." for line in message.split("\n"))
     return "\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
 
 
-def _disk_words(error: OSError) -> str:
-    where = error.filename or "a file"
+def _describe_os_error(error: OSError) -> str:
+    path = error.filename or "a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left on the disk while writing {where}: free some and run again"
-    return f"{where}: {error.strerror or error}"
+        return f"no space left on the disk while writing {path}: free some space and run again"
+    return f"{path}: {error.strerror or error}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Snakemake's `--logger axzoo`, which Snakemake finds by this package's name. The handler is `axzoo.report.display`."""
+"""Snakemake's `--logger axzoo`, found by the name of this package and implemented in `axzoo.report.display`."""
 
 from axzoo.report.display import LogHandler
 

@@ -1,4 +1,4 @@
-"""Packing and unpacking: one form for one bundle, and nothing of a stranger's making."""
+"""Packing and unpacking bundles: archives are reproducible, and archives not written by `pack` are rejected."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_there_and_back(bundle: Path, packed: Path, tmp_path: Path) -> None:
+def test_pack_and_unpack(bundle: Path, packed: Path, tmp_path: Path) -> None:
     manifest = unpack(packed, tmp_path / "new" / "folder")
     folder = tmp_path / "new" / "folder"
     assert manifest.name == NAME
@@ -65,7 +65,7 @@ def test_there_and_back(bundle: Path, packed: Path, tmp_path: Path) -> None:
 
 
 def test_equal_bundles_give_equal_bytes(bundle: Path, packed: Path, tmp_path: Path) -> None:
-    """Whatever their ages, modes, owners and folder are, and the order their files were made in."""
+    """Independent of times, modes, owners and folder names, and of the order in which files were created."""
     other = tmp_path / "other-name"
     for name, data in sorted(_contents(bundle).items(), reverse=True):
         path = other / name
@@ -74,12 +74,12 @@ def test_equal_bundles_give_equal_bytes(bundle: Path, packed: Path, tmp_path: Pa
         path.chmod(0o600)
         os.utime(path, (1, 1))
     (other / "checks").mkdir()
-    (other / "checks/layers.json").write_text("{}")  # belongs to the bundle and is not packed
+    (other / "checks/layers.json").write_text("{}")  # accepted in a bundle, but not packed
     pack(other, tmp_path / "again.tar")
     assert (tmp_path / "again.tar").read_bytes() == packed.read_bytes()
 
 
-def test_any_tar_reads_it(bundle: Path, packed: Path, tmp_path: Path) -> None:
+def test_any_tar_program_can_unpack_it(bundle: Path, packed: Path, tmp_path: Path) -> None:
     subprocess.run(["tar", "-xf", packed, "-C", tmp_path], check=True)
     assert _contents(tmp_path / NAME) == _contents(bundle)
     assert os.access(tmp_path / NAME / "run.sh", os.X_OK)
@@ -91,37 +91,37 @@ def test_any_tar_reads_it(bundle: Path, packed: Path, tmp_path: Path) -> None:
     assert {(m.uid, m.gid, m.uname, m.gname, m.mtime, m.type) for m in members} == {(0, 0, "", "", 0, tarfile.REGTYPE)}
 
 
-def test_a_damaged_bundle_is_not_packed(bundle: Path, tmp_path: Path) -> None:
+def test_damaged_bundle_is_not_packed(bundle: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(bundle, tmp_path / "damaged"))
     with (damaged / POST).open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(AxzooError, match=f"damaged is not what its manifest says: {POST} has .* bytes"):
+    with pytest.raises(AxzooError, match=f"damaged does not match its manifest: {POST} has .* bytes"):
         pack(damaged, tmp_path / "x.tar")
     assert _names(tmp_path) == ["damaged"]
 
 
-def test_a_file_that_changes_while_it_is_packed(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_that_changes_during_packing(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changing = Path(shutil.copytree(bundle, tmp_path / "changing"))
 
-    def then_change(folder: Path) -> None:
+    def change(folder: Path) -> None:
         data = (folder / POST).read_bytes()
         (folder / POST).write_bytes(data[:-1] + b"\xff")
 
-    monkeypatch.setattr("axzoo.bundle.archive.refuse_deviations", then_change)
-    with pytest.raises(AxzooError, match=f"{POST} changed while it was packed: verify the bundle"):
+    monkeypatch.setattr("axzoo.bundle.archive.require_intact", change)
+    with pytest.raises(AxzooError, match=f"{POST} changed while it was being packed: verify the bundle"):
         pack(changing, tmp_path / "x.tar")
     assert _names(tmp_path) == ["changing"]
 
 
-def test_an_archive_inside_its_own_bundle(bundle: Path) -> None:
-    with pytest.raises(AxzooError, match="lies inside the bundle: give the archive another place"):
+def test_archive_inside_its_own_bundle(bundle: Path) -> None:
+    with pytest.raises(AxzooError, match="is inside the bundle: write the archive somewhere else"):
         pack(bundle, bundle / "tokenizer" / "x.tar")
     assert list(deviations(bundle)) == []
 
 
 @pytest.mark.parametrize("kind", ["pipe", "link", "broken link", "folder"])
-def test_an_output_that_is_no_ordinary_file_stays(bundle: Path, tmp_path: Path, kind: str) -> None:
-    """As /dev/full, /dev/stdout and links of the user's must."""
+def test_output_that_is_not_a_regular_file_is_rejected(bundle: Path, tmp_path: Path, kind: str) -> None:
+    """Such as /dev/full, /dev/stdout, and the user's symbolic links: they must remain unchanged."""
     output, target = tmp_path / "x.tar", tmp_path / "target"
     if kind == "pipe":
         os.mkfifo(output)
@@ -133,45 +133,45 @@ def test_an_output_that_is_no_ordinary_file_stays(bundle: Path, tmp_path: Path, 
         if kind == "broken link":
             target.unlink()
     before = output.lstat()
-    with pytest.raises(AxzooError, match=r"x\.tar exists and is no ordinary file: name another"):
+    with pytest.raises(AxzooError, match=r"x\.tar exists and is not a regular file: choose another output"):
         pack(bundle, output)
     assert output.lstat() == before
     assert kind != "link" or target.read_text() == "mine"
 
 
-def test_an_archive_is_written_anew(bundle: Path, packed: Path, tmp_path: Path) -> None:
-    (tmp_path / "x.tar").write_text("an earlier one")
+def test_existing_archive_is_replaced(bundle: Path, packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_text("an earlier archive")
     pack(bundle, tmp_path / "x.tar")
     assert (tmp_path / "x.tar").read_bytes() == packed.read_bytes()
 
 
-def test_a_target_that_is_taken(packed: Path, tmp_path: Path) -> None:
+def test_target_that_exists(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     unpack(packed, tmp_path / "empty")
     (tmp_path / "file").write_text("mine")
     for name in ("empty", "file"):
         before = _contents(tmp_path)
-        with pytest.raises(AxzooError, match=f"{name} exists: name a new folder"):
+        with pytest.raises(AxzooError, match=f"{name} exists: choose a new folder"):
             unpack(packed, tmp_path / name)
         assert _contents(tmp_path) == before
 
 
-def test_a_disk_too_small(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk_space(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, 100))  # type: ignore[attr-defined]
     with pytest.raises(AxzooError, match=r"not enough disk space in .*: 0\.1 MB needed"):
         unpack(packed, tmp_path / "x")
     assert not list(tmp_path.iterdir())
 
 
-def _refused(data: bytes, folder: Path) -> None:
-    """The archive is refused, and nothing at all is left, inside the folder or beside it."""
-    path = folder / "stranger.tar"
+def _assert_rejected(data: bytes, folder: Path) -> None:
+    """The archive is rejected, and no file is left behind, inside or outside the target's parent folder."""
+    path = folder / "untrusted.tar"
     path.write_bytes(data)
     (folder / "below").mkdir(exist_ok=True)
     with pytest.raises(AxzooError) as error:
         unpack(path, folder / "below" / "target")
     assert "\n" not in str(error.value)
-    assert _names(folder) == ["below", "stranger.tar"]
+    assert _names(folder) == ["below", "untrusted.tar"]
     assert not _names(folder / "below")
 
 
@@ -201,7 +201,7 @@ def _info(name: str, kind: bytes = tarfile.REGTYPE, linkname: str = "", **fields
 
 
 def _first(**fields: Any) -> Callable[[Members], None]:
-    """Changes the header of the first file behind the manifest."""
+    """Change the header of the first file after the manifest."""
 
     def change(members: Members) -> None:
         for key, value in fields.items():
@@ -220,9 +220,9 @@ def _longer(members: Members) -> None:
     members[1] = info, content + bytes(512)
 
 
-STRANGERS: dict[str, Callable[[Members], None]] = {
+FOREIGN_ARCHIVES: dict[str, Callable[[Members], None]] = {
     "absolute path": _first(name="/tmp/evil"),
-    "path upwards": _first(name=f"{NAME}/../../evil"),
+    "path with ..": _first(name=f"{NAME}/../../evil"),
     "another folder": _first(name="other/config.json"),
     "symbolic link": _insert(_info(f"{NAME}/config.json", tarfile.SYMTYPE, "/etc/passwd")),
     "hard link": _insert(_info(f"{NAME}/config.json", tarfile.LNKTYPE, "/etc/passwd")),
@@ -234,25 +234,25 @@ STRANGERS: dict[str, Callable[[Members], None]] = {
     "owner": _first(uid=1000),
     "time": _first(mtime=1),
     "longer than the manifest says": _longer,
-    "a file twice": lambda members: members.insert(2, members[1]),
-    "the manifest twice": lambda members: members.append(members[0]),
-    "a file more": lambda members: members.append((_info(f"{NAME}/notes.txt"), b"")),
-    "a file less": lambda members: members.__delitem__(3),
-    "another order": lambda members: members.reverse(),
+    "duplicate file": lambda members: members.insert(2, members[1]),
+    "duplicate manifest": lambda members: members.append(members[0]),
+    "additional file": lambda members: members.append((_info(f"{NAME}/notes.txt"), b"")),
+    "missing file": lambda members: members.__delitem__(3),
+    "reversed order": lambda members: members.reverse(),
     "manifest last": lambda members: members.append(members.pop(0)),
-    "nothing": lambda members: members.clear(),
+    "empty": lambda members: members.clear(),
 }
 
 
-@pytest.mark.parametrize("case", STRANGERS)
-def test_a_strangers_archive(packed: Path, tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize("case", FOREIGN_ARCHIVES)
+def test_archive_not_written_by_pack_is_rejected(packed: Path, tmp_path: Path, case: str) -> None:
     members = _members(packed)
-    STRANGERS[case](members)
-    _refused(_tar(members), tmp_path)
+    FOREIGN_ARCHIVES[case](members)
+    _assert_rejected(_tar(members), tmp_path)
 
 
-def test_the_members_alone_make_the_archive(packed: Path) -> None:
-    """So what the strangers' archives are refused for is what they changed."""
+def test_rebuilding_an_archive_from_its_members_gives_equal_bytes(packed: Path) -> None:
+    """The archives in the other tests are therefore rejected because of what those tests change."""
     assert _tar(_members(packed)) == packed.read_bytes()
 
 
@@ -260,13 +260,13 @@ def test_the_members_alone_make_the_archive(packed: Path) -> None:
 def test_extended_headers(packed: Path, tmp_path: Path, form: int) -> None:
     members = _members(packed)
     members[1][0].name = f"{NAME}/{'x' * 300}"
-    _refused(_tar(members, form), tmp_path)
+    _assert_rejected(_tar(members, form), tmp_path)
     members.insert(0, (_info("x" * 300), b""))
-    _refused(_tar(members, form), tmp_path)
+    _assert_rejected(_tar(members, form), tmp_path)
 
 
 def _with_manifest(packed: Path, change: Callable[[Any], None]) -> bytes:
-    """The archive with another manifest, whose own header is right."""
+    """The archive with a changed manifest, whose header matches it."""
     members = _members(packed)
     manifest = json.loads(members[0][1])
     change(manifest)
@@ -280,55 +280,57 @@ def _add_file(name: str) -> Callable[[Any], None]:
     return lambda manifest: manifest["files"].update({name: record})
 
 
-LIES: dict[str, Callable[[Any], None]] = {
-    "a file above": _add_file("../evil"),
-    "an absolute file": _add_file("/tmp/evil"),
-    "a folder as file": _add_file("tokenizer"),
-    "itself": _add_file(MANIFEST),
-    "a name above": lambda manifest: manifest.update(name=".."),
-    "another name": lambda manifest: manifest.update(name="other"),
-    "a size beyond all disks": lambda manifest: manifest["files"]["run.sh"].update(size=1 << 60),
-    "a size beyond tar": lambda manifest: manifest["files"]["run.sh"].update(size=1 << 34),
-    "a size less": lambda manifest: manifest["files"]["run.sh"].update(size=1),
-    "a size more": lambda manifest: manifest["files"]["run.sh"].update(size=700),
-    "another digest": lambda manifest: manifest["files"]["run.sh"].update(sha256="0" * 64),
+FALSE_MANIFESTS: dict[str, Callable[[Any], None]] = {
+    "file in the parent folder": _add_file("../evil"),
+    "absolute path": _add_file("/tmp/evil"),
+    "folder as file": _add_file("tokenizer"),
+    "manifest lists itself": _add_file(MANIFEST),
+    "name is ..": lambda manifest: manifest.update(name=".."),
+    "other name": lambda manifest: manifest.update(name="other"),
+    "size exceeds any disk": lambda manifest: manifest["files"]["run.sh"].update(size=1 << 60),
+    "size exceeds tar's limit": lambda manifest: manifest["files"]["run.sh"].update(size=1 << 34),
+    "size too small": lambda manifest: manifest["files"]["run.sh"].update(size=1),
+    "size too large": lambda manifest: manifest["files"]["run.sh"].update(size=700),
+    "other sha256": lambda manifest: manifest["files"]["run.sh"].update(sha256="0" * 64),
     "no files": lambda manifest: manifest.pop("files"),
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_a_strangers_manifest(packed: Path, tmp_path: Path, lie: str) -> None:
-    _refused(_with_manifest(packed, LIES[lie]), tmp_path)
+@pytest.mark.parametrize("case", FALSE_MANIFESTS)
+def test_archive_with_a_false_manifest_is_rejected(packed: Path, tmp_path: Path, case: str) -> None:
+    _assert_rejected(_with_manifest(packed, FALSE_MANIFESTS[case]), tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b"x", bytes(512), bytes(10240), b"\xff" * 2048, b"not JSON" * 512])
-def test_what_is_no_archive(tmp_path: Path, data: bytes) -> None:
-    _refused(data, tmp_path)
+def test_file_that_is_not_an_archive(tmp_path: Path, data: bytes) -> None:
+    _assert_rejected(data, tmp_path)
 
 
-def test_a_manifest_that_is_no_json(packed: Path, tmp_path: Path) -> None:
+def test_manifest_that_is_not_json(packed: Path, tmp_path: Path) -> None:
     members = _members(packed)
     for data in (b"{", b"[" * 100_000, b"\xff\xff", b"[]"):
         members[0][0].size = len(data)
-        _refused(_tar([(members[0][0], data), *members[1:]]), tmp_path)
+        _assert_rejected(_tar([(members[0][0], data), *members[1:]]), tmp_path)
 
 
-def test_what_is_said_of_a_strangers_manifest(packed: Path, tmp_path: Path) -> None:
-    """Whoever unpacks has no bundle to build again."""
-    path = tmp_path / "stranger.tar"
-    path.write_bytes(_with_manifest(packed, LIES["no files"]))
-    with pytest.raises(AxzooError, match=r"stranger\.tar is damaged, or no archive of `axzoo pack`: its manifest"):
+def test_message_about_an_invalid_manifest(packed: Path, tmp_path: Path) -> None:
+    """It does not say "build it again", because the user may have no bundle to build."""
+    path = tmp_path / "untrusted.tar"
+    path.write_bytes(_with_manifest(packed, FALSE_MANIFESTS["no files"]))
+    with pytest.raises(
+        AxzooError, match=r"untrusted\.tar is damaged or was not written by `axzoo pack`: its manifest\.json is not"
+    ):
         unpack(path, tmp_path / "target")
 
 
-def test_a_manifest_without_end_is_not_read(packed: Path, tmp_path: Path) -> None:
+def test_oversized_manifest_is_not_read(packed: Path, tmp_path: Path) -> None:
     header = tarfile.TarInfo(f"{NAME}/{MANIFEST}")
     header.size, header.mode = 1 << 32, 0o644
-    path = tmp_path / "stranger.tar"
+    path = tmp_path / "untrusted.tar"
     path.write_bytes(header.tobuf(tarfile.USTAR_FORMAT))
     os.truncate(path, 1 << 32)
     tracemalloc.start()
-    with pytest.raises(AxzooError, match="is no archive of `axzoo pack`: it does not begin with a bundle's"):
+    with pytest.raises(AxzooError, match="was not written by `axzoo pack`: it does not start with the manifest"):
         unpack(path, tmp_path / "target")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -336,7 +338,7 @@ def test_a_manifest_without_end_is_not_read(packed: Path, tmp_path: Path) -> Non
 
 
 def test_memory_is_bounded(packed: Path, bundle: Path, tmp_path: Path) -> None:
-    """A file of 64 MB goes through in pieces, both ways."""
+    """A file of 64 MB is packed and unpacked in chunks."""
     large = Path(shutil.copytree(bundle, tmp_path / "large"))
     manifest = json.loads((large / MANIFEST).read_text())
     with (large / "large.bin").open("wb") as file:
@@ -355,31 +357,31 @@ def test_memory_is_bounded(packed: Path, bundle: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [1, 511, 512, 513, 5000, -1, -512, -10240])
-def test_an_archive_cut_off(packed: Path, tmp_path: Path, cut: int) -> None:
-    _refused(packed.read_bytes()[:cut], tmp_path)
+def test_truncated_archive(packed: Path, tmp_path: Path, cut: int) -> None:
+    _assert_rejected(packed.read_bytes()[:cut], tmp_path)
 
 
 @pytest.mark.parametrize("more", [b"\0", bytes(512), bytes(10240), b"x"])
-def test_an_archive_with_more_behind_it(packed: Path, tmp_path: Path, more: bytes) -> None:
-    _refused(packed.read_bytes() + more, tmp_path)
+def test_archive_with_trailing_data(packed: Path, tmp_path: Path, more: bytes) -> None:
+    _assert_rejected(packed.read_bytes() + more, tmp_path)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(st.data())
-def test_no_byte_can_be_another(packed: Path, tmp_path: Path, choose: st.DataObject) -> None:
-    """But within the manifest, which is the measure of all others."""
+def test_every_changed_byte_is_rejected(packed: Path, tmp_path: Path, choose: st.DataObject) -> None:
+    """Except in the manifest, which all other files are compared with."""
     data = bytearray(packed.read_bytes())
     manifest = range(512, 512 + len(_members(packed)[0][1]))
     at = choose.draw(st.integers(0, len(data) - 1).filter(lambda at: at not in manifest))
     data[at] ^= choose.draw(st.integers(1, 255))
-    _refused(bytes(data), tmp_path)
+    _assert_rejected(bytes(data), tmp_path)
 
 
-def test_a_name_that_no_plain_tar_holds(bundle: Path, tmp_path: Path) -> None:
+def test_name_too_long_for_plain_tar(bundle: Path, tmp_path: Path) -> None:
     long = Path(shutil.copytree(bundle, tmp_path / "long"))
     manifest = json.loads((long / MANIFEST).read_text())
     manifest["name"] = "ü" * 150
     (long / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(AxzooError, match="does not fit a plain tar, names of 255 bytes and files of 8 GB"):
+    with pytest.raises(AxzooError, match="exceeds the limits of plain tar, names up to 255 bytes and files up to 8 GB"):
         pack(long, tmp_path / "x.tar")
     assert _names(tmp_path) == ["long"]

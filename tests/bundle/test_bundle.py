@@ -1,4 +1,4 @@
-"""A completed bundle: everything there, everything as the manifest says, the same bytes every time."""
+"""Completed bundles: all files are present, match the manifest and are reproducible."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FILES = [
 
 @pytest.fixture
 def built(s8: Built, tmp_path: Path) -> Built:
-    """Compiled files, to be completed."""
+    """Compiled files of a bundle that is not complete yet."""
     return s8.moved(tmp_path / "results" / "tiny-w8a16")
 
 
@@ -56,7 +56,7 @@ def _json(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def test_the_manifest_is_complete_and_true(bundle: Path, built: Built) -> None:
+def test_manifest_is_complete_and_correct(bundle: Path, built: Built) -> None:
     assert _files(bundle) == FILES
     manifest = _json(bundle / "manifest.json")
     assert sorted([*manifest["files"], "manifest.json"]) == FILES
@@ -85,16 +85,16 @@ def test_the_manifest_is_complete_and_true(bundle: Path, built: Built) -> None:
     parts = manifest["parts"]
     assert sorted(parts) == [name for name in FILES if name.endswith((".axmodel", ".bin"))]
     assert parts["llama_p8_l0_together.axmodel"]["weight_errors"]["q_proj"] > 0
-    of_a_layer = {"weight_group_size": 0, "scale_rule": "vendor", "rounding": "nearest"}
-    of_the_head = {"weight_group_size": 0, "scale_rule": "max_abs", "rounding": "nearest"}
-    assert parts["llama_p8_l0_together.axmodel"].items() >= of_a_layer.items()
-    assert parts["llama_post.axmodel"].items() >= of_the_head.items()
+    layer_storage = {"weight_group_size": 0, "scale_rule": "vendor", "rounding": "nearest"}
+    post_storage = {"weight_group_size": 0, "scale_rule": "max_abs", "rounding": "nearest"}
+    assert parts["llama_p8_l0_together.axmodel"].items() >= layer_storage.items()
+    assert parts["llama_post.axmodel"].items() >= post_storage.items()
     assert parts["model.embed_tokens.weight.bfloat16.bin"].items() >= {"weight_type": "bf16"}.items()
     assert len({part["key"] for part in parts.values()}) == 4
     assert manifest["sbom"]["components"][-1]["name"] == "tiny"
 
 
-def test_the_runtimes_config(bundle: Path) -> None:
+def test_runtime_config(bundle: Path) -> None:
     config = _json(bundle / "config.json")
     assert config == {
         "model_name": "tiny-w8a16",
@@ -127,13 +127,13 @@ def test_the_runtimes_config(bundle: Path) -> None:
     }
 
 
-def test_it_runs(bundle: Path, checkpoint: Checkpoint) -> None:
+def test_bundle_runs(bundle: Path, checkpoint: Checkpoint) -> None:
     ids = list(range(40, 60))
     logits = load_model(bundle).prefill(ids)
     assert np.corrcoef(logits, checkpoint.logits(ids)[-1])[0, 1] > 0.99
 
 
-def test_completing_twice_or_elsewhere_gives_equal_bytes(bundle: Path, built: Built, tmp_path: Path) -> None:
+def test_completing_again_or_in_another_folder_gives_equal_bytes(bundle: Path, built: Built, tmp_path: Path) -> None:
     first = {name: (bundle / name).read_bytes() for name in FILES}
     complete_bundle(built.plan)
     assert {name: (bundle / name).read_bytes() for name in FILES} == first
@@ -143,16 +143,16 @@ def test_completing_twice_or_elsewhere_gives_equal_bytes(bundle: Path, built: Bu
 
 
 def test_files_of_an_earlier_build_are_removed(bundle: Path, built: Built) -> None:
-    strangers = ["llama_p8_l2_together.axmodel", "llama_p128_l0_together.axmodel", "tokenizer/special_tokens_map.json"]
-    for name in strangers:
+    old = ["llama_p8_l2_together.axmodel", "llama_p128_l0_together.axmodel", "tokenizer/special_tokens_map.json"]
+    for name in old:
         (bundle / name).write_text("{}")
-    (bundle / "notes.txt").write_text("the user's own")
+    (bundle / "notes.txt").write_text("a file of the user")
     complete_bundle(built.plan)
     assert _files(bundle) == sorted([*FILES, "notes.txt"])
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.endswith((".axmodel", ".bin"))])
-def test_a_file_changed_after_it_was_built_is_refused(built: Built, name: str) -> None:
+def test_part_that_changed_after_the_build_is_rejected(built: Built, name: str) -> None:
     with (built.folder / name).open("ab") as file:
         file.write(b"\0")
     with pytest.raises(AxzooError, match=f"{name} changed after it was built: remove it and run again"):
@@ -160,7 +160,7 @@ def test_a_file_changed_after_it_was_built_is_refused(built: Built, name: str) -
     assert not (built.folder / "manifest.json").exists()
 
 
-def test_a_tokenizer_changed_after_locking_is_refused(built: Built, tmp_path: Path) -> None:
+def test_tokenizer_that_changed_after_locking_is_rejected(built: Built, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(built.source.parent, tmp_path / "checkpoint"))
     with (folder / "tokenizer.json").open("a") as file:
         file.write(" ")
@@ -170,8 +170,8 @@ def test_a_tokenizer_changed_after_locking_is_refused(built: Built, tmp_path: Pa
     assert "manifest.json" not in _files(built.folder)
 
 
-def _relocked(built: Built, tmp_path: Path, *dropped: str, **tokens: Any) -> Any:
-    """The plan over a lock without some tokenizer files."""
+def _with_other_lock(built: Built, tmp_path: Path, *dropped: str, **tokens: Any) -> Any:
+    """The plan with a lock that lists other tokenizer files."""
     locks = Path(shutil.copytree(built.locks, tmp_path / "locks"))
     index = _json(locks / "index.json")
     index["tokenizer_files"] = {k: v for k, v in index["tokenizer_files"].items() if k not in dropped} | tokens
@@ -179,28 +179,28 @@ def _relocked(built: Built, tmp_path: Path, *dropped: str, **tokens: Any) -> Any
     return replace(built.plan, lock=locks)
 
 
-def test_a_tokenizer_that_does_not_serve_is_refused(built: Built, tmp_path: Path) -> None:
-    plan = _relocked(built, tmp_path, "chat_template.jinja")
+def test_chat_requires_a_chat_template(built: Built, tmp_path: Path) -> None:
+    plan = _with_other_lock(built, tmp_path, "chat_template.jinja")
     with pytest.raises(AxzooError, match="has no chat template"):
         complete_bundle(plan)
     complete_bundle(replace(plan, chat=False))
     assert _json(built.folder / "config.json")["chat"] is False
 
 
-def test_a_model_without_an_end_is_refused(built: Built, tmp_path: Path) -> None:
-    plan = _relocked(built, tmp_path, "generation_config.json", "tokenizer_config.json")
-    with pytest.raises(AxzooError, match=r"neither generation_config\.json nor the tokenizer names an end token"):
+def test_model_without_eos_token_is_rejected(built: Built, tmp_path: Path) -> None:
+    plan = _with_other_lock(built, tmp_path, "generation_config.json", "tokenizer_config.json")
+    with pytest.raises(AxzooError, match=r"neither generation_config\.json nor the tokenizer defines an EOS token"):
         complete_bundle(plan)
     assert not (built.folder / "manifest.json").exists()
 
 
-def test_a_lock_cannot_lead_outside(built: Built, tmp_path: Path) -> None:
+def test_lock_cannot_name_files_outside_the_checkpoint(built: Built, tmp_path: Path) -> None:
     for name in ("../../x", "/etc/passwd", "model.safetensors"):
         with pytest.raises(AxzooError, match="is not a tokenizer file: lock again"):
-            complete_bundle(_relocked(built, tmp_path / name.strip("./"), **{name: "00"}))
+            complete_bundle(_with_other_lock(built, tmp_path / name.strip("./"), **{name: "00"}))
 
 
-def test_run_sh_starts_the_boards_program_with_the_documented_flags(bundle: Path, tmp_path: Path) -> None:
+def test_run_sh_passes_the_documented_flags_to_the_host_program(bundle: Path, tmp_path: Path) -> None:
     script = bundle / "run.sh"
     subprocess.run(["sh", "-n", script], check=True)
     assert os.access(script, os.X_OK)
@@ -211,9 +211,9 @@ def test_run_sh_starts_the_boards_program_with_the_documented_flags(bundle: Path
     environment = {**os.environ, "MAIN_PREFILL": f"{program} run"}
     done = subprocess.run([script, prompt], cwd="/", env=environment, capture_output=True, text=True, check=True)
     where, verb, *words = done.stdout.splitlines()
-    assert verb == "run"  # MAIN_PREFILL may be two words: axzoo run
+    assert verb == "run"  # MAIN_PREFILL may contain arguments, as in `axzoo run`
     assert Path(where) == bundle
-    assert words.pop() == f"--prompt={prompt}"  # with = : it may begin with a dash
+    assert words.pop() == f"--prompt={prompt}"  # joined by =, because a prompt may start with a dash
     assert dict(zip(words[::2], words[1::2], strict=True)) == {
         "--template_filename_axmodel": "llama_p8_l%d_together.axmodel",
         "--axmodel_num": "2",
@@ -231,4 +231,4 @@ def test_run_sh_starts_the_boards_program_with_the_documented_flags(bundle: Path
         "--continue": "1",
     }
     done = subprocess.run([script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("--prompt=\n")  # straight to the interactive prompt
+    assert done.stdout.endswith("--prompt=\n")  # without a prompt, the program starts interactively

@@ -1,4 +1,4 @@
-"""manifest.json, written by us or by a stranger."""
+"""Reading manifest.json, our own and untrusted ones."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def data(bundle: Path) -> Any:
     return json.loads((bundle / MANIFEST).read_text())
 
 
-def test_what_is_read(bundle: Path, s8: Built) -> None:
+def test_read_manifest(bundle: Path, s8: Built) -> None:
     manifest = read_manifest(bundle)
     assert (manifest.name, manifest.recipe, manifest.spec.num_hidden_layers) == ("tiny-w8a16", s8.recipe, 2)
     assert manifest.size == sum((bundle / name).stat().st_size for name in manifest.files)
@@ -39,7 +39,7 @@ def test_what_is_read(bundle: Path, s8: Built) -> None:
     assert manifest.source == {"path": "tiny"}
 
 
-def test_none_or_too_large(tmp_path: Path) -> None:
+def test_missing_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match=r"manifest\.json is missing"):
         read_manifest(tmp_path)
     (tmp_path / MANIFEST).write_text(" " * (MANIFEST_LIMIT + 1))
@@ -54,9 +54,9 @@ BAD_NAMES = [
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_no_file_outside_the_bundle(data: Any, name: str) -> None:
+def test_file_names_outside_the_bundle_are_rejected(data: Any, name: str) -> None:
     data["files"][name] = {"size": 1, "sha256": "0" * 64}
-    _refused(data)
+    _assert_rejected(data)
 
 
 def _set(*keys: str, to: Any) -> Callable[[Any], None]:
@@ -68,35 +68,35 @@ def _set(*keys: str, to: Any) -> Callable[[Any], None]:
     return change
 
 
-LIES = {
-    "negative size": _set("files", "config.json", "size", to=-1),
-    "size a text": _set("files", "config.json", "size", to="1"),
-    "size true": _set("files", "config.json", "size", to=True),
-    "no digest": _set("files", "config.json", "sha256", to="0" * 63),
-    "digest a number": _set("files", "config.json", "sha256", to=0),
-    "files a list": _set("files", to=[]),
-    "name with a slash": _set("name", to="../x"),
-    "name of dots": _set("name", to=".."),
-    "name empty": _set("name", to=""),
-    "name a number": _set("name", to=3),
-    "name too long": _set("name", to="x" * 151),
-    "recipe unknown key": _set("recipe", "taste", to="sweet"),
-    "recipe contradicts itself": _set("recipe", "kv_cache_len", to=0),
-    "spec without layer": _set("spec", "layer", to=None),
-    "width a text": _set("spec", "layer", "head_dim", to="x" * 10),
-    "layers a float": _set("spec", "num_hidden_layers", to=2.0),
-    "source a text": _set("source", to="x"),
-    "parts a list": _set("parts", to=[1]),
+INVALID = {
+    "size is negative": _set("files", "config.json", "size", to=-1),
+    "size is a string": _set("files", "config.json", "size", to="1"),
+    "size is true": _set("files", "config.json", "size", to=True),
+    "sha256 is too short": _set("files", "config.json", "sha256", to="0" * 63),
+    "sha256 is a number": _set("files", "config.json", "sha256", to=0),
+    "files is a list": _set("files", to=[]),
+    "name contains a slash": _set("name", to="../x"),
+    "name is ..": _set("name", to=".."),
+    "name is empty": _set("name", to=""),
+    "name is a number": _set("name", to=3),
+    "name is too long": _set("name", to="x" * 151),
+    "recipe has an unknown key": _set("recipe", "taste", to="sweet"),
+    "recipe is inconsistent": _set("recipe", "kv_cache_len", to=0),
+    "spec has no layer": _set("spec", "layer", to=None),
+    "head_dim is a string": _set("spec", "layer", "head_dim", to="x" * 10),
+    "num_hidden_layers is a float": _set("spec", "num_hidden_layers", to=2.0),
+    "source is a string": _set("source", to="x"),
+    "parts is a list": _set("parts", to=[1]),
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_what_is_no_manifest(data: Any, lie: str) -> None:
-    LIES[lie](data)
-    _refused(data)
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_manifest_is_rejected(data: Any, case: str) -> None:
+    INVALID[case](data)
+    _assert_rejected(data)
 
 
-def test_a_newer_versions_manifest_is_not_called_damaged(data: Any) -> None:
+def test_manifest_of_a_newer_version_is_not_called_damaged(data: Any) -> None:
     data["spec"]["layer"]["attention_sinks"] = True
     with pytest.raises(AxzooError, match=r"^x/manifest\.json: LayerSpec has fields .*'attention_sinks'\. A newer ver"):
         parse_manifest(data, Path("x/manifest.json"))
@@ -108,7 +108,7 @@ def test_a_newer_versions_recipe_is_not_called_damaged(data: Any) -> None:
         parse_manifest(data, Path("x/manifest.json"))
 
 
-def test_an_older_versions_manifest(data: Any) -> None:
+def test_manifest_of_an_older_version_gets_defaults(data: Any) -> None:
     spec = parse_manifest(data, Path("x/manifest.json")).spec
     del data["spec"]["layer"]["qk_norm"], data["spec"]["sliding_windows"]
     assert parse_manifest(data, Path("x/manifest.json")).spec == spec
@@ -140,7 +140,7 @@ def test_the_format_number(data: Any, number: Any, said: str) -> None:
         parse_manifest(data, Path("x/manifest.json"))
 
 
-def _refused(data: Any) -> None:
+def _assert_rejected(data: Any) -> None:
     with pytest.raises(AxzooError) as error:
         parse_manifest(data, Path("x/manifest.json"))
     assert "\n" not in str(error.value)
@@ -151,7 +151,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
 @given(st.data())
-def test_anything_anywhere_is_read_or_refused(data: Any, choose: st.DataObject) -> None:
+def test_any_changed_value_is_read_or_rejected(data: Any, choose: st.DataObject) -> None:
     changed = copy.deepcopy(data)
     place: Any = changed
     while isinstance(place, dict) and place:

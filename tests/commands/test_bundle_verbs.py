@@ -1,4 +1,4 @@
-"""`axzoo verify`, `pack` and `unpack`, as they are typed."""
+"""`axzoo verify`, `pack` and `unpack` on the command line."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def bundle(s8: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_verify(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(bundle)]) == 0
-    assert capsys.readouterr().out == f"{bundle}: 12 files, 0.1 MB, all as its manifest says\n"
+    assert capsys.readouterr().out == f"{bundle}: 12 files, 0.1 MB, all match the manifest\n"
     (bundle / "run.sh").unlink()
     assert main(["verify", str(bundle), "--checks"]) == 1
-    said = capsys.readouterr()
-    assert said.out == "run.sh is missing\n"
-    assert said.err == f"axzoo: {bundle} is not what its manifest says (1 deviations): build it again\n"
+    output = capsys.readouterr()
+    assert output.out == "run.sh is missing\n"
+    assert output.err == f"axzoo: {bundle} does not match its manifest (deviations: 1): build it again\n"
 
 
 @pytest.mark.parametrize("verb", ["verify", "pack"])
-def test_a_file_is_no_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+def test_file_instead_of_a_bundle(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     (tmp_path / "x.tar").write_text("")
     assert main([verb, str(tmp_path / "x.tar")]) == 1
-    said = "is a file: name a bundle's folder; `axzoo unpack` makes one of an archive"
-    assert capsys.readouterr().err == f"axzoo: {tmp_path}/x.tar {said}\n"
+    message = "is a file: give the folder of a bundle; `axzoo unpack` extracts archives"
+    assert capsys.readouterr().err == f"axzoo: {tmp_path}/x.tar {message}\n"
 
 
 def test_verify_with_checks(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,26 +49,26 @@ def test_verify_with_checks(bundle: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "level 1 passed: 2 layers" in capsys.readouterr().err
 
 
-def test_checks_elsewhere(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A bundle that was carried away, and its lock too."""
+def test_checks_of_a_moved_bundle(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The bundle and its lock are outside the project's results folder."""
     bundle.rename("here")
     Path("results/locks/tiny").rename("lock")
     assert main(["verify", "here", "--checks"]) == 1
-    assert "level 1 cannot be run: there is no " in capsys.readouterr().err
+    assert re.search(r"level 1 cannot run: \S+ is missing: use --lock", capsys.readouterr().err)
     source = "results/checkpoints/tiny/source.json"
     assert main(["verify", "here", "--checks", "--lock", "lock"]) == 1
-    assert "name the right one with --source" in capsys.readouterr().err
+    assert "is missing: use --source to give its location" in capsys.readouterr().err
     assert main(["verify", "here", "--checks", "--lock", "lock", "--source", source, "--prompt=hi"]) == 0
 
 
 @pytest.mark.parametrize("change", [('"path": "tiny"', '"path": "other"'), ('"theta": 10000.0', '"theta": 10001.0')])
-def test_another_checkpoints_lock(bundle: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str]) -> None:
+def test_lock_of_another_checkpoint(bundle: Path, capsys: pytest.CaptureFixture[str], change: tuple[str, str]) -> None:
     index = Path("results/locks/tiny/index.json")
     text = index.read_text()
     assert change[0] in text
     index.write_text(text.replace(*change))
     assert main(["verify", str(bundle), "--checks"]) == 1
-    assert "tiny is of another checkpoint: name the right one with --lock" in capsys.readouterr().err
+    assert "tiny belongs to another checkpoint: use --lock to give the right one" in capsys.readouterr().err
     index.write_text("{}")
     assert main(["verify", str(bundle), "--checks"]) == 1
     assert re.search(r"index\.json (is damaged|has format 1)", capsys.readouterr().err)
@@ -83,6 +83,6 @@ def test_pack_and_unpack(bundle: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["pack", "board/bundle", "out/again.tar"]) == 0
     assert Path("out/again.tar").read_bytes() == Path(f"{TAG}.tar").read_bytes()
     assert main(["unpack", "out/again.tar", "board/bundle"]) == 1
-    assert "axzoo: board/bundle exists: name a new folder\n" in capsys.readouterr().err
+    assert "axzoo: board/bundle exists: choose a new folder\n" in capsys.readouterr().err
     assert main(["unpack", "nowhere.tar", "x"]) == 1
     assert capsys.readouterr().err == "axzoo: nowhere.tar: No such file or directory\n"

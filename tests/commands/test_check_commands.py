@@ -1,4 +1,4 @@
-"""`axzoo check-layers` and `check-generation`: what is left behind by a check that passes, and by one that fails."""
+"""`axzoo check-layers` and `check-generation`: the report files of checks that pass and checks that fail."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PROMPT = "What is it?"
 
 @pytest.fixture
 def project(s8: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Built:
-    """A built model in a project whose report it is in."""
+    """A built model in a project whose matrix contains it."""
     (tmp_path / "config").mkdir()
     shutil.copy(Path(__file__).parents[2] / "config/chips.yaml", tmp_path / "config")
     (tmp_path / "config/zoo.yaml").write_text(MATRIX)
@@ -58,7 +58,7 @@ def reported(capsys: pytest.CaptureFixture[str]) -> str:
         ("check-generation", "generation.json", "generation.failed.json", "level 2"),
     ],
 )
-def test_a_failed_checks_report_is_kept_under_another_name(
+def test_report_of_a_failed_check_has_another_name(
     project: Built, capsys: pytest.CaptureFixture[str], verb: str, name: str, failed: str, level: str
 ) -> None:
     assert check(verb, project, name) == 0
@@ -81,8 +81,8 @@ def test_a_failed_checks_report_is_kept_under_another_name(
     assert reports() == {name}
 
 
-def test_numbers_that_are_none_fail_and_are_told(project: Built, capsys: pytest.CaptureFixture[str]) -> None:
-    """A layer whose scales overflow, as fp16 files of large activations do."""
+def test_nan_fails_the_check_and_is_reported(project: Built, capsys: pytest.CaptureFixture[str]) -> None:
+    """The scales of a layer overflow, as can happen in fp16 files with large activations."""
     layer = project.layers[1]
     model = onnx.load(layer)
     for tensor in model.graph.initializer:
@@ -94,6 +94,6 @@ def test_numbers_that_are_none_fail_and_are_told(project: Built, capsys: pytest.
         assert check("check-layers", project, "layers.json") == 1
         assert check("check-generation", project, "generation.json") == 1
     assert reports() == {"layers.failed.json", "generation.failed.json"}
-    said = reported(capsys)
-    assert "level 1  FAILED: 2 layers against fp32, worst token's cosine none in layer 1" in said
-    assert "mean KL none" in said
+    output = reported(capsys)
+    assert "level 1  FAILED: 2 layers against fp32, lowest cosine none in layer 1" in output
+    assert "mean KL none" in output

@@ -1,4 +1,4 @@
-"""`axzoo families`: the table is what the families can, and the tests it names exist."""
+"""`axzoo families`: the table matches the families, and the tests that it names exist."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def test_every_family_is_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 @pytest.mark.parametrize("model_type", supported_model_types())
-def test_the_parity_tests_named_are_there(model_type: str) -> None:
+def test_named_parity_tests_exist(model_type: str) -> None:
     file, option, word = load_family(model_type).PARITY_TESTS.split()
     assert option == "-k"
     assert f'"{word}' in (ROOT / file).read_text()
 
 
-def test_a_rope_type_a_family_cannot_have_is_refused() -> None:
+def test_unsupported_rope_type_is_rejected() -> None:
     view = ConfigView({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, Path("config.json"))
     with pytest.raises(AxzooError, match=r"config\.json: rope_type is 'linear', but must be 'default' or 'longrope'"):
         view.rope(8, 64, types=load_family("phi3").ROPE_TYPES)

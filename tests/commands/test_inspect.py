@@ -1,4 +1,4 @@
-"""`axzoo inspect`: as a table, as JSON, of our files, of another tool's, and of hostile ones."""
+"""`axzoo inspect`: tables and JSON for our files, files of other tools and hostile files."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def _json(path: Path, capsys: Capture) -> Any:
 
 
 def _lines(path: Path, capsys: Capture) -> list[list[str]]:
-    """The words of every line of the tables."""
+    """The lines of the tables, split into words."""
     assert main(["inspect", str(path)]) == 0
     out = capsys.readouterr().out
     assert "\x1b" not in out
     return [line.split() for line in out.splitlines()]
 
 
-def test_a_layer_as_json(s8: Built, capsys: Capture) -> None:
+def test_layer_as_json(s8: Built, capsys: Capture) -> None:
     found = _json(s8.layers[0], capsys)
     assert (found["header"]["kind"], len(found["header"]["groups"])) == ("decoder_layer", 4)
     assert found["header"]["about"]["weight_type"] == "s8"
@@ -49,7 +49,9 @@ def test_a_layer_as_json(s8: Built, capsys: Capture) -> None:
     assert list(found["metadata"]) == [METADATA_KEY]
 
 
-def test_the_parameters_are_the_models(checkpoint: Checkpoint, s8: Built, exact: Built, capsys: Capture) -> None:
+def test_number_of_parameters_matches_the_model(
+    checkpoint: Checkpoint, s8: Built, exact: Built, capsys: Capture
+) -> None:
     for built in (s8, exact):
         found = [_json(path, capsys)["parameters"] for path in (*built.layers, built.post)]
         model = checkpoint.model.model
@@ -58,7 +60,7 @@ def test_the_parameters_are_the_models(checkpoint: Checkpoint, s8: Built, exact:
         assert found == [sum(part.numel() for part in parts) for parts in wanted]
 
 
-def test_a_layer_as_tables(s8: Built, capsys: Capture) -> None:
+def test_layer_as_tables(s8: Built, capsys: Capture) -> None:
     lines = _lines(s8.layers[0], capsys)
     assert ["built", "by", "axzoo", "0.1.0"] in lines
     assert ["weight_type", "s8"] in lines
@@ -71,18 +73,18 @@ def test_a_layer_as_tables(s8: Built, capsys: Capture) -> None:
     assert ["int8", "7", "7680", "7680"] in lines
 
 
-def test_a_post_layer_as_tables(s8: Built, capsys: Capture) -> None:
+def test_post_layer_as_tables(s8: Built, capsys: Capture) -> None:
     lines = _lines(s8.post, capsys)
     assert ["kind", "post"] in lines
     assert ["0", "out", "output", "bf16", "[1,", "1,", "262]"] in lines
 
 
-def test_where_a_file_comes_from(s8: Built, tmp_path: Path, capsys: Capture) -> None:
-    """By the manifest beside it; without one, or with another file's, nobody knows."""
+def test_provenance(s8: Built, tmp_path: Path, capsys: Capture) -> None:
+    """It comes from the manifest in the file's folder, if that manifest lists the file."""
     built = s8.moved(tmp_path / "tiny-w8a16")
     layer = built.layers[0]
-    assert _json(layer, capsys)["provenance"] == {"missing": "no manifest beside it"}
-    assert ["provenance", "no", "manifest", "beside", "it"] in _lines(layer, capsys)
+    assert _json(layer, capsys)["provenance"] == {"missing": "no manifest in its folder"}
+    assert ["provenance", "no", "manifest", "in", "its", "folder"] in _lines(layer, capsys)
 
     complete_bundle(built.plan)
     found = _json(layer, capsys)["provenance"]
@@ -97,17 +99,17 @@ def test_where_a_file_comes_from(s8: Built, tmp_path: Path, capsys: Capture) -> 
         assert line in lines
     assert ["this", "file:", "scale_rule", "max_abs"] in _lines(built.post, capsys)
 
-    shutil.copy(layer, built.folder / "stranger.axmodel")
-    assert _json(built.folder / "stranger.axmodel", capsys)["provenance"]["missing"].endswith("does not list it")
-    _vendors(layer.with_name("other"))
+    shutil.copy(layer, built.folder / "unlisted.axmodel")
+    assert _json(built.folder / "unlisted.axmodel", capsys)["provenance"]["missing"].endswith("does not list it")
+    _write_vendor_file(layer.with_name("other"))
     layer.with_name("other").replace(layer)
-    assert "lists another file of this name" in _json(layer, capsys)["provenance"]["missing"]
+    assert "lists a different file with this name" in _json(layer, capsys)["provenance"]["missing"]
     (built.folder / "manifest.json").write_text("{}")
-    assert _json(layer, capsys)["provenance"] == {"missing": "the manifest beside it is damaged"}
+    assert _json(layer, capsys)["provenance"] == {"missing": "the manifest in its folder is damaged"}
 
 
-def _vendors(path: Path, **metadata: str) -> Path:
-    """As another tool's: opaque payloads, its own metadata."""
+def _write_vendor_file(path: Path, **metadata: str) -> Path:
+    """Write a file like those of the vendor's tool: opaque payloads, and metadata of its own."""
     tensors = [TensorProto(name=f"t{i}", data_type=TensorProto.UINT8, dims=[i], raw_data=bytes(i)) for i in range(30)]
     values = [helper.make_tensor_value_info(name, TensorProto.BFLOAT16, [1, "n"]) for name in ("input", "output")]
     graph = helper.make_graph(
@@ -123,8 +125,8 @@ def _vendors(path: Path, **metadata: str) -> Path:
     return path
 
 
-def test_another_tools_file(tmp_path: Path, capsys: Capture) -> None:
-    path = _vendors(tmp_path / "v.axmodel", extra_data="abc")
+def test_file_of_another_tool(tmp_path: Path, capsys: Capture) -> None:
+    path = _write_vendor_file(tmp_path / "v.axmodel", extra_data="abc")
     lines = _lines(path, capsys)
     assert ["built", "by", "Pulsar2;", "not", "by", "axzoo"] in lines
     assert ["opsets", "ONNX", "18"] in lines
@@ -138,12 +140,12 @@ def test_another_tools_file(tmp_path: Path, capsys: Capture) -> None:
     assert found["metadata"] == {"extra_data": 3}
 
 
-def test_a_file_that_says_nothing_of_its_maker(tmp_path: Path, capsys: Capture) -> None:
+def test_file_without_producer_name(tmp_path: Path, capsys: Capture) -> None:
     outside = TensorProto(name="w", data_type=1, dims=[4], data_location=TensorProto.EXTERNAL)
     onnx.save(onnx.ModelProto(ir_version=8, graph=onnx.GraphProto(initializer=[outside])), tmp_path / "x.onnx")
     lines = _lines(tmp_path / "x.onnx", capsys)
     assert ["built", "by", "an", "unnamed", "tool;", "not", "by", "axzoo"] in lines
-    assert ["elsewhere", "the", "values", "of", "1", "tensors,", "in", "other", "files"] in lines
+    assert ["external", "1", "tensors", "have", "their", "data", "in", "other", "files"] in lines
 
 
 GROUP = {"inputs": [{"name": "input", "dtype": "bf16", "shape": [1]}], "outputs": [], "unused": []}
@@ -168,30 +170,28 @@ GOOD = {"format": 1, "kind": "post", "groups": [GROUP], "about": {"weight_errors
     ],
 )
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_metadata_of_the_wrong_types(
-    header: dict[str, Any], options: list[str], tmp_path: Path, capsys: Capture
-) -> None:
-    path = _vendors(tmp_path / "x.axmodel", axzoo=json.dumps(GOOD | header))
+def test_metadata_with_wrong_types(header: dict[str, Any], options: list[str], tmp_path: Path, capsys: Capture) -> None:
+    path = _write_vendor_file(tmp_path / "x.axmodel", axzoo=json.dumps(GOOD | header))
     assert main(["inspect", str(path), *options]) == 1
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.startswith(f"axzoo: {path} has ")
-    assert said.err.count("\n") == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"axzoo: {path} has ")
+    assert output.err.count("\n") == 1
 
 
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_metadata_nested_beyond_all_reason(options: list[str], tmp_path: Path, capsys: Capture) -> None:
+def test_excessively_nested_metadata(options: list[str], tmp_path: Path, capsys: Capture) -> None:
     for depth in (900, 100_000):
         text = json.dumps(GOOD).replace('{"weight_errors": {}}', '{"a": ' + "[" * depth + "]" * depth + "}")
-        path = _vendors(tmp_path / "x.axmodel", axzoo=text)
+        path = _write_vendor_file(tmp_path / "x.axmodel", axzoo=text)
         code = main(["inspect", str(path), *options])
         assert code == 1 or depth == 900
         assert capsys.readouterr().err.count("\n") == code
 
 
-def test_words_that_would_move_the_cursor_or_mark_up(tmp_path: Path, capsys: Capture) -> None:
+def test_control_characters_and_markup_are_escaped(tmp_path: Path, capsys: Capture) -> None:
     about = {"note": "\x1b[31m[bold]\ud800\n", "list": [1, {"b": None}], "weight_errors": {}}
-    path = _vendors(tmp_path / "x.axmodel", axzoo=json.dumps(GOOD | {"about": about, "kind": "[red]x[/red]"}))
+    path = _write_vendor_file(tmp_path / "x.axmodel", axzoo=json.dumps(GOOD | {"about": about, "kind": "[red]x[/red]"}))
     lines = _lines(path, capsys)
     assert ["note", r"\x1b[31m[bold]\ud800\n"] in lines
     assert ["kind", "[red]x[/red]"] in lines
@@ -200,21 +200,21 @@ def test_words_that_would_move_the_cursor_or_mark_up(tmp_path: Path, capsys: Cap
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, message",
     [(b"", "is damaged or not an ONNX model"), (b"\x00", "is damaged or not an ONNX model"), (None, "No such")],
 )
-def test_a_file_that_is_none(content: bytes | None, said: str, tmp_path: Path, capsys: Capture) -> None:
+def test_file_that_is_not_onnx(content: bytes | None, message: str, tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "x.axmodel"
     if content is not None:
         path.write_bytes(content)
     assert main(["inspect", str(path)]) == 1
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert (error.count(str(path)), error.count("\n")) == (1, 1)
 
 
-def test_a_large_file_is_not_read(tmp_path: Path) -> None:
-    """1.5 GB of weights, in a file with a hole."""
+def test_weights_are_not_read(tmp_path: Path) -> None:
+    """A sparse file with 1.5 GB of weights."""
     size = 1_500_000_000
     path = tmp_path / "large.onnx"
     tensor = TensorProto(name="w", data_type=TensorProto.INT8, dims=[size]).SerializeToString() + _tag(9, size)
@@ -234,7 +234,7 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
 
 
 def _tag(field: int, length: int) -> bytes:
-    """The head of a field that has a length."""
+    """The tag and length of a length-delimited protobuf field."""
     head = bytearray([field << 3 | 2])
     while length > 0x7F:
         head.append(length & 0x7F | 0x80)

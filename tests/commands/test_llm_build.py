@@ -1,4 +1,4 @@
-"""The options of `llm_build`, and what is refused before anything is built."""
+"""The options of `llm_build`, and errors that are reported before the build starts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that Llama-2-7b's own files say before its weights are read."""
+    """The config and tokenizer of a checkpoint with the dimensions of Llama-2-7b."""
     folder = tmp_path_factory.mktemp("large") / "Llama-2-7b"
     tiny = make_checkpoint(folder)
     config = json.loads((tiny.folder / "config.json").read_text()) | {
@@ -47,8 +47,8 @@ def seven_billion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *words: str | Path) -> str:
-    """The one line a build ends with before it begins."""
+def build_error(capsys: pytest.CaptureFixture[str], tmp_path: Path, *words: str | Path) -> str:
+    """The error message, of one line, of a build that does not start."""
     assert main(["llm_build", "--work_path", str(tmp_path / "work"), *map(str, words)]) == 1
     shown, error = capsys.readouterr()
     assert shown == ""  # not even the Config block
@@ -57,13 +57,13 @@ def refusal(capsys: pytest.CaptureFixture[str], tmp_path: Path, *words: str | Pa
     return error.removeprefix("axzoo: ")
 
 
-def test_every_documented_option_is_there(parser: argparse.ArgumentParser) -> None:
+def test_every_documented_option_exists(parser: argparse.ArgumentParser) -> None:
     help_text = parser.format_help()
     for option in OPTIONS.split():
         assert re.search(rf"(^|[\s,\[]){option}\b", help_text), option
 
 
-def test_the_help_tells_the_defaults(parser: argparse.ArgumentParser) -> None:
+def test_help_states_the_defaults(parser: argparse.ArgumentParser) -> None:
     defaults = {action.dest: action.default for action in parser._actions if action.dest != "help"}
     for action in parser._actions:
         default = defaults.get(action.dest)
@@ -71,7 +71,7 @@ def test_the_help_tells_the_defaults(parser: argparse.ArgumentParser) -> None:
             assert re.search(rf"\({re.escape(str(default))}[:)]", str(action.help)), action.option_strings
 
 
-def test_the_documented_defaults(parser: argparse.ArgumentParser) -> None:
+def test_documented_defaults(parser: argparse.ArgumentParser) -> None:
     args = parser.parse_args(["--input_path", "x"])
     assert (args.prefill_len, args.kv_cache_len, args.parallel, args.post_topk) == (0, 127, 1, 0)
     assert (args.hidden_state_type, args.weight_type, args.post_weight_type, args.check_level) == (
@@ -95,17 +95,17 @@ def test_the_documented_defaults(parser: argparse.ArgumentParser) -> None:
         ["--npu_mode", "NPU1"],
     ],
 )
-def test_what_no_option_takes(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_option_values(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["llm_build", "--input_path", "x", *words])
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert "usage: axzoo llm_build" in said
-    assert "_positive" not in said
+    error = capsys.readouterr().err
+    assert "usage: axzoo llm_build" in error
+    assert "_positive" not in error
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--prefill_len", "256"], "kv_cache_len 127 is too small for a prefill of 256 tokens"),
         (
@@ -137,15 +137,16 @@ def test_what_no_option_takes(words: list[str], capsys: pytest.CaptureFixture[st
         (["--model_config", "nothing.json"], "nothing.json is missing"),
     ],
 )
-def test_refusals(
-    qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+def test_errors_before_the_build(
+    qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
-    assert said in refusal(capsys, tmp_path, "--input_path", qwen.folder, "--output_path", tmp_path / "out", *words)
+    paths = ("--input_path", qwen.folder, "--output_path", tmp_path / "out")
+    assert message in build_error(capsys, tmp_path, *paths, *words)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (
             ["--kv_cache_len", "1023"],
@@ -165,31 +166,29 @@ def test_refusals(
         (["--kv_cache_len", "4096", "-w", "fp32"], "It would fit with -w s8 --chip AX650\n"),
     ],
 )
-def test_what_its_chip_cannot_hold_is_refused_with_what_would_help(
-    seven_billion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+def test_model_that_does_not_fit_its_chip_is_rejected_with_suggestions(
+    seven_billion: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     chip = [] if "--chip" in words else ["--chip", "AX630C"]
-    where = ["--input_path", seven_billion, "--output_path", tmp_path / "out"]
-    assert said in refusal(capsys, tmp_path, *where, *words, *chip)
+    paths = ["--input_path", seven_billion, "--output_path", tmp_path / "out"]
+    assert message in build_error(capsys, tmp_path, *paths, *words, *chip)
 
 
-def test_a_bad_value_is_said_of_the_file_it_stands_in(
-    qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_error_in_a_config_names_the_file(qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mine = tmp_path / "mine.json"
     mine.write_text('{"hidden_act": "relu"}')
-    said = refusal(capsys, tmp_path, "--input_path", qwen.folder, "--model_config", mine)
-    assert said.startswith(
+    error = build_error(capsys, tmp_path, "--input_path", qwen.folder, "--model_config", mine)
+    assert error.startswith(
         f"{qwen.folder}/config.json (overridden by {mine}): hidden_act is 'relu', but must be 'silu'"
     )
     mine.write_text('{"model_name": 3}')
-    said = refusal(capsys, tmp_path, "--input_path", qwen.folder, "--model_config", mine)
-    assert said == f"{mine}: model_name is 3, but must be text\n"
+    error = build_error(capsys, tmp_path, "--input_path", qwen.folder, "--model_config", mine)
+    assert error == f"{mine}: model_name is 3, but must be text\n"
 
 
-def test_images_are_refused_in_two_ways(qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refusal(capsys, tmp_path, "--input_path", qwen.folder, "--image_size", "224")
-    assert said.startswith("--image_size 224: Qwen2-tiny is a qwen2 model without a vision tower, it takes no images")
+def test_image_size_is_rejected(qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = build_error(capsys, tmp_path, "--input_path", qwen.folder, "--image_size", "224")
+    assert error.startswith("--image_size 224: Qwen2-tiny is a qwen2 model without a vision tower: omit --image_size")
     folder = tmp_path / "MiniCPM-V-2"
     shutil.copytree(qwen.folder, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -199,22 +198,19 @@ def test_images_are_refused_in_two_ways(qwen: Checkpoint, tmp_path: Path, capsys
         if key.endswith(("_size", "_eps", "_heads", "hidden_layers", "position_embeddings"))
     }
     (folder / "config.json").write_text(json.dumps({**kept, "model_type": "minicpmv", "vision_encoder": "vit"}))
-    said = refusal(capsys, tmp_path, "--input_path", folder, "--image_size", "224")
-    assert said.startswith(
-        "--image_size 224: axzoo builds the language part of minicpmv only, its vision tower not yet"
-    )
+    error = build_error(capsys, tmp_path, "--input_path", folder, "--image_size", "224")
+    assert error.startswith("--image_size 224: axzoo does not build the vision tower of minicpmv yet: omit")
 
 
-def test_the_checkpoints_own_folder_is_refused(
+def test_checkpoint_folder_is_rejected_as_output(
     qwen: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(qwen.folder)
     before = sorted(qwen.folder.iterdir())
-    assert "holds a checkpoint (model.safetensors)" in refusal(capsys, tmp_path, "--input_path", ".")
+    assert "contains a checkpoint (model.safetensors)" in build_error(capsys, tmp_path, "--input_path", ".")
     assert sorted(qwen.folder.iterdir()) == before
 
 
-def test_no_model_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nothing is not a folder: give the folder of" in refusal(
-        capsys, tmp_path, "--input_path", tmp_path / "nothing"
-    )
+def test_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = build_error(capsys, tmp_path, "--input_path", tmp_path / "nothing")
+    assert "nothing is not a folder: give the folder of" in error

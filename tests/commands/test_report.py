@@ -1,4 +1,4 @@
-"""`axzoo report` accounts for every build of a matrix."""
+"""`axzoo report` lists every build of a matrix."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from axzoo.matrix.entries import load_zoo
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_zoos_report_has_every_build_built_or_left_out(
+def test_report_lists_every_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config").symlink_to(ROOT / "config")
     monkeypatch.chdir(tmp_path)
     report.run(argparse.Namespace(matrix=Path("config/zoo.yaml")))
     lines = capsys.readouterr().out.splitlines()
-    said = dict(zip(lines[::2], lines[1::2], strict=True))
+    reported = dict(zip(lines[::2], lines[1::2], strict=True))
     zoo = load_zoo(Path("config/zoo.yaml"))
-    assert len(said) == 2 * len(zoo.models)
-    assert said["Qwen2-0.5B-Instruct-w8a16 for AX620E"].startswith("  bundle   not built: snakemake ")
-    assert said["Llama-2-7b-hf-w8a16 for AX620E"] == (
+    assert len(reported) == 2 * len(zoo.models)
+    assert reported["Qwen2-0.5B-Instruct-w8a16 for AX620E"].startswith("  bundle   not built: snakemake ")
+    assert reported["Llama-2-7b-hf-w8a16 for AX620E"] == (
         "  left out AX620E has 3072 MB, Llama-2-7b-hf-w8a16 needs 8227 MB: 7691 of weights, 536 of KV cache"
     )
-    assert sum(text.startswith("  left out ") for text in said.values()) == len(zoo.left_out())
+    assert sum(text.startswith("  left out ") for text in reported.values()) == len(zoo.left_out())

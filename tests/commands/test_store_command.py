@@ -15,7 +15,7 @@ from tiny_model import Built
 
 @pytest.fixture
 def results(s8: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project's results: one bundle that uses two of four entries."""
+    """The results of a project with one bundle, which uses two of the four store entries."""
     built, results = s8.folder.parent, tmp_path / "results"
     shutil.copytree(built / "store", results / "store")
     for receipt in built.glob("receipts/*_l?_*.json"):
@@ -75,7 +75,7 @@ def test_verify_and_repair(results: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_gc(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["store", "gc"]) == 0
-    assert capsys.readouterr().out.startswith("removed 0 entries")  # all are young
+    assert capsys.readouterr().out.startswith("removed 0 entries")  # all were used recently
     _age(results)
     assert main(["store", "gc", "--dry-run"]) == 0
     assert "would remove 2 entries, " in capsys.readouterr().out
@@ -89,7 +89,7 @@ def test_gc(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("days", ["-1", "nan", "inf"])
-def test_an_invalid_age(results: Path, capsys: pytest.CaptureFixture[str], days: str) -> None:
+def test_invalid_days(results: Path, capsys: pytest.CaptureFixture[str], days: str) -> None:
     _age(results)
     assert main(["store", "gc", f"--days={days}"]) == 1
     assert "is not valid: give a number of 0 or more" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Files that several fuzz targets change."""
+"""Files shared by several fuzz tests."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ from tiny_gguf import make_tiny
 
 @pytest.fixture(scope="session")
 def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A whole GGUF file of a tiny model."""
+    """The GGUF file of a tiny model."""
     return make_tiny(tied=True).write(tmp_path_factory.mktemp("gguf") / "tiny.gguf").read_bytes()

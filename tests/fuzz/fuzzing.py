@@ -1,7 +1,7 @@
-"""Whatever a stranger's file holds, it is read, or refused by one AxzooError: nothing else is raised, nothing written,
-and it takes neither long nor memory that the file does not back.
+"""Assertion of the fuzz tests: an untrusted file is either read or rejected with an AxzooError.
 
-FUZZ_EXAMPLES says how many files each target gets; `make soak` gives them many more.
+No other exception is raised, no file is written, and time and memory are bounded. FUZZ_EXAMPLES is the number of files
+per test; `make soak` tries many more.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, settings
 from axzoo.core.errors import AxzooError
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "100"))
-LEAST_MEMORY = 16 << 20
-"""Bytes that Python and numpy may take for any file; thirty times the file's size more."""
+BASE_MEMORY = 16 << 20
+"""Bytes that Python and numpy may allocate for any file, in addition to thirty times its size."""
 NATIVE_MEMORY = 1 << 30
-"""Bytes of address space that native libraries may take, their idle heaps and mapped files included."""
+"""Bytes of address space that native libraries may use, including their idle heaps and mapped files."""
 SECONDS = 20
-"""Of computing, so that a busy machine does not matter."""
+"""Limit on CPU time, which does not depend on the load of the machine."""
 FUZZED = settings(
     max_examples=EXAMPLES,
     deadline=None,
@@ -34,8 +34,11 @@ FUZZED = settings(
 )
 
 
-def read_or_refuse(read: Callable[[], object], folder: Path, output: Path | None = None) -> None:
-    """Raises whatever is neither. `folder` holds all files concerned; only inside `output` may `read` write."""
+def read_or_reject(read: Callable[[], object], folder: Path, output: Path | None = None) -> None:
+    """Assert that `read` returns or raises AxzooError.
+
+    `folder` contains all files concerned; `read` may write only inside `output`.
+    """
     before = set(folder.rglob("*"))
     tracemalloc.start()
     try:
@@ -47,26 +50,26 @@ def read_or_refuse(read: Callable[[], object], folder: Path, output: Path | None
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     size = sum(path.stat().st_size for path in before if path.is_file())
-    assert peak < LEAST_MEMORY + 30 * size
+    assert peak < BASE_MEMORY + 30 * size
     after = {path for path in folder.rglob("*") if output is None or path == output or output not in path.parents}
     assert after == before
 
 
 @contextmanager
 def _bounded() -> Iterator[None]:
-    """What tracemalloc does not see: beyond the address space there is MemoryError, after the seconds TimeoutError."""
+    """Limit address space (MemoryError), which tracemalloc does not measure, and CPU time (TimeoutError)."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    usual = signal.signal(signal.SIGPROF, _too_long)
+    previous = signal.signal(signal.SIGPROF, _time_out)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + NATIVE_MEMORY, hard))
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, usual)
+        signal.signal(signal.SIGPROF, previous)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _too_long(*_: object) -> None:
+def _time_out(*_: object) -> None:
     raise TimeoutError("it takes too long to read this file")

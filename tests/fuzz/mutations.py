@@ -1,4 +1,4 @@
-"""Files as a hostile hand would change them: near enough to real ones that readers go deep into them."""
+"""Mutations of valid files. They stay close to the originals, so that readers process most of them before failing."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 @st.composite
 def changed_json(draw: st.DrawFn, value: Any) -> bytes:
-    """A JSON document with one to three values replaced, removed, doubled or renamed."""
+    """A JSON document with one to three values replaced, removed or renamed."""
     changed = copy.deepcopy(value)
     for _ in range(draw(st.integers(1, 3))):
         path = draw(st.sampled_from(_places(changed)))
@@ -44,7 +44,7 @@ def changed_json(draw: st.DrawFn, value: Any) -> bytes:
 
 @st.composite
 def changed_bytes(draw: st.DrawFn, data: bytes, depth: int | None = None) -> bytes:
-    """Bytes overwritten, cut out or put in, among the first `depth`; or the end cut off."""
+    """Bytes overwritten, removed or inserted within the first `depth` bytes, or everything after them cut off."""
     changed = bytearray(data)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(0, min(len(changed), depth or len(changed)) - 1)))

@@ -1,4 +1,4 @@
-"""Strangers' files that native libraries read or run: torch, sentencepiece, ONNX Runtime, tokenizers, and Jinja."""
+"""Untrusted files that are read or executed by libraries: torch, sentencepiece, ONNX Runtime, tokenizers and Jinja."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fuzzing import FUZZED, read_or_refuse
+from fuzzing import FUZZED, read_or_reject
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mutations import changed_bytes, changed_json
@@ -51,25 +51,25 @@ def pickled(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
 @FUZZED
 @given(data=st.data())
 def test_pickled_checkpoints(data: st.DataObject, pickled: bytes, tmp_path: Path) -> None:
-    """The pickle lies at the beginning, the archive's directory at the end."""
+    """The pickle is at the start of the file, the directory of the archive at the end."""
     start = data.draw(st.sampled_from([0, len(pickled) - 3000]))
     changed = pickled[:start] + data.draw(changed_bytes(pickled[start:], 3000))
     (tmp_path / "pytorch_model.bin").write_bytes(changed)
-    read_or_refuse(lambda: read_everything(tmp_path), tmp_path)
+    read_or_reject(lambda: read_everything(tmp_path), tmp_path)
 
 
 @FUZZED
 @given(data=st.data())
 def test_packed_checkpoints(data: st.DataObject, tmp_path: Path) -> None:
-    """GPTQ: what config.json says of the packing, and the header of the packed tensors."""
+    """GPTQ: the quantization_config in config.json, and the header of the packed tensors."""
     parts = {"qweight": (4, 16), "qzeros": (2, 2), "scales": (2, 16), "g_idx": (32,)}
-    said = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": True, "checkpoint_format": "gptq"}
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 16, "desc_act": True, "checkpoint_format": "gptq"}
     dtypes = {"scales": torch.float16}
     tensors = {f"x.{name}": torch.ones(shape, dtype=dtypes.get(name, torch.int32)) for name, shape in parts.items()}
     save_file(tensors, tmp_path / "model.safetensors")
     whole = (tmp_path / "model.safetensors").read_bytes()
     size = 8 + int.from_bytes(whole[:8], "little")
-    config: dict[str, Any] = {"quantization_config": said}
+    config: dict[str, Any] = {"quantization_config": quantization}
     if data.draw(st.booleans()):
         (tmp_path / "config.json").write_bytes(data.draw(changed_json(config)))
     else:
@@ -80,13 +80,13 @@ def test_packed_checkpoints(data: st.DataObject, tmp_path: Path) -> None:
         else:
             whole = whole[:size] + data.draw(changed_bytes(whole[size:]))
         (tmp_path / "model.safetensors").write_bytes(whole)
-    read_or_refuse(lambda: read_everything(tmp_path), tmp_path)
+    read_or_reject(lambda: read_everything(tmp_path), tmp_path)
 
 
 @FUZZED
 @given(data=st.data())
 def test_gguf_conversion(data: st.DataObject, gguf: bytes, tmp_path: Path) -> None:
-    """A whole checkpoint is written, and its tokenizer read: from the vocabulary in the header."""
+    """The checkpoint is converted, and its tokenizer, which comes from the vocabulary in the header, is loaded."""
     (tmp_path / "tiny.gguf").write_bytes(data.draw(changed_bytes(gguf, data.draw(st.sampled_from([1024, 8192])))))
     output = tmp_path / "out"
     output.mkdir(exist_ok=True)
@@ -95,7 +95,7 @@ def test_gguf_conversion(data: st.DataObject, gguf: bytes, tmp_path: Path) -> No
         convert(tmp_path / "tiny.gguf", output)
         load_tokenizer(output).encode(TEXT)
 
-    read_or_refuse(read, tmp_path, output)
+    read_or_reject(read, tmp_path, output)
     for path in output.iterdir():
         path.unlink()
 
@@ -110,7 +110,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @FUZZED
 @given(data=st.data())
 def test_tokenizer_models(kind: str, data: st.DataObject, pieces: bytes, tmp_path: Path) -> None:
-    """The pieces come first, the trainer's settings and the normalizer last."""
+    """The pieces are at the start of the file, the trainer settings and the normalizer at the end."""
     start = data.draw(st.sampled_from([0, len(pieces) - 400]))
     (tmp_path / "tokenizer.model").write_bytes(pieces[:start] + data.draw(changed_bytes(pieces[start:])))
     configure(tmp_path, tokenizer_class=kind)
@@ -121,23 +121,23 @@ def test_tokenizer_models(kind: str, data: st.DataObject, pieces: bytes, tmp_pat
         tokenizer.decode(ids)
         assert tokenizer.vocab_size >= 0
 
-    read_or_refuse(read, tmp_path)
+    read_or_reject(read, tmp_path)
 
 
 @settings(FUZZED, max_examples=max(10, FUZZED.max_examples // 10))
 @given(data=st.data())
 def test_chat_templates(data: st.DataObject, tmp_path: Path) -> None:
-    """Each in a process of its own."""
+    """Each template runs in a separate process."""
     template = data.draw(changed_bytes(TEMPLATE.encode())).decode(errors="replace")
     messages = [{"role": "user", "content": TEXT}]
-    read_or_refuse(lambda: render_chat(template, messages, {"bos_token": "<s>"}, True), tmp_path)
+    read_or_reject(lambda: render_chat(template, messages, {"bos_token": "<s>"}, True), tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @FUZZED
 @given(data=st.data())
-def test_axmodel_files_that_are_run(mode: Mode, data: st.DataObject, s8: Built, tmp_path: Path) -> None:
-    """Its graph lies at the beginning, the weights in the middle, what it declares and the metadata at the end."""
+def test_running_axmodel_files(mode: Mode, data: st.DataObject, s8: Built, tmp_path: Path) -> None:
+    """The nodes are at the start of the file, the weights in the middle, inputs, outputs and metadata at the end."""
     path = data.draw(st.sampled_from([s8.layers[0], s8.post]))
     whole = path.read_bytes()
     start = data.draw(st.sampled_from([0, max(0, len(whole) - 3000)]))
@@ -155,4 +155,4 @@ def test_axmodel_files_that_are_run(mode: Mode, data: st.DataObject, s8: Built, 
         model.prefill(range(9))
         model.decode(1)
 
-    read_or_refuse(read, tmp_path)
+    read_or_reject(read, tmp_path)

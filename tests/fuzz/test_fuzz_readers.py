@@ -1,4 +1,4 @@
-"""Strangers' files that are read to build: headers, indices, configs, matrices, locks, bundles, tokenizers."""
+"""Untrusted files read by axzoo itself: headers, indices, configs, matrices, locks, bundles and tokenizers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from fuzzing import FUZZED, read_or_refuse
+from fuzzing import FUZZED, read_or_reject
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import changed_bytes, changed_json
@@ -51,7 +51,7 @@ def test_safetensors_headers(data: st.DataObject, checkpoint: Checkpoint, tmp_pa
     else:
         file = data.draw(changed_bytes(whole, 8 + size))
     (tmp_path / "model.safetensors").write_bytes(file)
-    read_or_refuse(lambda: read_everything(tmp_path), tmp_path)
+    read_or_reject(lambda: read_everything(tmp_path), tmp_path)
 
 
 @FUZZED
@@ -63,11 +63,11 @@ def test_shard_indices(data: st.DataObject, checkpoint: Checkpoint, tmp_path: Pa
     names = open_checkpoint(checkpoint.folder).tensors
     index = {"metadata": {"total_size": 1}, "weight_map": dict.fromkeys(names, shard.name)}
     (tmp_path / "model.safetensors.index.json").write_bytes(data.draw(changed_json(index)))
-    read_or_refuse(lambda: read_everything(tmp_path), tmp_path)
+    read_or_reject(lambda: read_everything(tmp_path), tmp_path)
 
 
-def _reference(model_type: str) -> dict[str, Any]:
-    """A config.json with the keys of all families, so that every reader finds its own."""
+def _config(model_type: str) -> dict[str, Any]:
+    """A config.json that contains the keys of all families."""
     common = {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -89,13 +89,13 @@ def _reference(model_type: str) -> dict[str, Any]:
 @FUZZED
 @given(data=st.data())
 def test_configs(model_type: str, data: st.DataObject, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_bytes(data.draw(changed_json(_reference(model_type))))
+    (tmp_path / "config.json").write_bytes(data.draw(changed_json(_config(model_type))))
 
     def read() -> None:
         config = read_json(tmp_path / "config.json")
         spec_of(config if isinstance(config, dict) else {}, tmp_path / "config.json", ())
 
-    read_or_refuse(read, tmp_path)
+    read_or_reject(read, tmp_path)
 
 
 @FUZZED
@@ -106,9 +106,9 @@ def test_overriding_configs(data: st.DataObject, tmp_path: Path) -> None:
     def read() -> None:
         override = read_json(tmp_path / "o.json")
         if isinstance(override, dict):
-            merge_model_config(_reference("llama"), override, tmp_path / "o.json")
+            merge_model_config(_config("llama"), override, tmp_path / "o.json")
 
-    read_or_refuse(read, tmp_path)
+    read_or_reject(read, tmp_path)
 
 
 @FUZZED
@@ -121,7 +121,7 @@ def test_matrices(data: st.DataObject, tmp_path: Path) -> None:
     else:
         text = data.draw(changed_bytes(demo))
     (tmp_path / "zoo.yaml").write_bytes(text)
-    read_or_refuse(lambda: load_zoo(tmp_path / "zoo.yaml", tmp_path / "chips.yaml"), tmp_path)
+    read_or_reject(lambda: load_zoo(tmp_path / "zoo.yaml", tmp_path / "chips.yaml"), tmp_path)
 
 
 @FUZZED
@@ -135,27 +135,27 @@ def test_gguf_headers(data: st.DataObject, gguf: bytes, tmp_path: Path) -> None:
         for name, info in checkpoint.tensors.items():
             checkpoint.read_rows(name, 0, min(info.shape[0], 8))
 
-    read_or_refuse(read, tmp_path)
+    read_or_reject(read, tmp_path)
 
 
 @FUZZED
 @given(data=st.data())
 def test_axmodel_files(data: st.DataObject, s8: Built, tmp_path: Path) -> None:
     whole = s8.layers[0].read_bytes()
-    start = data.draw(st.sampled_from([0, max(0, len(whole) - 6000)]))  # the metadata stands at the end
+    start = data.draw(st.sampled_from([0, max(0, len(whole) - 6000)]))  # the metadata is at the end
     file = whole[:start] + data.draw(changed_bytes(whole[start:], 6000))
     (tmp_path / "l0.axmodel").write_bytes(file)
-    read_or_refuse(lambda: inspect_file(tmp_path / "l0.axmodel"), tmp_path)
+    read_or_reject(lambda: inspect_file(tmp_path / "l0.axmodel"), tmp_path)
 
 
 @FUZZED
 @given(data=st.data())
 def test_lock_and_receipt_files(data: st.DataObject, s8: Built, tmp_path: Path) -> None:
     (tmp_path / "layer_0.json").write_bytes(data.draw(changed_json(read_json(s8.locks / "layer_0.json"))))
-    read_or_refuse(lambda: read_part(tmp_path / "layer_0.json"), tmp_path)
+    read_or_reject(lambda: read_part(tmp_path / "layer_0.json"), tmp_path)
     source = {"source": {"path": "x"}, "root": ".", "files": {"config.json": {"size": 1, "sha256": "0" * 64}}}
     (tmp_path / "source.json").write_bytes(data.draw(changed_json(source)))
-    read_or_refuse(lambda: checkpoint_folder(tmp_path / "source.json"), tmp_path)
+    read_or_reject(lambda: checkpoint_folder(tmp_path / "source.json"), tmp_path)
 
 
 BUNDLE_CONFIG = {
@@ -182,10 +182,10 @@ def test_bundles(data: st.DataObject, tmp_path: Path) -> None:
     for name in ("l0.axmodel", "l1.axmodel", "p.axmodel", "e.bin"):
         (tmp_path / name).touch()
     (tmp_path / "config.json").write_bytes(data.draw(changed_json(BUNDLE_CONFIG)))
-    read_or_refuse(lambda: open_bundle(tmp_path), tmp_path)
+    read_or_reject(lambda: open_bundle(tmp_path), tmp_path)
     post_config = {"enable_temperature": True, "temperature": 0.9, "top_k": 10}
     (tmp_path / "post_config.json").write_bytes(data.draw(changed_json(post_config)))
-    read_or_refuse(lambda: read_post_config(tmp_path / "post_config.json"), tmp_path)
+    read_or_reject(lambda: read_post_config(tmp_path / "post_config.json"), tmp_path)
 
 
 @FUZZED
@@ -194,7 +194,7 @@ def test_manifests(data: st.DataObject, tmp_path: Path) -> None:
     digest = {"sha256": "0" * 64, "size": 1}
     manifest = {"name": "m", "chip": "AX650", "files": {"a": digest, "b/c": digest}, "recipe": {}, "spec": {}}
     (tmp_path / "manifest.json").write_bytes(data.draw(changed_json(manifest)))
-    read_or_refuse(lambda: read_manifest(tmp_path), tmp_path)
+    read_or_reject(lambda: read_manifest(tmp_path), tmp_path)
 
 
 @FUZZED
@@ -205,4 +205,4 @@ def test_tokenizer_folders(data: st.DataObject, checkpoint: Checkpoint, tmp_path
         if name == "tokenizer.json":
             content["model"]["vocab"] = dict(list(content["model"]["vocab"].items())[:8])
         (tmp_path / name).write_bytes(data.draw(changed_json(content or {"eos_token_id": [1, 2]})))
-    read_or_refuse(lambda: load_tokenizer(tmp_path), tmp_path)
+    read_or_reject(lambda: load_tokenizer(tmp_path), tmp_path)

@@ -1,4 +1,4 @@
-"""A bundle placed into a folder: what is there afterwards, what is left alone, and what is never touched."""
+"""Placing a bundle in a folder: which files are replaced, removed and kept."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from axzoo.core.errors import AxzooError
-from axzoo.llm_build.output import place_bundle, refuse_output
+from axzoo.llm_build.output import check_output_path, place_bundle
 
 FILES = {"q_l0.axmodel": "layer 0", "q_post.axmodel": "post", "config.json": "{}", "tokenizer/tokenizer.json": "tok"}
 
@@ -40,7 +40,7 @@ def output(bundle: Path, tmp_path: Path) -> Path:
     return tmp_path / "out" / "model"
 
 
-def test_compiled_files_are_links_and_small_ones_copies(bundle: Path, output: Path) -> None:
+def test_compiled_files_are_links_and_small_files_are_copies(bundle: Path, output: Path) -> None:
     assert contents(output) == contents(bundle)
     for name in contents(bundle):
         assert (output / name).samefile(bundle / name) == name.endswith(".axmodel")
@@ -59,29 +59,29 @@ def test_placing_again_touches_nothing(bundle: Path, output: Path) -> None:
     assert state() == before
 
 
-def test_what_differs_is_replaced_and_what_is_foreign_stays(bundle: Path, output: Path) -> None:
+def test_different_files_are_replaced_and_other_files_kept(bundle: Path, output: Path) -> None:
     (output / "config.json").write_text("edited")
     (output / "q_l0.axmodel").unlink()
     (output / "q_l0.axmodel").write_text("another")
-    (output / "notes.txt").write_text("mine")
-    (output / "other_l0.axmodel").write_text("mine too")
+    (output / "notes.txt").write_text("user file")
+    (output / "other_l0.axmodel").write_text("user file 2")
     place_bundle(bundle, output)
-    assert contents(output) == contents(bundle) | {"notes.txt": "mine", "other_l0.axmodel": "mine too"}
+    assert contents(output) == contents(bundle) | {"notes.txt": "user file", "other_l0.axmodel": "user file 2"}
     assert contents(bundle)["q_l0.axmodel"] == "layer 0"
 
 
-def test_an_earlier_builds_files_and_checks_go(output: Path, tmp_path: Path) -> None:
+def test_files_and_checks_of_an_earlier_build_are_removed(output: Path, tmp_path: Path) -> None:
     (output / "checks").mkdir()
     for name in ("layers.json", "notes.txt"):
         (output / "checks" / name).write_text("")
-    (output / "other_l0.axmodel").write_text("mine")
+    (output / "other_l0.axmodel").write_text("user file")
     later = make_bundle(tmp_path / "later", {"q_p128_l0_together.axmodel": "layer", "config.json": "{1}"})
     place_bundle(later, output)
-    assert contents(output) == contents(later) | {"checks/notes.txt": "", "other_l0.axmodel": "mine"}
+    assert contents(output) == contents(later) | {"checks/notes.txt": "", "other_l0.axmodel": "user file"}
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{", '{"files": 1}', '{"files": {"config.json": 1}}', "{}"])
-def test_a_manifest_that_is_none_removes_nothing(bundle: Path, tmp_path: Path, manifest: str) -> None:
+def test_invalid_manifest_removes_nothing(bundle: Path, tmp_path: Path, manifest: str) -> None:
     output = tmp_path / "out"
     output.mkdir()
     (output / "manifest.json").write_text(manifest)
@@ -90,7 +90,7 @@ def test_a_manifest_that_is_none_removes_nothing(bundle: Path, tmp_path: Path, m
     assert contents(output) == contents(bundle) | {"kept": ""}
 
 
-def test_a_hostile_manifest_reaches_nothing_outside(bundle: Path, output: Path, tmp_path: Path) -> None:
+def test_hostile_manifest_removes_nothing_outside_the_output(bundle: Path, output: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret").write_text("")
@@ -103,25 +103,25 @@ def test_a_hostile_manifest_reaches_nothing_outside(bundle: Path, output: Path, 
 
 
 @pytest.mark.parametrize("weights", ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
-def test_a_checkpoint_is_no_place_for_a_bundle(tmp_path: Path, weights: str) -> None:
+def test_checkpoint_folder_is_rejected_as_output(tmp_path: Path, weights: str) -> None:
     (tmp_path / weights).write_text("")
-    with pytest.raises(AxzooError, match=f"holds a checkpoint \\({weights}\\): give --output_path a folder"):
-        refuse_output(tmp_path)
-    with pytest.raises(AxzooError, match="is a file: --output_path names a folder"):
-        refuse_output(tmp_path / weights)
+    with pytest.raises(AxzooError, match=f"contains a checkpoint \\({weights}\\): give --output_path a separate"):
+        check_output_path(tmp_path)
+    with pytest.raises(AxzooError, match="is a file: --output_path must be a folder"):
+        check_output_path(tmp_path / weights)
 
 
-def test_an_earlier_output_is_a_place_for_a_bundle(output: Path, tmp_path: Path) -> None:
+def test_output_of_an_earlier_build_is_accepted(output: Path, tmp_path: Path) -> None:
     (output / "model.embed_tokens.weight.bfloat16.bin").write_text("")
-    refuse_output(output)
-    refuse_output(tmp_path / "not there yet")
+    check_output_path(output)
+    check_output_path(tmp_path / "missing")
 
 
-def test_an_output_that_cannot_be_written_is_refused_and_nothing_is_left_there(output: Path, tmp_path: Path) -> None:
+def test_output_that_is_not_writable_is_rejected_and_left_unchanged(output: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(AxzooError, match="--output_path /proc/axzoo/out cannot be written: /proc: "):
-        refuse_output(Path("/proc/axzoo/out"))
+        check_output_path(Path("/proc/axzoo/out"))
     with pytest.raises(AxzooError, match=r"run\.sh/out cannot be written: .*run\.sh: Not a directory"):
-        refuse_output(output / "run.sh/out")
-    refuse_output(output)
+        check_output_path(output / "run.sh/out")
+    check_output_path(output)
     assert sorted(tmp_path.rglob("*")) == before

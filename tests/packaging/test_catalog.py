@@ -1,4 +1,4 @@
-"""What the Snakemake workflow catalog looks for."""
+"""The files that the Snakemake workflow catalog requires."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_catalog_finds_its_files() -> None:
+def test_required_files_exist() -> None:
     usage = yaml.safe_load((ROOT / ".snakemake-workflow-catalog.yml").read_text())["usage"]
     assert set(usage) == {"mandatory-flags", "software-stack-deployment", "report"}
     assert set(usage["software-stack-deployment"]) == {"conda", "apptainer", "apptainer+conda"}
@@ -22,7 +22,7 @@ def test_the_catalog_finds_its_files() -> None:
 
 
 @pytest.mark.workflow
-def test_its_snakefile_plans_a_matrix() -> None:
+def test_snakefile_plans_a_matrix() -> None:
     command = [Path(sys.executable).with_name("snakemake"), "--dry-run", "--cores", "1", "--nolock"]
     command += ["--configfile", "config/demo.yaml", "--snakefile", "workflow/Snakefile"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

@@ -1,4 +1,4 @@
-"""envs/constraints.txt pins what pyproject.toml asks for, and everything is installed from it."""
+"""envs/constraints.txt pins the requirements of pyproject.toml, and everything is installed with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REQUIREMENTS = [
 
 
 def pins() -> dict[str, Version]:
-    """The pinned versions by normalized name."""
+    """Pinned versions by normalized name."""
     found = {}
     for line in (ROOT / LOCK).read_text().splitlines():
         if not line.startswith("#"):
@@ -40,16 +40,16 @@ PINS = pins()
 
 
 @pytest.mark.parametrize("requirement", [r for r in REQUIREMENTS if r.name != "axzoo"], ids=str)
-def test_the_lock_satisfies(requirement: Requirement) -> None:
+def test_pin_satisfies(requirement: Requirement) -> None:
     assert PINS[canonicalize_name(requirement.name)] in requirement.specifier
 
 
 def _needed(requirement: Requirement, seen: set[tuple[str, str]]) -> Iterator[str]:
-    """The installed distributions that a requirement brings, itself included."""
+    """The installed distributions that a requirement needs, including itself."""
     name = canonicalize_name(requirement.name)
     try:
         lines = distribution(name).requires or []
-    except PackageNotFoundError:  # an extra that is not installed here
+    except PackageNotFoundError:  # part of an extra that is not installed here
         return
     yield name
     for extra in ("", *requirement.extras):
@@ -60,7 +60,7 @@ def _needed(requirement: Requirement, seen: set[tuple[str, str]]) -> Iterator[st
                     yield from _needed(below, seen)
 
 
-def test_the_lock_pins_what_is_needed_transitively() -> None:
+def test_transitive_requirements_are_pinned() -> None:
     seen: set[tuple[str, str]] = set()
     direct = [requirement for requirement in REQUIREMENTS if requirement.name != "axzoo"]
     needed = {name for requirement in direct for name in _needed(requirement, seen)}
@@ -68,7 +68,7 @@ def test_the_lock_pins_what_is_needed_transitively() -> None:
     assert needed <= PINS.keys()
 
 
-def test_pins_are_in_one_file() -> None:
+def test_only_one_file_contains_pins() -> None:
     found = {
         path.relative_to(ROOT).as_posix()
         for folder in ("envs", "config", "scripts", ".ci")
@@ -79,7 +79,7 @@ def test_pins_are_in_one_file() -> None:
     assert "==" not in " ".join(map(str, REQUIREMENTS))
 
 
-def test_everything_is_installed_from_the_lock() -> None:
+def test_everything_is_installed_with_the_constraints() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("CONTRIBUTING.md")]
     for path in (ROOT / "Makefile", ROOT / "envs/Containerfile", *pages):
         for line in path.read_text().replace("\\\n", " ").splitlines():

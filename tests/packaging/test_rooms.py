@@ -1,4 +1,4 @@
-"""The layout of src/axzoo: every module is in the map of docs/architecture.md, and names are given once."""
+"""The layout of src/axzoo: docs/architecture.md lists every module, and names are unique."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src/axzoo"
 MAP = ROOT / "docs/architecture.md"
 COMMANDS, FAMILIES = "commands", "model/families"
-"""Folders of one file for each verb and each architecture; the map names the folder."""
+"""Folders with one file per verb or architecture. The map lists only the folder."""
 
 MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 
 def _named() -> set[str]:
-    """What the map sets in backticks, as paths in src/axzoo: with or without that prefix, or the slash of a folder."""
+    """The names in backticks in the map, without the prefix src/axzoo/ and the trailing slash of folders."""
     spans = re.findall(r"`([^`\n]+)`", MAP.read_text())
     return {span.strip().removeprefix("src/axzoo/").removeprefix("axzoo/").rstrip("/") for span in spans}
 
 
 def _mentions(module: Path) -> set[str]:
-    """What may stand for a module in the map: its path, or its file name, which is unique. For a package its folder."""
+    """The names of a module that the map may use: its path, its file name (which is unique), or a package's folder."""
     folder = module.parent.as_posix()
     if folder in (COMMANDS, FAMILIES) or module.name == "__init__.py":
         return {folder, module.as_posix()}
@@ -38,28 +38,28 @@ def _repeated(named: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return {name: where for name, where in places.items() if len(where) > 1}
 
 
-def test_the_map_names_every_module() -> None:
+def test_map_lists_every_module() -> None:
     named = _named() | {"."}  # the package itself
     assert [str(module) for module in MODULES if not _mentions(module) & named] == []
 
 
-def test_the_map_names_no_module_that_is_gone() -> None:
+def test_map_lists_only_existing_modules() -> None:
     files = {name for name in _named() if re.fullmatch(r"[\w/]+\.py", name)}
     known = {module.as_posix() for module in MODULES} | {module.name for module in MODULES}
     assert sorted(name for name in files - known if not (ROOT / name).is_file()) == []
 
 
-def test_the_top_holds_only_the_program() -> None:
+def test_top_level_modules() -> None:
     assert [str(module) for module in MODULES if len(module.parts) == 1] == ["__init__.py", "cli.py"]
 
 
-def test_no_two_modules_have_one_name() -> None:
-    """Outside commands/, whose files are named after verbs, and families/, named after architectures."""
+def test_module_names_are_unique() -> None:
+    """Except in commands/, whose files are named after verbs, and families/, named after model types."""
     unique = (m for m in MODULES if m.name != "__init__.py" and m.parent.as_posix() not in (COMMANDS, FAMILIES))
     assert _repeated((module.name, str(module)) for module in unique) == {}
 
 
-def test_no_two_public_classes_have_one_name() -> None:
+def test_public_class_names_are_unique() -> None:
     classes = (
         (node.name, str(module))
         for module in MODULES

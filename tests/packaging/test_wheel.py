@@ -1,5 +1,5 @@
-"""The wheel, installed beside the dependencies of this environment: it runs without the repository and holds all files
-that it needs."""
+"""The wheel, installed with the dependencies of this environment, contains all its files and runs without the
+repository."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LAYERS = 2
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment that holds the wheel alone, and sees this environment's other packages."""
+    """A virtual environment in which only the wheel is installed; other packages come from this environment."""
 
     folder: Path
 
     def run(self, program: str, *arguments: str | Path) -> str:
-        """What the program shows, run in an empty folder outside the repository."""
+        """Run a program in an empty folder outside the repository; return its output."""
         work = self.folder.with_name("work")
         work.mkdir(exist_ok=True)
         done = subprocess.run(
@@ -50,7 +50,7 @@ class Environment:
 
 
 def _outside() -> dict[str, str]:
-    """The environment variables without those that lead Python back to the repository."""
+    """The environment variables, except those through which Python would find the repository."""
     names = ("PYTHONPATH", "VIRTUAL_ENV", "COLUMNS")
     kept = {k: v for k, v in os.environ.items() if k not in names and not k.startswith("COVERAGE_")}
     return kept | {"COLUMNS": "120"}
@@ -58,7 +58,7 @@ def _outside() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of a copy of the sources: setuptools leaves files beside what it builds."""
+    """A wheel built from a copy of the sources, because setuptools leaves files among them."""
     folder = tmp_path_factory.mktemp("wheel")
     copy = folder / "axzoo"
     copy.mkdir()
@@ -82,7 +82,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environm
     command = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index", wheel]
     subprocess.run(command, env=_outside(), check=True)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    # The line of a .pth file comes after the environment's own packages, and .pth files found through it are not read.
+    # Folders in a .pth file come after the environment's own packages, and .pth files in these folders are not read.
     seen = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (folder / "lib" / version / "site-packages/dependencies.pth").write_text("\n".join(seen) + "\n")
     return Environment(folder)
@@ -95,13 +95,13 @@ def metadata(wheel: Path) -> Message:
         return Parser().parsestr(archive.read(name).decode())
 
 
-def test_the_installed_axzoo_is_the_wheels(installed: Environment) -> None:
+def test_axzoo_is_imported_from_the_wheel(installed: Environment) -> None:
     script = "import axzoo, snakemake_logger_plugin_axzoo as plugin; print(axzoo.__file__); print(plugin.__file__)"
     for line in installed.run("python", "-c", script).splitlines():
         assert Path(line).is_relative_to(installed.folder)
 
 
-def test_the_wheel_states_ranges(metadata: Message) -> None:
+def test_requirements_are_ranges(metadata: Message) -> None:
     requirements = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     assert {"numpy", "onnx", "snakemake", "torch"} <= {requirement.name for requirement in requirements}
     for requirement in requirements:
@@ -111,7 +111,7 @@ def test_the_wheel_states_ranges(metadata: Message) -> None:
     assert set(metadata.get_all("Provides-Extra", [])) == {"bench", "cluster", "test"}
 
 
-def test_the_wheel_holds_every_data_file(wheel: Path) -> None:
+def test_wheel_contains_every_file(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     rules = {f"axzoo/project/workflow/rules/{path.name}" for path in (ROOT / "workflow/rules").glob("*.smk")}
@@ -120,14 +120,14 @@ def test_the_wheel_holds_every_data_file(wheel: Path) -> None:
     assert {name for name in names if name.endswith(".py")} == source
 
 
-def test_the_programs_start(installed: Environment) -> None:
+def test_program_starts(installed: Environment) -> None:
     from axzoo import __version__
 
     assert installed.run("axzoo", "--version").strip() == f"axzoo {__version__}"
     assert "qwen3" in installed.run("axzoo", "families")
 
 
-def test_the_wheel_builds_a_model(installed: Environment, checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_wheel_builds_a_model(installed: Environment, checkpoint: Checkpoint, tmp_path: Path) -> None:
     output = tmp_path / "bundle"
     options = ["--chip", "AX650", "--prefill_len", "8", "--kv_cache_len", "31"]
     shown = installed.run("axzoo", "llm_build", "--input_path", checkpoint.folder, "--output_path", output, *options)

@@ -1,4 +1,4 @@
-"""What Snakemake's log records say, and that the places they are known by exist in the installed Snakemake."""
+"""Conversion of Snakemake's log records. The installed Snakemake must have the functions and messages we match."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ import snakemake
 from snakemake_interface_logger_plugins.common import LogEvent
 
 from axzoo.report import events
-from axzoo.report.events import CommandFailed, JobFailed, JobStarted, Kind, Progress, Said, read_record
+from axzoo.report.events import CommandFailed, JobFailed, JobStarted, LogMessage, MessageKind, Progress, read_record
 
 PACKAGE = Path(snakemake.__file__).parent
 
 
 def record(
-    message: str | None, level: int = logging.INFO, place: tuple[str, str] = ("a", "b"), **extra: Any
+    message: str | None, level: int = logging.INFO, function: tuple[str, str] = ("a", "b"), **extra: Any
 ) -> logging.LogRecord:
     """A record logged by a function of Snakemake, given as (module, name)."""
-    file = str(PACKAGE / f"{place[0]}.py")
-    made = logging.LogRecord("snakemake.logging", level, file, 1, message, None, None, func=place[1])
+    file = str(PACKAGE / f"{function[0]}.py")
+    made = logging.LogRecord("snakemake.logging", level, file, 1, message, None, None, func=function[1])
     vars(made).update(extra)
     return made
 
 
-@pytest.mark.parametrize("place", sorted({*events.CHATTER_FROM, events.LOG_FILES_FROM, events.REASONS_FROM}))
-def test_places_exist_and_log_a_sentence(place: tuple[str, str]) -> None:
-    module, name = place
+FUNCTIONS = sorted({*events.ROUTINE_FUNCTIONS, events.LOG_FILES_FUNCTION, events.REASONS_FUNCTION})
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_matched_functions_exist_and_log(function: tuple[str, str]) -> None:
+    module, name = function
     trees = [ast.parse(path.read_text()) for path in PACKAGE.rglob(f"{module}.py")]
     functions = [
         node
@@ -42,16 +45,16 @@ def test_places_exist_and_log_a_sentence(place: tuple[str, str]) -> None:
     )
 
 
-@pytest.mark.parametrize("sentence", [*events.CHATTER_SENTENCES, *events.EPILOGUE_SENTENCES])
-def test_sentences_are_snakemakes(sentence: str) -> None:
-    words = sentence.rpartition("\n")[2]
-    assert any(words in path.read_text() for path in PACKAGE.rglob("*.py"))
+@pytest.mark.parametrize("message", [*events.ROUTINE_MESSAGES, *events.FAILURE_SUMMARY_MESSAGES])
+def test_matched_messages_exist(message: str) -> None:
+    line = message.rpartition("\n")[2]
+    assert any(line in path.read_text() for path in PACKAGE.rglob("*.py"))
 
 
-def test_event_names_are_snakemakes() -> None:
+def test_matched_event_names_exist() -> None:
     names = {str(event) for event in LogEvent}
     assert {
-        *events._CHATTER_EVENTS,
+        *events._ROUTINE_EVENTS,
         "run_info",
         "job_info",
         "shellcmd",
@@ -63,33 +66,36 @@ def test_event_names_are_snakemakes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "kind"),
+    ("logged", "kind"),
     [
-        (record("Using shell", place=("workflow", "execute")), Kind.CHATTER),
-        (record("Using shell", logging.WARNING, ("workflow", "execute")), Kind.NOTICE),
-        (record(events._idle_sentence(), place=("workflow", "execute")), Kind.IDLE),
-        (record("Complete log(s)", place=events.LOG_FILES_FROM), Kind.LOG_FILES),
-        (record("Reasons:", place=events.REASONS_FROM), Kind.REASONS),
-        (record("Select jobs to execute...", place=("job_scheduler", "schedule")), Kind.CHATTER),
-        (record("Terminating processes", place=("job_scheduler", "schedule")), Kind.NOTICE),
-        (record(events.EPILOGUE_SENTENCES[1], logging.ERROR, event=LogEvent.ERROR), Kind.EPILOGUE),
-        (record("WorkflowError:\nanything else", logging.ERROR, event=LogEvent.ERROR), Kind.NOTICE),
-        (record("Host: a", event=LogEvent.WORKFLOW_STARTED), Kind.CHATTER),
-        (record("news", event="never_heard_of", place=("workflow", "execute")), Kind.NOTICE),
-        (record("two jobs", logging.ERROR, event=LogEvent.GROUP_ERROR), Kind.NOTICE),
+        (record("Using shell", function=("workflow", "execute")), MessageKind.ROUTINE),
+        (record("Using shell", logging.WARNING, ("workflow", "execute")), MessageKind.NOTICE),
+        (record(events._up_to_date_message(), function=("workflow", "execute")), MessageKind.UP_TO_DATE),
+        (record("Complete log(s)", function=events.LOG_FILES_FUNCTION), MessageKind.LOG_FILES),
+        (record("Reasons:", function=events.REASONS_FUNCTION), MessageKind.REASONS),
+        (record("Select jobs to execute...", function=("job_scheduler", "schedule")), MessageKind.ROUTINE),
+        (record("Terminating processes", function=("job_scheduler", "schedule")), MessageKind.NOTICE),
+        (
+            record(events.FAILURE_SUMMARY_MESSAGES[1], logging.ERROR, event=LogEvent.ERROR),
+            MessageKind.FAILURE_SUMMARY,
+        ),
+        (record("WorkflowError:\nanything else", logging.ERROR, event=LogEvent.ERROR), MessageKind.NOTICE),
+        (record("Host: a", event=LogEvent.WORKFLOW_STARTED), MessageKind.ROUTINE),
+        (record("new", event="unknown_event", function=("workflow", "execute")), MessageKind.NOTICE),
+        (record("two jobs", logging.ERROR, event=LogEvent.GROUP_ERROR), MessageKind.NOTICE),
     ],
 )
-def test_kinds_of_sentences(said: logging.LogRecord, kind: Kind) -> None:
-    assert read_record(said) == Said(kind)
+def test_message_kinds(logged: logging.LogRecord, kind: MessageKind) -> None:
+    assert read_record(logged) == LogMessage(kind)
 
 
-def test_what_a_users_snakefile_says_is_never_chatter() -> None:
-    said = record("Select jobs to execute...")
-    said.pathname, said.module, said.funcName = "/home/user/workflow.smk", "workflow", "execute"
-    assert read_record(said) == Said(Kind.NOTICE)
+def test_messages_of_a_users_snakefile_are_never_routine() -> None:
+    logged = record("Select jobs to execute...")
+    logged.pathname, logged.module, logged.funcName = "/home/user/workflow.smk", "workflow", "execute"
+    assert read_record(logged) == LogMessage(MessageKind.NOTICE)
 
 
-def test_events_of_jobs() -> None:
+def test_job_events() -> None:
     job: dict[str, Any] = {"jobid": 3, "rule_name": "layer"}
     started = job | {"event": LogEvent.JOB_INFO, "wildcards": {"layer": "1"}}
     assert read_record(record("", **started, log=["a"])) == JobStarted(3, "layer", {"layer": "1"}, Path("a"))
@@ -100,14 +106,14 @@ def test_events_of_jobs() -> None:
     assert read_record(record("", logging.ERROR, **failed)) == failure
 
 
-def test_how_a_command_failed() -> None:
+def test_failed_command() -> None:
     for how in ("returned non-zero exit status 7", "died with <Signals.SIGKILL: 9>"):
         text = f"RuleException:\nCalledProcessError in file \"Snakefile\", line 3:\nCommand 'exit 7' {how}."
         assert read_record(record(text, logging.ERROR, event=LogEvent.ERROR)) == CommandFailed(how, text)
     text = "RuleException:\nValueError in file Snakefile, line 3:\nin run"
-    assert read_record(record(text, logging.ERROR, event=LogEvent.ERROR)) == Said(Kind.NOTICE)
+    assert read_record(record(text, logging.ERROR, event=LogEvent.ERROR)) == LogMessage(MessageKind.NOTICE)
 
 
-def test_an_event_without_its_fields_is_an_error() -> None:
+def test_event_with_missing_fields_is_an_error() -> None:
     with pytest.raises(KeyError):
         read_record(record("broken", logging.ERROR, event=LogEvent.JOB_ERROR))

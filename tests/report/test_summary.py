@@ -1,4 +1,4 @@
-"""`axzoo report`: the account of one build."""
+"""`axzoo report`: the summary of one build."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from axzoo.check.verdict import write_report
 from axzoo.matrix.build import Build
 from axzoo.matrix.entries import load_zoo
-from axzoo.report.summary import lines_of
+from axzoo.report.summary import summarize_build
 
 ROOT = Path(__file__).parents[2]
 LAYERS: dict[str, Any] = {
@@ -45,25 +45,25 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def test_a_build_step_by_step(build: Build) -> None:
-    assert lines_of(build) == [("bundle", f"not built: snakemake --cores all {build.bundle}/manifest.json")]
+def test_summary_after_each_step(build: Build) -> None:
+    assert summarize_build(build) == [("bundle", f"not built: snakemake --cores all {build.bundle}/manifest.json")]
     write(build.bundle / "manifest.json", {"files": {"a": {"size": 1_500_000}, "b": {"size": 500_000}}})
     bundle = ("bundle", f"{build.bundle} (2 files, 2.0 MB)")
-    assert lines_of(build) == [bundle, ("level 1", "not checked"), ("level 2", "not checked")]
+    assert summarize_build(build) == [bundle, ("level 1", "not checked"), ("level 2", "not checked")]
     for name, report in (("layers.json", LAYERS), ("generation.json", GENERATION)):
         build.checks.mkdir(parents=True, exist_ok=True)
         write_report(build.checks / name, report)
-    level_1 = "passed: 2 layers against fp32, worst token's cosine 0.99991 in layer 1 (at least 0.999)"
-    assert lines_of(build) == [
+    level_1 = "passed: 2 layers against fp32, lowest cosine 0.99991 in layer 1 (threshold 0.999)"
+    assert summarize_build(build) == [
         bundle,
         ("level 1", level_1),
         ("level 2", "FAILED: 2 tokens, hit eos, top-1 agreement with fp32 0.500, mean KL none"),
         ("prompt", build.prompt),
         ("answer", "Paris"),
-        ("talk", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
+        ("run it", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
     ]
 
 
-def test_a_build_that_does_not_fit_its_chip(build: Build) -> None:
+def test_build_that_does_not_fit_its_chip(build: Build) -> None:
     small = replace(build, npu_memory_mb=1)
-    assert lines_of(small) == [("left out", small.misfit)]
+    assert summarize_build(small) == [("left out", small.misfit)]

@@ -1,4 +1,4 @@
-"""`axzoo why`: reasons in words."""
+"""`axzoo why`: descriptions of reasons."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 import pytest
 
 from axzoo.report.events import PlannedJob, Reason
-from axzoo.report.why import changed_params, in_words, reasons_in_words
+from axzoo.report.why import changed_params, describe_reason, describe_reasons
 
-CODE = "axzoo's own code that decides it changed"
+CODE = "the axzoo code that it depends on changed"
 
 
 @pytest.mark.parametrize(
@@ -18,15 +18,15 @@ CODE = "axzoo's own code that decides it changed"
         (Reason("missing_output", ("a",)), "missing: a"),
         (Reason("incomplete_output", ("a",)), "incomplete, its last job was interrupted: a"),
         (Reason("updated_input", ("a", "b", "c", "d")), "changed: a, b, c and 1 more"),
-        (Reason("updated_input_run", ("a",)), "rebuilt first: a"),
-        (Reason("input_changed", before=("a",)), "the set of its input files changed: no longer a"),
+        (Reason("updated_input_run", ("a",)), "will be rebuilt: a"),
+        (Reason("input_changed", before=("a",)), "the set of its input files changed: removed a"),
         (Reason("input_changed"), "the set of its input files changed"),
         (Reason("code_changed"), "its command changed"),
         (Reason("unfinished_queue_input"), "unfinished queue input"),
     ],
 )
-def test_a_reason_in_words(reason: Reason, words: str) -> None:
-    assert in_words(reason) == [words]
+def test_describe_reason(reason: Reason, words: str) -> None:
+    assert describe_reason(reason) == [words]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_reason_in_words(reason: Reason, words: str) -> None:
     ],
 )
 def test_changed_arguments_are_named(before: list[object], now: list[object], words: list[str]) -> None:
-    assert changed_params(before, now) == [f"its arguments changed: {said}" for said in words]
+    assert changed_params(before, now) == [f"its arguments changed: {change}" for change in words]
 
 
 def test_json_values_are_compared_name_by_name() -> None:
@@ -60,7 +60,7 @@ def test_json_values_are_compared_name_by_name() -> None:
     assert changed_params(options[:1], options[1:]) == words
 
 
-def test_fingerprints_stand_for_code() -> None:
+def test_changed_fingerprint_means_changed_code() -> None:
     assert changed_params(["8e2c2dc0e74a8cd0"], ["7bfead4f6cb68323"]) == [CODE]
     compilers = [json.dumps({"backend": "host", "code": code, "onnx": "1.17"}) for code in ("0" * 16, "f" * 16)]
     assert changed_params(compilers[:1], compilers[1:]) == [CODE]
@@ -70,10 +70,10 @@ def test_fingerprints_stand_for_code() -> None:
     ]
 
 
-def test_a_job_that_the_lock_may_spare() -> None:
+def test_job_that_the_lock_may_make_unnecessary() -> None:
     waiting = Reason("updated_input_run", ("results/locks/tiny/made_from.json",))
     job = PlannedJob("layer", {"model": "tiny"}, "l0.axmodel", (waiting,), ("lock",))
-    assert reasons_in_words(job) == ["only if the lock, which runs first, finds that its tensors changed"]
+    assert describe_reasons(job) == ["only if the lock, which runs first, finds that its tensors changed"]
     missing = Reason("missing_output", ("l0.axmodel",))
     job = PlannedJob("layer", {"model": "tiny"}, "l0.axmodel", (missing, waiting), ("lock",))
-    assert reasons_in_words(job) == ["missing: l0.axmodel", f"rebuilt first: {waiting.files[0]}"]
+    assert describe_reasons(job) == ["missing: l0.axmodel", f"will be rebuilt: {waiting.files[0]}"]

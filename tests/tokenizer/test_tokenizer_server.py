@@ -239,7 +239,7 @@ def test_invalid_folders_and_ports_are_refused(byte_level: Path, tmp_path: Path,
         (tmp_path / "none", 0, "is not a folder"),
         (tmp_path, 0, "chat must be true or false"),
         (byte_level, server.port, "choose another --port"),
-        (byte_level, 70_000, "must be a whole number, from 0 to 65535"),
+        (byte_level, 70_000, "must be a whole number from 0 to 65535"),
     ):
         command = [sys.executable, "-m", "axzoo.cli", "tokenizer", "--model", str(folder), "--port", str(port)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -221,7 +221,7 @@ def test_dry_run_shows_the_job_table_once(build):
     shown = run.stdout + run.stderr  # Snakemake's loggers write dry runs to stdout
     assert re.search(r"^layer +3 +3$", shown, re.MULTILINE)
     assert len(re.findall(r"^total +6$", shown, re.MULTILINE)) == 1
-    assert "This was a dry-run" in shown
+    assert "This was a dry run" in shown
     assert "wildcards:" not in shown
     assert "SUCCESS" not in shown
 

@@ -10,7 +10,7 @@ import pytest
 
 from axzoo.core.errors import AxzooError
 from axzoo.report.events import PlannedJob, Reason, planned_jobs
-from axzoo.report.why import reasons_in_words
+from axzoo.report.why import describe_reasons
 
 pytestmark = pytest.mark.workflow
 
@@ -108,24 +108,24 @@ def test_jobs_are_planned_after_their_dependencies(planned: dict[str, PlannedJob
         (
             "coded",
             Reason("params_changed", before=("8e2c2dc0e74a8cd0",), now=("7bfead4f6cb68323",)),
-            "axzoo's own code that decides it changed",
+            "the axzoo code that it depends on changed",
         ),
         (
             "joined",
             Reason("input_changed", before=("part1.txt",), now=("part2.txt",)),
-            "the set of its input files changed: new part2.txt; no longer part1.txt",
+            "the set of its input files changed: added part2.txt; removed part1.txt",
         ),
         ("edited", Reason("code_changed"), "its command changed"),
         (
             "next",
             Reason("updated_input_run", ("copied.txt", "lost.txt")),
-            "rebuilt first: copied.txt, lost.txt",
+            "will be rebuilt: copied.txt, lost.txt",
         ),
     ],
 )
 def test_reasons(planned: dict[str, PlannedJob], rule: str, reason: Reason, words: str) -> None:
     assert (planned[rule].reasons, planned[rule].awaits) == ((reason,), ())
-    assert reasons_in_words(planned[rule]) == [words]
+    assert describe_reasons(planned[rule]) == [words]
 
 
 def test_job_that_depends_on_a_checkpoint(planned: dict[str, PlannedJob]) -> None:
@@ -141,6 +141,6 @@ def test_interrupted_job_and_target_without_a_rule(
     assert subprocess.run([sys.executable, "-m", "snakemake", "--cores=1", "--quiet=all"]).returncode
     (job,) = planned_jobs(["a.txt"], None)
     assert job.reasons == (Reason("incomplete_output", ("a.txt",)),)
-    with pytest.raises(AxzooError, match=r"^snakemake cannot plan this:\nMissingRuleException:\n.*b\.txt"):
+    with pytest.raises(AxzooError, match=r"^snakemake cannot plan this build:\nMissingRuleException:\n.*b\.txt"):
         planned_jobs(["b.txt"], None)
     assert capfd.readouterr().out == ""

@@ -117,7 +117,7 @@ def test_manifests_and_receipts_record_the_backend(both_built: Stamped) -> None:
 
 def test_a_second_run_has_nothing_to_do(both_built: Stamped) -> None:
     assert both_built.snakemake().did_nothing
-    assert both_built.axzoo("why") == "nothing: all is up to date\n"
+    assert both_built.axzoo("why") == "nothing to do: everything is up to date\n"
 
 
 def test_a_changed_environment_rebuilds_this_backend_alone(stamped: Stamped) -> None:

@@ -286,7 +286,7 @@ def test_an_interrupt_ends_the_whole_build(desk: Desk, compiled: str) -> None:
     build.send_signal(signal.SIGINT)
     shown, _ = build.communicate(timeout=60)
     assert build.returncode == 130
-    assert "interrupted; what is built is kept, the same command goes on from there" in shown
+    assert "interrupted; finished parts are kept, and the same command continues the build" in shown
     with pytest.raises(ProcessLookupError):
         os.killpg(snakemake, 0)
     assert not (desk.folder / "interrupted").exists()
@@ -300,8 +300,8 @@ def test_failed_build_ends_with_an_error_line(desk: Desk, tmp_path: Path) -> Non
     assert build.returncode == 1
     assert "gate_proj.weight has shape [320, 128]" in shown
     assert re.search(r"^    \.axzoo/results/logs/lock/\S+\.log:$", shown, re.MULTILINE)
-    assert shown.splitlines()[-1].startswith("axzoo: the build failed, as said above; logs are in ")
-    assert "goes on from there" not in shown
+    assert shown.splitlines()[-1].startswith("axzoo: the build failed, see above; the logs are in ")
+    assert "continues the build" not in shown
     assert not (desk.folder / "failed").exists()
 
 
@@ -328,7 +328,7 @@ def test_the_newer_tools_options_and_a_check_that_fails(desk: Desk, compiled: st
     assert f"all {LAYERS} layers: cos_sim is at least " in shown
     assert re.search(r"^    \.axzoo/results/checks/\S+/layers\.log:$", shown, re.MULTILINE)
     assert shown.splitlines()[-1].startswith("axzoo: check level 1 failed for layers [0]: a layer needs cosine >= ")
-    assert shown.endswith("All it found is in newer/checks; the files in newer are those that failed\n")
+    assert shown.endswith("The results are in newer/checks; the files in newer are the ones that failed\n")
     report = json.loads((output / "checks/layers.json").read_text())
     assert (report["passed"], report["failed_layers"], len(report["layers"])) == (False, [0], LAYERS)
     assert "level 1 failed" in (output / "checks/layers.log").read_text()

@@ -31,8 +31,8 @@ def made(built: Project, tmp_path: Path) -> Project:
     return project
 
 
-def test_finished_build_lists_nothing(made: Project) -> None:
-    assert why(made, MANIFEST) == "nothing: all is up to date\n"
+def test_of_what_is_finished_nothing(made: Project) -> None:
+    assert why(made, MANIFEST) == "nothing to do: everything is up to date\n"
 
 
 def test_a_changed_layer(made: Project) -> None:
@@ -60,9 +60,9 @@ def test_failed_plan_is_reported(made: Project) -> None:
     axzoo = Path(sys.executable).with_name("axzoo")
     done = subprocess.run([axzoo, "why", "results/AX650/no/x"], cwd=made.folder, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "axzoo: snakemake cannot plan this:\nMissingRuleException" in done.stderr
+    assert "axzoo: snakemake cannot plan this build:\nMissingRuleException" in done.stderr
     assert "Building DAG" not in done.stderr
     (made / "config/zoo.yaml").write_text("models: {tiny: {path: nowhere}}\n")
     done = subprocess.run([axzoo, "why"], cwd=made.folder, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "axzoo: snakemake cannot plan this:\nWorkflowError" in done.stderr
+    assert "axzoo: snakemake cannot plan this build:\nWorkflowError" in done.stderr

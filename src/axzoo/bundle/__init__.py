@@ -1,1 +1,1 @@
-"""A finished bundle: completing, describing, verifying, packing and inspecting it."""
+"""Finished bundles: complete, verify, pack, unpack and describe them."""

@@ -1,8 +1,9 @@
-"""A bundle as one file: a plain tar that any tar unpacks, of which only one form exists.
+"""A bundle packed into a single file: a plain tar archive with a canonical layout.
 
-Equal bundles give equal bytes: NAME/manifest.json first, the other files by name, no owners, no times. So a reader
-knows every header from the manifest, compares instead of parsing, and checks each file while it streams past. Not
-compressed: quantized weights hardly shrink.
+Any tar program can unpack it. Equal bundles give equal bytes: NAME/manifest.json comes first, then the other files in
+the order of their names, without owners or times. The manifest therefore determines every header, and `unpack` compares
+headers instead of parsing them and hashes each file as it is read. The archive is not compressed, because quantized
+weights hardly shrink.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from axzoo.bundle.manifest import MANIFEST, MANIFEST_LIMIT, FileRecord, Manifest, parse_manifest
-from axzoo.bundle.verification import refuse_deviations
+from axzoo.bundle.verification import require_intact
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import TEMPORARY_SUFFIX, atomic_path, require_space
 
@@ -28,40 +29,41 @@ _CHUNK_BYTES = 1 << 20
 
 
 def pack(folder: Path, output: Path) -> None:
-    """Writes the bundle in `folder` as the archive `output`, whole or not at all.
+    """Write the bundle in `folder` to the archive `output`, atomically.
 
-    Raises AxzooError when the bundle is not what its manifest says, before or while it is read, and when `output` is
-    there and no ordinary file.
+    Raises AxzooError when the bundle does not match its manifest, also if it changes while it is packed, or when
+    `output` exists and is not a regular file.
     """
     if output.is_symlink() or (output.exists() and not output.is_file()):
-        raise AxzooError(f"{output} exists and is no ordinary file: name another")
-    refuse_deviations(folder)
+        raise AxzooError(f"{output} exists and is not a regular file: choose another output")
+    require_intact(folder)
     if output.resolve().is_relative_to(folder.resolve()):
-        raise AxzooError(f"{output} lies inside the bundle: give the archive another place")
+        raise AxzooError(f"{output} is inside the bundle: write the archive somewhere else")
     data = (folder / MANIFEST).read_bytes()
-    manifest = _parsed(data, folder / MANIFEST)
+    manifest = _parse(data, folder / MANIFEST)
     with atomic_path(output) as temporary, temporary.open("wb") as archive:
         archive.write(_header(manifest.name, MANIFEST, len(data)) + data + _padding(len(data)))
         for name, record in sorted(manifest.files.items()):
             archive.write(_header(manifest.name, name, record.size))
             with (folder / name).open("rb") as file:
-                _copy(file, archive, record, f"{folder / name} changed while it was packed: verify the bundle")
+                _copy(file, archive, record, f"{folder / name} changed while it was being packed: verify the bundle")
             archive.write(_padding(record.size))
         archive.write(_end(archive.tell()))
 
 
 def unpack(path: Path, target: Path) -> Manifest:
-    """Makes `target` the bundle that the archive `path` holds; every byte is checked before the folder appears.
+    """Unpack the archive `path` into the folder `target`, which appears only after every byte has been checked.
 
-    Raises AxzooError when `target` holds something, `path` is not what `pack` writes, or the disk is too small.
+    Raises AxzooError when `target` exists and is not an empty folder, when `path` was not written by `pack` or is
+    damaged, or when there is too little disk space.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise AxzooError(f"{target} exists: name a new folder")
+        raise AxzooError(f"{target} exists: choose a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
     with path.open("rb") as archive, _temporary_folder(target) as temporary:
-        manifest = _take_manifest(archive, path, temporary)
+        manifest = _extract_manifest(archive, path, temporary)
         require_space(temporary, manifest.size)
-        damaged = f"{path} is damaged, or no archive of `axzoo pack`: fetch it again"
+        damaged = f"{path} is damaged or was not written by `axzoo pack`: download it again"
         for name, record in sorted(manifest.files.items()):
             _expect(archive, _header(manifest.name, name, record.size), damaged)
             (temporary / name).parent.mkdir(exist_ok=True)
@@ -69,7 +71,7 @@ def unpack(path: Path, target: Path) -> Manifest:
                 _copy(archive, file, record, damaged)
             _expect(archive, _padding(record.size), damaged)
             (temporary / name).chmod(_mode(name))
-        _expect(archive, _end(_length(manifest, temporary)), damaged)
+        _expect(archive, _end(_total_length(manifest, temporary)), damaged)
         if archive.read(1):
             raise AxzooError(damaged)
         temporary.rename(target)
@@ -86,20 +88,21 @@ def _temporary_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _take_manifest(archive: BinaryIO, path: Path, temporary: Path) -> Manifest:
-    """Reads and writes the archive's first file; what it says of itself must give the header just read."""
+def _extract_manifest(archive: BinaryIO, path: Path, temporary: Path) -> Manifest:
+    """Extract the archive's first file, the manifest. Its tar header must be the one that its contents imply."""
+    not_ours = f"{path} was not written by `axzoo pack`: it does not start with the {MANIFEST} of a bundle"
     header = archive.read(_BLOCK)
     size = _size_in(header)
     if not 0 < size <= MANIFEST_LIMIT:
-        raise AxzooError(f"{path} is no archive of `axzoo pack`: it does not begin with a bundle's {MANIFEST}")
+        raise AxzooError(not_ours)
     data = archive.read(size)
     try:
-        manifest = _parsed(data, path / MANIFEST)
-    except AxzooError:  # its words are those of a bundle's owner
-        raise AxzooError(f"{path} is damaged, or no archive of `axzoo pack`: its {MANIFEST} is no bundle's") from None
+        manifest = _parse(data, path / MANIFEST)
+    except AxzooError:  # its message tells the owner of a bundle to build it again
+        raise AxzooError(f"{path} is damaged or was not written by `axzoo pack`: its {MANIFEST} is not valid") from None
     padding = archive.read(-size % _BLOCK)
     if header != _header(manifest.name, MANIFEST, len(data)) or padding != _padding(len(data)):
-        raise AxzooError(f"{path} is no archive of `axzoo pack`: it does not begin with a bundle's {MANIFEST}")
+        raise AxzooError(not_ours)
     (temporary / MANIFEST).write_bytes(data)
     return manifest
 
@@ -111,7 +114,7 @@ def _size_in(header: bytes) -> int:
         return 0
 
 
-def _parsed(data: bytes, path: Path) -> Manifest:
+def _parse(data: bytes, path: Path) -> Manifest:
     try:
         return parse_manifest(json.loads(data), path)
     except (ValueError, RecursionError) as error:
@@ -119,49 +122,52 @@ def _parsed(data: bytes, path: Path) -> Manifest:
 
 
 def _header(bundle: str, name: str, size: int) -> bytes:
-    """The one header a file can have. Raises AxzooError for what tar's plain headers cannot say."""
+    """The tar header of a file. Raises AxzooError when a plain (ustar) header cannot represent the name or size."""
     info = tarfile.TarInfo(f"{bundle}/{name}")
     info.size, info.mode = size, _mode(name)
     try:
         return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
     except ValueError as error:
-        limits = "names of 255 bytes and files of 8 GB"
-        raise AxzooError(f"{bundle}/{name} does not fit a plain tar, {limits} ({error}): copy the folder") from None
+        limits = "names up to 255 bytes and files up to 8 GB"
+        raise AxzooError(
+            f"{bundle}/{name} exceeds the limits of plain tar, {limits} ({error}): copy the folder instead"
+        ) from None
 
 
 def _mode(name: str) -> int:
     return 0o755 if name.endswith(".sh") else 0o644
 
 
-def _copy(source: BinaryIO, target: BinaryIO, record: FileRecord, otherwise: str) -> None:
-    """Copies what `record` tells of; raises AxzooError(otherwise) when the bytes are others or too few."""
+def _copy(source: BinaryIO, target: BinaryIO, record: FileRecord, message: str) -> None:
+    """Copy one file. Raises AxzooError(message) when its size or hash does not match `record`."""
     digest, left = hashlib.sha256(), record.size
     while left:
         chunk = source.read(min(left, _CHUNK_BYTES))
         if not chunk:
-            raise AxzooError(otherwise)
+            raise AxzooError(message)
         digest.update(chunk)
         target.write(chunk)
         left -= len(chunk)
     if digest.hexdigest() != record.sha256:
-        raise AxzooError(otherwise)
+        raise AxzooError(message)
 
 
-def _expect(archive: BinaryIO, expected: bytes, otherwise: str) -> None:
+def _expect(archive: BinaryIO, expected: bytes, message: str) -> None:
     if archive.read(len(expected)) != expected:
-        raise AxzooError(otherwise)
+        raise AxzooError(message)
 
 
 def _padding(size: int) -> bytes:
-    """Files are filled up to whole blocks."""
+    """Zeros that pad a file of `size` bytes to whole blocks."""
     return bytes(-size % _BLOCK)
 
 
 def _end(length: int) -> bytes:
-    """Two empty blocks, and more up to a whole record."""
+    """The end of an archive: at least two empty blocks, padded to a whole record."""
     return bytes(2 * _BLOCK + -(length + 2 * _BLOCK) % _RECORD)
 
 
-def _length(manifest: Manifest, folder: Path) -> int:
+def _total_length(manifest: Manifest, folder: Path) -> int:
+    """Bytes of all files in the archive, with headers and padding."""
     sizes = [(folder / MANIFEST).stat().st_size, *(record.size for record in manifest.files.values())]
     return sum(_BLOCK + size + -size % _BLOCK for size in sizes)

@@ -1,7 +1,8 @@
-"""What a bundle was made of and with, as a bill of materials: a CycloneDX 1.6 document inside the manifest.
+"""The software bill of materials of a bundle: a CycloneDX 1.6 document inside the manifest.
 
-https://cyclonedx.org/docs/1.6/json. It has no serial number and no time, so that equal inputs and versions give equal
-bytes on any machine. Packages carry no hashes: those of their installed files differ between platforms.
+Format: https://cyclonedx.org/docs/1.6/json. The document has no serial number or timestamp, so equal inputs and
+versions give equal bytes on any machine. Packages have no hashes, because their installed files differ between
+platforms.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from axzoo.weights.formats import is_calibrated
 from axzoo.weights.recipe import Recipe
 
 _LIBRARIES = ("gguf", "ml_dtypes", "numpy", "onnx", "safetensors", "tokenizers")
-"""Take part in making a bundle's bytes."""
+"""Packages that influence the bytes of a bundle."""
 _FRONT_MATTER_LIMIT = 64 << 10
 _ENTRY_LIMIT = 1000
 
@@ -33,9 +34,10 @@ Component = dict[str, Any]
 
 
 def bill_of_materials(receipt: Mapping[str, Any], checkpoint: Path, recipe: Recipe) -> dict[str, Any]:
-    """The document, plain JSON. `receipt` is the content of source.json, `checkpoint` the folder of its files.
+    """The document as plain JSON values.
 
-    Raises AxzooError when the receipt is damaged.
+    `receipt` is the parsed source.json, `checkpoint` the folder with the files it lists. Raises AxzooError when the
+    receipt is damaged.
     """
     try:
         files = {str(name): record.get("sha256") for name, record in receipt["files"].items()}
@@ -59,7 +61,7 @@ def bill_of_materials(receipt: Mapping[str, Any], checkpoint: Path, recipe: Reci
 
 
 def _model(source: Mapping[str, str], files: Mapping[str, str | None], named: list[str]) -> Component:
-    """The checkpoint. Files without a hash are left out: the lock digests their tensors, and the parts' keys say so."""
+    """The checkpoint as a component. Files without a hash are omitted: the keys of the parts cover their tensors."""
     kind = "machine-learning-model"
     if "hub" in source:
         version = source.get("commit", source["revision"])
@@ -81,7 +83,7 @@ def _model(source: Mapping[str, str], files: Mapping[str, str | None], named: li
 
 
 def _package(kind: str, name: str, version: str) -> Component:
-    """One of PyPI, whose purl has the name as PEP 503 normalizes it."""
+    """A package from PyPI. Its purl contains the name as normalized by PEP 503."""
     return _component(kind, name, version, f"pkg:pypi/{re.sub(r'[-_.]+', '-', name).lower()}@{_quoted(version)}")
 
 
@@ -94,12 +96,15 @@ def _quoted(version: str) -> str:
 
 
 def licences(checkpoint: Path) -> list[str]:
-    """The licences a checkpoint states, in its own words: `license` of its README.md's front matter, or, where that has
-    none, of its config.json. `license: other` stands for `license_name`, if there is one."""
+    """The licences that a checkpoint states, verbatim.
+
+    They are read from `license` in the front matter of README.md, or else in config.json. For `license: other` the
+    result is `license_name`, if present.
+    """
     card = _front_matter(checkpoint / "README.md")
-    named = _words(card, "license")
+    named = _strings(card, "license")
     if named == ["other"]:
-        named = _words(card, "license_name") or named
+        named = _strings(card, "license_name") or named
     if named or not (checkpoint / "config.json").is_file():
         return named
     config = read_json(checkpoint / "config.json")
@@ -108,7 +113,7 @@ def licences(checkpoint: Path) -> list[str]:
 
 
 def _front_matter(path: Path) -> str:
-    """The YAML at the top of a model card; nothing of what is no card."""
+    """The YAML at the top of a model card; "" if the file is missing or has no front matter."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
@@ -117,9 +122,11 @@ def _front_matter(path: Path) -> str:
     return card[1] if card else ""
 
 
-def _words(card: str, key: str) -> list[str]:
-    """The text, or the texts of the list, that a key at the top has. Only its lines are parsed, and only to YAML's
-    nodes: what a stranger writes around them costs nothing."""
+def _strings(card: str, key: str) -> list[str]:
+    """The string, or list of strings, under a top-level key.
+
+    Only the lines of this key are parsed, and only into YAML nodes, so the rest of an untrusted card costs nothing.
+    """
     lines = re.search(rf"^{key}:.*(\n[ \t-].*)*", card, re.MULTILINE)
     try:
         node = yaml.compose(lines[0][:_ENTRY_LIMIT], yaml.SafeLoader) if lines else None

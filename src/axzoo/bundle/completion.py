@@ -1,4 +1,4 @@
-"""Completing a bundle: everything a board needs beside the compiled files, and the manifest of it all."""
+"""Completing a bundle: add the files that a board needs besides the compiled parts, and the manifest."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BundlePlan:
-    """One bundle to complete: `folder` already holds the parts that `receipts` describe."""
+    """A bundle to complete. `folder` already contains the parts that `receipts` describe."""
 
     folder: Path
     name: str
@@ -45,15 +45,16 @@ class BundlePlan:
 
 
 def complete_bundle(plan: BundlePlan) -> None:
-    """Adds tokenizer, configs and run script, and last the manifest.
+    """Write tokenizer, configs and run script, and finally the manifest.
 
-    Raises AxzooError when a part is missing or not what its receipt says, or the tokenizer does not serve `plan.chat`.
+    Raises AxzooError when a part is missing or does not match its receipt, or when `plan.chat` is set and the tokenizer
+    has no chat template.
     """
     index = read_index(plan.lock)
     receipts = _all_parts(plan, index.spec)
-    with ThreadPoolExecutor(2) as pool:  # parts are digested while the rest is written
+    with ThreadPoolExecutor(2) as pool:  # hash the parts while the other files are written
         digested = pool.map(lambda receipt: _record(plan.folder / receipt.file, receipt), receipts)
-        others = _write_others(plan, index)
+        others = _write_other_files(plan, index)
         files = {receipt.file: record for receipt, record in zip(receipts, digested, strict=True)}
     for suffix in {kind.suffix for kind in KINDS}:
         _remove_old_files(plan.folder, set(files), f"*{suffix}")
@@ -78,13 +79,13 @@ def complete_bundle(plan: BundlePlan) -> None:
 
 
 def _all_parts(plan: BundlePlan, spec: DecoderSpec) -> list[Receipt]:
-    """The parts' receipts, kind by kind; each part of the model must have one."""
+    """The receipts of all parts of the model, ordered by kind. Raises AxzooError when one is missing or superfluous."""
     receipts = {receipt.part: receipt for receipt in map(read_receipt, plan.receipts)}
     wanted = part_ids(spec.num_hidden_layers)
     if set(receipts) != set(wanted) or len(receipts) != len(plan.receipts):
         missing = [part.name for part in wanted if part not in receipts]
         raise AxzooError(
-            f"{plan.folder}: the receipts given are not those of the model's {len(wanted)} parts"
+            f"{plan.folder}: the given receipts do not match the model's {len(wanted)} parts"
             + (f": {', '.join(missing[:3])} is missing" if missing else "")
         )
     return [receipts[part] for part in wanted]
@@ -96,8 +97,8 @@ def _describe(receipt: Receipt, recipe: Recipe) -> dict[str, Any]:
     return {**receipt.part.to_dict(), "key": receipt.key, **storage, **receipt.about}
 
 
-def _write_others(plan: BundlePlan, index: LockIndex) -> list[str]:
-    """Writes everything but the parts and the manifest; returns the names."""
+def _write_other_files(plan: BundlePlan, index: LockIndex) -> list[str]:
+    """Write all files except the parts and the manifest; return their names."""
     tokenizer = _copy_tokenizer(plan, index.tokenizer_files)
     config = _runtime_config(plan, index.spec, tokenizer.eos_token_ids)
     write_json(plan.folder / "config.json", config)
@@ -108,7 +109,7 @@ def _write_others(plan: BundlePlan, index: LockIndex) -> list[str]:
 
 
 def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> Any:
-    """Copies the tokenizer's files, checks them against the lock and loads the result."""
+    """Copy the tokenizer files, check them against the lock and load the tokenizer."""
     source, target = checkpoint_folder(plan.source), plan.folder / "tokenizer"
     _remove_old_files(target, set(files), "*")
     for name, sha256 in files.items():
@@ -125,9 +126,9 @@ def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> Any:
 
 
 def _runtime_config(plan: BundlePlan, spec: DecoderSpec, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
-    """The runtime's config: ax-llm's keys, and those of axzoo's own host program."""
+    """config.json: the keys of ax-llm and of axzoo's runtime."""
     if not eos_token_ids:
-        raise AxzooError(f"{plan.source.parent}: neither generation_config.json nor the tokenizer names an end token")
+        raise AxzooError(f"{plan.source.parent}: neither generation_config.json nor the tokenizer defines an EOS token")
     parts = {key: value for kind in KINDS for key, value in kind.config(spec, plan.recipe).items()}
     return {
         "model_name": plan.name,
@@ -145,7 +146,7 @@ def _runtime_config(plan: BundlePlan, spec: DecoderSpec, eos_token_ids: tuple[in
 
 
 def _run_script(config: Mapping[str, Any]) -> str:
-    """Starts the board's host program on the bundle."""
+    """run.sh, which starts the board's host program with this bundle."""
     flags = {
         "template_filename_axmodel": config["template_filename_axmodel"],
         "axmodel_num": config["axmodel_num"],
@@ -165,23 +166,23 @@ def _run_script(config: Mapping[str, Any]) -> str:
     lines = [f'  --{name} "{value}" \\\n' for name, value in flags.items()]
     return (
         "#!/bin/sh\n"
-        "# Talks to the model: ./run.sh PROMPT, with a tokenizer server at hand. It starts ax-llm's main_prefill,\n"
-        "# or what MAIN_PREFILL says: on any computer 'axzoo run'.\n"
+        "# Usage: ./run.sh PROMPT, while a tokenizer server is running. It starts ax-llm's main_prefill, or the\n"
+        "# program in MAIN_PREFILL, such as 'axzoo run', which runs on any computer.\n"
         'cd "$(dirname "$0")" || exit 1\n'
         "exec ${MAIN_PREFILL:-main_prefill} \\\n" + "".join(lines) + '  --prompt="${1-}"\n'
     )
 
 
 def _remove_old_files(folder: Path, expected: set[str], pattern: str) -> None:
-    """Removes files of an earlier build, which a host program's file template or the tokenizer might pick up."""
+    """Remove files of an earlier build. The host program's file template or the tokenizer could pick them up."""
     for path in folder.glob(pattern):
         if path.name not in expected:
-            logger.warning(f"removed {path}: it belongs to an earlier build")
+            logger.warning(f"removed {path}, which belongs to an earlier build")
             path.unlink()
 
 
 def _record(path: Path, receipt: Receipt | None = None) -> dict[str, Any]:
-    """sha256 and size of a file. Raises AxzooError when the sha256 is not the receipt's."""
+    """The sha256 and size of a file. Raises AxzooError when the sha256 differs from the receipt."""
     sha256 = sha256_of(path)
     if receipt is not None and receipt.sha256 != sha256:
         raise AxzooError(f"{path} changed after it was built: remove it and run again")

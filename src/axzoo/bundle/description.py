@@ -1,4 +1,4 @@
-"""An inspection as tables. Everything that comes out of the file is shown as plain text, whatever it holds."""
+"""The tables that `axzoo inspect` prints. All strings from the file are printed as plain text, never as markup."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Provenance:
-    """The bundle's name and recipe, the checkpoint's source, and the file's own part of the manifest: its key in the
-    store, and how its weights were stored."""
+    """Where a compiled file comes from, according to its bundle's manifest.
+
+    `part` is the file's entry in the manifest: its store key and weight format.
+    """
 
     bundle: str
     source: Mapping[str, Any]
@@ -29,32 +31,34 @@ class Provenance:
 
 
 def read_provenance(file: Path) -> Provenance | str:
-    """What the manifest in the file's folder says of it, or why nobody knows. Its bytes are not hashed: `axzoo verify`
-    does that."""
+    """The provenance according to the manifest in the file's folder, or the reason why it is not known.
+
+    The file is not hashed; `axzoo verify` does that.
+    """
     if not (file.parent / MANIFEST).is_file():
-        return "no manifest beside it"
+        return "no manifest in its folder"
     try:
         manifest = read_manifest(file.parent)
     except AxzooError:
-        return "the manifest beside it is damaged"
+        return "the manifest in its folder is damaged"
     record = manifest.files.get(file.name)
     if record is None or file.name not in manifest.parts:
-        return "the manifest beside it does not list it"
+        return "the manifest in its folder does not list it"
     if record.size != file.stat().st_size:
-        return f"the manifest beside it lists another file of this name, of {record.size} bytes"
+        return f"the manifest in its folder lists a different file with this name, of {record.size} bytes"
     return Provenance(manifest.name, manifest.source, asdict(manifest.recipe), manifest.parts[file.name])
 
 
-MOST_TENSORS = 24
-"""A decoder layer has about as many. Of other files, which may have thousands, the largest are shown."""
-_MOST_CHARACTERS = 400
+MAX_TENSORS = 24
+"""About the number of tensors in a decoder layer. Of files with more, only the largest tensors are shown."""
+_MAX_CHARACTERS = 400
 _NUMBERS = ("elements", "bytes", "tensors", "error")
 
 
 def tables(found: Inspection, provenance: Provenance | str) -> list[Table]:
-    """What the file is and where it comes from, its shape groups, its tensors, and their sums by dtype."""
+    """Tables of the file's properties, provenance, shape groups, tensors, and totals by dtype."""
     groups = _groups(found.header) if found.header else _graph(found)
-    return [_properties(found), _provenance(provenance), groups, _tensors(found), _sums(found)]
+    return [_properties(found), _provenance(provenance), groups, _tensors(found), _totals(found)]
 
 
 def _provenance(provenance: Provenance | str) -> Table:
@@ -64,7 +68,7 @@ def _provenance(provenance: Provenance | str) -> Table:
     rows = [("bundle", provenance.bundle)]
     for what, facts in (("source", provenance.source), ("recipe", provenance.recipe), ("this file", part)):
         rows += [(f"{what}: {key}", _text(value)) for key, value in facts.items()]
-    return _table(("", ""), rows, title="provenance, by the manifest beside it")
+    return _table(("", ""), rows, title="provenance, according to the manifest")
 
 
 def _text(value: object) -> str:
@@ -95,7 +99,7 @@ def _properties(found: Inspection) -> Table:
         rows.append(("metadata", keys or "none"))
     external = sum(tensor.external for tensor in outline.tensors)
     if external:
-        rows.append(("elsewhere", f"the values of {external} tensors, in other files"))
+        rows.append(("external", f"{external} tensors have their data in other files"))
     return _table(("", ""), rows, title=None)
 
 
@@ -119,18 +123,18 @@ def _graph(found: Inspection) -> Table:
 def _tensors(found: Inspection) -> Table:
     largest = sorted(found.outline.tensors, key=lambda tensor: -tensor.bytes)
     rows = []
-    for tensor in largest[:MOST_TENSORS]:
+    for tensor in largest[:MAX_TENSORS]:
         error = found.error(tensor)
-        words = "" if error is None else f"{error:.5f}"
-        rows.append((tensor.name, tensor.dtype, _shape(tensor.shape), str(tensor.bytes), words))
+        shown_error = "" if error is None else f"{error:.5f}"
+        rows.append((tensor.name, tensor.dtype, _shape(tensor.shape), str(tensor.bytes), shown_error))
     title = "tensors" if len(rows) == len(largest) else f"{len(rows)} largest tensors"
     return _table(("name", "dtype", "shape", "bytes", "error"), rows, title=title)
 
 
-def _sums(found: Inspection) -> Table:
-    sums = found.by_dtype()
+def _totals(found: Inspection) -> Table:
+    totals = found.by_dtype()
     rows = [
-        (dtype, str(entry["tensors"]), str(entry["elements"]), str(entry["bytes"])) for dtype, entry in sums.items()
+        (dtype, str(entry["tensors"]), str(entry["elements"]), str(entry["bytes"])) for dtype, entry in totals.items()
     ]
     return _table(("dtype", "tensors", "elements", "bytes"), rows, title="by dtype")
 
@@ -148,8 +152,8 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | N
 
 
 def _printable(text: str) -> str:
-    """The text, its beginning if it is long, with what would move a terminal's cursor written as escapes."""
-    shown = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
+    """`text`, truncated if it is long, with control characters escaped."""
+    shown = text if len(text) <= _MAX_CHARACTERS else f"{text[:_MAX_CHARACTERS]}..."
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in shown)
 
 

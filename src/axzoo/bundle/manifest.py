@@ -1,4 +1,4 @@
-"""A bundle's manifest.json, read: what the bundle is, and every file it is made of."""
+"""Reading manifest.json, which describes a bundle and lists its files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from axzoo.weights.recipe import Recipe
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 2
-"""Raised when a reader of today's manifests could not use tomorrow's; a new field with a default does not need it."""
+"""Increase this when older readers cannot use new manifests. A new field with a default does not require it."""
 CHECKS = "checks"
 CHECK_NAMES = ("layers.json", "layers.log", "generation.json", "generation.log")
-"""The folder and the files of the checks that `llm_build` leaves in a bundle; the manifest does not list them."""
+"""Folder and file names of the check results that `llm_build` writes next to a bundle; not listed in the manifest."""
 MANIFEST_LIMIT = 8 << 20
-"""Bytes; the largest known, of 80 layers, has 64 KB."""
+"""Maximum size in bytes. The largest known manifest, of a model with 80 layers, has 64 KB."""
 
 _FILE_NAME = re.compile(r"(tokenizer/)?(?!tokenizer$|manifest\.json$)[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 _BUNDLE_NAME = re.compile(r"[^\x00-\x1f/]{1,150}")
@@ -40,9 +40,9 @@ class FileRecord:
 class Manifest:
     """What a bundle is and how it was built.
 
-    `files` has every file by its name in the bundle but the manifest itself, `parts` the key of each part and what else
-    is known about it. Manifests of format 1 state no model, backend, kinds and indices: `model` is None then, and
-    `part_ids` is empty.
+    `files` maps the names of all files except the manifest to size and sha256; `parts` maps the names of the compiled
+    parts to their store key, weight format and errors. Manifests of format 1 contain no model, backend, kinds or
+    indices: for them `model` is None, `backend` is "host" and `part_ids` is empty.
     """
 
     name: str
@@ -58,23 +58,23 @@ class Manifest:
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Total size of all files in bytes."""
         return sum(record.size for record in self.files.values())
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads a bundle's manifest. Raises AxzooError when it is missing, damaged or of a newer version."""
+    """Read a bundle's manifest. Raises AxzooError when it is missing, damaged or of a newer format."""
     if folder.is_file():
-        raise AxzooError(f"{folder} is a file: name a bundle's folder; `axzoo unpack` makes one of an archive")
+        raise AxzooError(f"{folder} is a file: give the folder of a bundle; `axzoo unpack` extracts archives")
     path = folder / MANIFEST
     return parse_manifest(read_json(path, MANIFEST_LIMIT), path)
 
 
 def parse_manifest(data: Any, path: Path) -> Manifest:
-    """The manifest that `path` holds as `data`, parsed JSON. Every file's name is one inside the bundle.
+    """Parse the JSON value `data`, which was read from `path`.
 
-    A field that older versions did not write has its default. Raises AxzooError when the manifest is damaged, or of a
-    newer format than this axzoo reads.
+    File names that lead outside the bundle are rejected. Fields that older versions did not write get their defaults.
+    Raises AxzooError when the manifest is damaged or of a newer format.
     """
     number = require_format(data, MANIFEST_FORMAT, path, "build the bundle again")
     try:
@@ -115,7 +115,7 @@ def _matching(pattern: re.Pattern[str], text: Any) -> str:
 
 
 def _check_numbers(spec: Any) -> None:
-    """Lengths are multiplied with each other: a text among them would be repeated."""
+    """Raise TypeError when an int field is not an int: in later multiplications, a string would be repeated."""
     types = get_type_hints(type(spec))
     for member in fields(spec):
         value = getattr(spec, member.name)

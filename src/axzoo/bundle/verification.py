@@ -1,6 +1,6 @@
-"""Whether a bundle is what its manifest says: its files by their bytes, its .axmodel files by what they declare.
+"""Verifying a bundle against its manifest: the hashes of all files, and what the .axmodel files declare.
 
-Reads nothing into memory but headers, and needs neither torch nor ONNX Runtime.
+Only headers are read into memory; neither torch nor ONNX Runtime is needed.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from axzoo.parts.kinds import KINDS
 from axzoo.runtime.bundle_folder import Bundle, open_bundle
 
 _BF16_BYTES = 2
-_NO_PART = frozenset({MANIFEST, *(f"{CHECKS}/{name}" for name in CHECK_NAMES)})
-"""Files that the manifest does not list and that belong to a bundle: its own, and the checks that llm_build leaves."""
+_UNLISTED = frozenset({MANIFEST, *(f"{CHECKS}/{name}" for name in CHECK_NAMES)})
+"""Expected files that the manifest does not list: the manifest itself, and the check results of llm_build."""
 
 
 def deviations(folder: Path) -> Iterator[str]:
-    """What is not as the manifest says, each in words that name the file. What the files declare is looked into when
-    all their bytes are right.
+    """Describe each deviation from the manifest in one line that names the file.
 
-    Raises AxzooError when there is no manifest, or it is not one that axzoo wrote.
+    What the files declare is examined only if all hashes match. Raises AxzooError when the manifest is missing, damaged
+    or of a newer format.
     """
     manifest = read_manifest(folder)
     found = _files(folder)
     wrong = [f"{name} is missing" for name in sorted(manifest.files.keys() - found)]
-    strangers = sorted(found - manifest.files.keys() - _NO_PART)
-    wrong += [f"{name} is superfluous: the manifest does not list it" for name in strangers]
+    unlisted = sorted(found - manifest.files.keys() - _UNLISTED)
+    wrong += [f"{name} is not listed in the manifest" for name in unlisted]
     yield from wrong
     for name in sorted(manifest.files.keys() & found):
-        for word in _changes(folder / name, manifest.files[name]):
+        for change in _changes(folder / name, manifest.files[name]):
             wrong.append(name)
-            yield f"{name} {word}"
+            yield f"{name} {change}"
     if not wrong:
         yield from _contradictions(folder, manifest)
 
 
-def refuse_deviations(folder: Path) -> None:
-    """Raises AxzooError when the bundle is not what its manifest says."""
+def require_intact(folder: Path) -> None:
+    """Raises AxzooError when the bundle deviates from its manifest."""
     wrong = list(deviations(folder))
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise AxzooError(f"{folder} is not what its manifest says: {'; '.join(wrong[:3])}{more}: build it again")
+        raise AxzooError(f"{folder} does not match its manifest: {'; '.join(wrong[:3])}{more}: build it again")
 
 
 def require_engine(folder: Path) -> None:
@@ -63,7 +63,7 @@ def require_engine(folder: Path) -> None:
 
 
 def _files(folder: Path) -> set[str]:
-    """Everything inside but ordinary folders: a link to a folder counts as a file."""
+    """Names of everything in the folder except subfolders. A symbolic link to a folder counts as a file."""
     found = set()
     for root, folders, files in os.walk(folder):
         names = [*files, *(name for name in folders if Path(root, name).is_symlink())]
@@ -73,11 +73,11 @@ def _files(folder: Path) -> set[str]:
 
 def _changes(path: Path, record: FileRecord) -> Iterator[str]:
     if path.is_symlink() or not path.is_file():
-        yield "is no ordinary file"
+        yield "is not a regular file"
     elif path.stat().st_size != record.size:
-        yield f"has {path.stat().st_size} bytes, the manifest says {record.size}"
+        yield f"has {path.stat().st_size} bytes, but the manifest says {record.size}"
     elif sha256_of(path) != record.sha256:
-        yield "has other bytes than the manifest says"
+        yield "has a different sha256 from the manifest"
 
 
 def _contradictions(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -87,7 +87,7 @@ def _contradictions(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield from _of_config(bundle, manifest)
         for kind in KINDS:
             ids = kind.ids(manifest.spec.num_hidden_layers)
-            for part, path in zip(ids, kind.paths(bundle), strict=False):  # their numbers were compared above
+            for part, path in zip(ids, kind.paths(bundle), strict=False):  # _of_config reports different numbers
                 yield from _of_part(kind, part, path, manifest)
     except AxzooError as error:
         yield str(error)
@@ -98,23 +98,23 @@ def _contradictions(folder: Path, manifest: Manifest) -> Iterator[str]:
 def _of_config(bundle: Bundle, manifest: Manifest) -> Iterator[str]:
     spec = manifest.spec
     facts = {
-        "layers": (len(bundle.layers), spec.num_hidden_layers),
-        "tokens": (bundle.vocab_size, spec.vocab_size),
+        "num_hidden_layers": (len(bundle.layers), spec.num_hidden_layers),
+        "vocab_size": (bundle.vocab_size, spec.vocab_size),
         "hidden_size": (bundle.hidden_size, spec.layer.hidden_size),
     }
-    for what, (said, expected) in facts.items():
-        if said != expected:
-            yield f"config.json says {said} {what}, the manifest {expected}"
+    for name, (actual, expected) in facts.items():
+        if actual != expected:
+            yield f"{name} is {actual} in config.json, but {expected} in the manifest"
     size, expected = bundle.embedding.stat().st_size, spec.vocab_size * spec.layer.hidden_size * _BF16_BYTES
     if size != expected:
-        yield f"{bundle.embedding.name} has {size} bytes, the manifest's spec asks for {expected}"
+        yield f"{bundle.embedding.name} has {size} bytes, but the manifest's spec implies {expected}"
 
 
 def _of_part(kind: PartKind, part: PartId, path: Path, manifest: Manifest) -> Iterator[str]:
-    """`path` is the file that config.json gives the part."""
-    stated = manifest.part_ids.get(path.name, part)
-    if stated != part:
-        yield f"config.json uses {path.name} as {part.name}, the manifest says it is {stated.name}"
+    """Contradictions of one part. `path` is the file that config.json names for it."""
+    listed = manifest.part_ids.get(path.name, part)
+    if listed != part:
+        yield f"config.json uses {path.name} as {part.name}, but the manifest lists it as {listed.name}"
     if kind.code is None:
         groups = kind.groups(kind.spec(manifest.spec, part.index), manifest.recipe)
         backend = load_backend(manifest.backend)

@@ -1,4 +1,4 @@
-"""Arguments that several verbs share."""
+"""Arguments shared by several verbs."""
 
 from __future__ import annotations
 
@@ -27,50 +27,50 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _receipt(said: str) -> Path:
+def _receipt(text: str) -> Path:
     from axzoo.fetch.sources import RECEIPT
 
-    path = Path(said)
+    path = Path(text)
     return path / RECEIPT if path.is_dir() else path
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """The recipe as one value, as a rule hands it on; `recipe_of_json` reads it."""
+    """Add --recipe, the whole recipe as a single value, as the rules pass it. `parse_recipe` reads it."""
     parser.add_argument(
         "--recipe",
         default="{}",
         metavar="JSON",
-        help="the recipe, as a JSON object or a file that holds one; what it leaves out has llm_build's defaults",
+        help="the recipe as a JSON object, or a file that contains it; omitted keys have the defaults of llm_build",
     )
 
 
-def recipe_of_json(said: str) -> Recipe:
-    """The recipe of `--recipe`. Raises AxzooError when it is not valid JSON, or not a recipe."""
+def parse_recipe(text: str) -> Recipe:
+    """Parse the value of `--recipe`. Raises AxzooError when it is not valid JSON or not a valid recipe."""
     import json
 
     from axzoo.core.errors import AxzooError
     from axzoo.core.files import read_json
 
-    if not said.lstrip().startswith("{"):
-        return Recipe.from_dict(read_json(Path(said)))
+    if not text.lstrip().startswith("{"):
+        return Recipe.from_dict(read_json(Path(text)))
     try:
-        return Recipe.from_dict(json.loads(said))
+        return Recipe.from_dict(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise AxzooError(f"--recipe {said:.80} is not valid JSON: {error}") from None
+        raise AxzooError(f"--recipe {text:.80} is not valid JSON: {error}") from None
 
 
 def add_check_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the built model's folder")
-    parser.add_argument("--lock", type=Path, required=True, metavar="DIR", help="the model's lock files")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the built model")
+    parser.add_argument("--lock", type=Path, required=True, metavar="DIR", help="folder of the model's lock files")
     add_source(parser)
-    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to say to the model")
-    parser.add_argument("--raw", action="store_true", help="take the prompt as it stands, without the chat template")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="the prompt")
+    parser.add_argument("--raw", action="store_true", help="do not apply the chat template to the prompt")
     parser.add_argument(
         "--output",
         type=Path,
         required=True,
         metavar="FILE",
-        help="numbers and verdict, JSON; NAME.failed.json where the check fails",
+        help="JSON report with verdict and metrics; NAME.failed.json if the check fails",
     )
 
 
@@ -80,35 +80,35 @@ def add_mode(parser: argparse.ArgumentParser, default: str) -> None:
         choices=("exact", "fast", "fast-prompts"),
         default=default,
         help="exact: weights dequantized to fp32; fast: integer kernels; fast-prompts: fast, with a second copy of the "
-        f"weights that reads prompts faster ({default})",
+        f"weights for faster prefill ({default})",
     )
 
 
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """An argument's type: a whole number within bounds."""
-    wanted = f"{least} or more" if most is None else f"from {least} to {most}"
+def int_in_range(minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    """The type of an argument that must be a whole number in a range."""
+    allowed = f"of {minimum} or more" if maximum is None else f"from {minimum} to {maximum}"
 
-    def number(text: str) -> int:
+    def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = None
-        if value is None or value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"must be a whole number, {wanted}, not {text!r}")
+        if value is None or value < minimum or (maximum is not None and value > maximum):
+            raise argparse.ArgumentTypeError(f"must be a whole number {allowed}, not {text!r}")
         return value
 
-    return number
+    return parse
 
 
-positive = whole_number(1)
-count = whole_number(0)
-port = whole_number(0, (1 << 16) - 1)
+positive = int_in_range(1)
+count = int_in_range(0)
+port = int_in_range(0, (1 << 16) - 1)
 
 
 def add_layer_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-w", "--weight_type", choices=WEIGHT_TYPES, default="s8", help="weight dtype (s8)")
-    parser.add_argument("--prefill_len", type=int, default=0, metavar="N", help="token length of prefill (0: none)")
-    parser.add_argument("--kv_cache_len", type=int, default=127, metavar="N", help="length of kv_cache (127)")
+    parser.add_argument("-w", "--weight_type", choices=WEIGHT_TYPES, default="s8", help="type of layer weights (s8)")
+    parser.add_argument("--prefill_len", type=int, default=0, metavar="N", help="tokens per prefill step (0: none)")
+    parser.add_argument("--kv_cache_len", type=int, default=127, metavar="N", help="tokens in the KV cache (127)")
     parser.add_argument(
         "--last_kv_cache_len",
         type=int,
@@ -123,28 +123,40 @@ def add_layer_recipe(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=WEIGHT_GROUP_SIZES,
         default=0,
-        help="input features that share a scale (0: the whole row, as the board wants it)",
+        help="input features that share a scale (0: the whole row, as on the board)",
     )
-    parser.add_argument("--scale_rule", choices=SCALE_RULES, default="vendor", help="how s8 and s4 get scales (vendor)")
-    parser.add_argument("--rounding", choices=ROUNDINGS, default="nearest", help="how s8 and s4 get codes (nearest)")
+    parser.add_argument(
+        "--scale_rule", choices=SCALE_RULES, default="vendor", help="how the scales of s8 and s4 are chosen (vendor)"
+    )
+    parser.add_argument(
+        "--rounding", choices=ROUNDINGS, default="nearest", help="how weights are rounded to s8 and s4 (nearest)"
+    )
 
 
 def add_post_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--post_weight_type", choices=POST_WEIGHT_TYPES, default="s8", help="post weight type (s8)")
     parser.add_argument(
-        "--post_topk", type=int, default=0, metavar="K", help="post model outputs K indices and prob (0)"
+        "--post_weight_type", choices=POST_WEIGHT_TYPES, default="s8", help="type of the post layer's weights (s8)"
     )
-    parser.add_argument("--ret_postnorm", action="store_true", help="post model also outputs the normed hidden state")
+    parser.add_argument(
+        "--post_topk",
+        type=int,
+        default=0,
+        metavar="K",
+        help="the post layer returns indices and probabilities of the K most probable tokens (0: logits)",
+    )
+    parser.add_argument(
+        "--ret_postnorm", action="store_true", help="the post layer also returns the normed hidden state"
+    )
 
 
 def add_hidden_state_type(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "-t", "--hidden_state_type", choices=HIDDEN_STATE_TYPES, default="bf16", help="hidden_state dtype (bf16)"
+        "-t", "--hidden_state_type", choices=HIDDEN_STATE_TYPES, default="bf16", help="type of hidden states (bf16)"
     )
 
 
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """The recipe of the arguments that were added; others keep the recipe's defaults."""
+def recipe_from(args: argparse.Namespace) -> Recipe:
+    """The recipe given by the arguments. Fields without an argument keep their defaults."""
     given = {name: getattr(args, name) for name in Recipe.__dataclass_fields__ if hasattr(args, name)}
     if "last_kv_cache_len" in given:
         given["last_kv_cache_len"] = tuple(given["last_kv_cache_len"])
@@ -153,11 +165,13 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 def add_truncate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--truncate", action="store_true", help="drop the low 16 bits, as ax-llm-build does (default: to nearest even)"
+        "--truncate",
+        action="store_true",
+        help="drop the low 16 bits, as ax-llm-build does (default: round to nearest even)",
     )
 
 
-def rounding_of(args: argparse.Namespace) -> Bf16Rounding:
+def rounding_from(args: argparse.Namespace) -> Bf16Rounding:
     from axzoo.weights.bf16 import nearest_even, truncated
 
     return truncated if args.truncate else nearest_even

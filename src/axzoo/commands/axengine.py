@@ -1,4 +1,4 @@
-"""Run a Python program that was written for the board's Python engine."""
+"""Run a Python program written for the board's `axengine` module."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> None:
         raise AxzooError(f"{args.program} is missing: pass the path of a Python file")
     sys.modules["axengine"] = engine
     sys.argv = [str(args.program), *args.arguments]
-    sys.path.insert(0, str(args.program.parent.resolve()))  # for modules beside the program, as in `python PROGRAM`
+    sys.path.insert(0, str(args.program.parent.resolve()))  # finds modules next to the program, like `python PROGRAM`
     try:
         runpy.run_path(str(args.program), run_name="__main__")
     except AxzooError:

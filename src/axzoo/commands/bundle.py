@@ -1,22 +1,22 @@
-"""Complete a bundle: tokenizer, configs, run script and manifest beside the compiled files."""
+"""Complete a bundle: add tokenizer, configs, run script and manifest to the compiled files."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from axzoo.commands._arguments import add_recipe, add_source, recipe_of_json
+from axzoo.commands._arguments import add_recipe, add_source, parse_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the folder with the compiled files")
-    parser.add_argument("--model", required=True, metavar="NAME", help="the model's name in the matrix")
-    parser.add_argument("--chip", required=True, help="the chip it is for")
-    parser.add_argument("--backend", default="host", metavar="NAME", help="who compiled it (host)")
-    parser.add_argument("--lock", type=Path, required=True, metavar="DIR", help="the model's lock files")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder with the compiled files")
+    parser.add_argument("--model", required=True, metavar="NAME", help="name of the model in the matrix")
+    parser.add_argument("--chip", required=True, help="target chip")
+    parser.add_argument("--backend", default="host", metavar="NAME", help="backend that compiled the files (host)")
+    parser.add_argument("--lock", type=Path, required=True, metavar="DIR", help="folder of the model's lock files")
     add_source(parser)
-    parser.add_argument("--receipts", type=Path, nargs="+", required=True, metavar="FILE", help="of every part")
-    parser.add_argument("--raw", action="store_true", help="the model is not to be asked through a chat template")
+    parser.add_argument("--receipts", type=Path, nargs="+", required=True, metavar="FILE", help="receipts of all parts")
+    parser.add_argument("--raw", action="store_true", help="the bundle is used without a chat template")
     add_recipe(parser)
 
 
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
             model=args.model,
             chip=args.chip,
             backend=args.backend,
-            recipe=recipe_of_json(args.recipe),
+            recipe=parse_recipe(args.recipe),
             chat=not args.raw,
             lock=args.lock,
             source=args.source,

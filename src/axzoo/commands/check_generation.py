@@ -20,7 +20,7 @@ RULE = "=" * 100
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_check_arguments(parser)
     parser.add_argument("--expect", metavar="TEXT", help="text that the answer must contain")
-    parser.add_argument("--max_tokens", type=int, default=64, metavar="N", help="end the answer after N tokens")
+    parser.add_argument("--max_tokens", type=int, default=64, metavar="N", help="maximum tokens of the answer (64)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,29 +1,29 @@
-"""Compile parts of a model, one after the other: layers, the post layer, the embedding."""
+"""Compile parts of a model (layers, post layer, embedding), one after another."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from axzoo.commands._arguments import add_recipe, add_source, recipe_of_json
+from axzoo.commands._arguments import add_recipe, add_source, parse_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """--lock, --output and --receipt go together: the first of each is one part, and so on."""
+    """The n-th --lock, --output and --receipt belong to the same part."""
 
-    def add(name: str, metavar: str, text: str, **more: str) -> None:
-        parser.add_argument(name, type=Path, required=True, metavar=metavar, help=text, **more)
+    def add(name: str, metavar: str, text: str, **options: str) -> None:
+        parser.add_argument(name, type=Path, required=True, metavar=metavar, help=text, **options)
 
-    add("--lock", "FILE", "the parts' lock files, which say what they are", nargs="+")
+    add("--lock", "FILE", "lock files of the parts", nargs="+")
     add_source(parser)
     add("--store", "DIR", "the content-addressed store")
-    add("--output", "FILE", "the files to build", nargs="+")
-    add("--receipt", "FILE", "written last: what was built", nargs="+")
-    parser.add_argument("--chip", required=True, help="the chip they are for")
-    parser.add_argument("--backend", default="host", metavar="NAME", help="who compiles (host)")
+    add("--output", "FILE", "files to write, one per part", nargs="+")
+    add("--receipt", "FILE", "receipts to write, one per part", nargs="+")
+    parser.add_argument("--chip", required=True, help="target chip")
+    parser.add_argument("--backend", default="host", metavar="NAME", help="backend that compiles the parts (host)")
     add_recipe(parser)
     parser.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="for a rounding that needs it: the folder of `axzoo calibrate`"
+        "--calibration", type=Path, metavar="DIR", help="output folder of `axzoo calibrate`, for --rounding gptq"
     )
 
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.core.errors import AxzooError
 
     if len({len(args.lock), len(args.output), len(args.receipt)}) > 1:
-        raise AxzooError("--lock, --output and --receipt go together: give as many files of each")
+        raise AxzooError("--lock, --output and --receipt must have the same number of files")
     files = tuple(map(PartFile, args.lock, args.output, args.receipt))
-    recipe = recipe_of_json(args.recipe)
+    recipe = parse_recipe(args.recipe)
     build_parts(PartJob(files, args.source, args.store, recipe, args.backend, args.chip, args.calibration))

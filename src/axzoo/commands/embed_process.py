@@ -6,7 +6,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from axzoo.commands._arguments import add_truncate, rounding_of
+from axzoo.commands._arguments import add_truncate, rounding_from
 from axzoo.core.console import SUCCESS
 
 logger = logging.getLogger(__name__)
@@ -21,5 +21,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from axzoo.parts.embedding_files import extract_embedding
 
-    for path in extract_embedding(args.input, args.output, rounding_of(args)):
+    for path in extract_embedding(args.input, args.output, rounding_from(args)):
         logger.log(SUCCESS, f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB)")

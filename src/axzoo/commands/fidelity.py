@@ -1,4 +1,4 @@
-"""Measure how close a built model is to the fp32 oracle, over a text and over greedy answers."""
+"""Measure how close a built model is to the fp32 oracle, on a text and on greedy answers."""
 
 from __future__ import annotations
 

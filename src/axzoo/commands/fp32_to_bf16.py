@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from axzoo.commands._arguments import add_truncate, rounding_of
+from axzoo.commands._arguments import add_truncate, rounding_from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,4 +17,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from axzoo.parts.embedding_files import fp32_to_bf16
 
-    fp32_to_bf16(args.input, args.output, rounding_of(args))
+    fp32_to_bf16(args.input, args.output, rounding_from(args))

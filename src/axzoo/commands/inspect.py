@@ -1,4 +1,4 @@
-"""Show what is in an .axmodel: shape groups, tensors, weight types and their errors, sizes, provenance."""
+"""Show the contents of an .axmodel: shape groups, tensors, weight types and errors, sizes, provenance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from axzoo.core.errors import AxzooError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="an .axmodel, or any other ONNX file")
-    parser.add_argument("--json", action="store_true", help="all of it as JSON")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
             print(json.dumps(found.to_dict() | {"provenance": known}, indent=2, allow_nan=False))
             return
         shown = tables(found, provenance)
-    except (ValueError, RecursionError) as error:  # not finite, or nested beyond all reason
+    except (ValueError, RecursionError) as error:  # non-finite numbers, or excessive nesting
         raise AxzooError(f"{args.file} has damaged metadata ({error}): build it again") from None
     console = open_console(sys.stdout)
     for table in shown:

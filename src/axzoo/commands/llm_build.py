@@ -1,4 +1,4 @@
-"""Build one model, as `pulsar2 llm_build` does: a checkpoint in, a folder for the board out."""
+"""Build a single model, like `pulsar2 llm_build`: from a checkpoint to a folder for the board."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axzoo.commands._arguments import add_hidden_state_type, add_layer_recipe, add_post_recipe, recipe_of
+from axzoo.commands._arguments import add_hidden_state_type, add_layer_recipe, add_post_recipe, recipe_from
 from axzoo.core.console import SUCCESS
 
 logger = logging.getLogger(__name__)
@@ -20,22 +20,27 @@ if TYPE_CHECKING:
     from axzoo.weights.recipe import Recipe
 
 BUNDLE_FILES = ("manifest.json", "config.json", "post_config.json", "run.sh", "tokenizer/tokenizer.json")
-"""What the workflow's rule `bundle` promises."""
+"""Output files of the workflow's rule `bundle`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--input_path", type=Path, required=True, help="path of model: a checkpoint folder, or a GGUF")
-    parser.add_argument("--output_path", type=Path, default=Path(), help="path of dumpped ax_model (.)")
-    parser.add_argument("--parallel", type=_positive, default=1, metavar="N", help="build parallel: jobs at once (1)")
-    parser.add_argument("--model_config", type=Path, metavar="FILE", help="config file, JSON: overrides config.json")
-    parser.add_argument("--model_type", metavar="NAME", help="what the model is, whatever config.json says")
+    parser.add_argument("--input_path", type=Path, required=True, help="Hugging Face checkpoint folder, or a GGUF file")
+    parser.add_argument("--output_path", type=Path, default=Path(), help="output folder (.)")
+    parser.add_argument("--parallel", type=_positive, default=1, metavar="N", help="number of jobs at once (1)")
+    parser.add_argument("--model_config", type=Path, metavar="FILE", help="JSON file that overrides config.json")
+    parser.add_argument("--model_type", metavar="NAME", help="overrides the model_type of config.json")
     add_layer_recipe(parser)
-    parser.add_argument("--calibration_text", type=Path, metavar="FILE", help="a text for --rounding gptq to go by")
+    parser.add_argument(
+        "--calibration_text",
+        type=Path,
+        metavar="FILE",
+        help="calibration text for --rounding gptq (default: self-generated text)",
+    )
     parser.add_argument(
         "--calibration_tokens",
         type=int,
         metavar="N",
-        help="what --rounding gptq goes by, in whole sequences of 256 (8192)",
+        help="number of calibration tokens for --rounding gptq, rounded down to sequences of 256 (8192)",
     )
     add_post_recipe(parser)
     add_hidden_state_type(parser)
@@ -45,12 +50,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(0, 1, 2),
         default=0,
-        help="check level 0:run 1:layer_check 2: cal 1+1; results go to OUTPUT_PATH/checks, too (0)",
+        help="0: no check, 1: compare every layer with the fp32 checkpoint, 2: generate an answer to the prompt; "
+        "results are also written to OUTPUT_PATH/checks (0)",
     )
     parser.add_argument("--chip", default="AX650", metavar="{AX620E,AX650}", help="chip; AX630C is AX620E (AX650)")
-    parser.add_argument("--backend", default="host", metavar="NAME", help="who compiles; only host is built in (host)")
-    parser.add_argument("--prompt", default="1+1=", help=r"prompt for the checks, as it stands; \n is a newline (1+1=)")
-    parser.add_argument("--image_size", type=int, metavar="N", help="refused: vision towers are not built yet")
+    parser.add_argument("--backend", default="host", metavar="NAME", help="backend; only host is built in (host)")
+    parser.add_argument(
+        "--prompt", default="1+1=", help=r"prompt for the checks, without a chat template; \n is a newline (1+1=)"
+    )
+    parser.add_argument("--image_size", type=int, metavar="N", help="not supported yet: vision towers are not built")
     parser.add_argument(
         "--ignore_config_keys", nargs="+", default=[], metavar="KEY", help="unknown config.json keys to accept"
     )
@@ -59,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=Path(".axzoo"),
         metavar="DIR",
-        help="where builds are kept, to go on and to be reused; may be removed (.axzoo)",
+        help="folder of the build, kept for resuming and reuse; it may be removed (.axzoo)",
     )
 
 
@@ -68,22 +76,22 @@ def run(args: argparse.Namespace) -> None:
 
     from axzoo.core.errors import AxzooError
     from axzoo.llm_build.input_model import read_model, read_override
-    from axzoo.llm_build.output import place_bundle, refuse_output
+    from axzoo.llm_build.output import check_output_path, place_bundle
     from axzoo.llm_build.project import choose_layers_per_job, open_project
     from axzoo.matrix.lock_state import MADE_FROM
     from axzoo.matrix.preflight import refuse_misfit, refuse_prompt, refuse_recipe
     from axzoo.model.reading import format_config
 
-    recipe = recipe_of(args)
-    _refuse_idle_options(args, recipe)
-    refuse_output(args.output_path)
+    recipe = recipe_from(args)
+    _check_calibration_options(args, recipe)
+    check_output_path(args.output_path)
     override = read_override(args.model_config, args.model_type)
     model = read_model(args.input_path, override, args.model_config or Path("--model_type"), args.ignore_config_keys)
-    _refuse_image_size(args.image_size, model)
+    _check_image_size(args.image_size, model)
     refuse_recipe(model.spec, recipe)
     with open_project(args.work_path) as project:
         entry = _entry(args, model, recipe) | _calibration(args, project)
-        build = project.describe(model.name, entry, override)
+        build = project.write_matrix(model.name, entry, override)
         refuse_misfit(build, project.chips)
         if args.check_level and not build.backend.runs_here:
             raise AxzooError(
@@ -93,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
         if args.check_level and model.tokenizer:
             refuse_prompt(len(model.tokenizer.encode(build.prompt)), recipe, args.check_level)
         print(format_config(model.shown_name, model.spec), flush=True)
-        logger.info(f"preparing llm model: {model.parameters / 1e6:.0f} million parameters are read and digested")
+        logger.info(f"preparing llm model: reading and hashing {model.parameters / 1e6:.0f} million parameters")
         project.make([build.locks / MADE_FROM], jobs=args.parallel, layers_per_job=1, quiet=True)
         logger.log(SUCCESS, "prepare llm model done!")
         layers_per_job = choose_layers_per_job(project.folder, build, args.parallel)
@@ -112,8 +120,8 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _refuse_idle_options(args: argparse.Namespace, recipe: Recipe) -> None:
-    """Raises AxzooError for what would be accepted and ignored."""
+def _check_calibration_options(args: argparse.Namespace, recipe: Recipe) -> None:
+    """Raises AxzooError when calibration options are given but would have no effect."""
     from axzoo.core.errors import AxzooError
     from axzoo.weights.formats import CALIBRATED_ROUNDINGS, is_calibrated
 
@@ -123,24 +131,24 @@ def _refuse_idle_options(args: argparse.Namespace, recipe: Recipe) -> None:
             raise AxzooError(f"--{name} is for --rounding {calibrated}: add that, or omit --{name}")
 
 
-def _refuse_image_size(image_size: int | None, model: InputModel) -> None:
+def _check_image_size(image_size: int | None, model: InputModel) -> None:
     from axzoo.core.errors import AxzooError
 
     if image_size is None:
         return
     if model.has_vision_tower:
         raise AxzooError(
-            f"--image_size {image_size}: axzoo builds the language part of {model.spec.model_type} only, its vision "
-            f"tower not yet: leave --image_size away to build that part"
+            f"--image_size {image_size}: axzoo does not build the vision tower of {model.spec.model_type} yet: omit "
+            f"--image_size to build the language model only"
         )
     raise AxzooError(
-        f"--image_size {image_size}: {model.name} is a {model.spec.model_type} model without a vision tower, "
-        f"it takes no images: leave --image_size away"
+        f"--image_size {image_size}: {model.name} is a {model.spec.model_type} model without a vision tower: omit "
+        f"--image_size"
     )
 
 
 def _entry(args: argparse.Namespace, model: InputModel, recipe: Recipe) -> dict[str, Any]:
-    """The matrix entry that says what the options say."""
+    """The matrix entry that corresponds to the options."""
     return {
         "path": str(model.path),
         "model_type": model.spec.model_type,
@@ -151,25 +159,25 @@ def _entry(args: argparse.Namespace, model: InputModel, recipe: Recipe) -> dict[
         **recipe.to_dict(),
         "prompt": args.prompt.replace("\\n", "\n"),
         "raw_prompt": True,
-        "chat": model.has_chat_form,
+        "chat": model.has_chat_template,
         "ignore_config_keys": args.ignore_config_keys,
     }
 
 
 def _calibration(args: argparse.Namespace, project: Project) -> dict[str, Any]:
-    """What gptq is to go by, as far as it was said."""
+    """The keys of the matrix entry that come from the calibration options."""
     from axzoo.llm_build.project import CALIBRATION_TEXT
 
     entry: dict[str, Any] = {}
     if args.calibration_text is not None:
-        entry["calibration_text"] = project.take_in(args.calibration_text, CALIBRATION_TEXT)
+        entry["calibration_text"] = project.copy_in(args.calibration_text, CALIBRATION_TEXT)
     if args.calibration_tokens is not None:
         entry["calibration_tokens"] = args.calibration_tokens
     return entry
 
 
 def _check(project: Project, build: Build, args: argparse.Namespace, make: Callable[..., None]) -> None:
-    """Runs the level asked for, shows its log and puts its files beside the bundle, also where it fails."""
+    """Run the requested check, show its log and place its results in the output folder, also if it fails."""
     from functools import partial
 
     from axzoo.bundle.manifest import CHECKS
@@ -178,12 +186,12 @@ def _check(project: Project, build: Build, args: argparse.Namespace, make: Calla
     from axzoo.core.files import read_json
     from axzoo.llm_build.output import (
         REPORTS,
-        Follower,
-        in_users_words,
+        LogFollower,
+        log_worst_layer,
         place_copy,
         place_text,
         remove_checks,
-        tell_worst_layer,
+        with_output_paths,
     )
 
     name = REPORTS[args.check_level]
@@ -191,22 +199,22 @@ def _check(project: Project, build: Build, args: argparse.Namespace, make: Calla
     failed = failed_report(passed)
     remove_checks(args.output_path, (passed.name, log.name))
     failed.unlink(missing_ok=True)
-    wording = partial(in_users_words, bundle=build.bundle, output=args.output_path)
-    follower = Follower(log, wording)
+    translate = partial(with_output_paths, bundle=build.bundle, output=args.output_path)
+    follower = LogFollower(log, translate)
     try:
-        make([build.checks / passed.name], quiet=True, meanwhile=follower.show_new)
+        make([build.checks / passed.name], quiet=True, on_poll=follower.show_new)
     except AxzooError:
-        if not failed.exists():  # it did not come to a verdict
+        if not failed.exists():  # the check ended without a verdict
             raise
     follower.show_rest()
     found = failed if failed.exists() else passed
     place_copy(found, args.output_path / CHECKS / passed.name)
-    place_text(wording(log.read_text()), args.output_path / CHECKS / log.name)
+    place_text(translate(log.read_text()), args.output_path / CHECKS / log.name)
     report = read_json(found)
     if args.check_level == 1:
-        tell_worst_layer(report)
+        log_worst_layer(report)
     if not report["passed"]:
         raise AxzooError(
-            f"check level {args.check_level} failed for {'; '.join(report['failures'])}. All it found is in "
-            f"{args.output_path / CHECKS}; the files in {args.output_path} are those that failed"
+            f"check level {args.check_level} failed for {'; '.join(report['failures'])}. The results are in "
+            f"{args.output_path / CHECKS}; the files in {args.output_path} are the ones that failed"
         )

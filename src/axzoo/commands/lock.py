@@ -1,4 +1,4 @@
-"""Digest a checkpoint's tensors and check that config.json accounts for every one of them."""
+"""Hash the tensors of a checkpoint and check that they match its config.json."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_source(parser)
-    parser.add_argument("--model_type", required=True, help="what config.json must say")
-    parser.add_argument("--num_hidden_layers", type=int, required=True, metavar="N", help="what config.json must say")
+    parser.add_argument("--model_type", required=True, help="expected model_type of config.json")
+    parser.add_argument(
+        "--num_hidden_layers", type=int, required=True, metavar="N", help="expected num_hidden_layers of config.json"
+    )
     parser.add_argument(
         "--ignore_config_keys", nargs="*", default=[], metavar="KEY", help="unknown config.json keys to accept"
     )
@@ -23,14 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sizes",
         metavar="JSON",
-        help='what the checkpoint\'s sizes must be: {"layer": ..., "post": ..., "kv_width": ...}',
+        help='expected sizes of the checkpoint: {"layer": ..., "post": ..., "kv_width": ...}',
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="tensors digested at once (1)")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where the lock files go")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="tensors hashed at once (1)")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder for the lock files")
 
 
 def run(args: argparse.Namespace) -> None:
-
     from axzoo.core.files import read_json
     from axzoo.fetch.sources import checkpoint_folder
     from axzoo.matrix.lock_state import facts, write_made_from

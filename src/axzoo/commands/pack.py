@@ -1,4 +1,4 @@
-"""Pack a bundle into one file: a tar, equal for equal bundles."""
+"""Pack a bundle into a reproducible tar archive."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="the built model's folder; verified first")
-    parser.add_argument("output", type=Path, nargs="?", metavar="OUT.tar", help="default: NAME.tar in this folder")
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the built model; it is verified first")
+    parser.add_argument(
+        "output", type=Path, nargs="?", metavar="OUT.tar", help="default: NAME.tar in the current folder"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
-
     from axzoo.bundle.archive import pack
 
     output = args.output or Path(f"{args.bundle.resolve().name}.tar")

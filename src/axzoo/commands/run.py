@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from axzoo.runtime.setup import Setup
 
 
-OUT_OF_MEMORY = "free some, or load each layer only while it runs (--dynamic_load_axmodel_layer 1), which is slow"
+OUT_OF_MEMORY = "free some memory, or load each layer only while it runs (slow): --dynamic_load_axmodel_layer 1"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Print the matrix file's JSON Schema, or check that a copy of it is current."""
+"""Print the JSON Schema of matrix files, or check that a copy of it is current."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def run(args: argparse.Namespace) -> None:
         _check(args.check, schema_text())
 
 
-def _check(file: Path, wanted: str) -> None:
-    """Raises AxzooError, after printing a unified diff, when the file is not what is wanted."""
+def _check(file: Path, expected: str) -> None:
+    """Raises AxzooError, after printing a unified diff, when the file differs from `expected`."""
     try:
         found = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise AxzooError(f"cannot read {file}: {error}") from None
-    if found != wanted:
+    if found != expected:
         lines = difflib.unified_diff(
-            found.splitlines(keepends=True), wanted.splitlines(keepends=True), str(file), "axzoo schema"
+            found.splitlines(keepends=True), expected.splitlines(keepends=True), str(file), "axzoo schema"
         )
         sys.stdout.writelines(lines)
         raise AxzooError(f"{file} is not the current schema: run `axzoo schema > {file}`")

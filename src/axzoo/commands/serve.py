@@ -10,7 +10,7 @@ from typing import Any
 
 from axzoo.commands._arguments import add_mode, count, port
 
-OUT_OF_MEMORY = "free some, keep a single copy of the weights (--mode fast), or serve a smaller model"
+OUT_OF_MEMORY = "free some memory, keep a single copy of the weights (--mode fast), or serve a smaller model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--receipts",
         type=Path,
         metavar="DIR",
-        help="receipts that say which bundles use which entries; default: `receipts` next to the store",
+        help="receipts that record which bundles use which entries; default: `receipts` next to the store",
     )
     actions.add_parser("size", parents=[common], help="number of entries and their size")
     shown = actions.add_parser("list", parents=[common, used], help="every entry and the bundles that use it")

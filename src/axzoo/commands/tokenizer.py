@@ -10,7 +10,7 @@ from typing import Any
 
 from axzoo.commands._arguments import port
 
-OUT_OF_MEMORY = "free some and run again"
+OUT_OF_MEMORY = "free some memory and run again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

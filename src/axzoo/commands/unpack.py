@@ -1,4 +1,4 @@
-"""Unpack a bundle that was packed, checking every byte on the way."""
+"""Unpack an archive of `axzoo pack` and verify every byte."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", type=Path, metavar="FILE", help="what `axzoo pack` wrote")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="the bundle's new folder")
+    parser.add_argument("file", type=Path, metavar="FILE", help="an archive written by `axzoo pack`")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="new folder for the bundle")
 
 
 def run(args: argparse.Namespace) -> None:
-
     from axzoo.bundle.archive import unpack
 
     manifest = unpack(args.file, args.folder)

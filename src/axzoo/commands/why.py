@@ -1,4 +1,4 @@
-"""Say what a build would make again, and why; nothing is fetched, locked or compiled."""
+"""Show which jobs a build would run, and why. Nothing is fetched, locked or compiled."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("targets", nargs="*", metavar="TARGET", help="files of results/ (default: the whole matrix)")
     parser.add_argument("--configfile", type=Path, metavar="MATRIX", help="a matrix other than config/zoo.yaml")
     parser.add_argument(
-        "--hash", action="store_true", help="hash local checkpoints that changed, and name the tensors that did"
+        "--hash", action="store_true", help="hash local checkpoints that changed, and name the changed tensors"
     )
 
 

@@ -1,1 +1,1 @@
-"""`axzoo llm_build`: one checkpoint through the zoo's own workflow, and its bundle into the folder asked for."""
+"""`axzoo llm_build`: build a single checkpoint with the workflow and place its bundle in the output folder."""

@@ -1,4 +1,4 @@
-"""The checkpoint `llm_build` is pointed at: what a matrix entry must state of it, read from its own files."""
+"""The checkpoint given to `llm_build`, and the facts about it that a matrix entry must state."""
 
 from __future__ import annotations
 
@@ -24,34 +24,35 @@ from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class InputModel:
-    """A checkpoint folder or GGUF file, by its absolute path, and what it says of itself.
+    """A checkpoint folder or GGUF file and its properties.
 
-    `name` is in the letters of a matrix; `shown_name` is what --model_config calls the model, or the same.
+    `path` is absolute. `name` is valid as the name of a matrix entry. `shown_name` is the model_name in --model_config,
+    or else the same as `name`.
     """
 
     path: Path
     name: str
     shown_name: str
     spec: DecoderSpec
-    tokenizer: LocalTokenizer | None  # None: a GGUF's becomes one when it is fetched
-    has_chat_form: bool
+    tokenizer: LocalTokenizer | None  # None for a GGUF file, whose tokenizer is converted by fetch
+    has_chat_template: bool
     has_vision_tower: bool
 
     @property
     def sizes(self) -> dict[str, int]:
-        """A matrix entry's `sizes`: parameters of a layer and of the post layer, width of the KV cache."""
+        """The `sizes` of a matrix entry: parameters per layer and in the post layer, and the width of the KV cache."""
         sized = {kind.name: self._parameters(kind) for kind in KINDS if kind.on_device}
         return {**sized, "kv_width": self.spec.layer.kv_size}
 
     @property
     def parameters(self) -> int:
-        """Of the whole model; a tied head counts once."""
+        """Parameters of the whole model. Tied embeddings are counted once."""
         tied = self.spec.tie_word_embeddings
         counted = [kind for kind in KINDS if kind.on_device or not tied]
         return sum(self._parameters(kind) * len(kind.ids(self.spec.num_hidden_layers)) for kind in counted)
 
     def _parameters(self, kind: PartKind) -> int:
-        """Of one part of a kind. Several roles may name rows of one tensor."""
+        """Parameters of one part of a kind. A fused tensor that several roles refer to is counted once."""
         first = kind.ids(self.spec.num_hidden_layers)[0]
         tensors = kind.tensors(load_family(self.spec.model_type), self.spec, first.index)
         shapes = {tensor.name: tensor.shape for tensor in tensors.values()}
@@ -59,9 +60,9 @@ class InputModel:
 
 
 def read_override(model_config: Path | None, model_type: str | None) -> dict[str, Any]:
-    """What --model_config and --model_type say instead of config.json; the option wins over the file.
+    """The config.json keys overridden by --model_config and --model_type. The option takes precedence over the file.
 
-    Raises AxzooError when the file is missing or no mapping.
+    Raises AxzooError when the file is missing or is not a JSON object.
     """
     override = {} if model_config is None else read_json(model_config)
     if not isinstance(override, dict):
@@ -72,9 +73,10 @@ def read_override(model_config: Path | None, model_type: str | None) -> dict[str
 def read_model(
     path: Path, override: Mapping[str, Any], overridden_by: Path, ignore_config_keys: Collection[str]
 ) -> InputModel:
-    """Reads config and tokenizer. `overridden_by` is what messages call the override.
+    """Read the config and tokenizer of the checkpoint at `path`.
 
-    Raises AxzooError when there is no checkpoint at `path`, or it is one axzoo does not build.
+    `overridden_by` names the source of `override` in messages. Raises AxzooError when there is no checkpoint at `path`,
+    or when axzoo does not support it.
     """
     root = path.resolve()
     file = find_gguf(root)
@@ -87,7 +89,7 @@ def read_model(
         source = overridden_path(config_path, overridden_by)
     for key in ignore_config_keys:
         if key not in config:
-            raise AxzooError(f"--ignore_config_keys {key}: {config_path} has no such key: leave it away")
+            raise AxzooError(f"--ignore_config_keys {key}: {config_path} has no such key: omit it")
     spec = spec_of(config, source, ignore_config_keys)
     tokenizer = None if gguf else load_tokenizer(root)
     template = gguf.metadata.get("tokenizer.chat_template") if gguf else None
@@ -98,7 +100,7 @@ def read_model(
         shown_name=_shown_name(override, overridden_by) or _entry_name(root),
         spec=spec,
         tokenizer=tokenizer,
-        has_chat_form=isinstance(template, str) if tokenizer is None else tokenizer.chat is not None,
+        has_chat_template=isinstance(template, str) if tokenizer is None else tokenizer.chat is not None,
         has_vision_tower=any(key in config for key in vision_keys),
     )
 
@@ -106,12 +108,12 @@ def read_model(
 def _config_json(path: Path, may_be_missing: bool) -> dict[str, Any]:
     config = {} if may_be_missing and not path.exists() else read_json(path)
     if not isinstance(config, dict):
-        raise AxzooError(f"{path} is not a mapping: it is no config.json of a Hugging Face checkpoint")
+        raise AxzooError(f"{path} is not a JSON object: it is not the config.json of a Hugging Face checkpoint")
     return config
 
 
 def _shown_name(override: Mapping[str, Any], overridden_by: Path) -> str:
-    """What ax-llm-build's config file calls the model; "" where it does not."""
+    """The model_name of an ax-llm-build config file, or "" if it has none."""
     name = override.get("model_name", "")
     if not isinstance(name, str):
         raise AxzooError(f"{overridden_by}: model_name is {name!r:.80}, but must be text")
@@ -119,6 +121,6 @@ def _shown_name(override: Mapping[str, Any], overridden_by: Path) -> str:
 
 
 def _entry_name(root: Path) -> str:
-    """The folder's own name in the letters of a matrix; a GGUF file's without its ending."""
+    """The name of the folder, or of the GGUF file without its extension, as a valid name of a matrix entry."""
     name = root.name.removesuffix(".gguf")
     return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".-")[:128] or "model"

@@ -1,4 +1,4 @@
-"""Placing a finished bundle where the user wants it."""
+"""Placing a finished bundle and its check results in --output_path."""
 
 from __future__ import annotations
 
@@ -20,24 +20,26 @@ from axzoo.store import Entry, link
 logger = logging.getLogger(__name__)
 
 
-class Follower:
-    """Shows the log at `path`, whole lines at a time, from when a job begins it: what is there already is an earlier
-    job's. `wording` is applied to what is shown.
+class LogFollower:
+    """Prints a log while a job writes it, whole lines at a time, like `tail -f`.
+
+    Printing starts when a job starts a new log; the log that exists before is from an earlier job. `translate` is
+    applied to the text before it is printed.
     """
 
-    def __init__(self, path: Path, wording: Callable[[str], str]) -> None:
+    def __init__(self, path: Path, translate: Callable[[str], str]) -> None:
         self._path = path
-        self._wording = wording
+        self._translate = translate
         self._earlier = self._state()
         self._shown = 0
 
     def show_new(self) -> None:
-        """Shows the lines that have been written since the last time."""
+        """Print the lines that were written since the last call."""
         if self._state() != self._earlier and self._path.exists():
             self._show(whole_lines=True)
 
     def show_rest(self) -> None:
-        """Shows what has not been shown yet: all of it, where no job had to run."""
+        """Print the rest of the log; if no job had to run, that is the whole log."""
         if self._path.exists():
             self._show(whole_lines=False)
 
@@ -48,7 +50,7 @@ class Follower:
         if whole_lines:
             new = new[: new.rfind(b"\n") + 1]
         self._shown += len(new)
-        print(self._wording(new.decode(errors="replace")), end="", flush=True)
+        print(self._translate(new.decode(errors="replace")), end="", flush=True)
 
     def _state(self) -> tuple[int, int, int] | None:
         if not self._path.exists():
@@ -58,43 +60,45 @@ class Follower:
 
 
 REPORTS = {1: "layers", 2: "generation"}
-"""The check's files, by level: <name>.json and <name>.log."""
+"""File names of the checks by level: <name>.json and <name>.log."""
 
 
-def tell_worst_layer(report: Any) -> None:
-    """Level 1, after its log, which tells of every layer: the worst of all."""
+def log_worst_layer(report: Any) -> None:
+    """Log the lowest cosine over all layers in a report of level 1."""
     worst, layer = worst_cosine(report)
-    told = f"cos_sim is at least {worst}" if worst is not None else f"cos_sim of layer {layer} is no number"
-    logger.info(f"all {len(report['layers'])} layers: {told}")
+    result = f"cos_sim is at least {worst}" if worst is not None else f"cos_sim of layer {layer} is NaN"
+    logger.info(f"all {len(report['layers'])} layers: {result}")
 
 
-def in_users_words(text: str, bundle: Path, output: Path) -> str:
-    """A check's log, its files called by the names they have in `output`."""
+def with_output_paths(text: str, bundle: Path, output: Path) -> str:
+    """The log of a check, with paths in `bundle` replaced by paths in `output`."""
     return text.replace(str(bundle), str(output))
 
 
-def refuse_output(output: Path) -> None:
-    """Raises AxzooError when `output` holds a checkpoint, whose config.json a bundle's would replace, is a file, or
-    cannot be written. Leaves nothing there."""
+def check_output_path(output: Path) -> None:
+    """Raises AxzooError when `output` is a file, is not writable, or contains a checkpoint.
+
+    The config.json of a bundle would replace that of a checkpoint. Nothing is left in `output`.
+    """
     if output.exists() and not output.is_dir():
-        raise AxzooError(f"{output} is a file: --output_path names a folder")
+        raise AxzooError(f"{output} is a file: --output_path must be a folder")
     existing = next(path for path in (output, *output.absolute().parents) if path.exists())
     try:
-        with tempfile.TemporaryFile(dir=existing):  # not os.access: it knows nothing of a full or read-only disk
+        with tempfile.TemporaryFile(dir=existing):  # os.access does not detect full or read-only disks
             pass
     except OSError as error:
         raise AxzooError(f"--output_path {output} cannot be written: {existing}: {error.strerror}") from None
     weights = [path.name for path in output.glob("*") if is_weights(path.name)]
     if weights:
-        raise AxzooError(f"{output} holds a checkpoint ({min(weights)}): give --output_path a folder of its own")
+        raise AxzooError(f"{output} contains a checkpoint ({min(weights)}): give --output_path a separate folder")
 
 
 def place_bundle(bundle: Path, output: Path) -> None:
-    """Makes `output` hold the files of `bundle`, its manifest last.
+    """Place the files of `bundle` in `output`, the manifest last.
 
-    Compiled files are hard links where the disk allows; small ones, which a user may edit, are copies. What an earlier
-    manifest in `output` lists and this bundle does not have is removed, and so are the checks of another bundle; all
-    other files stay.
+    Compiled files are hard links if the file system supports them; the small files, which a user may edit, are copies.
+    Files that an earlier manifest in `output` lists and that are not part of this bundle are removed, as are the check
+    results of another bundle. All other files are kept.
     """
     manifest = read_json(bundle / MANIFEST)
     if not _same(bundle / MANIFEST, output / MANIFEST):
@@ -107,19 +111,19 @@ def place_bundle(bundle: Path, output: Path) -> None:
             link(Entry(source, record["sha256"], record["size"], {}), target)
     for path in _recorded(output):
         if path.relative_to(output).as_posix() not in manifest["files"] and path.is_file():
-            logger.warning(f"removed {path}: it belongs to an earlier build")
+            logger.warning(f"removed {path}, which belongs to an earlier build")
             path.unlink()
     place_copy(bundle / MANIFEST, output / MANIFEST)
 
 
 def remove_checks(output: Path, names: Iterable[str]) -> None:
-    """Removes results of checks that no longer speak of what lies in `output`."""
+    """Remove check results that no longer apply to the files in `output`."""
     for name in names:
         (output / CHECKS / name).unlink(missing_ok=True)
 
 
 def place_copy(source: Path, target: Path) -> None:
-    """A copy with the same permissions, whole or not at all; one that is the same is left alone."""
+    """Copy a file with its permissions, atomically. An identical target is not touched."""
     if _same(source, target):
         return
     with atomic_path(target) as temporary:
@@ -128,7 +132,7 @@ def place_copy(source: Path, target: Path) -> None:
 
 
 def place_text(text: str, target: Path) -> None:
-    """A file that holds `text`; one that does is left alone."""
+    """Write `text` to a file. A file that already contains it is not touched."""
     if not target.is_file() or target.read_text() != text:
         write_text(target, text)
 
@@ -138,7 +142,7 @@ def _same(source: Path, target: Path) -> bool:
 
 
 def _recorded(output: Path) -> list[Path]:
-    """The files inside `output` that its manifest lists; none where it is no manifest of a bundle."""
+    """The files inside `output` that its manifest lists; empty if there is no valid manifest."""
     try:
         names = list(read_json(output / MANIFEST)["files"])
     except (AxzooError, KeyError, TypeError):

@@ -1,6 +1,7 @@
-"""The work folder of `llm_build`: a project of the zoo with a matrix of one model, built by real Snakemake.
+"""The work folder of `llm_build`: a project whose matrix contains a single model, built by Snakemake.
 
-config/: the matrix, the chips and what else the run was given. results/: as in any project; its store serves all runs.
+config/ contains the matrix, the chips and copies of the user's files; results/ is as in any project, and all runs share
+its store.
 """
 
 from __future__ import annotations
@@ -36,26 +37,30 @@ from axzoo.parts.kinds import kind_of
 logger = logging.getLogger(__name__)
 
 
-KEPT = Path("config/layers_per_job")
-"""One file per bundle, in the project's folder."""
+CHOICES = Path("config/layers_per_job")
+"""Folder in the project with one file per bundle, which records the number of layers per job."""
 
 
 def choose_layers_per_job(project: Path, build: Build, parallel: int) -> int:
-    """The number for `parallel` jobs at once, or what these layers were built with. The model's lock must be there."""
+    """The number of layers per job for `parallel` jobs at once.
+
+    If the layers are already built, it is the number they were built with: another number would run their jobs again.
+    The model's lock must exist.
+    """
     layer = kind_of("layer")
-    decides = canonical_json(
+    layers_identity = canonical_json(
         {
             "recipe": build.choices(layer),
             "lock": sha256_of(project / build.locks / MADE_FROM),
             "compiler": build.compiler(layer),
         }
     )
-    file = project / KEPT / f"{build.chip}-{build.name}.json"
-    kept = _read(file)
-    if kept.get("of") == decides and all((project / receipt).exists() for receipt in build.receipt_files):
-        return int(kept["layers_per_job"])
+    file = project / CHOICES / f"{build.chip}-{build.name}.json"
+    recorded = _read(file)
+    if recorded.get("of") == layers_identity and all((project / receipt).exists() for receipt in build.receipt_files):
+        return int(recorded["layers_per_job"])
     number = min(parts_per_job(layer.parameters(dict(build.sizes))), math.ceil(build.num_hidden_layers / parallel))
-    write_json(file, {"layers_per_job": number, "of": decides})
+    write_json(file, {"layers_per_job": number, "of": layers_identity})
     return number
 
 
@@ -67,7 +72,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 WORKFLOW = Path(axzoo.__file__).parent / "project"
-"""The Snakefile, its rules and config/chips.yaml: links in a clone, files in an installed wheel."""
+"""Folder with the Snakefile, its rules and config/chips.yaml: symbolic links in a clone, files in a wheel."""
 
 CHIPS = "config/chips.yaml"
 MATRIX = "config/zoo.yaml"
@@ -75,26 +80,24 @@ MODEL_CONFIG = "config/model_config.json"
 CALIBRATION_TEXT = "config/calibration.txt"
 
 _OPTIONS = {"path": "input_path", "chips": "chip"}
-"""A matrix's keys that are no option's name."""
+"""Matrix keys whose option has a different name."""
 
-_PAUSE = 0.2
-"""Seconds between two looks at what a job has written."""
+_POLL_INTERVAL_S = 0.2
 
-_KEPT = "what is built is kept"
+_KEPT = "finished parts are kept"
 
 
 @dataclass(frozen=True)
 class Project:
-    """The work folder; `lock` is the file descriptor of its lock, which every process of the build holds."""
+    """The work folder. `lock` is the file descriptor of its lock, which all processes of the build inherit."""
 
     folder: Path
     lock: int
 
-    def describe(self, name: str, entry: Mapping[str, Any], override: Mapping[str, Any]) -> Build:
-        """Writes the matrix of one model, one build; returns the build, whether or not it fits its chip. `override`
-        becomes its `model_config`.
+    def write_matrix(self, name: str, entry: Mapping[str, Any], override: Mapping[str, Any]) -> Build:
+        """Write a matrix with a single entry and return its only build, even if it does not fit its chip.
 
-        Raises AxzooError for what the matrix does not accept.
+        `override` becomes the entry's `model_config`. Raises AxzooError when the entry is not valid.
         """
         if override:
             write_json(self.folder / MODEL_CONFIG, override)
@@ -104,16 +107,16 @@ class Project:
         try:
             (build,) = load_zoo(self.folder / MATRIX, self.folder / CHIPS).builds_of(name)
         except AxzooError as error:
-            raise AxzooError(_in_options(str(error))) from None
+            raise AxzooError(_name_options(str(error))) from None
         return build
 
     @property
     def chips(self) -> ChipTable:
-        """The chips there are."""
+        """All known chips."""
         return load_chips(self.folder / CHIPS)
 
-    def take_in(self, file: Path, name: str) -> str:
-        """A copy of a user's file, called `name` in the project; one that is the same keeps its age."""
+    def copy_in(self, file: Path, name: str) -> str:
+        """Copy a user's file to `name` in the project. An identical copy keeps its mtime."""
         if not file.is_file():
             raise AxzooError(f"{file} is missing")
         place_copy(file, self.folder / name)
@@ -125,39 +128,39 @@ class Project:
         jobs: int,
         layers_per_job: int,
         quiet: bool = False,
-        meanwhile: Callable[[], None] = lambda: None,
+        on_poll: Callable[[], None] = lambda: None,
     ) -> None:
-        """Snakemake's own files of the project, `targets`, with up to `jobs` at once; `quiet` shows failures only.
-        `meanwhile` is called again and again until it has ended.
+        """Run Snakemake to make the files `targets` of the project, with up to `jobs` jobs at once.
 
-        Raises AxzooError when it fails; it has said why. An interrupt waits until the jobs have ended.
+        With `quiet`, only failures are shown. `on_poll` is called repeatedly while Snakemake runs. Raises AxzooError
+        when the build fails, after Snakemake has reported the reason. On an interrupt, waits for the jobs to end.
         """
-        # -P: the current folder, which may be a checkpoint, is no place to import from.
+        # -P prevents imports from the current folder, which may be a checkpoint.
         command = [sys.executable, "-P", "-m", "snakemake", *map(str, targets), *self._options(jobs)]
         command += ["--config", f"layers_per_job={layers_per_job}"]
         command += ["--quiet", "progress"] if quiet else []
         scripts = sysconfig.get_path("scripts")
         environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` ends a build as Ctrl-C does
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` stops a build in the same way as Ctrl-C
         process = subprocess.Popen(command, env=environment, pass_fds=[self.lock], process_group=0)
         try:
             while (status := process.poll()) is None:
-                meanwhile()
+                on_poll()
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(_PAUSE)
+                    process.wait(_POLL_INTERVAL_S)
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGINT)
             process.wait()
-            logger.warning(f"interrupted; {_KEPT}, the same command goes on from there")
+            logger.warning(f"interrupted; {_KEPT}, and the same command continues the build")
             raise
         if status:
             raise AxzooError(
-                f"the build failed, as said above; logs are in {self.folder / 'results/logs'}, those of checks in "
+                f"the build failed, see above; the logs are in {self.folder / 'results/logs'}, those of the checks in "
                 f"{self.folder / 'results/checks'}; {_KEPT}"
             )
 
     def _options(self, jobs: int) -> list[str]:
-        """`--nolock`: the folder's lock is ours, and does not outlive a killed process."""
+        """`--nolock`: our own lock protects the folder. Unlike Snakemake's, it does not outlive a killed process."""
         return [
             f"--snakefile={WORKFLOW / 'Snakefile'}",
             f"--directory={self.folder}",
@@ -171,8 +174,8 @@ class Project:
         ]
 
 
-def _in_options(message: str) -> str:
-    """What is wrong in the matrix, said of the options it was written from."""
+def _name_options(message: str) -> str:
+    """Replace the matrix keys in an error message by the options that they come from."""
 
     def option(found: re.Match[str]) -> str:
         return f"--{_OPTIONS.get(found[1], found[1])}: "
@@ -184,17 +187,18 @@ def _in_options(message: str) -> str:
 
 @contextmanager
 def open_project(folder: Path) -> Iterator[Project]:
-    """The project in `folder`, which is made if need be. Raises AxzooError when another `llm_build` is at work in it.
+    """The project in `folder`, which is created if necessary.
 
-    Snakemake inherits the lock: it is held until the last process of the build is gone.
+    Raises AxzooError when another `llm_build` uses the folder. Snakemake inherits the lock, so it is held until the
+    last process of the build has ended.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    unprotected = "do not start two llm_build with one --work_path at once, they would not notice each other"
+    unprotected = "do not run two llm_build commands with the same --work_path, because neither would wait"
     try:
         lock = lock_file(folder / "lock", unprotected, wait=False)
     except BlockingIOError:
         raise AxzooError(
-            f"another llm_build is at work in {folder}: wait for it, or give this one another --work_path"
+            f"another llm_build is running in {folder}: wait for it to end, or use another --work_path"
         ) from None
     try:
         yield Project(folder.resolve(), lock.fd)

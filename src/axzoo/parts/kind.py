@@ -76,7 +76,8 @@ class PartKind(ABC):
     `label` is the progress display's text while parts of this kind are built, `suffix` the suffix of their files.
     `checks` names the checks that cover them. `on_device` is true if the board loads the file into NPU memory. `code`
     is None if a backend compiles the parts; otherwise axzoo writes the files itself, `code` is the module that
-    determines their bytes, and their jobs need `mem_mb` and `seconds` per million weights. Jobs of higher `priority` start first.
+    determines their bytes, and their jobs need `mem_mb` and `seconds` per million weights. Jobs of
+    higher `priority` start first.
     """
 
     name: ClassVar[str]

@@ -1,1 +1,1 @@
-"""What a build did and would do: the summary of a matrix, reasons for jobs, the progress display."""
+"""Reports on builds: the summary of a matrix, the reasons for planned jobs, and the progress display."""

@@ -1,6 +1,7 @@
-"""A build as a user watches it, from Snakemake's events: a bar per stage, stamped lines, a short account of failures.
+"""The progress display of a build, driven by Snakemake's events.
 
-What `axzoo.report.events` does not know is printed in full, in Snakemake's words.
+It shows one bar per stage, log lines with timestamps, and a short description of each failure. Messages that
+`axzoo.report.events` does not recognize are printed in full.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from axzoo.report.events import (
     JobFailed,
     JobFinished,
     JobStarted,
-    Kind,
+    LogMessage,
+    MessageKind,
     Planned,
     Progress,
-    Said,
     read_record,
 )
-from axzoo.report.failures import config_block, log_tail, path_from, without_control
+from axzoo.report.failures import config_block, display_path, log_tail, without_control
 
 STAGES = {
     "fetch": "fetching checkpoints",
@@ -44,18 +45,18 @@ STAGES = {
     "check_layers": "checking layers",
     "check_generation": "checking generation",
 }
-"""Labels by stage. A stage that is not here is shown by its rule's name."""
+"""Labels by stage. A stage without a label is shown by the name of its rule."""
 
-CONFIG_RULE = "lock"  # its log holds the model's Config(...) block, shown on a terminal
-TARGETS = ("all", "demo")  # rules that only collect files: not stages
-SHOWN_AFTER = {"post": "layer"}  # stages whose line waits for another's, in the order the vendor's tool shows them
+CONFIG_RULE = "lock"  # its log contains the model's Config(...) block, which is shown on a terminal
+TARGETS = ("all", "demo")  # rules that only collect files and are not stages
+SHOWN_AFTER = {"post": "layer"}  # stages whose final line follows another's, in the order of the vendor's tool
 
 _HOW_TO_LIST_JOBS = "    (snakemake -np lists the jobs)"
 
 
 @dataclass
 class _Stage:
-    """What the jobs of one kind make, over all models. Times are seconds since the epoch, as log records carry them."""
+    """Progress of one stage over all models. Times are seconds since the epoch, as in log records."""
 
     label: str
     total: int | None
@@ -68,19 +69,19 @@ class _Stage:
 
 @dataclass
 class _Run:
-    """What is known of the run so far, from its events."""
+    """State of the run, collected from its events."""
 
     started: float = 0.0
     done: int = 0
     plan: Mapping[str, int] = field(default_factory=dict)  # jobs by rule, and their "total"
     stages: dict[str, _Stage] = field(default_factory=dict)
-    jobs: dict[int, JobStarted] = field(default_factory=dict)  # not finished
+    jobs: dict[int, JobStarted] = field(default_factory=dict)  # unfinished jobs by ID
     failed: set[int] = field(default_factory=set)
     failed_commands: dict[int | None, CommandFailed] = field(default_factory=dict)  # by thread, until JobFailed
 
 
 class LogHandler(LogHandlerBase):
-    """`emit` runs in Snakemake's queue thread, under the handler's lock; `close` after that thread has ended."""
+    """Snakemake calls `emit` in its queue thread, under the handler's lock, and `close` after that thread has ended."""
 
     writes_to_stream = True
     writes_to_file = False
@@ -94,10 +95,10 @@ class LogHandler(LogHandlerBase):
         self.console = open_console(sys.stdout if settings.stdout else sys.stderr, color=not settings.nocolor)
         self.bars = stage_bars(self.console)
         self.run = _Run()
-        self.home = Path.cwd()  # the user's: Snakemake goes to its --directory later
+        self.home = Path.cwd()  # the user's folder: Snakemake changes to its --directory later
         self.shows_progress = not is_quiet_about(quiet, "progress")
         self.shows_rules = not is_quiet_about(quiet, "rules")
-        # Snakemake's filter would hide failing jobs, and the job counts needed here, from `--quiet rules progress`.
+        # With `--quiet rules progress`, Snakemake's own filter would drop failed jobs and the job counts needed here.
         self.addFilter(
             DefaultFilter(
                 quiet - {Quietness.RULES, Quietness.PROGRESS},
@@ -116,14 +117,14 @@ class LogHandler(LogHandlerBase):
             self.handleError(record)
 
     def close(self) -> None:
-        """Restores the terminal and says how a failed run ended. Snakemake calls it twice."""
+        """Restore the terminal and report how a failed run ended. Snakemake calls this twice."""
         self.bars.stop()
         for failure in self.run.failed_commands.values():
-            self._say(logging.ERROR, "all", failure.message)
+            self._log(logging.ERROR, "all", failure.message)
         self.run.failed_commands.clear()
         if self.run.failed:
             jobs = "1 job" if len(self.run.failed) == 1 else f"{len(self.run.failed)} jobs"
-            self._say(
+            self._log(
                 logging.ERROR, "all", f"build failed! {jobs} failed, {self.run.done}/{self.run.plan['total']} done"
             )
         self.run.failed.clear()
@@ -145,14 +146,14 @@ class LogHandler(LogHandlerBase):
                 self.run.failed_commands[record.thread] = failure
             case JobFailed() as failed_job:
                 self._job_failed(failed_job, self.run.failed_commands.pop(record.thread, None))
-            case Said(kind):
-                self._other(kind, record)
+            case LogMessage(kind):
+                self._message(kind, record)
 
     def _planned(self, plan: Planned, record: logging.LogRecord) -> None:
         if self.common_settings.dryrun and not self.run.plan:
             self._print(plan_table(plan.jobs))
         elif self.common_settings.dryrun:
-            self._say(logging.INFO, "all", "This was a dry-run: nothing was built.")
+            self._log(logging.INFO, "all", "This was a dry run: nothing was built.")
         self.run.plan, self.run.started = plan.jobs, record.created
 
     def _job_started(self, job: JobStarted, record: logging.LogRecord) -> None:
@@ -171,7 +172,7 @@ class LogHandler(LogHandlerBase):
 
     def _job_finished(self, jobid: int, record: logging.LogRecord) -> None:
         job = self.run.jobs.pop(jobid, None)
-        self.run.failed.discard(jobid)  # a retry went well
+        self.run.failed.discard(jobid)  # a retry succeeded
         name, parts = stage_of(job.rule) if job else ("", 0)
         stage = self.run.stages.get(name)
         if job is None or stage is None:
@@ -185,7 +186,7 @@ class LogHandler(LogHandlerBase):
             self._show_finished_stages()
 
     def _show_finished_stages(self, at_end: bool = False) -> None:
-        """Says of each finished stage, once, that it is done."""
+        """Log each finished stage once."""
         for name in sorted(self.run.stages, key=SHOWN_AFTER.__contains__):
             stage = self.run.stages[name]
             if stage.done == stage.total and not stage.shown and (at_end or not self._waits(name)):
@@ -200,20 +201,20 @@ class LogHandler(LogHandlerBase):
     def _stage_done(self, rule: str, stage: _Stage) -> None:
         if self.shows_progress:
             elapsed = format_elapsed(stage.ended - stage.started)
-            self._say(SUCCESS, rule, f"{stage.label} done! {stage.done}/{stage.done} {elapsed}")
+            self._log(SUCCESS, rule, f"{stage.label} done! {stage.done}/{stage.done} {elapsed}")
 
     def _progressed(self, progress: Progress, record: logging.LogRecord) -> None:
         self.run.done = progress.done
         if progress.done != progress.total:
             return
-        for stage in self.run.stages.values():  # a lock left parts untouched, so fewer jobs ran than were planned
+        for stage in self.run.stages.values():  # fewer jobs ran than planned if a lock found its tensors unchanged
             stage.total = stage.done
             self.bars.update(stage.bar, total=stage.done)
         self._show_finished_stages(at_end=True)
         if self.shows_progress:
             self.bars.stop()
             elapsed = format_elapsed(record.created - self.run.started)
-            self._say(SUCCESS, "all", f"build done! {progress.done}/{progress.total} {elapsed}")
+            self._log(SUCCESS, "all", f"build done! {progress.done}/{progress.total} {elapsed}")
 
     def _job_failed(self, failure: JobFailed, command: CommandFailed | None) -> None:
         self.run.failed.add(failure.jobid)
@@ -221,18 +222,18 @@ class LogHandler(LogHandlerBase):
         wildcards = ", ".join(f"{name}={value}" for name, value in job.wildcards.items()) if job else ""
         facts = [f"rule {failure.rule} failed", wildcards, command.how if command else "", failure.message]
         facts += [f"{name}={value}" for name, value in failure.facts.items()]
-        self._say(logging.ERROR, failure.rule, "; ".join(filter(None, facts)))
+        self._log(logging.ERROR, failure.rule, "; ".join(filter(None, facts)))
         tails = [self._print_log(log) for log in failure.logs]
         if not any(tails) and failure.command:
             self._print(f"    {failure.command}")
 
     def _print_log(self, path: Path) -> bool:
-        """Prints the log's path and its last lines; the very last, which says what went wrong, in bold red."""
-        shown = path_from(self.home, path)
+        """Print the log's path and last lines. The very last line, which names the error, is printed in bold red."""
+        shown = display_path(path, self.home)
         try:
             lines = log_tail(path)
         except OSError:
-            self._print(f"    {shown}: not there")
+            self._print(f"    {shown}: missing")
             return False
         self._print(f"    {shown}:" if lines else f"    {shown}: empty")
         for line in lines[:-1]:
@@ -241,37 +242,37 @@ class LogHandler(LogHandlerBase):
             self._print(f"        {line}", style="bold red")
         return bool(lines)
 
-    def _other(self, kind: Kind, record: logging.LogRecord) -> None:
+    def _message(self, kind: MessageKind, record: logging.LogRecord) -> None:
         text = without_control(self.format(record))
-        if kind is Kind.REASONS:  # a dry run lists the single jobs only with -p
+        if kind is MessageKind.REASONS:  # a dry run lists individual jobs only with -p
             lines = text.splitlines()
             text = "\n".join([*lines[:1], _HOW_TO_LIST_JOBS, *lines[2:]])
         shown = {
-            Kind.CHATTER: self.common_settings.verbose,
-            Kind.IDLE: self.common_settings.verbose or self.shows_progress,
-            Kind.LOG_FILES: self.common_settings.verbose or bool(self.run.failed),
-            Kind.EPILOGUE: not self.run.failed,
+            MessageKind.ROUTINE: self.common_settings.verbose,
+            MessageKind.UP_TO_DATE: self.common_settings.verbose or self.shows_progress,
+            MessageKind.LOG_FILES: self.common_settings.verbose or bool(self.run.failed),
+            MessageKind.FAILURE_SUMMARY: not self.run.failed,
         }
         if shown.get(kind, True) and text not in ("", "None"):
-            _stamp(record.levelno, f"snakemake.{record.module}", record.funcName, record.lineno, text)
+            _emit_line(record.levelno, f"snakemake.{record.module}", record.funcName, record.lineno, text)
 
-    def _say(self, level: int, rule: str, message: str) -> None:
-        """A stamped line; its place reads axzoo:<rule>:<jobs of it done>."""
+    def _log(self, level: int, rule: str, message: str) -> None:
+        """Print a log line. The field for its origin contains axzoo:<rule>:<number of parts done>."""
         stage = self.run.stages.get(stage_of(rule)[0])
-        _stamp(level, "axzoo", rule, stage.done if stage else self.run.done, without_control(message))
+        _emit_line(level, "axzoo", rule, stage.done if stage else self.run.done, without_control(message))
 
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(Text(without_control(text), style=style), soft_wrap=True)
 
 
 def planned_parts(plan: Mapping[str, int], stage: str) -> int | None:
-    """How many parts the planned jobs, counted by rule, make in a stage; None when the plan has no job of it."""
-    made = [jobs * parts for rule, jobs in plan.items() for name, parts in [stage_of(rule)] if name == stage]
-    return sum(made) or None
+    """The number of parts that a stage makes, or None if it has no jobs. `plan` counts jobs by rule."""
+    counts = [jobs * parts for rule, jobs in plan.items() for name, parts in [stage_of(rule)] if name == stage]
+    return sum(counts) or None
 
 
 def plan_table(plan: Mapping[str, int]) -> str:
-    """The planned jobs, counted by rule, as a table by stage: the number of jobs, and of the parts they make."""
+    """The plan as a table of stages, with the number of jobs and of the parts they make. `plan` counts jobs by rule."""
     jobs: Counter[str] = Counter()
     for rule, count in plan.items():
         jobs[stage_of(rule)[0]] += count
@@ -281,7 +282,7 @@ def plan_table(plan: Mapping[str, int]) -> str:
     )
 
 
-def _stamp(level: int, name: str, function: str | None, line: int, message: str) -> None:
-    """A line of axzoo's log with the name of the place it comes from."""
+def _emit_line(level: int, name: str, function: str | None, line: int, message: str) -> None:
+    """Emit a record through axzoo's logger, with the given origin."""
     record = logging.LogRecord(name, level, "", line, message, args=None, exc_info=None, func=function)
     logging.getLogger("axzoo").handle(record)

@@ -1,9 +1,9 @@
-"""What Snakemake says, as plain data: the jobs it plans and the reason for each, and the log records of a run.
+"""Snakemake's plans and log records as plain data: planned jobs with their reasons, and the events of a run.
 
-No other module knows Snakemake's objects, the fields of its records or its sentences.
+Only this module depends on Snakemake's objects, the fields of its log records and the wording of its messages.
 
-Plans come from a child process, `python -m axzoo.report.events TARGET...`: Snakemake's own Python API makes the plan
-there, and each planned job is one line of JSON. Nothing of Snakemake is imported into the caller.
+Plans are made in a child process, `python -m axzoo.report.events TARGET...`, through Snakemake's Python API. It prints
+one line of JSON per planned job. The caller does not import Snakemake.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _PLAIN_REASONS = (
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a job runs. `kind` is the attribute's name in Snakemake's class Reason.
+    """Why a job runs. `kind` is the name of an attribute of Snakemake's class Reason.
 
-    `files` are the files it speaks of. `before` and `now` are what differs from the last run: param values for
+    `files` are the files concerned. `before` and `now` are the differences from the last run: param values for
     "params_changed", input files for "input_changed".
     """
 
@@ -55,7 +55,7 @@ class Reason:
 class PlannedJob:
     """A job that would run: its rule, wildcards, first output file and reasons.
 
-    `awaits` are the rules of the Snakemake checkpoints among its inputs that run before it and may spare it.
+    `awaits` lists the rules of the Snakemake checkpoints that run before it and may make it unnecessary.
     """
 
     rule: str
@@ -66,16 +66,16 @@ class PlannedJob:
 
 
 def planned_jobs(targets: Sequence[str], matrix: Path | None) -> list[PlannedJob]:
-    """The jobs that a build of `targets` would run, in the order of their dependencies; rules without output, which
-    only collect files, are omitted. `matrix` None: the Snakefile's own.
+    """The jobs that a build of `targets` would run, in the order of their dependencies.
 
-    Raises AxzooError with Snakemake's message when Snakemake cannot make a plan.
+    Rules without output, which only collect files, are omitted. If `matrix` is None, the Snakefile's default matrix is
+    used. Raises AxzooError with Snakemake's message when Snakemake cannot make a plan.
     """
     command = [sys.executable, "-P", "-m", "axzoo.report.events"]
     command += [] if matrix is None else [f"--configfile={matrix}"]
     done = subprocess.run([*command, "--", *targets], capture_output=True, text=True)
     if done.returncode:
-        raise AxzooError(f"snakemake cannot plan this:\n{done.stderr.strip()}")
+        raise AxzooError(f"snakemake cannot plan this build:\n{done.stderr.strip()}")
     return [_job_of(json.loads(line)) for line in done.stdout.splitlines()]
 
 
@@ -85,12 +85,13 @@ def _job_of(data: dict[str, Any]) -> PlannedJob:
 
 
 def print_plan(arguments: Sequence[str] | None = None) -> int:
-    """The child process: prints the planned jobs. Returns its exit status; Snakemake's refusals go to stderr."""
+    """Entry point of the child process: print the planned jobs, and Snakemake's errors on stderr. Returns the exit
+    status."""
     parser = argparse.ArgumentParser()
     parser.add_argument("targets", nargs="*")
     parser.add_argument("--configfile", type=Path)
     args = parser.parse_args(arguments)
-    with contextlib.redirect_stdout(sys.stderr):  # what a Snakefile prints is no part of the plan
+    with contextlib.redirect_stdout(sys.stderr):  # a Snakefile may print; stdout is for the plan
         jobs = _plan(args.targets, [args.configfile] if args.configfile else [])
     if jobs is None:
         return 1
@@ -111,7 +112,7 @@ def _plan(targets: Sequence[str], configfiles: Sequence[Path]) -> list[PlannedJo
         ResourceSettings,
     )
 
-    # A dry run as quiet as this ends when the plan is made: Snakemake does not walk through the jobs.
+    # With these quiet settings, a dry run ends as soon as the plan is made: Snakemake does not visit each job.
     output = OutputSettings(dryrun=True, nocolor=True, quiet={Quietness.RULES, Quietness.PROGRESS})
     with SnakemakeApi(output) as api:
         logger.setLevel(logging.WARNING)
@@ -122,7 +123,7 @@ def _plan(targets: Sequence[str], configfiles: Sequence[Path]) -> list[PlannedJo
             plan = workflow.dag(DAGSettings(targets=set(targets), force_incomplete=True))
             plan.execute_workflow(executor="dryrun", execution_settings=ExecutionSettings(lock=False))
             return list(_jobs_in(workflow._workflow.dag))
-        except Exception as error:  # as Snakemake's command line does: it knows how to word each of them
+        except Exception as error:  # Snakemake's command line handles exceptions in the same way
             api.print_exception(error)
             return None
 
@@ -139,8 +140,8 @@ def _jobs_in(dag: Any) -> Iterator[PlannedJob]:
 
 
 def _reasons(reason: Any, job: Any, dag: Any) -> tuple[Reason, ...]:
-    """Snakemake's Reason, as a reason for each of its attributes that is set."""
-    if reason.forced:  # this plan forces nothing else than jobs that were interrupted
+    """One Reason for each attribute of Snakemake's Reason that is set."""
+    if reason.forced:  # this plan forces only interrupted jobs
         return (Reason("incomplete_output", _names(dag.forcefiles.intersection(job.output))),)
     files = {kind: set(getattr(reason, kind)) for kind in _FILE_REASONS}
     files["updated_input"] -= files["updated_input_run"]
@@ -156,13 +157,13 @@ def _reasons(reason: Any, job: Any, dag: Any) -> tuple[Reason, ...]:
     return tuple(found)
 
 
-def _value(written: str) -> Any:
-    """A param's value from its repr, which is what Snakemake keeps; the repr itself where JSON has no such value."""
+def _value(text: str) -> Any:
+    """A param's value, parsed from the repr that Snakemake stores; the repr itself if it is not a JSON value."""
     try:
-        value = ast.literal_eval(written)
+        value = ast.literal_eval(text)
         json.dumps(value)
     except (ValueError, SyntaxError, TypeError):
-        return written
+        return text
     return value
 
 
@@ -171,13 +172,13 @@ def _names(files: Iterable[Any]) -> tuple[str, ...]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts l2 before l10."""
+    """Sort key that puts l2 before l10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """The plan is made, or, at the end of a dry run, shown: jobs by rule, and their "total"."""
+    """The plan, sent when it is complete and again at the end of a dry run: number of jobs by rule, and "total"."""
 
     jobs: Mapping[str, int]
 
@@ -192,7 +193,7 @@ class JobStarted:
 
 @dataclass(frozen=True)
 class CommandShown:
-    """A job's command. Snakemake's filter passes it only with `--printshellcmds`."""
+    """A job's shell command. Snakemake's filter drops this event unless `--printshellcmds` is given."""
 
     command: str
 
@@ -210,7 +211,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class CommandFailed:
-    """A job's command failed: how, and Snakemake's full message. The job's own JobFailed follows in the same thread."""
+    """A job's shell command failed. `how` is the exit status or signal, `message` Snakemake's full message.
+
+    The JobFailed event of the job follows in the same thread.
+    """
 
     how: str
     message: str
@@ -221,33 +225,35 @@ class JobFailed:
     jobid: int
     rule: str
     message: str
-    facts: Mapping[str, Any]  # what an executor adds: the id of a cluster's job
+    facts: Mapping[str, Any]  # added by executors, such as the ID of a cluster job
     logs: tuple[Path, ...]
     command: str
 
 
-class Kind(Enum):
-    """What a record without data for axzoo is about."""
+class MessageKind(Enum):
+    """The subject of a log record that is not an event."""
 
-    NOTICE = auto()  # anything else: to be shown
-    CHATTER = auto()  # said in every run, and nothing a user acts on
-    IDLE = auto()  # everything is up to date
-    LOG_FILES = auto()  # where Snakemake's own log lies
-    EPILOGUE = auto()  # after failures that were shown: that there were failures
-    REASONS = auto()  # at the end of a dry run: rules by reason
+    NOTICE = auto()  # anything else; always shown
+    ROUTINE = auto()  # logged in every run and of no use to the user
+    UP_TO_DATE = auto()  # nothing to be done
+    LOG_FILES = auto()  # the path of Snakemake's own log
+    FAILURE_SUMMARY = auto()  # repeats at the end that jobs failed
+    REASONS = auto()  # rules by reason, at the end of a dry run
 
 
 @dataclass(frozen=True)
-class Said:
-    kind: Kind
+class LogMessage:
+    """A log record without structured data. Its text is shown depending on `kind`."""
+
+    kind: MessageKind
 
 
-Event = Planned | JobStarted | CommandShown | JobFinished | Progress | CommandFailed | JobFailed | Said
+Event = Planned | JobStarted | CommandShown | JobFinished | Progress | CommandFailed | JobFailed | LogMessage
 
-_CHATTER_EVENTS = ("workflow_started", "resources_info", "job_started", "group_info", "rulegraph")
-# Functions of Snakemake, by module and name, that log at level INFO and without an event. A function that also says
-# things worth reading is not here.
-CHATTER_FROM = {
+_ROUTINE_EVENTS = ("workflow_started", "resources_info", "job_started", "group_info", "rulegraph")
+# Functions of Snakemake, as (module, name), whose INFO records without an event are all routine. Functions that also
+# log useful messages are not listed.
+ROUTINE_FUNCTIONS = {
     ("api", "execute_workflow"),
     ("workflow", "_build_dag"),
     ("workflow", "execute"),
@@ -258,19 +264,19 @@ CHATTER_FROM = {
     ("jobs", "cleanup"),
     ("jobs", "log_info"),
 }
-LOG_FILES_FROM = ("logging", "logfile_hint")
-REASONS_FROM = ("dag", "print_reasons")
-# Sentences compared whole, because nothing else tells their records from others of the same function and level. If
-# Snakemake words them differently one day, they are shown: nothing is lost.
-CHATTER_SENTENCES = (
-    "Select jobs to execute...",  # schedule() also says that it was interrupted
+LOG_FILES_FUNCTION = ("logging", "logfile_hint")
+REASONS_FUNCTION = ("dag", "print_reasons")
+# These messages are compared with the full text, because function and level do not distinguish them from others. If a
+# later Snakemake words them differently, they are shown.
+ROUTINE_MESSAGES = (
+    "Select jobs to execute...",  # schedule() also logs interrupts
     "Shutting down, this might take some time.",
 )
-EPILOGUE_SENTENCES = (
-    "Exiting because a job execution failed. Look above for error messages",  # schedule() also reports bugs
-    "WorkflowError:\nAt least one job did not complete successfully.",  # any other WorkflowError is news
+FAILURE_SUMMARY_MESSAGES = (
+    "Exiting because a job execution failed. Look above for error messages",  # schedule() also logs other errors
+    "WorkflowError:\nAt least one job did not complete successfully.",  # any other WorkflowError is shown
 )
-# Snakemake's error event holds the exception as text only. The words at its end are those of Python's own
+# Snakemake's error event contains the exception only as text. It ends with the message of Python's
 # subprocess.CalledProcessError.
 _COMMAND_FAILED = re.compile(
     r"RuleException:\nCalledProcessError in .*(returned non-zero exit status \S+|died with .+)\.\s*", re.DOTALL
@@ -278,7 +284,7 @@ _COMMAND_FAILED = re.compile(
 
 
 def read_record(record: logging.LogRecord) -> Event:
-    """What a record of Snakemake's log says. Raises KeyError when its event lacks a field."""
+    """Convert a Snakemake log record to an event. Raises KeyError when a field is missing."""
     data = vars(record)
     match str(data.get("event")):
         case "run_info":
@@ -298,26 +304,26 @@ def read_record(record: logging.LogRecord) -> Event:
             return JobFailed(data["jobid"], data["rule_name"], message, data["aux"], logs, command)
         case "error" if failed := _COMMAND_FAILED.fullmatch(record.getMessage()):
             return CommandFailed(failed[1], record.getMessage())
-    return Said(_kind(record))
+    return LogMessage(_kind(record))
 
 
-def _kind(record: logging.LogRecord) -> Kind:
-    """The kind of a record. Of warnings and errors, only the epilogue is anything but a notice."""
+def _kind(record: logging.LogRecord) -> MessageKind:
+    """The kind of a message. Warnings and errors are notices, except the failure summary."""
     text = record.getMessage()
     if record.levelno >= logging.WARNING:
-        return Kind.EPILOGUE if text in EPILOGUE_SENTENCES else Kind.NOTICE
-    if vars(record).get("event") in _CHATTER_EVENTS:
-        return Kind.CHATTER
+        return MessageKind.FAILURE_SUMMARY if text in FAILURE_SUMMARY_MESSAGES else MessageKind.NOTICE
+    if vars(record).get("event") in _ROUTINE_EVENTS:
+        return MessageKind.ROUTINE
     if vars(record).get("event") is not None or not record.pathname.startswith(_snakemake_folder()):
-        return Kind.NOTICE
+        return MessageKind.NOTICE
     origin = record.module, record.funcName
-    if origin == LOG_FILES_FROM:
-        return Kind.LOG_FILES
-    if origin == REASONS_FROM:
-        return Kind.REASONS
-    if text == _idle_sentence():
-        return Kind.IDLE
-    return Kind.CHATTER if origin in CHATTER_FROM or text in CHATTER_SENTENCES else Kind.NOTICE
+    if origin == LOG_FILES_FUNCTION:
+        return MessageKind.LOG_FILES
+    if origin == REASONS_FUNCTION:
+        return MessageKind.REASONS
+    if text == _up_to_date_message():
+        return MessageKind.UP_TO_DATE
+    return MessageKind.ROUTINE if origin in ROUTINE_FUNCTIONS or text in ROUTINE_MESSAGES else MessageKind.NOTICE
 
 
 @cache
@@ -328,7 +334,7 @@ def _snakemake_folder() -> str:
 
 
 @cache
-def _idle_sentence() -> str:
+def _up_to_date_message() -> str:
     from snakemake.common import NOTHING_TO_BE_DONE_MSG
 
     return str(NOTHING_TO_BE_DONE_MSG)

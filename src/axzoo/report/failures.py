@@ -1,4 +1,4 @@
-"""What a job's log holds that a user watching the build needs: the lines before a failure, a model's Config block."""
+"""Reading the log of a job for display: the last lines before a failure, and the Config(...) block of a model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def without_control(text: str) -> str:
-    """`text` without control characters and terminal sequences, but with its line breaks and tabs."""
+    """`text` without control characters and escape sequences; line breaks and tabs are kept."""
     return _CONTROL.sub("", text)
 
 
-def path_from(home: Path, path: Path) -> Path:
-    """A path in the current folder as a path relative to `home`, or as an absolute path where it lies outside."""
+def display_path(path: Path, home: Path) -> Path:
+    """`path`, which is relative to the current folder, as a path relative to `home`, or absolute if outside `home`."""
     absolute = path.absolute()
     return absolute.relative_to(home) if absolute.is_relative_to(home) else absolute
 
@@ -34,6 +34,6 @@ def log_tail(path: Path) -> list[str]:
 
 
 def config_block(path: Path) -> str:
-    """The Config(...) block of a log, or "" when it holds none. Raises OSError when the file cannot be read."""
+    """The Config(...) block of a log, or "" if there is none. Raises OSError when the file cannot be read."""
     found = re.search(r"^Config\(\n(    .*\n)*\)$", path.read_text(errors="replace"), re.MULTILINE)
     return found[0] if found else ""

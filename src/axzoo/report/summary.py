@@ -1,4 +1,4 @@
-"""A build's account for `axzoo report`, from its manifest and the reports of its checks."""
+"""The summary of a build for `axzoo report`, from its manifest and check reports."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from axzoo.matrix.build import Build
 
 
-def lines_of(build: Build) -> list[tuple[str, str]]:
-    """A build's account as (label, text): its bundle, the verdict of each check, its prompt and answer; or why it is
-    left out or not built."""
+def summarize_build(build: Build) -> list[tuple[str, str]]:
+    """The summary as (label, text) pairs: the bundle, the verdict of each check, prompt and answer.
+
+    A build that is left out or not built yet has a single pair with the reason.
+    """
     if build.misfit is not None:
         return [("left out", build.misfit)]
     manifest = _read(build.bundle / "manifest.json")
@@ -33,7 +35,7 @@ def lines_of(build: Build) -> list[tuple[str, str]]:
         ("level 2", _level_2(generation)),
         ("prompt", build.prompt),
         ("answer", generation["answer"].strip()),
-        ("talk", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
+        ("run it", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
     ]
 
 
@@ -41,16 +43,16 @@ def _read(path: Path) -> Any:
     return read_json(path) if path.exists() else None
 
 
-def _verdict_in(report: Path) -> Any:
-    """A check's report, passed or failed."""
-    return _read(report) or _read(failed_report(report))
+def _verdict_in(path: Path) -> Any:
+    """The report of a check that passed or failed, or None if it has not run."""
+    return _read(path) or _read(failed_report(path))
 
 
 def _level_1(check: Any) -> str:
     worst, layer = worst_cosine(check)
     return (
-        f"{_verdict(check)}: {len(check['layers'])} layers against fp32, worst token's cosine {_number(worst)} "
-        f"in layer {layer} (at least {check['thresholds']['min_layer_cosine']})"
+        f"{_verdict(check)}: {len(check['layers'])} layers against fp32, lowest cosine {_number(worst)} "
+        f"in layer {layer} (threshold {check['thresholds']['min_layer_cosine']})"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a build would do and why, in words: from Snakemake's plan, and on request from the checkpoints' tensors."""
+"""The output of `axzoo why`: the jobs that a build would run, with reasons from Snakemake's plan and the tensors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FILES = {
     "missing_output": "missing",
     "incomplete_output": "incomplete, its last job was interrupted",
     "updated_input": "changed",
-    "updated_input_run": "rebuilt first",
+    "updated_input_run": "will be rebuilt",
 }
 _PLAIN = {
     "code_changed": "its command changed",
@@ -33,49 +33,49 @@ _PLAIN = {
 
 
 def explain(targets: Sequence[str], matrix: Path | None, *, hash_checkpoints: bool = False) -> Iterator[str]:
-    """The lines of `axzoo why`: each job a build of `targets` would run, with its reasons.
+    """The lines of `axzoo why`: each job that a build of `targets` would run, with its reasons.
 
-    `hash_checkpoints` reads local checkpoints that would be fetched or locked again and names the tensors that changed.
-    Raises AxzooError when the matrix or a checkpoint is not valid, or when Snakemake cannot make a plan.
+    With `hash_checkpoints`, local checkpoints that would be fetched or locked again are hashed, and changed tensors are
+    named. Raises AxzooError when the matrix or a checkpoint is not valid, or when Snakemake cannot make a plan.
     """
     if matrix is not None:
-        read_document(matrix)  # names the line of a mistake; Snakemake's reader ends with a traceback
+        read_document(matrix)  # reports the line of an error; Snakemake's own reader ends with a traceback
     jobs = planned_jobs(targets, matrix)
     if not jobs:
-        yield "nothing: all is up to date"
+        yield "nothing to do: everything is up to date"
     for job in jobs:
         yield f"{job.rule}: {job.file}"
-        yield from (f"    {line}" for line in reasons_in_words(job))
+        yield from (f"    {line}" for line in describe_reasons(job))
     if hash_checkpoints:
         models = {job.wildcards["model"] for job in jobs if job.rule in ("fetch", "lock")}
         for build in _builds_of(models, matrix):
             yield from (f"{build.model}: {line}" for line in _tensor_changes(build))
 
 
-def reasons_in_words(job: PlannedJob) -> list[str]:
-    """Why a job runs, a line for each reason."""
+def describe_reasons(job: PlannedJob) -> list[str]:
+    """Why a job runs, as lines of text."""
     if job.awaits and {reason.kind for reason in job.reasons} == {"updated_input_run"}:
         return ["only if the lock, which runs first, finds that its tensors changed"]
-    return [line for reason in job.reasons for line in in_words(reason)]
+    return [line for reason in job.reasons for line in describe_reason(reason)]
 
 
-def in_words(reason: Reason) -> list[str]:
-    """One reason, as a line or several."""
+def describe_reason(reason: Reason) -> list[str]:
+    """A single reason as one or more lines of text."""
     if reason.kind == "params_changed":
         return changed_params(reason.before, reason.now)
     if reason.kind == "input_changed":
-        sides = (("new", reason.now), ("no longer", reason.before))
-        changes = [f"{words} {_few(files)}" for words, files in sides if files]
+        sides = (("added", reason.now), ("removed", reason.before))
+        changes = [f"{label} {_abbreviate(files)}" for label, files in sides if files]
         return ["the set of its input files changed" + (f": {'; '.join(changes)}" if changes else "")]
     if reason.kind in _FILES:
-        return [f"{_FILES[reason.kind]}: {_few(reason.files)}"]
+        return [f"{_FILES[reason.kind]}: {_abbreviate(reason.files)}"]
     return [_PLAIN.get(reason.kind, reason.kind.replace("_", " "))]
 
 
 def changed_params(before: Sequence[Any], now: Sequence[Any]) -> list[str]:
-    """How a job's params changed, given the values that only the last run had, and those that only this run has.
+    """Describe how a job's params changed. `before` are the values only in the last run, `now` those only in this run.
 
-    Option lists and JSON objects are compared name by name. Fingerprints stand for axzoo's code.
+    Option lists and JSON objects are compared name by name. A changed fingerprint means that axzoo's code changed.
     """
     old, new = _named(before), _named(now)
     changed = [(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)]
@@ -84,17 +84,17 @@ def changed_params(before: Sequence[Any], now: Sequence[Any]) -> list[str]:
         for name, was, value in changed
         if not (_is_fingerprint(was) and _is_fingerprint(value))
     ]
-    loose = [[value for value in _unnamed(side) if not _is_fingerprint(value)] for side in (before, now)]
-    if any(loose):
-        arguments.append(" -> ".join(", ".join(map(_shown, side)) or _UNSET for side in loose))
+    unnamed = [[value for value in _unnamed(side) if not _is_fingerprint(value)] for side in (before, now)]
+    if any(unnamed):
+        arguments.append(" -> ".join(", ".join(map(_shown, side)) or _UNSET for side in unnamed))
     lines = [f"its arguments changed: {', '.join(arguments)}"] if arguments else []
     code_changed = any(_is_fingerprint(value) for value in (*_unnamed(before), *_unnamed(now)))
     code_changed |= any(_is_fingerprint(was) and _is_fingerprint(value) for _, was, value in changed)
-    return lines + (["axzoo's own code that decides it changed"] if code_changed else [])
+    return lines + (["the axzoo code that it depends on changed"] if code_changed else [])
 
 
 def changed_tensors(folder: Path, lock: Lock) -> list[str]:
-    """What `lock`, made now, changes in a model's lock in `folder`: a line for each part, with the tensors' names."""
+    """Compare `lock` with the lock files in `folder`: one line for each changed part, with the names of its tensors."""
     lines = []
     for part in lock.parts:
         path = folder / part.id.lock_file
@@ -104,14 +104,14 @@ def changed_tensors(folder: Path, lock: Lock) -> list[str]:
         before = read_part(path)
         changed = [tensor.name for role, tensor in part.tensors.items() if before.tensors.get(role) != tensor]
         if changed:
-            lines.append(f"{path.stem}: {_few(changed)} changed")
+            lines.append(f"{path.stem}: {_abbreviate(changed)} changed")
         elif dict(before.spec) != dict(part.spec):
-            lines.append(f"{path.stem}: config.json changed what it computes")
+            lines.append(f"{path.stem}: its spec changed, because config.json did")
     return lines
 
 
 def _builds_of(models: set[str], matrix: Path | None) -> list[Build]:
-    """One build of each of the models."""
+    """One build of each model."""
     from axzoo.matrix.plan import make_plan
 
     plan = make_plan([matrix or Path("config/zoo.yaml")], demo="config/demo.yaml")
@@ -119,19 +119,19 @@ def _builds_of(models: set[str], matrix: Path | None) -> list[Build]:
 
 
 def _tensor_changes(build: Build) -> list[str]:
-    """What locking the build's checkpoint as it is now would change."""
+    """The changes that locking the build's checkpoint again would find."""
     from axzoo.fetch.sources import FolderSource
 
     folder = Path(build.source.path) if isinstance(build.source, FolderSource) else build.checkpoint
     if not (folder / "config.json").exists():
-        return ["not fetched yet, nothing to hash"]
+        return ["not fetched yet, so there is nothing to hash"]
     config = None if build.model_config is None else Path(build.model_config)
     lock = make_lock(folder, build.model_type, build.num_hidden_layers, build.ignore_config_keys, config)
     return changed_tensors(build.locks, lock) or ["no tensor changed"]
 
 
 def _named(values: Iterable[Any]) -> dict[str, Any]:
-    """What options and JSON objects among `values` say, by name."""
+    """The values of all options and JSON objects in `values`, by name."""
     named: dict[str, Any] = {}
     for value in values:
         if isinstance(value, list) and _is_options(value):
@@ -150,7 +150,7 @@ def _is_options(words: list[Any]) -> bool:
 
 
 def _options(words: list[Any]) -> dict[str, Any]:
-    """Options by name. Several values of one are joined; a JSON object stands for its own names."""
+    """Options by name. Multiple values of an option are joined; a JSON object is replaced by its members."""
     given: dict[str, list[str]] = {}
     for word in map(str, words):
         if word.startswith("--"):
@@ -166,7 +166,7 @@ def _options(words: list[Any]) -> dict[str, Any]:
 
 
 def _object(value: Any) -> dict[str, Any] | None:
-    """`value` as a JSON object; None when it is not one."""
+    """`value` as a JSON object, or None if it is not one."""
     if isinstance(value, str) and value.startswith("{"):
         try:
             value = json.loads(value)
@@ -176,7 +176,7 @@ def _object(value: Any) -> dict[str, Any] | None:
 
 
 def _flat(data: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested objects as one, with names such as options.level."""
+    """Flatten nested objects; names become paths such as options.level."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
         flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
@@ -193,7 +193,7 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _few(names: Iterable[str], most: int = 3) -> str:
+def _abbreviate(names: Iterable[str], limit: int = 3) -> str:
     listed = list(names)
-    rest = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + rest
+    rest = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + rest

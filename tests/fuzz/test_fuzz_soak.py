@@ -9,8 +9,8 @@ import pytest
 
 
 @pytest.mark.soak
-def test_many_more() -> None:
-    """Each target with two thousand files, drawn anew each time."""
+def test_many_examples() -> None:
+    """Run each fuzz test with two thousand files, with new random choices each time."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not soak", Path(__file__).parent]
     run = subprocess.run(command, env={**os.environ, "FUZZ_EXAMPLES": "2000"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-5000:]
