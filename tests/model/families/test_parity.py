@@ -104,6 +104,20 @@ TABLE: dict[str, dict[str, Any]] = {
     "phi3, old config, longrope, tied, bf16": _variant(
         "phi3", "BF16", True, rope_parameters=_longrope(4, 64), tie_word_embeddings=True
     ),
+    "smollm3, no rotation in the fourth layer, tied": _variant("smollm3", num_hidden_layers=4),
+    "smollm3, every bias, untied": _variant(
+        "smollm3", attention_bias=True, mlp_bias=True, tie_word_embeddings=False, no_rope_layers=[0, 1]
+    ),
+    "smollm3, sliding window in the layer without rotation": _variant(
+        "smollm3", use_sliding_window=True, sliding_window=5, no_rope_layers=[1, 0]
+    ),
+    "smollm3, sliding window in the layer with rotation": _variant(
+        "smollm3", use_sliding_window=True, sliding_window=5, no_rope_layers=[1, 0],
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "smollm3, old config, sliding window": _variant(
+        "smollm3", old_config=True, use_sliding_window=True, sliding_window=5, no_rope_layers=[0, 1]
+    ),
 }  # fmt: skip
 
 
@@ -131,6 +145,7 @@ def _with_every_rope() -> dict[str, dict[str, Any]]:
 FAMILY_SHAPE: dict[str, dict[str, Any]] = {
     "phi": {"hidden_act": "gelu_new", "hidden_size": 112},  # half of each head of 16 is rotated
     "qwen3": {"head_dim": 8},
+    "smollm3": {"no_rope_layer_interval": 2},
 }
 FAMILIES = list(dict.fromkeys(row["model_type"] for row in TABLE.values()))
 TABLE |= _with_every_rope()

@@ -102,8 +102,9 @@ def _check_kind(header: Header, outline: Outline) -> None:
         raise ValueError(f"it is a {header.kind!r:.80}, neither a decoder layer nor a post layer")
 
 
-def _check_layer(groups: tuple[ShapeGroup, ...], rows: int) -> None:
-    """Decode, then a chunk behind 0, 1, 2 ... chunks, at positions that the rope's tables of `rows` rows know."""
+def _check_layer(groups: tuple[ShapeGroup, ...], rows: int | None) -> None:
+    """Decode, then a chunk behind 0, 1, 2 ... chunks, at positions that the rope's tables of `rows` rows know, if it
+    has any."""
     cache, state = groups[0].inputs[0], groups[0].inputs[3]
     if state.dtype not in _STATES or len(cache.shape) != 3 or len(state.shape) != 3:
         raise ValueError("its shape groups are not a decoder layer's")
@@ -114,12 +115,14 @@ def _check_layer(groups: tuple[ShapeGroup, ...], rows: int) -> None:
         if group != layer_group(state.dtype, state.shape[2], width, tokens, past):
             raise ValueError("its shape groups are not a decoder layer's")
     longest = max(cached, chunk * (len(groups) - 1))
-    if longest > rows:
+    if rows is not None and longest > rows:
         raise ValueError(f"its shape groups reach {longest} tokens, its graph knows {rows} positions")
 
 
-def _rows(outline: Outline) -> int:
-    """Positions for which the graph holds the rope's cosines."""
+def _rows(outline: Outline) -> int | None:
+    """Positions for which the graph holds the rope's cosines, or None if it does not rotate."""
+    if "RotaryEmbedding" not in outline.operators:
+        return None
     shapes = [tensor.shape for tensor in outline.tensors if tensor.name == POSITIONS]
     if len(shapes) != 1 or len(shapes[0]) != 2:
         raise ValueError("its graph has no table of positions")
