@@ -48,6 +48,10 @@ def test_pairs_turn_and_the_rest_stays(rotary_dim: int, interleaved: bool) -> No
     assert_array_equal(found.reshape(4, HEADS, HEAD_DIM)[..., kept], X.reshape(4, HEADS, HEAD_DIM)[..., kept])
 
 
+def test_nothing_is_rotated_without_dimensions() -> None:
+    assert_array_equal(_rotated(RopeSpec(THETA, 0)), X)
+
+
 def test_the_two_ways_of_pairing_differ() -> None:
     assert np.abs(_turned(HEAD_DIM, True) - _turned(HEAD_DIM, False)).max() > 0.1
 

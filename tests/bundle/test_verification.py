@@ -168,6 +168,7 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Path], None], str]] = {
         f"{LAYER} records other choices than its manifest entry",
     ),
     "too few windows": (lambda b: _rewritten(b, lambda m: m["spec"].update(sliding_windows=[8])), "sliding_windows"),
+    "too few layers": (lambda b: _rewritten(b, lambda m: m["spec"].update(rotary_layers=[True])), "rotary_layers"),
 }
 
 

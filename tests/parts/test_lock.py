@@ -209,7 +209,7 @@ def test_what_the_matrix_says_must_hold(folder: Path) -> None:
     _refused_type(
         folder,
         "llama",
-        r"config\.json: model_type 'mistral' is not supported; supported are: chatglm, llama, .*, qwen3\. "
+        r"config\.json: model_type 'mistral' is not supported; supported are: chatglm, llama, .*, smollm3\. "
         r"The config has model_type 'mistral', architectures \['LlamaForCausalLM'\]\. If the model",
     )
     for model_type in (None, 7, ["llama"], "../llama", "config_view", ""):

@@ -162,7 +162,11 @@ class ConfigView:
         """One boolean per layer, from a list of 0 and 1 that may be longer than the model. Raises AxzooError if it is
         anything else."""
         value = self._get(key, [int(flag) for flag in default])
-        if not isinstance(value, list) or len(value) < layers or any(type(v) is not int or v not in (0, 1) for v in value):
+        if (
+            not isinstance(value, list)
+            or len(value) < layers
+            or any(type(v) is not int or v not in (0, 1) for v in value)
+        ):
             raise self._wrong(key, value, f"a list of 0 and 1 with an entry for each of the {layers} layers")
         return tuple(map(bool, value[:layers]))
 

@@ -153,8 +153,8 @@ class DecoderSpec(_FromDict):
     """A whole model. `layer` is what all layers share; `layer_spec(i)` describes layer i.
 
     `embedding_scale` multiplies the embedding rows; it is applied by layer 0. `sliding_windows` has one entry per
-    layer, or is empty if no layer has a window. `rotary_layers` says for each layer whether it rotates queries and keys,
-    or is empty if every layer does.
+    layer, or is empty if no layer has a window. `rotary_layers` says for each layer whether it rotates queries and
+    keys, or is empty if every layer does.
     """
 
     model_type: str

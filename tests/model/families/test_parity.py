@@ -20,6 +20,8 @@ from axzoo.model.families import load_family
 from axzoo.model.oracle import Oracle, Weights
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.parts.lock import make_lock, write_lock
+from axzoo.runtime.buffers import Embedding
+from axzoo.runtime.fast.network import FusedNetwork
 from axzoo.runtime.model import Model
 from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT, Built, Checkpoint, build, make_checkpoint
@@ -199,6 +201,24 @@ def test_bf16_hidden_states_are_close_in_every_family(tmp_path: Path, model_type
     model = build(checkpoint, replace(EXACT, hidden_state_type="bf16"), tmp_path).model(checkpoint)
     ids = _ids(checkpoint)
     assert min(map(cosine, _all_logits(model, ids), checkpoint.logits(ids))) >= 0.9999
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_fast_mode_chooses_the_same_tokens_in_every_family(tmp_path: Path, model_type: str) -> None:
+    shape = AWKWARD | FAMILY_SHAPE.get(model_type, {}) | {"hidden_size": 112}  # heads of 16, which the operator rotates
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", shape, model_type)
+    built = build(checkpoint, EXACT, tmp_path)
+    exact = built.model(checkpoint)
+    embedding = Embedding(built.embedding, checkpoint.model.config.vocab_size, checkpoint.model.config.hidden_size)
+    fast = Model(embedding, FusedNetwork(built.layers, built.post, lambda: None, separate_prefill=False))
+    prompt = _ids(checkpoint)[:PROMPT]
+    expected, found = exact.prefill(prompt), fast.prefill(prompt)
+    while True:
+        _assert_close(found, expected, 2e-4)
+        if exact.is_full:
+            break
+        token = int(expected.argmax())
+        expected, found = exact.decode(token), fast.decode(token)
 
 
 @pytest.mark.parametrize("prefill_len, groups", [(0, ()), (21, ()), (4, tuple(range(4, 24, 4)))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,29 +17,30 @@ from axzoo.weights.stored import StoredWeight
 
 @dataclass(frozen=True)
 class Rotary:
-    """Names of the tables, cos and sin, and the positions that rotate queries and keys. Without rotation no tables."""
+    """Names of the tables and positions that rotate queries and keys; without rotation the tables have no name."""
 
-    tables: tuple[str, ...]
+    cos: str
+    sin: str
     positions: str
 
 
 def rotary_inputs(g: GraphBuilder, spec: LayerSpec, positions: int, indices: str) -> Rotary:
     """Tables for `positions` positions, and the uint32 `indices` [1, n] as the int64 the operator takes."""
-    tables: tuple[str, ...] = ()
-    if spec.rope.rotary_dim:
-        cos, sin = rope_tables(spec.rope, positions)
-        tables = g.constant(POSITIONS, cos), g.constant("rope.sin", sin)
-    return Rotary(tables, g.cast(indices, "int64", "rope/positions"))
+    rotary = Rotary("", "", g.cast(indices, "int64", "rope/positions"))
+    if not spec.rope.rotary_dim:
+        return rotary
+    cos, sin = rope_tables(spec.rope, positions)
+    return replace(rotary, cos=g.constant(POSITIONS, cos), sin=g.constant("rope.sin", sin))
 
 
 def rotate(g: GraphBuilder, spec: LayerSpec, value: str, rotary: Rotary, name: str, heads: int) -> str:
     """value [1, n, heads * head_dim] fp32 with the rotated dimensions of every head turned, same shape."""
-    if not rotary.tables:
+    if not spec.rope.rotary_dim:
         return value
     partial = spec.rope.rotary_dim if spec.rope.rotary_dim < spec.head_dim else 0
     return g.op(
         "RotaryEmbedding",
-        [value, *rotary.tables, rotary.positions],
+        [value, rotary.cos, rotary.sin, rotary.positions],
         f"{name}/RotaryEmbedding",
         num_heads=heads,
         interleaved=int(spec.rope.interleaved),
