@@ -48,6 +48,10 @@ def test_rotates_pairs_and_keeps_the_rest(rotary_dim: int, interleaved: bool) ->
     assert_array_equal(found.reshape(4, HEADS, HEAD_DIM)[..., kept], X.reshape(4, HEADS, HEAD_DIM)[..., kept])
 
 
+def test_nothing_is_rotated_without_dimensions() -> None:
+    assert_array_equal(_rotated(RopeSpec(THETA, 0)), X)
+
+
 def test_interleaved_and_half_rotation_differ() -> None:
     assert np.abs(_turned(HEAD_DIM, True) - _turned(HEAD_DIM, False)).max() > 0.1
 

@@ -104,7 +104,7 @@ def test_manifest_of_a_newer_version_is_not_called_damaged(data: Any) -> None:
 
 def test_a_newer_versions_recipe_is_not_called_damaged(data: Any) -> None:
     data["recipe"]["kv_cache_type"] = "s8"
-    with pytest.raises(AxzooError, match=r"^x/manifest\.json: a recipe has no 'kv_cache_type'.* or use the axzoo"):
+    with pytest.raises(AxzooError, match=r"^x/manifest\.json: recipe: unknown key 'kv_cache_type'.* or use the axzoo"):
         parse_manifest(data, Path("x/manifest.json"))
 
 

@@ -197,6 +197,10 @@ CONTRADICTIONS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda b: _change_manifest(b, lambda m: m["spec"].update(sliding_windows=[8])),
         "sliding_windows",
     ),
+    "too few rotary layers": (
+        lambda b: _change_manifest(b, lambda m: m["spec"].update(rotary_layers=[True])),
+        "rotary_layers",
+    ),
 }
 
 

@@ -69,7 +69,7 @@ def use_llm_build(folder: Path) -> None:
     [
         (use_store, ".lock", "do not run `axzoo store gc`"),
         (use_build, ".snakemake/axzoo.lock", "do not start two builds in this folder at once"),
-        (use_llm_build, "lock", "do not start two llm_build with one --work_path at once"),
+        (use_llm_build, "lock", "do not run two llm_build commands with the same --work_path"),
     ],
 )
 def test_without_locks_the_work_goes_on_with_one_warning(

@@ -52,6 +52,7 @@ SPECS = st.builds(
     post=st.builds(PostSpec, SIZES, SIZES, NORMS, FLAGS, NUMBERS),
     embedding_scale=NUMBERS,
     sliding_windows=st.lists(st.none() | SIZES, max_size=4).map(tuple),
+    rotary_layers=st.lists(FLAGS, max_size=4).map(tuple),
 )
 RMS = NormSpec("rms_norm", 1e-6)
 QWEN = LayerSpec(896, 4864, 14, 2, 64, RMS, RopeSpec(1e6, 64), 32768, qkv_bias=True)
@@ -87,6 +88,13 @@ def test_layer_0_scales_the_embedding_and_each_layer_has_its_window() -> None:
         replace(QWEN, sliding_window=7),
         QWEN,
     ]
+
+
+def test_a_layer_without_rotation() -> None:
+    """It keeps the rope's other values, on which the model's supported length depends."""
+    spec = replace(WHOLE, rotary_layers=(True, False, True))
+    still = replace(QWEN, rope=RopeSpec(1e6, 0))
+    assert [spec.layer_spec(index) for index in range(3)] == [QWEN, still, QWEN]
 
 
 def test_specs_are_immutable() -> None:

@@ -41,6 +41,7 @@ TABLE: dict[str, tuple[dict[str, Any], str]] = {
     "qwen3": (LLAMA | {"head_dim": 4}, USUAL),
     "phi": (PHI, USUAL),
     "phi3": (LLAMA | {"num_key_value_heads": 2}, USUAL),
+    "smollm3": (LLAMA, USUAL),
     "minicpm": (MINICPM, USUAL),
     "minicpmv": (MINICPM, "llm.model.embed_tokens.weight"),
     "chatglm": (CHATGLM, "transformer.embedding.word_embeddings.weight"),

@@ -57,6 +57,10 @@ ROTATED_INSIDE = {
     "parallel": replace(PLAIN, parallel=True),
     "one head of keys": replace(PLAIN, num_key_value_heads=1),
 }
+NOT_ROTATED = {
+    "no rotation": replace(PLAIN, rope=RopeSpec(100.0, 0)),
+    "no rotation, heads of 8, window": replace(PLAIN, head_dim=8, rope=RopeSpec(100.0, 0), sliding_window=3),
+}
 ROTATED_OUTSIDE = {
     "heads of 8": replace(PLAIN, head_dim=8, rope=RopeSpec(100.0, 8)),
     "heads of 8, window": replace(PLAIN, head_dim=8, rope=RopeSpec(100.0, 8), sliding_window=3),
@@ -65,9 +69,10 @@ ROTATED_OUTSIDE = {
 COPIED = {
     "heads of 12": replace(PLAIN, num_attention_heads=8, head_dim=12, rope=RopeSpec(100.0, 12)),
     "heads of 4, window": replace(PLAIN, num_attention_heads=8, head_dim=4, rope=RopeSpec(100.0, 4), sliding_window=3),
+    "heads of 12, no rotation": replace(PLAIN, num_attention_heads=8, head_dim=12, rope=RopeSpec(100.0, 0)),
 }
 HEAD_NORM = {"head norm": replace(PLAIN, qk_norm=True)}
-ALL = ROTATED_INSIDE | HEAD_NORM | ROTATED_OUTSIDE | COPIED
+ALL = ROTATED_INSIDE | HEAD_NORM | NOT_ROTATED | ROTATED_OUTSIDE | COPIED
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -90,7 +95,7 @@ def test_caches_are_updated_in_place_if_head_dim_allows(tmp_path: Path, name: st
     _, fused = _networks(tmp_path, ALL[name], RECIPE)
     assert isinstance(fused._caches[0], CopiedCaches if name in COPIED else InPlaceCaches)
     inputs = {tensor.name for tensor in fused._sessions[0].get_inputs()}
-    assert ("indices" in inputs) is (name not in ROTATED_INSIDE | HEAD_NORM)
+    assert ("indices" in inputs) is (name in ROTATED_OUTSIDE | COPIED and ALL[name].rope.rotary_dim > 0)
     assert ("mask" in inputs) is (name in COPIED)
 
 

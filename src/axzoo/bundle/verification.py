@@ -92,7 +92,7 @@ def _contradictions(folder: Path, manifest: Manifest) -> Iterator[str]:
     except AxzooError as error:
         yield str(error)
     except IndexError:
-        yield f"{MANIFEST} has too few sliding_windows for its layers"
+        yield f"{MANIFEST} has too few sliding_windows or rotary_layers for its layers"
 
 
 def _of_config(bundle: Bundle, manifest: Manifest) -> Iterator[str]:

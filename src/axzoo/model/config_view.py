@@ -6,7 +6,7 @@ keys are refused, because they may change what the model computes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,12 @@ class ConfigView:
         max_position_embeddings: int,
         partial_rotary_factor: float | None = None,
         types: Collection[str] = ROPE_TYPES,
+        theta: float = 10000.0,
     ) -> RopeSpec:
         """The rotary embedding, from the keys of transformers 4 or 5.
 
         `partial_rotary_factor` is the family's default, or None if the family always rotates whole heads. `types` are
-        the rope types the family supports.
+        the rope types the family supports. `theta` is the family's default rope_theta.
 
         transformers 4 writes rope_theta, rope_scaling (null, or {"rope_type" or "type": ...}) and
         partial_rotary_factor; transformers 5 writes rope_parameters {"rope_theta": ..., "rope_type": ..., ...}.
@@ -118,7 +119,7 @@ class ConfigView:
         rope_theta or partial_rotary_factor.
         """
         scaling = self._mapping("rope_parameters") or self._mapping("rope_scaling")
-        theta = self._in_or_beside(scaling, "rope_theta", 10000.0)
+        theta = self._in_or_beside(scaling, "rope_theta", theta)
         partial = self._in_or_beside(scaling, "partial_rotary_factor", partial_rotary_factor or 1.0)
         trained = self._get("original_max_position_embeddings", 0)
         kind = scaling.pop("type", "default")
@@ -156,6 +157,18 @@ class ConfigView:
             raise self._wrong("sliding_window", window, "a length, since layer_types contains sliding_attention")
         windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
         return windows if any(windows) else ()
+
+    def layer_flags(self, key: str, layers: int, default: Sequence[bool]) -> tuple[bool, ...]:
+        """One boolean per layer, from a list of 0 and 1 that may be longer than the model. Raises AxzooError if it is
+        anything else."""
+        value = self._get(key, [int(flag) for flag in default])
+        if (
+            not isinstance(value, list)
+            or len(value) < layers
+            or any(type(v) is not int or v not in (0, 1) for v in value)
+        ):
+            raise self._wrong(key, value, f"a list of 0 and 1 with an entry for each of the {layers} layers")
+        return tuple(map(bool, value[:layers]))
 
     def finish(self, ignored: Collection[str] = ()) -> None:
         """Raises AxzooError for keys that were neither read nor `ignored` by the user, and for ignored ones that were

@@ -41,6 +41,8 @@ def rotate(x: Tensor, positions: Tensor, rope: RopeSpec, max_length: int) -> Ten
 
     `max_length` is the maximum sequence length, on which some rope types depend.
     """
+    if not rope.rotary_dim:
+        return x
     inv_freq, factor = frequencies(rope, max_length)
     angles = positions.float()[:, None] * torch.from_numpy(inv_freq)
     cos, sin = angles.cos()[:, None] * factor, angles.sin()[:, None] * factor

@@ -71,7 +71,8 @@ def _restored(wanted: Any, value: Any) -> Any:
 class RopeSpec(_FromDict):
     """Rotary position embedding of the first `rotary_dim` dimensions of each head.
 
-    Pairs are (i, i + rotary_dim / 2), or (2i, 2i + 1) where `interleaved`. `scaling` holds `rope_type` and its
+    Pairs are (i, i + rotary_dim / 2), or (2i, 2i + 1) where `interleaved`. Nothing is rotated if `rotary_dim` is 0.
+    `scaling` holds `rope_type` and its
     parameters, checked by `axzoo.model.rope.make_rope`; `axzoo.model.rope.frequencies` computes the frequencies.
     """
 
@@ -152,7 +153,8 @@ class DecoderSpec(_FromDict):
     """A whole model. `layer` is what all layers share; `layer_spec(i)` describes layer i.
 
     `embedding_scale` multiplies the embedding rows; it is applied by layer 0. `sliding_windows` has one entry per
-    layer, or is empty if no layer has a window.
+    layer, or is empty if no layer has a window. `rotary_layers` says for each layer whether it rotates queries and
+    keys, or is empty if every layer does.
     """
 
     model_type: str
@@ -163,11 +165,14 @@ class DecoderSpec(_FromDict):
     post: PostSpec
     embedding_scale: float = 1.0
     sliding_windows: tuple[int | None, ...] = ()
+    rotary_layers: tuple[bool, ...] = ()
 
     def layer_spec(self, index: int) -> LayerSpec:
         window = self.sliding_windows[index] if self.sliding_windows else None
         scale = self.embedding_scale if index == 0 else 1.0
-        return replace(self.layer, sliding_window=window, input_scale=scale)
+        rotates = self.rotary_layers[index] if self.rotary_layers else True
+        rope = self.layer.rope if rotates else replace(self.layer.rope, rotary_dim=0)
+        return replace(self.layer, rope=rope, sliding_window=window, input_scale=scale)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

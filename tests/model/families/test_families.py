@@ -150,6 +150,43 @@ CASES: dict[str, Case] = {
         _llama_post(EMBED),
         EMBED,
     ),
+    "smollm3, everything said": Case(
+        {
+            **USUAL, "attention_bias": True, "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "max_window_layers": 28, "mlp_bias": True, "model_type": "smollm3", "no_rope_layer_interval": 4,
+            "no_rope_layers": [0, 1, 0, 1], "pretraining_tp": 2, "rope_scaling": None, "rope_theta": 5000000.0,
+            "sliding_window": 32, "tie_word_embeddings": False, "use_sliding_window": True,
+        },
+        _spec(
+            "smollm3", _layer(RopeSpec(5e6, 8), qkv_bias=True, o_bias=True, mlp_bias=True), RMS, {},
+            sliding_windows=(None, 32, None), rotary_layers=(False, True, False),
+        ),
+        _llama_tensors(biases=(*QKV, "o_proj", "gate_proj", "up_proj", "down_proj")),
+        _llama_post(),
+        EMBED,
+    ),
+    "smollm3, every default": Case(
+        {**USUAL, "model_type": "smollm3"},
+        _spec(
+            "smollm3", _layer(RopeSpec(2e6, 8)), RMS, {}, tie_word_embeddings=True, rotary_layers=(True, True, True)
+        ),
+        _llama_tensors(),
+        _llama_post(EMBED),
+        EMBED,
+    ),
+    "smollm3, every second layer, with windows": Case(
+        {
+            **USUAL, "model_type": "smollm3", "no_rope_layer_interval": 2, "no_rope_layers": None,
+            "sliding_window": 32, "use_sliding_window": True,
+        },
+        _spec(
+            "smollm3", _layer(RopeSpec(2e6, 8)), RMS, {}, tie_word_embeddings=True,
+            sliding_windows=(None, 32, None), rotary_layers=(True, False, True),
+        ),
+        _llama_tensors(),
+        _llama_post(EMBED),
+        EMBED,
+    ),
     "phi: phi-2": Case(
         {
             **{key: value for key, value in USUAL.items() if key != "rms_norm_eps"}, "embd_pdrop": 0.0,
@@ -325,6 +362,7 @@ def test_every_size_is_required(case: Case) -> None:
     optional = {
         "num_key_value_heads",
         "max_window_layers",
+        "no_rope_layer_interval",
         "sliding_window",
         "query_num",
         "image_size",
@@ -350,6 +388,14 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("qwen2: Qwen2-0.5B-Instruct", {"use_sliding_window": "no"}, "use_sliding_window is 'no'"),
     ("qwen2: Qwen2-0.5B-Instruct", {"max_window_layers": -1}, "max_window_layers is -1"),
     ("qwen3: Qwen3-0.6B", {"head_dim": 31}, "needs an even number of dimensions from 2 to 65536, not 31"),
+    (
+        "smollm3, every default",
+        {"no_rope_layers": [1, 0]},
+        r"no_rope_layers is \[1, 0\], but must be a list of 0 and 1",
+    ),
+    ("smollm3, every default", {"no_rope_layers": [1, 0, 2]}, "with an entry for each of the 3 layers"),
+    ("smollm3, every default", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
+    ("smollm3, everything said", {"use_sliding_window": False}, "use_sliding_window is False, but must be True"),
     ("phi: phi-2", {"hidden_act": "gelu"}, "hidden_act is 'gelu', but must be 'gelu_new'"),
     ("phi: phi-2", {"qk_layernorm": True}, "qk_layernorm is True, but must be False"),
     ("phi: phi-2", {"tie_word_embeddings": True}, "tie_word_embeddings is True"),

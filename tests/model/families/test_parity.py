@@ -20,6 +20,8 @@ from axzoo.model.families import load_family
 from axzoo.model.oracle import Oracle, Weights
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.parts.lock import make_lock, write_lock
+from axzoo.runtime.buffers import Embedding
+from axzoo.runtime.fast.network import FusedNetwork
 from axzoo.runtime.model import Model
 from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT, Built, Checkpoint, build, make_checkpoint
@@ -104,6 +106,20 @@ TABLE: dict[str, dict[str, Any]] = {
     "phi3, old config, longrope, tied, bf16": _variant(
         "phi3", "BF16", True, rope_parameters=_longrope(4, 64), tie_word_embeddings=True
     ),
+    "smollm3, no rotation in the fourth layer, tied": _variant("smollm3", num_hidden_layers=4),
+    "smollm3, every bias, untied": _variant(
+        "smollm3", attention_bias=True, mlp_bias=True, tie_word_embeddings=False, no_rope_layers=[0, 1]
+    ),
+    "smollm3, sliding window in the layer without rotation": _variant(
+        "smollm3", use_sliding_window=True, sliding_window=5, no_rope_layers=[1, 0]
+    ),
+    "smollm3, sliding window in the layer with rotation": _variant(
+        "smollm3", use_sliding_window=True, sliding_window=5, no_rope_layers=[1, 0],
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "smollm3, old config, sliding window": _variant(
+        "smollm3", old_config=True, use_sliding_window=True, sliding_window=5, no_rope_layers=[0, 1]
+    ),
 }  # fmt: skip
 
 
@@ -131,6 +147,7 @@ def _with_every_rope() -> dict[str, dict[str, Any]]:
 FAMILY_SHAPE: dict[str, dict[str, Any]] = {
     "phi": {"hidden_act": "gelu_new", "hidden_size": 112},  # half of each head of 16 is rotated
     "qwen3": {"head_dim": 8},
+    "smollm3": {"no_rope_layer_interval": 2},
 }
 FAMILIES = list(dict.fromkeys(row["model_type"] for row in TABLE.values()))
 TABLE |= _with_every_rope()
@@ -184,6 +201,24 @@ def test_bf16_hidden_states_are_close_in_every_family(tmp_path: Path, model_type
     model = build(checkpoint, replace(EXACT, hidden_state_type="bf16"), tmp_path).model(checkpoint)
     ids = _ids(checkpoint)
     assert min(map(cosine, _all_logits(model, ids), checkpoint.logits(ids))) >= 0.9999
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_fast_mode_chooses_the_same_tokens_in_every_family(tmp_path: Path, model_type: str) -> None:
+    shape = AWKWARD | FAMILY_SHAPE.get(model_type, {}) | {"hidden_size": 112}  # heads of 16, which the operator rotates
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", shape, model_type)
+    built = build(checkpoint, EXACT, tmp_path)
+    exact = built.model(checkpoint)
+    embedding = Embedding(built.embedding, checkpoint.model.config.vocab_size, checkpoint.model.config.hidden_size)
+    fast = Model(embedding, FusedNetwork(built.layers, built.post, lambda: None, separate_prefill=False))
+    prompt = _ids(checkpoint)[:PROMPT]
+    expected, found = exact.prefill(prompt), fast.prefill(prompt)
+    while True:
+        _assert_close(found, expected, 2e-4)
+        if exact.is_full:
+            break
+        token = int(expected.argmax())
+        expected, found = exact.decode(token), fast.decode(token)
 
 
 @pytest.mark.parametrize("prefill_len, groups", [(0, ()), (21, ()), (4, tuple(range(4, 24, 4)))])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,8 @@ from axzoo.weights.stored import StoredWeight
 
 @dataclass(frozen=True)
 class Rotary:
-    """Names of the graph values that rotate queries and keys: cos and sin tables, and positions."""
+    """Names of the graph values that rotate queries and keys: cos and sin tables, "" if nothing is rotated, and
+    positions."""
 
     cos: str
     sin: str
@@ -25,18 +26,19 @@ class Rotary:
 
 
 def rotary_inputs(g: GraphBuilder, spec: LayerSpec, positions: int, indices: str) -> Rotary:
-    """Adds tables for `positions` positions, and casts the uint32 `indices` [1, n] to int64, as RotaryEmbedding
-    requires."""
+    """Adds tables for `positions` positions, none if nothing is rotated, and casts the uint32 `indices` [1, n] to
+    int64, as RotaryEmbedding requires."""
+    rotary = Rotary("", "", g.cast(indices, "int64", "rope/positions"))
+    if not spec.rope.rotary_dim:
+        return rotary
     cos, sin = rope_tables(spec.rope, positions)
-    return Rotary(
-        cos=g.constant(POSITIONS, cos),
-        sin=g.constant("rope.sin", sin),
-        positions=g.cast(indices, "int64", "rope/positions"),
-    )
+    return replace(rotary, cos=g.constant(POSITIONS, cos), sin=g.constant("rope.sin", sin))
 
 
 def rotate(g: GraphBuilder, spec: LayerSpec, value: str, rotary: Rotary, name: str, heads: int) -> str:
     """Applies rotary position embedding to value [1, n, heads * head_dim] fp32; same shape."""
+    if not spec.rope.rotary_dim:
+        return value
     partial = spec.rope.rotary_dim if spec.rope.rotary_dim < spec.head_dim else 0
     return g.op(
         "RotaryEmbedding",

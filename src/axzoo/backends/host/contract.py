@@ -103,9 +103,9 @@ def _check_kind(header: Header, outline: Outline) -> None:
         raise ValueError(f"its kind is {header.kind!r:.80}, not decoder_layer or post")
 
 
-def _check_layer(groups: tuple[ShapeGroup, ...], rows: int) -> None:
+def _check_layer(groups: tuple[ShapeGroup, ...], rows: int | None) -> None:
     """The groups must be decode, then prefill after 0, 1, 2, ... chunks, within the `rows` positions of the rotary
-    tables."""
+    tables, if there are any."""
     cache, state = groups[0].inputs[0], groups[0].inputs[3]
     if state.dtype not in _STATES or len(cache.shape) != 3 or len(state.shape) != 3:
         raise ValueError("its shape groups are not those of a decoder layer")
@@ -116,12 +116,14 @@ def _check_layer(groups: tuple[ShapeGroup, ...], rows: int) -> None:
         if group != layer_group(state.dtype, state.shape[2], kv_size, tokens, past):
             raise ValueError("its shape groups are not those of a decoder layer")
     longest = max(cached, chunk * (len(groups) - 1))
-    if longest > rows:
+    if rows is not None and longest > rows:
         raise ValueError(f"its shape groups need {longest} positions, but its graph has {rows}")
 
 
-def _rows(outline: Outline) -> int:
-    """The number of positions in the graph's rotary tables."""
+def _rows(outline: Outline) -> int | None:
+    """The number of positions in the graph's rotary tables, None if the graph does not rotate."""
+    if "RotaryEmbedding" not in outline.operators:
+        return None
     shapes = [tensor.shape for tensor in outline.tensors if tensor.name == POSITIONS]
     if len(shapes) != 1 or len(shapes[0]) != 2:
         raise ValueError("its graph has no rotary tables")

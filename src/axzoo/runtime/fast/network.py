@@ -123,6 +123,7 @@ class CopiedCaches:
 
     def __init__(self, session: ort.InferenceSession, cache: KVCache, layers: int, dtype: str) -> None:
         self._session = session
+        self._takes_indices = any(tensor.name == "indices" for tensor in session.get_inputs())
         self._cache = cache
         self._layers = layers
         self._dtype = dtype
@@ -133,7 +134,8 @@ class CopiedCaches:
         indices = np.arange(used, used + count, dtype=np.uint32)[None]
         mask = prefill_mask(count, used, count, used, NUMPY_DTYPES[self._dtype])
         self._bound = indices, mask  # a binding does not keep its arrays alive
-        bind_input(binding, "indices", indices, "uint32")
+        if self._takes_indices:
+            bind_input(binding, "indices", indices, "uint32")
         bind_input(binding, "mask", mask, self._dtype)
         for index in range(self._layers):
             for name, rows in zip("KV", self._cache.first(index, used + count), strict=True):
