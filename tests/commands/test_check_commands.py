@@ -95,5 +95,5 @@ def test_nan_fails_the_check_and_is_reported(project: Built, capsys: pytest.Capt
         assert check("check-generation", project, "generation.json") == 1
     assert reports() == {"layers.failed.json", "generation.failed.json"}
     output = reported(capsys)
-    assert "level 1  FAILED: 2 layers against fp32, lowest cosine none in layer 1" in output
+    assert "level 1  FAILED: 2 layers against fp32, worst token's cosine none in layer 1" in output
     assert "mean KL none" in output

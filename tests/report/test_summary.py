@@ -53,14 +53,14 @@ def test_summary_after_each_step(build: Build) -> None:
     for name, report in (("layers.json", LAYERS), ("generation.json", GENERATION)):
         build.checks.mkdir(parents=True, exist_ok=True)
         write_report(build.checks / name, report)
-    level_1 = "passed: 2 layers against fp32, lowest cosine 0.99991 in layer 1 (threshold 0.999)"
+    level_1 = "passed: 2 layers against fp32, worst token's cosine 0.99991 in layer 1 (at least 0.999)"
     assert summarize_build(build) == [
         bundle,
         ("level 1", level_1),
         ("level 2", "FAILED: 2 tokens, hit eos, top-1 agreement with fp32 0.500, mean KL none"),
         ("prompt", build.prompt),
         ("answer", "Paris"),
-        ("run it", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
+        ("talk", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
     ]
 
 

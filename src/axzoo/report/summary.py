@@ -35,7 +35,7 @@ def summarize_build(build: Build) -> list[tuple[str, str]]:
         ("level 2", _level_2(generation)),
         ("prompt", build.prompt),
         ("answer", generation["answer"].strip()),
-        ("run it", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
+        ("talk", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
     ]
 
 
@@ -51,8 +51,8 @@ def _verdict_in(path: Path) -> Any:
 def _level_1(check: Any) -> str:
     worst, layer = worst_cosine(check)
     return (
-        f"{_verdict(check)}: {len(check['layers'])} layers against fp32, lowest cosine {_number(worst)} "
-        f"in layer {layer} (threshold {check['thresholds']['min_layer_cosine']})"
+        f"{_verdict(check)}: {len(check['layers'])} layers against fp32, worst token's cosine {_number(worst)} "
+        f"in layer {layer} (at least {check['thresholds']['min_layer_cosine']})"
     )
 
 
