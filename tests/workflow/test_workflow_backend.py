@@ -181,7 +181,7 @@ def test_backend_that_is_not_installed(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY | {"backend": ["stamp"]}})
     run = project.snakemake("-n")
     assert run.status != 0
-    assert "there is no backend 'stamp'; there is host" in run.shown
+    assert "unknown backend 'stamp'; known backends: host" in run.shown
 
 
 def test_files_for_boards_are_not_run_here(both_built: Stamped) -> None:
