@@ -1,4 +1,4 @@
-"""Receipts of compile jobs: what is written is read, and only damaged ones are called damaged."""
+"""Receipts of compile jobs: round trip, other versions, damaged files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_round_trip(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"format": 3}, "has format 3, and this axzoo reads formats up to 2: it was written by a newer version"),
         ({"format": 1}, "has format 1, which an older axzoo wrote: remove it and build its bundle again"),
@@ -38,13 +38,13 @@ def test_round_trip(path: Path) -> None:
         ({"about": None}, "is damaged"),
     ],
 )
-def test_receipts_that_cannot_be_used(path: Path, change: dict[str, Any], said: str) -> None:
+def test_unusable_receipts(path: Path, change: dict[str, Any], message: str) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(AxzooError, match=said) as error:
+    with pytest.raises(AxzooError, match=message) as error:
         read_receipt(path)
     assert str(path) in str(error.value)
 
 
-def test_a_newer_versions_extra_field_is_passed_over(path: Path) -> None:
+def test_unknown_field_of_a_newer_version_is_ignored(path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 3}))
     assert read_receipt(path) == RECEIPT

@@ -1,4 +1,4 @@
-"""The backend of CONTRIBUTING.md beside the host backend: an external program whose files differ from chip to chip."""
+"""The backend of CONTRIBUTING.md next to the host backend: an external program whose files depend on the chip."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Stamped:
         return self.project.snakemake(*arguments, **self.environment, **environment)
 
     def axzoo(self, *arguments: str, status: int = 0, **environment: str) -> str:
-        """What a command prints. It must end with `status`."""
+        """The output of a command, whose exit status must be `status`."""
         done = subprocess.run(
             [Path(sys.executable).with_name("axzoo"), *arguments],
             cwd=self.project.folder,
@@ -50,7 +50,7 @@ class Stamped:
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """PYTHONPATH with the example's package, installed by pip."""
+    """PYTHONPATH with the example's package, installed with pip."""
     folder = tmp_path_factory.mktemp("backend")
     contributing.apply("Add a backend", folder)
     contributing.install(folder / "axzoo-stamp", folder / "site")
@@ -59,19 +59,19 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def both_built(environment: dict[str, str], small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Stamped:
-    """One model by two backends for two chips; for reading only."""
+    """A model built with two backends for two chips; read-only."""
     stamped = Stamped(new_project(tmp_path_factory.mktemp("stamped") / "project", small_llama), environment)
     stamped.project.write_matrix(BOTH, chips=["AX650", "AX630C"])
     run = stamped.snakemake()
     assert run.status == 0, run.shown
     assert run.jobs["layer"] == 4 * LAYERS
-    assert run.jobs["check_layers"] == run.jobs["check_generation"] == 2, "the host backend's bundles alone"
+    assert run.jobs["check_layers"] == run.jobs["check_generation"] == 2, "only bundles of the host backend"
     return stamped
 
 
 @pytest.fixture
 def stamped(both_built: Stamped, tmp_path: Path) -> Stamped:
-    """A copy, to be changed."""
+    """A copy that tests can change."""
     copy = Stamped(both_built.project.copy_to(tmp_path / "project"), both_built.environment)
     assert copy.snakemake(*_manifests()).status == 0
     return copy
@@ -102,7 +102,7 @@ def test_the_host_backend_is_not_affected(both_built: Stamped, built: Project) -
             assert sha256(both_built.project / path) == sha256(built / path)
 
 
-def test_files_that_axzoo_writes_itself_are_shared_by_all(both_built: Stamped) -> None:
+def test_files_that_axzoo_writes_are_shared_by_all_backends(both_built: Stamped) -> None:
     files = [both_built.project / f"{Path(manifest).parent}/{EMBEDDING}" for manifest in _manifests()]
     assert len({file.stat().st_ino for file in files}) == 1
 
@@ -120,12 +120,12 @@ def test_a_second_run_has_nothing_to_do(both_built: Stamped) -> None:
     assert both_built.axzoo("why") == "nothing to do: everything is up to date\n"
 
 
-def test_a_changed_environment_rebuilds_this_backend_alone(stamped: Stamped) -> None:
+def test_changed_environment_rebuilds_only_this_backend(stamped: Stamped) -> None:
     """The backend's identity includes STAMP_SEED."""
     before = stamped.project.digests("results")
-    told = stamped.axzoo("why", *_manifests(), STAMP_SEED="1")
-    assert told.count("\nlayer") + told.startswith("layer") == 2 * LAYERS
-    assert "tiny-w8a16/" not in told
+    output = stamped.axzoo("why", *_manifests(), STAMP_SEED="1")
+    assert output.count("\nlayer") + output.startswith("layer") == 2 * LAYERS
+    assert "tiny-w8a16/" not in output
     run = stamped.snakemake(*_manifests(), STAMP_SEED="1")
     assert run.jobs == {"layer": 2 * LAYERS, "post": 2, "bundle": 2}
     after = stamped.project.digests("results")
@@ -133,8 +133,8 @@ def test_a_changed_environment_rebuilds_this_backend_alone(stamped: Stamped) -> 
     assert changed == {f"{_bundle(chip).removeprefix('results/')}/{name}" for chip in CHIPS for name in NAMES}
 
 
-def test_a_lost_bundle_comes_from_the_store(stamped: Stamped) -> None:
-    """STAMP_CRASH lets the external program fail, so nothing can have been compiled."""
+def test_deleted_bundle_is_linked_from_the_store(stamped: Stamped) -> None:
+    """STAMP_CRASH makes the external program fail, so nothing is compiled."""
     bundle = stamped.project / _bundle("AX620E")
     before = stamped.project.digests(_bundle("AX620E"))
     for name in NAMES:
@@ -144,8 +144,8 @@ def test_a_lost_bundle_comes_from_the_store(stamped: Stamped) -> None:
     assert stamped.project.digests(_bundle("AX620E")) == before
 
 
-def test_a_file_of_another_chip_is_found(stamped: Stamped) -> None:
-    """Its bytes are those the manifest lists, but its header names the other chip."""
+def test_file_for_another_chip_is_detected(stamped: Stamped) -> None:
+    """Its digest matches the manifest, but its header names the other chip."""
     wrong, name = stamped.project / _bundle("AX620E"), "llama_post.axmodel"
     content = (stamped.project / f"{_bundle('AX650')}/{name}").read_bytes()
     (wrong / name).unlink()
@@ -153,11 +153,11 @@ def test_a_file_of_another_chip_is_found(stamped: Stamped) -> None:
     manifest = json.loads((wrong / "manifest.json").read_text())
     manifest["files"][name] = {"size": len(content), "sha256": sha256(wrong / name)}
     (wrong / "manifest.json").write_text(json.dumps(manifest))
-    said = stamped.axzoo("verify", _bundle("AX620E"), status=1)
-    assert "llama_post.axmodel is not a file of backend stamp for AX620E" in said
+    output = stamped.axzoo("verify", _bundle("AX620E"), status=1)
+    assert "llama_post.axmodel is not a file of backend stamp for AX620E" in output
 
 
-def test_a_failing_tool_is_quoted_and_leaves_nothing(environment: dict[str, str], project: Project) -> None:
+def test_failing_tool_is_reported_and_leaves_no_files(environment: dict[str, str], project: Project) -> None:
     stamped = Stamped(project, environment)
     project.write_matrix({"tiny": ENTRY | {"backend": ["stamp"]}})
     run = stamped.snakemake(STAMP_CRASH="1")
@@ -168,7 +168,7 @@ def test_a_failing_tool_is_quoted_and_leaves_nothing(environment: dict[str, str]
     assert stamped.snakemake().status == 0
 
 
-def test_a_refusal_is_said_at_plan_time(environment: dict[str, str], project: Project) -> None:
+def test_refusal_is_reported_at_plan_time(environment: dict[str, str], project: Project) -> None:
     stamped = Stamped(project, environment)
     project.write_matrix({"tiny": ENTRY | {"backend": ["stamp"], "hidden_state_type": "fp32"}})
     run = stamped.snakemake("-n")
@@ -177,14 +177,14 @@ def test_a_refusal_is_said_at_plan_time(environment: dict[str, str], project: Pr
     assert "backend stamp cannot build it for AX650: hidden_state_type fp32 is not supported" in run.shown
 
 
-def test_a_backend_that_is_not_installed(project: Project) -> None:
+def test_backend_that_is_not_installed(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY | {"backend": ["stamp"]}})
     run = project.snakemake("-n")
     assert run.status != 0
-    assert "there is no backend 'stamp'; there is host" in run.shown
+    assert "unknown backend 'stamp'; known backends: host" in run.shown
 
 
-def test_what_runs_only_on_a_board_is_not_run_here(both_built: Stamped) -> None:
+def test_files_for_boards_are_not_run_here(both_built: Stamped) -> None:
     bundle = _bundle("AX650")
     report = both_built.axzoo("report", "config/zoo.yaml")
     assert report.count("none: files of backend stamp run only on a board") == len(CHIPS)
@@ -193,15 +193,15 @@ def test_what_runs_only_on_a_board_is_not_run_here(both_built: Stamped) -> None:
         assert "compiled by backend stamp, whose files run only on a board" in both_built.axzoo(*command, status=1)
     source = ["--lock", "results/locks/tiny", "--source", "results/checkpoints/tiny/source.json"]
     for command in ("check-layers", "check-generation"):
-        said = both_built.axzoo(command, bundle, *source, "--prompt", "1+1=", "--output", "x.json", status=1)
-        assert "whose files run only on a board" in said
+        output = both_built.axzoo(command, bundle, *source, "--prompt", "1+1=", "--output", "x.json", status=1)
+        assert "whose files run only on a board" in output
 
 
-def test_llm_build_takes_a_backend(environment: dict[str, str], project: Project) -> None:
+def test_llm_build_with_a_backend(environment: dict[str, str], project: Project) -> None:
     stamped = Stamped(project, environment)
     options = ["--input_path", "checkpoint", "--output_path", "out", "--backend", "stamp", "--chip", "AX620E"]
-    said = stamped.axzoo("llm_build", *options, "--check_level", "1", status=1)
-    assert "those of backend stamp run only on a board: omit --check_level" in said
+    output = stamped.axzoo("llm_build", *options, "--check_level", "1", status=1)
+    assert "those of backend stamp run only on a board: omit --check_level" in output
     assert not (project / "out").exists()
     stamped.axzoo("llm_build", *options)
     (post,) = (project / "out").glob("*_post.axmodel")

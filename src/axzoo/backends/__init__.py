@@ -56,10 +56,10 @@ class Needs:
 
 
 class Backend(ABC):
-    """One compiler.
+    """A compiler.
 
-    `runs_here`: whether axzoo's engine runs the compiled files, that is, whether they are ONNX in the host backend's
-    container. Checks, `axzoo run` and `axzoo serve` work only then.
+    `runs_here` is true if axzoo's engine can run the compiled files, that is, if they are ONNX in the host backend's
+    container. Checks, `axzoo run` and `axzoo serve` need it.
     """
 
     name: ClassVar[str]
@@ -92,8 +92,8 @@ class Backend(ABC):
     def contradictions(
         self, path: Path, kind: PartKind, groups: tuple[ShapeGroup, ...], chip: str, about: Mapping[str, Any]
     ) -> Iterator[str]:
-        """Yields a sentence, beginning with the file's name, for each difference between what a compiled file declares
-        and its shape groups, its chip, or its manifest entry `about`."""
+        """Yields a message for each contradiction between a compiled file and its shape groups, chip or manifest entry
+        `about`. Messages begin with the file's name."""
 
 
 @cache

@@ -76,7 +76,7 @@ class PartKind(ABC):
     `label` is the progress display's text while parts of this kind are built, `suffix` the suffix of their files.
     `checks` names the checks that cover them. `on_device` is true if the board loads the file into NPU memory. `code`
     is None if a backend compiles the parts; otherwise axzoo writes the files itself, `code` is the module that
-    determines their bytes, and their jobs need `mem_mb` and `seconds` per million weights. Jobs of
+    determines their bytes, and a job needs `mem_mb` MB of memory and `seconds` seconds per million weights. Jobs of
     higher `priority` start first.
     """
 
@@ -139,11 +139,11 @@ class PartKind(ABC):
         """The number of parameters of one part, from the `sizes` of a matrix entry."""
 
     def paths(self, files: CompiledFiles) -> tuple[Path, ...]:
-        """The kind's files as config.json names them, in the order of their indices; none if it names none."""
+        """This kind's files that config.json names, in index order; empty if it names none."""
         return ()
 
     def config(self, model: DecoderSpec, recipe: Recipe) -> dict[str, Any]:
-        """The keys of a bundle's config.json that name the kind's files."""
+        """The keys of a bundle's config.json that describe this kind's files."""
         return {}
 
     def groups(self, spec: PartSpec, recipe: Recipe) -> tuple[ShapeGroup, ...]:
