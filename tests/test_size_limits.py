@@ -97,7 +97,7 @@ def test_metadata_of_an_axmodel(tmp_path: Path) -> None:
     entry = b"\x0a\x05axzoo" + value
     (tmp_path / "x.axmodel").write_bytes(b"\x08\x0b\x3a\x00\x72" + _varint(len(entry) + 17 * MB) + entry)
     os.truncate(tmp_path / "x.axmodel", 5 + len(_varint(len(entry) + 17 * MB)) + len(entry) + 17 * MB)
-    assert_rejected(lambda: inspect_file(tmp_path / "x.axmodel"), "a text of more than 16777216 bytes")
+    assert_rejected(lambda: inspect_file(tmp_path / "x.axmodel"), "a string of more than 16777216 bytes")
 
 
 def _varint(number: int) -> bytes:
