@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -13,9 +15,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from axzoo.backends import Backend, Needs, Order, compiler_identity, part_job
 from axzoo.backends.part_job import PartFile, PartJob, build_parts
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
+from axzoo.matrix.resources import part_needs
+from axzoo.parts.kind import PartKind
+from axzoo.parts.kinds import kind_of
 from axzoo.parts.lock import make_lock, write_lock
 from axzoo.weights.recipe import Recipe
 from tiny_model import LAYERS, Built, Checkpoint, build
@@ -62,6 +68,58 @@ class PartBuilder:
 @pytest.fixture
 def builder(checkpoint: Checkpoint, tmp_path: Path) -> PartBuilder:
     return PartBuilder(checkpoint, tmp_path)
+
+
+class LazyBackend(Backend):
+    """Yields once per order, or not at all, and writes what `write` writes."""
+
+    name, runs_here = "lazy", True
+
+    def __init__(self, yields: bool, write: Callable[[Path], object] = lambda path: None) -> None:
+        self.yields, self.write = yields, write
+
+    def identity(self, chip: str) -> dict[str, Any]:
+        if chip != "AX650":
+            raise KeyError(chip)
+        return {}
+
+    def refusal(self, model_type: str, chip: str, recipe: Recipe) -> str | None:
+        return None
+
+    def needs(self, kind: PartKind, recipe: Recipe, parameters: int | None, parts: int = 1) -> Needs:
+        return Needs(1, 1)
+
+    def compile(self, orders: Iterable[Order], folder: Path) -> Iterator[Mapping[str, Any]]:
+        for order in orders:
+            self.write(order.output)
+            if self.yields:
+                yield {}
+
+    def contradictions(self, *arguments: Any) -> Iterator[str]:
+        yield from ()
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [LazyBackend(False, Path.touch), LazyBackend(True), LazyBackend(True, lambda path: path.symlink_to("/etc/hosts"))],
+    ids=["yields nothing", "writes nothing", "writes a link"],
+)
+def test_backend_without_a_file(builder: PartBuilder, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(part_job, "load_backend", lambda name: backend)
+    with pytest.raises(AxzooError, match="backend lazy wrote no file for layer_0"):
+        builder.build("layer_0", "layer_0", backend="lazy")
+    assert builder.files() == []
+
+
+def test_backend_that_does_not_know_a_chip() -> None:
+    with pytest.raises(AxzooError, match="backend lazy has no identity for chip AX620E: KeyError"):
+        compiler_identity(kind_of("post"), RECIPE, LazyBackend(True), "AX620E")
+
+
+def test_rounding_needs_memory_with_any_backend() -> None:
+    gptq, sizes = replace(RECIPE, rounding="gptq"), {"layer": 10**6, "post": 10**6, "kv_width": 8}
+    assert part_needs(kind_of("layer"), gptq, LazyBackend(True), sizes).mem_mb == 8000
+    assert part_needs(kind_of("post"), gptq, LazyBackend(True), sizes) == Needs(1, 1)
 
 
 @pytest.mark.parametrize("part", ["layer_0", "post", "embed"])

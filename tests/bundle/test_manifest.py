@@ -68,6 +68,7 @@ def _set(*keys: str, to: Any) -> Callable[[Any], None]:
     return change
 
 
+POST = "llama_post.axmodel"
 INVALID = {
     "size is negative": _set("files", "config.json", "size", to=-1),
     "size is a string": _set("files", "config.json", "size", to="1"),
@@ -87,6 +88,10 @@ INVALID = {
     "num_hidden_layers is a float": _set("spec", "num_hidden_layers", to=2.0),
     "source is a string": _set("source", to="x"),
     "parts is a list": _set("parts", to=[1]),
+    "num_hidden_layers exceeds memory": _set("spec", "num_hidden_layers", to=10**10),
+    "num_hidden_layers is 0": _set("spec", "num_hidden_layers", to=0),
+    "a part is not among the files": _set("parts", "x.axmodel", to={"kind": "layer", "index": 9}),
+    "two files are one part": lambda data: data["parts"].update(dict.fromkeys(data["parts"], data["parts"][POST])),
 }
 
 

@@ -51,6 +51,19 @@ def test_a_bundle_of_format_1_is_valid(bundle: Path) -> None:
     assert list(deviations(bundle)) == []
 
 
+def test_an_unknown_backend_is_not_a_damaged_bundle(bundle: Path) -> None:
+    _change_manifest(bundle, lambda manifest: manifest.update(backend="nowhere"))
+    with pytest.raises(AxzooError, match="unknown backend 'nowhere'"):
+        list(deviations(bundle))
+
+
+def test_compiled_files_must_be_listed_as_parts(bundle: Path) -> None:
+    _change_manifest(bundle, lambda manifest: manifest["parts"].pop(LAYER))
+    assert list(deviations(bundle)) == [
+        f"config.json uses {LAYER} as layer_0, but the manifest does not list it as a part"
+    ]
+
+
 def _change_manifest(bundle: Path, change: Callable[[Any], None]) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     change(manifest)

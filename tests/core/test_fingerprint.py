@@ -64,6 +64,13 @@ def test_the_compiler_does_not_depend_on(name: str) -> None:
         assert not [found for found in _closure((module,)) if found.startswith(f"axzoo.{name}")]
 
 
+@pytest.mark.parametrize("name", ["axzoo_stamp", "foo.bar", "axzoo.no_such", "axzoo.backends.no_such"])
+def test_only_modules_of_axzoo_have_fingerprints(name: str) -> None:
+    """The fingerprint of another package would never change."""
+    with pytest.raises(ValueError, match=f"{name} is not a module of axzoo"):
+        fingerprint(name)
+
+
 def test_a_change_affects_only_dependent_fingerprints(package: Path) -> None:
     modules = [COMPILER, "axzoo.weights.bf16", "axzoo.parts.lock", "axzoo.bundle.completion"]
     before = _fingerprints(package, *modules)

@@ -54,6 +54,11 @@ def test_sizes_on_the_command_line(message: str) -> None:
         sizes_of_json(message)
 
 
+def test_unknown_sizes_are_refused() -> None:
+    with pytest.raises(AxzooError, match="--sizes: unknown key 'layers': use one of kv_width, layer, post"):
+        sizes_of_json('{"layers": 3}')
+
+
 def test_small_model_fits_the_machine(lock: Lock, tmp_path: Path) -> None:
     check_room(lock, tmp_path / "not" / "there" / "yet")
     assert not list(tmp_path.iterdir())

@@ -70,6 +70,18 @@ def test_changed_fingerprint_means_changed_code() -> None:
     ]
 
 
+def test_another_backends_options_and_code() -> None:
+    """Options that look like a hash are options. The code is named, whatever its hash looks like."""
+    before = {"backend": "stamp", "code": "a" * 64, "license": "0123456789abcdef"}
+    now = before | {"license": "f123456789abcdef"}
+    assert changed_params([json.dumps(before)], [json.dumps(now)]) == [
+        "its arguments changed: license 0123456789abcdef -> f123456789abcdef"
+    ]
+    assert changed_params([json.dumps(before)], [json.dumps(before | {"code": "b" * 64})]) == [
+        "the code of backend stamp or axzoo that it depends on changed"
+    ]
+
+
 def test_job_that_the_lock_may_make_unnecessary() -> None:
     waiting = Reason("updated_input_run", ("results/locks/tiny/made_from.json",))
     job = PlannedJob("layer", {"model": "tiny"}, "l0.axmodel", (waiting,), ("lock",))

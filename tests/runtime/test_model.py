@@ -53,7 +53,7 @@ def test_a_second_prompt_after_the_first(bundle: Path, oracle: Oracle, first: in
 def test_prefill_up_to_the_end_of_the_context(build_bundle: BuildBundle, oracle: Oracle) -> None:
     """The groups reach one token beyond the caches, as with kv_cache_len 1023 and eight groups of 128."""
     model = load_model(build_bundle(replace(EXACT, last_kv_cache_len=(CHUNK, 2 * CHUNK, 3 * CHUNK))))
-    assert model.geometry.prefill_reach == CONTEXT
+    assert model.geometry.prefill_groups == 4
     _assert_logits(model.prefill(IDS), oracle.logits(IDS))
     assert model.is_full
 
@@ -175,8 +175,8 @@ def test_16_bit_hidden_states_come_close(build_bundle: BuildBundle, oracle: Orac
 def test_geometry_matches_the_board(bundle: Path, build_bundle: BuildBundle) -> None:
     geometry = load_model(bundle).geometry
     assert (geometry.max_token_len, geometry.kv_cache_num, geometry.kv_cache_size) == (CONTEXT, CONTEXT, 16)
-    assert (geometry.prefill_token_num, geometry.prefill_groups, geometry.prefill_reach) == (CHUNK, 3, 3 * CHUNK)
-    assert load_model(build_bundle(DECODE_ONLY)).geometry.prefill_reach == 0
+    assert (geometry.prefill_token_num, geometry.prefill_groups) == (CHUNK, 3)
+    assert load_model(build_bundle(DECODE_ONLY)).geometry.prefill_groups == 0
 
 
 def test_invalid_prompts_are_refused(bundle: Path, build_bundle: BuildBundle) -> None:

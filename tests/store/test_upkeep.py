@@ -161,6 +161,21 @@ def test_collecting_does_not_affect_bundles(store: Store) -> None:
     assert (bundle / "x.axmodel").read_bytes() == b"one"
 
 
+def test_a_running_jobs_folder_is_kept(store: Store) -> None:
+    """However long the job takes. A folder of a killed job is removed."""
+    _add(store, "one")
+    killed = store.root / ".job.killed.part"
+    killed.mkdir()
+    (killed / "half").write_bytes(b"half")
+    with store.workspace() as folder:
+        (folder / "half").write_bytes(b"half")
+        os.utime(folder, (0, 0))
+        os.utime(killed, (0, 0))
+        assert collect(store, [], DAY_S, dry_run=False)[1] == [killed]
+        assert (folder / "half").exists()
+    assert not list(store.root.glob(".job*"))
+
+
 def test_temporary_files_of_killed_processes(store: Store) -> None:
     key = _add(store, "one")
     old, young = (store.root / key[:2] / f".{key}.{name}.part" for name in ("old", "young"))

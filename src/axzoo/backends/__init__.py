@@ -121,11 +121,21 @@ def _checked(backend: Any, name: str) -> Backend:
     return backend
 
 
+@cache  # a backend may run its tool to learn the tool's version
+def _identity(backend: Backend, chip: str) -> dict[str, Any]:
+    try:
+        return backend.identity(chip)
+    except AxzooError:
+        raise
+    except Exception as error:  # any exception of another package's code
+        raise AxzooError(f"backend {backend.name} has no identity for chip {chip}: {error!r:.200}") from None
+
+
 def compiler_identity(kind: PartKind, recipe: Recipe, backend: Backend, chip: str) -> dict[str, Any]:
     """What determines a part's file other than its spec, tensors and recipe: axzoo's own code or the backend."""
     if kind.code is not None:
         return {"code": fingerprint(kind.code)}
-    identity = {"backend": backend.name, **backend.identity(chip)}
+    identity = {"backend": backend.name, **_identity(backend, chip)}
     if kind.is_calibrated(recipe):
         identity["rounder"] = fingerprint("axzoo.calibrate.rounding")
     return identity

@@ -133,7 +133,11 @@ def _build(
             yield request, path, {}
     compiled = [request for request in requests if request.kind.code is None]
     orders = (_order(job, request, checkpoint, folder) for request in compiled)
-    for request, about in zip(compiled, backend.compile(orders, folder), strict=True):
+    results = backend.compile(orders, folder)
+    for request in compiled:
+        about = next(results, None)
+        if about is None or request.path(folder).is_symlink() or not request.path(folder).is_file():
+            raise AxzooError(f"backend {backend.name} wrote no file for {request.part.id.name}")
         calibration = {} if request.states is None else {"calibration": request.states.description}
         yield request, request.path(folder), {**about, **calibration}
 

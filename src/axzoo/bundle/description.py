@@ -39,8 +39,8 @@ def read_provenance(file: Path) -> Provenance | str:
         return "no manifest in its folder"
     try:
         manifest = read_manifest(file.parent)
-    except AxzooError:
-        return "the manifest in its folder is damaged"
+    except AxzooError as error:
+        return str(error)
     record = manifest.files.get(file.name)
     if record is None or file.name not in manifest.parts:
         return "the manifest in its folder does not list it"

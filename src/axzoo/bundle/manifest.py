@@ -20,6 +20,7 @@ MANIFEST_FORMAT = 2
 CHECKS = "checks"
 CHECK_NAMES = ("layers.json", "layers.log", "generation.json", "generation.log")
 """Folder and file names of the check results that `llm_build` writes next to a bundle; not listed in the manifest."""
+MAX_LAYERS = 1000
 MANIFEST_LIMIT = 8 << 20
 """Maximum size in bytes. The largest known manifest, of a model with 80 layers, has 64 KB."""
 
@@ -80,7 +81,15 @@ def parse_manifest(data: Any, path: Path) -> Manifest:
     try:
         spec = DecoderSpec.from_dict(data["spec"])
         _check_numbers(spec)
+        if not 1 <= spec.num_hidden_layers <= MAX_LAYERS:
+            raise ValueError(f"num_hidden_layers {spec.num_hidden_layers}")
         parts = {name: dict(part) for name, part in data["parts"].items()}
+        files = {_matching(_FILE_NAME, name): _record(record) for name, record in data["files"].items()}
+        if strangers := sorted(parts.keys() - files.keys()):
+            raise ValueError(f"part {strangers[0]!r:.80} is not among the files")
+        ids = {} if number == 1 else {name: PartId.from_dict(part) for name, part in parts.items()}
+        if len(set(ids.values())) < len(ids):
+            raise ValueError("two files are the same part")
         return Manifest(
             name=_matching(_BUNDLE_NAME, data["name"]),
             model=None if number == 1 else _matching(_BUNDLE_NAME, data["model"]),
@@ -89,9 +98,9 @@ def parse_manifest(data: Any, path: Path) -> Manifest:
             spec=spec,
             recipe=Recipe.from_dict(data["recipe"]),
             source=dict(data["source"]),
-            files={_matching(_FILE_NAME, name): _record(record) for name, record in data["files"].items()},
+            files=files,
             parts=parts,
-            part_ids={} if number == 1 else {name: PartId.from_dict(part) for name, part in parts.items()},
+            part_ids=ids,
         )
     except SpecError as error:
         raise AxzooError(f"{path}: {error}") from None

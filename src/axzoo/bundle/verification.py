@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from axzoo.backends import load_backend
+from axzoo.backends import Backend, load_backend
 from axzoo.bundle.manifest import CHECK_NAMES, CHECKS, MANIFEST, FileRecord, Manifest, read_manifest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import sha256_of
@@ -82,13 +82,14 @@ def _changes(path: Path, record: FileRecord) -> Iterator[str]:
 
 def _contradictions(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Contradictions between the manifest's spec and recipe, config.json and what the parts declare."""
+    backend = load_backend(manifest.backend)
     try:
         bundle = open_bundle(folder)
         yield from _of_config(bundle, manifest)
         for kind in KINDS:
             ids = kind.ids(manifest.spec.num_hidden_layers)
             for part, path in zip(ids, kind.paths(bundle), strict=False):  # _of_config reports different numbers
-                yield from _of_part(kind, part, path, manifest)
+                yield from _of_part(kind, part, path, manifest, backend)
     except AxzooError as error:
         yield str(error)
     except IndexError:
@@ -110,12 +111,13 @@ def _of_config(bundle: Bundle, manifest: Manifest) -> Iterator[str]:
         yield f"{bundle.embedding.name} has {size} bytes, but the manifest's spec implies {expected}"
 
 
-def _of_part(kind: PartKind, part: PartId, path: Path, manifest: Manifest) -> Iterator[str]:
+def _of_part(kind: PartKind, part: PartId, path: Path, manifest: Manifest, backend: Backend) -> Iterator[str]:
     """Contradictions of one part. `path` is the file that config.json names for it."""
-    listed = manifest.part_ids.get(path.name, part)
-    if listed != part:
-        yield f"config.json uses {path.name} as {part.name}, but the manifest lists it as {listed.name}"
+    if manifest.part_ids:
+        listed = manifest.part_ids.get(path.name)
+        if listed != part:
+            found = "does not list it as a part" if listed is None else f"lists it as {listed.name}"
+            yield f"config.json uses {path.name} as {part.name}, but the manifest {found}"
     if kind.code is None:
         groups = kind.groups(kind.spec(manifest.spec, part.index), manifest.recipe)
-        backend = load_backend(manifest.backend)
         yield from backend.contradictions(path, kind, groups, manifest.chip, manifest.parts.get(path.name, {}))

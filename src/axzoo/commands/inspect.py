@@ -20,8 +20,10 @@ def run(args: argparse.Namespace) -> None:
 
     from axzoo.backends.host.inspection import inspect_file
     from axzoo.bundle.description import read_provenance, tables
+    from axzoo.bundle.verification import require_engine
     from axzoo.core.console import open_console
 
+    require_engine(args.file.parent)
     found, provenance = inspect_file(args.file), read_provenance(args.file)
     try:
         if args.json:

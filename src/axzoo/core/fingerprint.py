@@ -23,7 +23,13 @@ _UNFOLLOWED = "# unfollowed"
 @functools.cache
 def fingerprint(*modules: str) -> str:
     """16 hex digits: a hash of the sources of `modules`, e.g. "axzoo.backends.host", and of all axzoo modules they
-    import."""
+    import.
+
+    Raises ValueError for a module that is not one of axzoo's: its fingerprint would never change.
+    """
+    for name in modules:
+        if name.split(".")[0] != "axzoo" or _source(name) is None:
+            raise ValueError(f"{name} is not a module of axzoo")
     digest = hashlib.sha256()
     for name, path in sorted(_closure(modules).items()):
         digest.update(name.encode() + b"\0" + path.read_bytes() + b"\0")

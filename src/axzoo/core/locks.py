@@ -80,6 +80,30 @@ def _warn_once(path: Path, error: OSError, unprotected: str) -> None:
 
 
 @contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a folder. On a file system without locks, hold nothing: `is_locked` is then false."""
+    fd = os.open(folder, os.O_CLOEXEC | os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process holds the lock of `locked_folder`."""
+    fd = os.open(folder, os.O_CLOEXEC | os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(fd)
+    return False
+
+
+@contextmanager
 def locked_store(root: Path, *, exclusive: bool) -> Iterator[None]:
     """Hold the lock of the store in `root`, alone or with others.
 

@@ -134,6 +134,8 @@ def part_rules(builds: Iterable[Batched], per_job: int | None = None) -> list[Pa
 
 def _batches(build: Batched, kind: PartKind, per_job: int | None) -> list[tuple[str, ...]]:
     parts, sizes = kind.ids(build.num_hidden_layers), build.size_table
+    if not parts:
+        return []
     if parts[0].index is None:
         return [()]
     number = per_job or (parts_per_job(kind.parameters(sizes)) if sizes else 1)

@@ -14,7 +14,7 @@ from axzoo.matrix.resources import DeviceMemory, parameters, part_needs, stage_n
 from axzoo.parts.kind import PartId, PartKind
 from axzoo.parts.kinds import KINDS, kind_of, part_ids
 from axzoo.parts.lock_index import INDEX
-from axzoo.weights.formats import is_calibrated, tag
+from axzoo.weights.formats import tag
 from axzoo.weights.recipe import Recipe
 
 RESULTS = Path("results")
@@ -153,7 +153,8 @@ class Build:
         """The reports of the checks; empty if axzoo's engine cannot run the backend's files."""
         if not self.backend.runs_here:
             return []
-        return [f"{self.checks}/layers.json", f"{self.checks}/generation.json"]
+        names = dict.fromkeys(check for kind in KINDS for check in kind.checks)
+        return [f"{self.checks}/{name.removeprefix('check_')}.json" for name in names]
 
     # Inputs
 
@@ -171,11 +172,6 @@ class Build:
     def model_config_files(self) -> list[str]:
         """The entry's `model_config` file, if any. The lock depends on it."""
         return [] if self.model_config is None else [self.model_config]
-
-    @property
-    def calibration_files(self) -> list[str]:
-        """The calibration index if the recipe's rounding needs calibration; otherwise empty."""
-        return [str(self.calibration / INDEX)] if is_calibrated(self.recipe) else []
 
     @property
     def calibration_texts(self) -> list[str]:

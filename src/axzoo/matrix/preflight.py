@@ -18,7 +18,7 @@ from axzoo.matrix.resources import device_memory
 from axzoo.model.families import load_family
 from axzoo.model.rope import supported_length
 from axzoo.model.spec import DecoderSpec
-from axzoo.parts.kinds import kind_of
+from axzoo.parts.kinds import KINDS, kind_of
 from axzoo.parts.lock import Lock
 from axzoo.weights.formats import FORMATS
 from axzoo.weights.recipe import INTEGER_WEIGHT_TYPES, POST_WEIGHT_TYPES, WEIGHT_GROUP_SIZES, Recipe
@@ -41,6 +41,9 @@ def sizes_of_json(text: str | None) -> dict[str, int]:
         sizes = None
     if not isinstance(sizes, dict) or not all(type(size) is int and size > 0 for size in sizes.values()):
         raise AxzooError(f"--sizes {text!r:.80} is not a JSON object of positive integers")
+    known = ["kv_width", *(kind.name for kind in KINDS)]
+    if unknown := sorted(sizes.keys() - set(known)):
+        raise AxzooError(f"--sizes: unknown key {unknown[0]!r:.80}: use one of {', '.join(known)}")
     return sizes
 
 

@@ -68,6 +68,10 @@ _STAGES: Mapping[str, _Stage] = {
 """The times are more than ten times those of SmolLM2-135M on two cores (docs/performance.md), because cluster nodes
 differ. Fetching and calibration have a larger margin."""
 
+_ROUNDING = _Stage(8000, 20.0)
+"""Calibration-aware rounding of a layer, whichever backend compiles it: the Hessian of a down_proj with 11,008 input
+features, and its inverse, in fp64."""
+
 _START_MINUTES = 10
 _ASSUMED_WEIGHTS = 9_000_000_000
 """For entries without `sizes`."""
@@ -98,4 +102,8 @@ def part_needs(kind: PartKind, recipe: Recipe, backend: Backend, sizes: Sizes | 
     weights = None if sizes is None else kind.parameters(sizes)
     if kind.code is not None:
         return _needs(_Stage(kind.mem_mb, kind.seconds), weights)
-    return backend.needs(kind, recipe, weights, parts)
+    needs = backend.needs(kind, recipe, weights, parts)
+    if not kind.is_calibrated(recipe):
+        return needs
+    rounding = _needs(_ROUNDING, None if weights is None else weights * parts)
+    return Needs(max(needs.mem_mb, rounding.mem_mb), max(needs.minutes, rounding.minutes))

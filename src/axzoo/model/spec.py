@@ -32,7 +32,7 @@ def _require_known(name: str, value: object, known: tuple[str, ...]) -> None:
         raise SpecError(f"{name} {value!r:.80} is not supported; supported are: {', '.join(known)}")
 
 
-class _FromDict:
+class FromDict:
     """Reads a frozen dataclass back from the dict that `dataclasses.asdict` made of it, in this or another version."""
 
     @classmethod
@@ -62,13 +62,13 @@ class _FromDict:
 
 def _restored(wanted: Any, value: Any) -> Any:
     """A field's value from its JSON form: nested specs from mappings, tuples from lists."""
-    if isinstance(wanted, type) and issubclass(wanted, _FromDict):
+    if isinstance(wanted, type) and issubclass(wanted, FromDict):
         return wanted.from_dict(value)
     return tuple(value) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)
-class RopeSpec(_FromDict):
+class RopeSpec(FromDict):
     """Rotary position embedding of the first `rotary_dim` dimensions of each head.
 
     Pairs are (i, i + rotary_dim / 2), or (2i, 2i + 1) where `interleaved`. Nothing is rotated if `rotary_dim` is 0.
@@ -83,7 +83,7 @@ class RopeSpec(_FromDict):
 
 
 @dataclass(frozen=True)
-class NormSpec(_FromDict):
+class NormSpec(FromDict):
     """rms_norm (weight) or layer_norm (weight and bias). Raises SpecError for any other kind."""
 
     kind: NormKind
@@ -94,7 +94,7 @@ class NormSpec(_FromDict):
 
 
 @dataclass(frozen=True)
-class LayerSpec(_FromDict):
+class LayerSpec(FromDict):
     """One decoder layer.
 
     Sequential: x += attention(input_norm(x)); x += mlp(mlp_norm(x)). Parallel: x += attention(n) + mlp(n) with
@@ -138,7 +138,7 @@ class LayerSpec(_FromDict):
 
 
 @dataclass(frozen=True)
-class PostSpec(_FromDict):
+class PostSpec(FromDict):
     """The post layer: final norm and lm_head. Logits are multiplied by `logit_scale`."""
 
     hidden_size: int
@@ -149,7 +149,7 @@ class PostSpec(_FromDict):
 
 
 @dataclass(frozen=True)
-class DecoderSpec(_FromDict):
+class DecoderSpec(FromDict):
     """A whole model. `layer` is what all layers share; `layer_spec(i)` describes layer i.
 
     `embedding_scale` multiplies the embedding rows; it is applied by layer 0. `sliding_windows` has one entry per

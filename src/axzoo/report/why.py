@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from axzoo.backends import DEFAULT
 from axzoo.matrix.document import read_document
 from axzoo.parts.lock import Lock, make_lock
 from axzoo.parts.part import read_part
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from axzoo.matrix.build import Build
 
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
+_CODE = ("code", "rounder")
+"""Names under which identities of compilers record code."""
 _UNSET = "unset"
 _FILES = {
     "missing_output": "missing",
@@ -79,18 +82,16 @@ def changed_params(before: Sequence[Any], now: Sequence[Any]) -> list[str]:
     """
     old, new = _named(before), _named(now)
     changed = [(name, old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)]
-    arguments = [
-        f"{name} {_shown(was)} -> {_shown(value)}"
-        for name, was, value in changed
-        if not (_is_fingerprint(was) and _is_fingerprint(value))
-    ]
+    arguments = [f"{name} {_shown(was)} -> {_shown(value)}" for name, was, value in changed if name not in _CODE]
     unnamed = [[value for value in _unnamed(side) if not _is_fingerprint(value)] for side in (before, now)]
     if any(unnamed):
         arguments.append(" -> ".join(", ".join(map(_shown, side)) or _UNSET for side in unnamed))
     lines = [f"its arguments changed: {', '.join(arguments)}"] if arguments else []
     code_changed = any(_is_fingerprint(value) for value in (*_unnamed(before), *_unnamed(now)))
-    code_changed |= any(_is_fingerprint(was) and _is_fingerprint(value) for _, was, value in changed)
-    return lines + (["the axzoo code that it depends on changed"] if code_changed else [])
+    code_changed |= any(name in _CODE for name, _, _ in changed)
+    backend = new.get("backend", DEFAULT)
+    owner = "the axzoo code" if backend == DEFAULT else f"the code of backend {backend} or axzoo"
+    return lines + ([f"{owner} that it depends on changed"] if code_changed else [])
 
 
 def changed_tensors(folder: Path, lock: Lock) -> list[str]:

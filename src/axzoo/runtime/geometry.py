@@ -52,11 +52,6 @@ class Geometry:
         """Prompt tokens per chunk. Files without prefill groups get a default, which fast mode uses."""
         return self.prefill_token_num or _DEFAULT_CHUNK
 
-    @property
-    def prefill_reach(self) -> int:
-        """Context length that the prefill groups cover. Prompt tokens beyond it are decoded one by one."""
-        return min(self.prefill_token_num * self.prefill_groups, self.max_token_len)
-
 
 def read_geometry(session: HasShapeGroups) -> Geometry:
     """Derive the lengths of a layer from its tensor shapes."""

@@ -30,7 +30,7 @@ from axzoo.core.files import (
     temporary_path,
     write_json,
 )
-from axzoo.core.locks import locked_store
+from axzoo.core.locks import locked_folder, locked_store
 
 logger = logging.getLogger(__name__)
 
@@ -105,11 +105,17 @@ class Store:
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
-        """An empty folder for one job, on the store's file system. It is removed when the block ends."""
+        """An empty folder for one job, on the store's file system. It is removed when the block ends.
+
+        It is locked meanwhile, so that `axzoo store gc` leaves it alone.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix=".job.", suffix=TEMPORARY_SUFFIX, dir=self.root, ignore_cleanup_errors=True
-        ) as folder:
+        with (
+            tempfile.TemporaryDirectory(
+                prefix=".job.", suffix=TEMPORARY_SUFFIX, dir=self.root, ignore_cleanup_errors=True
+            ) as folder,
+            locked_folder(Path(folder)),
+        ):
             yield Path(folder)
 
     def intact(self, key: str) -> Entry | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import TEMPORARY_SUFFIX, read_json
-from axzoo.core.locks import locked_store
+from axzoo.core.locks import is_locked, locked_store
 from axzoo.store import Store
 
 _FOLDER = re.compile(r"[0-9a-f]{2}")
@@ -86,11 +86,13 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def leftovers(store: Store, min_age_s: float) -> list[Path]:
-    """Temporary files and folders of at least that age, left by killed processes if no job takes that long."""
+    """Temporary files of at least that age, left by killed processes if no write takes that long, and folders of jobs
+    that have ended."""
     folders = [store.root, *_folders(store.root)]
     found = [path for folder in folders for path in folder.glob(f".*{TEMPORARY_SUFFIX}")]
     latest = time.time() - min_age_s
-    return sorted(path for path in found if (stat := _stat(path)) is not None and stat.st_mtime <= latest)
+    old = (path for path in found if (stat := _stat(path)) is not None and stat.st_mtime <= latest)
+    return sorted(path for path in old if not (path.is_dir() and is_locked(path)))
 
 
 def _folders(root: Path) -> list[Path]:

@@ -21,16 +21,12 @@ _BASE_MB, _BLOCK_MB = 120, 240
 _SIZE_WITH_SCALES = 1.1
 """Size of the stored weights with scales and tables, relative to the weights alone."""
 
-_CALIBRATED_MB = 8000
-"""Calibration-aware rounding of one layer: the Hessian of a down_proj with 11,008 input features, and its inverse, in
-fp64."""
-
 _UNKNOWN_SIZE_MB = {"layer": 1000}
 _UNKNOWN_SIZE_LARGE_MB = 3000
 """For entries without `sizes`: enough for a layer with hidden_size 4096, and for a post layer with 128,256 tokens."""
 
 _START_MINUTES = 10
-_SECONDS_PER_MILLION, _CALIBRATED_SECONDS_PER_MILLION = 0.3, 20.0
+_SECONDS_PER_MILLION = 0.3
 """Per million weights. More than ten times the time SmolLM2-135M takes on two cores (docs/performance.md), because
 cluster nodes differ."""
 
@@ -51,12 +47,8 @@ class HostBackend(Backend):
         return None
 
     def needs(self, kind: PartKind, recipe: Recipe, parameters: int | None, parts: int = 1) -> Needs:
-        calibrated = kind.is_calibrated(recipe)
-        seconds = _CALIBRATED_SECONDS_PER_MILLION if calibrated else _SECONDS_PER_MILLION
         weights = _ASSUMED_PARAMETERS if parameters is None else parameters * parts
-        minutes = _START_MINUTES + math.ceil(weights / 1e6 * seconds / 60)
-        if calibrated:
-            return Needs(_CALIBRATED_MB, minutes)
+        minutes = _START_MINUTES + math.ceil(weights / 1e6 * _SECONDS_PER_MILLION / 60)
         if parameters is None:
             return Needs(_UNKNOWN_SIZE_MB.get(kind.name, _UNKNOWN_SIZE_LARGE_MB), minutes)
         stored = FORMATS[kind.weight_type(recipe)].bytes_stored * parameters

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from axzoo.model.spec import DecoderSpec
+from axzoo.model.spec import DecoderSpec, FromDict
 from axzoo.parts.kind import CompiledFiles, PartKind, RowReader
 from axzoo.weights.formats import embedding_storage  # unfollowed: describes files
 from axzoo.weights.recipe import Recipe
@@ -21,7 +21,7 @@ WEIGHT = "embed.weight"
 
 
 @dataclass(frozen=True)
-class EmbeddingSpec:
+class EmbeddingSpec(FromDict):
     """The shape of the table, [vocab_size, hidden_size]."""
 
     vocab_size: int
@@ -48,7 +48,7 @@ class Embed(PartKind):
         return EmbeddingSpec(model.vocab_size, model.layer.hidden_size)
 
     def read_spec(self, data: Mapping[str, Any]) -> EmbeddingSpec:
-        return EmbeddingSpec(**data)
+        return EmbeddingSpec.from_dict(data)
 
     def tensors(self, family: Family, model: DecoderSpec, index: int | None) -> Mapping[str, TensorRef]:
         return {WEIGHT: family.embed_tensor(model)}
