@@ -59,9 +59,9 @@ def test_an_unknown_backend_is_not_a_damaged_bundle(bundle: Path) -> None:
 
 def test_compiled_files_must_be_listed_as_parts(bundle: Path) -> None:
     _change_manifest(bundle, lambda manifest: manifest["parts"].pop(LAYER))
-    assert list(deviations(bundle)) == [
-        f"config.json uses {LAYER} as layer_0, but the manifest does not list it as a part"
-    ]
+    (found,) = deviations(bundle)
+    assert found.startswith(f"config.json uses {LAYER} as layer_")
+    assert found.endswith("but the manifest does not list it as a part")
 
 
 def _change_manifest(bundle: Path, change: Callable[[Any], None]) -> None:

@@ -25,6 +25,7 @@ class Provenance:
     """
 
     bundle: str
+    backend: str
     source: Mapping[str, Any]
     recipe: Mapping[str, Any]
     part: Mapping[str, Any]
@@ -46,7 +47,9 @@ def read_provenance(file: Path) -> Provenance | str:
         return "the manifest in its folder does not list it"
     if record.size != file.stat().st_size:
         return f"the manifest in its folder lists a different file with this name, of {record.size} bytes"
-    return Provenance(manifest.name, manifest.source, asdict(manifest.recipe), manifest.parts[file.name])
+    return Provenance(
+        manifest.name, manifest.backend, manifest.source, asdict(manifest.recipe), manifest.parts[file.name]
+    )
 
 
 MAX_TENSORS = 24
@@ -65,7 +68,7 @@ def _provenance(provenance: Provenance | str) -> Table:
     if isinstance(provenance, str):
         return _table(("", ""), [("provenance", provenance)], title=None)
     part = {key: value for key, value in provenance.part.items() if key != "weight_errors"}
-    rows = [("bundle", provenance.bundle)]
+    rows = [("bundle", provenance.bundle), ("backend", provenance.backend)]
     for what, facts in (("source", provenance.source), ("recipe", provenance.recipe), ("this file", part)):
         rows += [(f"{what}: {key}", _text(value)) for key, value in facts.items()]
     return _table(("", ""), rows, title="provenance, according to the manifest")

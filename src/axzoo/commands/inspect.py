@@ -18,13 +18,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
+    from axzoo.backends import load_backend
     from axzoo.backends.host.inspection import inspect_file
     from axzoo.bundle.description import read_provenance, tables
-    from axzoo.bundle.verification import require_engine
     from axzoo.core.console import open_console
 
-    require_engine(args.file.parent)
-    found, provenance = inspect_file(args.file), read_provenance(args.file)
+    provenance = read_provenance(args.file)
+    if not isinstance(provenance, str) and not load_backend(provenance.backend).runs_here:
+        raise AxzooError(f"{args.file} was compiled by backend {provenance.backend}: inspect reads only ONNX files")
+    found = inspect_file(args.file)
     try:
         if args.json:
             known = {"missing": provenance} if isinstance(provenance, str) else asdict(provenance)
