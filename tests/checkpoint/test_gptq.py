@@ -201,7 +201,7 @@ def test_unpacked_tensors_are_unchanged(tmp_path: Path) -> None:
 def test_a_scale_that_is_not_finite_is_detected(tmp_path: Path) -> None:
     stored = under("x", make_layer(4, 16, 8, 16, sym=True, act_order=False, seed=0).stored(less_one=True))
     stored["x.scales"][0, 3] = np.inf
-    with pytest.raises(AxzooError, match=r"tensor x\.weight holds NaN or infinite values"):
+    with pytest.raises(AxzooError, match=r"tensor x\.weight contains NaN or infinity"):
         digest_rows(tmp_path, opened(tmp_path, stored), TensorRef("x.weight", (8, 16)))
 
 
