@@ -78,7 +78,7 @@ def _run(verb: str, module: str, words: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output is gone, so there is no one to report to
+        sys.stderr.close()  # stdout's pipe is closed
         return 1
     except MemoryError:
         return _fail(f"out of memory: {getattr(command, 'OUT_OF_MEMORY', _FEWER_JOBS)}")

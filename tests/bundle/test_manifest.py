@@ -131,7 +131,7 @@ def test_a_manifest_of_format_1_as_axzoo_wrote_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         (3, "has format 3, and this axzoo reads formats up to 2: it was written by a newer version"),
         (True, "is damaged"),
@@ -139,9 +139,9 @@ def test_a_manifest_of_format_1_as_axzoo_wrote_it() -> None:
         (0, "is damaged"),
     ],
 )
-def test_the_format_number(data: Any, number: Any, said: str) -> None:
+def test_the_format_number(data: Any, number: Any, message: str) -> None:
     data["format"] = number
-    with pytest.raises(AxzooError, match=said):
+    with pytest.raises(AxzooError, match=message):
         parse_manifest(data, Path("x/manifest.json"))
 
 

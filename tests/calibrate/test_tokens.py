@@ -33,18 +33,18 @@ def short(monkeypatch: pytest.MonkeyPatch) -> int:
 def test_generated_tokens_do_not_depend_on_the_number_of_cores(oracle: Oracle, short: int) -> None:
     cores = torch.get_num_threads()
     try:
-        said = []
+        samples = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            said.append(generated_tokens(oracle, 200, GROUP + 3))
+            samples.append(generated_tokens(oracle, 200, GROUP + 3))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(cores)
-    assert torch.equal(*said)
-    assert said[0].shape == (GROUP + 3, short)
-    assert said[0][:, 0].max() < 200
-    assert len({tuple(row) for row in said[0].tolist()}) == GROUP + 3
-    assert torch.equal(generated_tokens(oracle, 200, GROUP), said[0][:GROUP])
+    assert torch.equal(*samples)
+    assert samples[0].shape == (GROUP + 3, short)
+    assert samples[0][:, 0].max() < 200
+    assert len({tuple(row) for row in samples[0].tolist()}) == GROUP + 3
+    assert torch.equal(generated_tokens(oracle, 200, GROUP), samples[0][:GROUP])
 
 
 def test_tokens_are_sampled_from_the_models_probabilities(
@@ -59,8 +59,8 @@ def test_tokens_are_sampled_from_the_models_probabilities(
         return seen[-1]
 
     monkeypatch.setattr(module, "_next_logits", noted)
-    said = generated_tokens(oracle, 200, 3)
-    for row, ids in enumerate(said.tolist()):
+    samples = generated_tokens(oracle, 200, 3)
+    for row, ids in enumerate(samples.tolist()):
         got = np.stack([logits[row].numpy() for logits in seen])
         np.testing.assert_allclose(got, checkpoint.logits(ids)[:-1], atol=1e-4)
 

@@ -20,7 +20,7 @@ def restored_log() -> Iterator[None]:
     set_log_handler(None)
 
 
-def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+def printed_lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The lines printed on stdout and stderr, without time and source location."""
     return re.sub(r"^\d.* \| INFO     \| \S+ - ", "", capsys.readouterr().out, flags=re.MULTILINE).splitlines()
 
@@ -41,10 +41,10 @@ def test_a_prompt_and_a_token(capsys: pytest.CaptureFixture[str]) -> None:
     simulate(0, 2).token("2", (("2", 0.99996), ("\n", 0.00004)))
     rows = ["[[[0.5 0.5 0.5 ... 0.5 0.5 0.5]", "  [0.5 0.5 0.5 ... 0.5 0.5 0.5]]]"]
     layers = [["simulate layer 0", "end simulate", *rows], ["simulate layer 1", "end simulate", *rows]]
-    assert told(capsys) == [*layers[0], *layers[1], "2", r"posibile ('2', 1.0),('\n', 0.0)"]
+    assert printed_lines(capsys) == [*layers[0], *layers[1], "2", r"posibile ('2', 1.0),('\n', 0.0)"]
     simulate(12, 13).token("<|im_end|>", (("<|im_end|>", 1.0),))
     layer = ["start_indice = 12", "simulate layer {}", "end simulate", "[0.5 0.5 0.5 0.5 0.5]"]
-    assert "\n".join(told(capsys)) == "\n".join([*layer, *layer]).format(0, 1) + (
+    assert "\n".join(printed_lines(capsys)) == "\n".join([*layer, *layer]).format(0, 1) + (
         "\nstart_indice = 12\n<|im_end|>\nposibile ('<|im_end|>', 1.0)"
     )
 
@@ -54,7 +54,7 @@ def test_a_prompt_in_chunks_logs_the_start_and_end_of_every_layer(
     capsys: pytest.CaptureFixture[str], tokens: int, chunk: int, passes: int
 ) -> None:
     simulate(0, tokens, chunk)
-    lines = [line for line in told(capsys) if "simulate" in line]
+    lines = [line for line in printed_lines(capsys) if "simulate" in line]
     assert lines == ["simulate layer 0", "end simulate", "simulate layer 1", "end simulate"] * passes
     assert all(a != b for a, b in pairwise(lines))
 

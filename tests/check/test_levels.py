@@ -185,8 +185,8 @@ def test_level_2_reports_what_failed(bundle: Path, oracle: Oracle) -> None:
     (missing,) = check.failures(S8, "Paris is not what this model says")
     assert "does not contain 'Paris is not what this model says'" in missing
     strict = replace(S8, max_mean_kl=0.0, min_top1_agreement=1.1)
-    said = check.failures(strict, None)
-    assert [line.split(" is ")[0].rsplit(" ", 1)[0] for line in said] == ["mean KL divergence", "top-1 agreement"]
+    failures = check.failures(strict, None)
+    assert [line.split(" is ")[0].rsplit(" ", 1)[0] for line in failures] == ["mean KL divergence", "top-1 agreement"]
 
 
 def test_level_2_detects_a_broken_layer(bundle: Path, oracle: Oracle) -> None:
@@ -229,9 +229,9 @@ def test_greedy_agreement(bundle: Path, build_tiny: Callable[[Recipe], Built], o
     exact = load_model(_complete(build_tiny(EXACT), tmp_path / "exact"))
     agreement = greedy_agreement(exact, oracle, IDS, 8, ends=())
     assert (agreement.agreed, agreement.tokens) == (8, 8)
-    said = [token for token, _ in oracle.greedy(IDS, 8)]
-    stop = greedy_agreement(exact, oracle, IDS, 8, ends={said[2]})
-    assert stop.agreed == stop.tokens == said.index(said[2]) + 1
+    tokens = [token for token, _ in oracle.greedy(IDS, 8)]
+    stop = greedy_agreement(exact, oracle, IDS, 8, ends={tokens[2]})
+    assert stop.agreed == stop.tokens == tokens.index(tokens[2]) + 1
     first, second = open_bundle(bundle).layers
     first.unlink()
     shutil.copy(second, first)

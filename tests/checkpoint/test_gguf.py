@@ -161,7 +161,7 @@ def entry(key: bytes, kind: int, value: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"GGML" + bytes(60), "does not start with GGUF"),
         (head(version=1), "version 1"),
@@ -180,15 +180,15 @@ def entry(key: bytes, kind: int, value: bytes) -> bytes:
         (b"", "not a readable GGUF"),
     ],
 )
-def test_forged_headers(tmp_path: Path, data: bytes, said: str) -> None:
+def test_forged_headers(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "forged.gguf"
     path.write_bytes(data)
-    with pytest.raises(AxzooError, match=said):
+    with pytest.raises(AxzooError, match=message):
         read_header(path)
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         ({}, "head_count None"),
         (METADATA | {"llama.attention.head_count": 0}, "are not valid"),
@@ -196,9 +196,9 @@ def test_forged_headers(tmp_path: Path, data: bytes, said: str) -> None:
         (METADATA | {"llama.attention.key_length": 24}, "must be a multiple of the head dimension 24"),
     ],
 )
-def test_invalid_head_metadata(tmp_path: Path, metadata: dict[str, Any], said: str) -> None:
+def test_invalid_head_metadata(tmp_path: Path, metadata: dict[str, Any], message: str) -> None:
     path = write(tmp_path / "tiny.gguf", tensors(Kind.F32), metadata)
-    with pytest.raises(AxzooError, match=said):
+    with pytest.raises(AxzooError, match=message):
         GgufCheckpoint(path)
 
 

@@ -109,9 +109,9 @@ class InMemory:
 
 def opened(folder: Path, stored: dict[str, Array], **config: Any) -> GptqCheckpoint:
     (folder / "config.json").write_text(json.dumps({"quantization_config": USUAL | config}))
-    said = gptq_config(folder)
-    assert said is not None
-    return GptqCheckpoint(InMemory(stored), said)
+    quantization = gptq_config(folder)
+    assert quantization is not None
+    return GptqCheckpoint(InMemory(stored), quantization)
 
 
 def under(prefix: str, parts: dict[str, Array]) -> dict[str, Array]:
@@ -126,15 +126,21 @@ def under(prefix: str, parts: dict[str, Array]) -> dict[str, Array]:
 def test_weights(tmp_path: Path, bits: int, group_size: int, sym: bool, act_order: bool, layout: str) -> None:
     layer = make_layer(bits, 48, 24, group_size, sym, act_order, seed=bits + group_size)
     stored = under("x.q_proj", layer.stored(layout == "gptq"))
-    said = {"bits": bits, "group_size": group_size, "sym": sym, "desc_act": act_order, "checkpoint_format": layout}
-    checkpoint = opened(tmp_path, stored, **said)
+    quantization = {
+        "bits": bits,
+        "group_size": group_size,
+        "sym": sym,
+        "desc_act": act_order,
+        "checkpoint_format": layout,
+    }
+    checkpoint = opened(tmp_path, stored, **quantization)
     assert checkpoint.tensors == {"x.q_proj.weight": TensorInfo("x.q_proj.weight", "memory", "F32", (24, 48))}
     rows = checkpoint.read_rows("x.q_proj.weight", 0, 24)
     assert rows.dtype == np.float32
     assert_array_equal(rows, layer.weight())
     if not act_order:
         del stored["x.q_proj.g_idx"]  # older files have none
-        assert_array_equal(opened(tmp_path, stored, **said).read_rows("x.q_proj.weight", 0, 24), layer.weight())
+        assert_array_equal(opened(tmp_path, stored, **quantization).read_rows("x.q_proj.weight", 0, 24), layer.weight())
 
 
 def test_the_order_of_the_fields_is_the_published_one(tmp_path: Path) -> None:
@@ -195,7 +201,7 @@ def test_unpacked_tensors_are_unchanged(tmp_path: Path) -> None:
 def test_a_scale_that_is_not_finite_is_detected(tmp_path: Path) -> None:
     stored = under("x", make_layer(4, 16, 8, 16, sym=True, act_order=False, seed=0).stored(less_one=True))
     stored["x.scales"][0, 3] = np.inf
-    with pytest.raises(AxzooError, match=r"tensor x\.weight holds NaN or infinite values"):
+    with pytest.raises(AxzooError, match=r"tensor x\.weight contains NaN or infinity"):
         digest_rows(tmp_path, opened(tmp_path, stored), TensorRef("x.weight", (8, 16)))
 
 
@@ -237,18 +243,18 @@ WRONG: dict[str, tuple[dict[str, Array | None], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize(("changes", "said", "message"), WRONG.values(), ids=WRONG.keys())
+@pytest.mark.parametrize(("changes", "quantization", "message"), WRONG.values(), ids=WRONG.keys())
 def test_tensors_that_contradict_the_config(
-    tmp_path: Path, changes: dict[str, Array | None], said: dict[str, Any], message: str
+    tmp_path: Path, changes: dict[str, Array | None], quantization: dict[str, Any], message: str
 ) -> None:
     stored = under("x", make_layer(4, 16, 8, 16, sym=True, act_order=False, seed=0).stored(less_one=True))
     left = {name: array for name, array in (stored | changes).items() if array is not None}
     with pytest.raises(AxzooError, match=message):
-        opened(tmp_path, left, **said)
+        opened(tmp_path, left, **quantization)
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("quantization", "message"),
     [
         ({"quant_method": "awq"}, "quant_method 'awq' is not supported, only gptq"),
         ({"quant_method": "bitsandbytes"}, "quant_method 'bitsandbytes'"),
@@ -267,8 +273,8 @@ def test_tensors_that_contradict_the_config(
         ({"is_marlin_format": True}, "is_marlin_format"),
     ],
 )
-def test_unsupported_quantizations(tmp_path: Path, said: dict[str, Any], message: str) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": USUAL | said}))
+def test_unsupported_quantizations(tmp_path: Path, quantization: dict[str, Any], message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": USUAL | quantization}))
     with pytest.raises(AxzooError, match=message) as error:
         open_checkpoint(tmp_path)
     assert str(tmp_path / "config.json") in str(error.value)
@@ -311,9 +317,9 @@ def test_a_gptq_checkpoint_locks_like_the_dequantized_one(checkpoint: Checkpoint
         "packed": (packed, config | {"quantization_config": USUAL | {"desc_act": True}}),
     }
     locks = []
-    for folder, (arrays, said) in folders.items():
+    for folder, (arrays, quantization) in folders.items():
         (tmp_path / folder).mkdir()
         save_file(arrays, tmp_path / folder / "model.safetensors")
-        (tmp_path / folder / "config.json").write_text(json.dumps(said))
+        (tmp_path / folder / "config.json").write_text(json.dumps(quantization))
         locks.append(make_lock(tmp_path / folder, "llama", LAYERS, ["quantization_config"]))
     assert locks[0] == locks[1]

@@ -89,8 +89,8 @@ def test_gptq_wraps_either_format(tmp_path: Path, pickled: bool) -> None:
         torch.save(stored, tmp_path / PICKLED)
     else:
         save_file(stored, tmp_path / SAFE)
-    said = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
-    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": said}))
+    quantization = {"quant_method": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantization}))
     checkpoint = open_checkpoint(tmp_path)
     assert isinstance(checkpoint, GptqCheckpoint)
     assert np.array_equal(checkpoint.read_rows("w.weight", 0, 8), np.full((8, 16), (1 - 8) * 0.5))

@@ -86,7 +86,7 @@ def test_one_value_that_is_not_finite_is_detected(dtype: Any, value: float) -> N
     array = np.zeros((5, 4), dtype)
     _digest(array)
     array[4, 3] = value
-    with pytest.raises(AxzooError, match=r"there/memory: tensor w holds NaN or infinite values: .* damaged"):
+    with pytest.raises(AxzooError, match=r"there/memory: tensor w contains NaN or infinity: .* damaged"):
         _digest(array)
     _digest(array, (0, 4))
 

@@ -105,7 +105,8 @@ def test_provenance(s8: Built, tmp_path: Path, capsys: Capture) -> None:
     layer.with_name("other").replace(layer)
     assert "lists a different file with this name" in _json(layer, capsys)["provenance"]["missing"]
     (built.folder / "manifest.json").write_text("{}")
-    assert _json(layer, capsys)["provenance"]["missing"].endswith(
+    missing = _json(layer, capsys)["provenance"]["missing"]
+    assert missing.endswith("is damaged (KeyError('spec')): build the bundle again")
         "is damaged (KeyError('spec')): build the bundle again"
     )
 

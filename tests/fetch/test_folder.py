@@ -46,11 +46,11 @@ def test_a_changed_folder_gets_a_new_receipt(checkpoint: Path, tmp_path: Path) -
     assert (tmp_path / "source.json").read_text() != before
 
 
-@pytest.mark.parametrize(("missing", "said"), [("config.json", "no config.json"), ("model.safetensors", "neither")])
-def test_a_folder_without_a_checkpoint(checkpoint: Path, tmp_path: Path, missing: str, said: str) -> None:
+@pytest.mark.parametrize(("missing", "message"), [("config.json", "no config.json"), ("model.safetensors", "neither")])
+def test_a_folder_without_a_checkpoint(checkpoint: Path, tmp_path: Path, missing: str, message: str) -> None:
     (checkpoint / "pytorch_model.bin").unlink()
     (checkpoint / missing).unlink()
-    with pytest.raises(AxzooError, match=said):
+    with pytest.raises(AxzooError, match=message):
         fetch(FolderSource(str(checkpoint)), tmp_path / "output")
     assert not (tmp_path / "output").exists()
 

@@ -60,7 +60,7 @@ def test_equal_files_give_equal_bytes(tiny: Tiny, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"general.architecture": "qwen2"}, "architecture 'qwen2'"),
         ({"llama.rope.scaling.type": "yarn"}, r"sets llama\.rope\.scaling\.type"),
@@ -90,8 +90,8 @@ def test_equal_files_give_equal_bytes(tiny: Tiny, tmp_path: Path) -> None:
         ({"tokenizer.ggml.eos_token_id": 1 << 20}, "eos_token has index 1048576"),
     ],
 )
-def test_files_that_cannot_be_converted(tiny: Tiny, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(AxzooError, match=said):
+def test_files_that_cannot_be_converted(tiny: Tiny, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(AxzooError, match=message):
         converted(tiny, tmp_path, changes=changes)
     assert list((tmp_path / "checkpoint").iterdir()) == []
 

@@ -200,11 +200,11 @@ def test_an_invalid_listing(hub: Hub, output: Path, info: bytes) -> None:
         fetch_hub(SOURCE, output, hub.endpoint)
 
 
-@pytest.mark.parametrize(("missing", "said"), [("config.json", "no config.json"), ("model.safetensors", "neither")])
-def test_a_repository_without_a_checkpoint(hub: Hub, output: Path, missing: str, said: str) -> None:
+@pytest.mark.parametrize(("missing", "message"), [("config.json", "no config.json"), ("model.safetensors", "neither")])
+def test_a_repository_without_a_checkpoint(hub: Hub, output: Path, missing: str, message: str) -> None:
     del hub.files[missing]
     hub.files.pop("pytorch_model.bin")
-    with pytest.raises(AxzooError, match=said):
+    with pytest.raises(AxzooError, match=message):
         fetch_hub(SOURCE, output, hub.endpoint)
 
 

@@ -174,7 +174,7 @@ def test_refusal_is_reported_at_plan_time(environment: dict[str, str], project: 
     run = stamped.snakemake("-n")
     assert run.status != 0
     assert "config/zoo.yaml" in run.shown
-    assert "backend stamp cannot build it for AX650: hidden_state_type fp32 is not supported" in run.shown
+    assert "backend stamp cannot build this model for AX650: hidden_state_type fp32 is not supported" in run.shown
 
 
 def test_backend_that_is_not_installed(project: Project) -> None:

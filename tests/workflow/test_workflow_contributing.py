@@ -54,9 +54,9 @@ def test_the_part_kind(project: Project, tmp_path: Path) -> None:
     assert manifest["parts"][name]["kind"] == "norm"
     assert project.snakemake(**environment).did_nothing
     axzoo = [Path(sys.executable).with_name("axzoo")]
-    for arguments, said in ((["verify", TINY], "all match the manifest"), (["store", "list"], " norm ")):
+    for arguments, output in ((["verify", TINY], "all match the manifest"), (["store", "list"], " norm ")):
         done = subprocess.run(
             [*axzoo, *arguments], cwd=project.folder, env=untraced() | environment, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert said in done.stdout
+        assert output in done.stdout

@@ -196,7 +196,7 @@ def test_two_builds_at_once_wait_for_each_other(project: Project, reference: dic
     builds = [start(project) for _ in range(2)]
     shown = [build.communicate(timeout=120)[0] for build in builds]
     assert [build.returncode for build in builds] == [0, 0], shown
-    assert sum("another build is at work in" in text for text in shown) == 1
+    assert sum("another build is running in" in text for text in shown) == 1
     assert sum("Nothing to be done" in text for text in shown) == 1
     finish(project, reference)
 

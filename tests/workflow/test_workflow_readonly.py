@@ -19,8 +19,8 @@ pytestmark = pytest.mark.workflow
 
 MANIFEST = f"{TINY}/manifest.json"
 CHECKS = "results/checks/AX650/tiny-w8a16/layers.json"
-WAITING = "another build is at work in"
-AGAIN = "another build has been at work in"
+WAITING = "another build is running in"
+AGAIN = "another build has run in"
 
 _AXZOO = """#!/bin/sh
 # Jobs that compile layers wait until the gate file exists.
@@ -80,9 +80,9 @@ def start(project: Project, *command: str, **environment: str) -> subprocess.Pop
     )
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
-    while not holds():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -128,8 +128,8 @@ def build(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     ids=lambda value: " ".join(word for word in value if "/" not in word) if value[0] in ("snakemake", "axzoo") else "",
 )
 def test_read_only_commands_do_not_wait(build: HeldBuild, command: Sequence[str], answers: Sequence[str]) -> None:
-    looked = start(build.project, *command)
-    output = looked.communicate(timeout=60)[0]
+    process = start(build.project, *command)
+    output = process.communicate(timeout=60)[0]
     assert all(answer in output for answer in answers), output
     assert WAITING not in output
     assert build.is_at_work

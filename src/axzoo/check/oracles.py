@@ -17,7 +17,7 @@ from axzoo.runtime.bundle_folder import open_bundle
 
 
 def bundle_oracle(folder: Path) -> Oracle:
-    """The oracle on a bundle's dequantized weights: what differs from it is only rounding between layers."""
+    """The oracle on a bundle's dequantized weights: differences from it are only rounding between layers."""
     import onnx
 
     bundle = open_bundle(folder)

@@ -1,4 +1,4 @@
-"""Record the inputs of every layer for calibration-aware rounding (--rounding gptq)."""
+"""Record the inputs of every layer for calibration-aware rounding, for recipes with rounding gptq."""
 
 from __future__ import annotations
 

@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backend", default="host", metavar="NAME", help="backend that compiles the parts (host)")
     add_recipe(parser)
     parser.add_argument(
-        "--calibration", type=Path, metavar="DIR", help="output folder of `axzoo calibrate`, for --rounding gptq"
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="output folder of `axzoo calibrate`, for recipes with rounding gptq",
     )
 
 

@@ -1,7 +1,7 @@
-"""Locks between processes: the store's, the one a build holds on its project, and llm_build's on its work folder.
+"""Locks between processes: of the store, of a project while it is built, and of llm_build's work folder.
 
-All are flock(2): the system releases a lock when its process ends, however it ends, so a killed process leaves none
-behind. A file system without locks gets one answer: the work goes on, and a warning says what is not protected.
+All use flock(2). The operating system releases the lock when the process ends, even after kill -9. Without flock
+support, the build continues and a warning names the risk.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STORE_LOCK = ".lock"
 """An empty file in the store's folder."""
 
 BUILD_LOCK = Path(".snakemake/axzoo.lock")
-"""In the project's folder. Holds the number that `BuildLock` describes."""
+"""In the project's folder. Contains the number that `BuildLock` describes."""
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP}
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -37,7 +37,7 @@ _warned: set[Path] = set()
 
 @dataclass(frozen=True)
 class FileLock:
-    """An open lock file. `held` is false where the file system has no locks."""
+    """An open lock file. `held` is false on a file system without flock support."""
 
     fd: int
     held: bool
@@ -50,9 +50,9 @@ class FileLock:
 def lock_file(
     path: Path, unprotected: str, *, exclusive: bool = True, wait: bool = True, read_only: bool = False
 ) -> FileLock:
-    """Lock `path`, alone or with others. The file is created if it is missing, unless it is opened `read_only`.
+    """Take an exclusive or shared lock on `path`. Create the file if it is missing, unless `read_only`.
 
-    On a file system without locks, log one warning that ends in `unprotected`: what the user must not do there.
+    On a file system without flock support, log one warning that ends in `unprotected`, which names the risk.
 
     Raises BlockingIOError when another process holds the lock and `wait` is false, and OSError when the file cannot be
     opened.
@@ -62,7 +62,7 @@ def lock_file(
         try:
             fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
-            # NFS refuses an exclusive lock on a file that was opened for reading with EBADF.
+            # For an exclusive lock on a file opened for reading, NFS fails with EBADF.
             if error.errno not in _NO_LOCKS and not (read_only and error.errno == errno.EBADF):
                 raise OSError(error.errno, error.strerror, str(path)) from None
             _warn_once(path, error, unprotected)
@@ -105,10 +105,10 @@ def is_locked(folder: Path) -> bool:
 
 @contextmanager
 def locked_store(root: Path, *, exclusive: bool) -> Iterator[None]:
-    """Hold the lock of the store in `root`, alone or with others.
+    """Hold an exclusive or shared lock on the store in `root`.
 
-    A store on a file system without locks, or a read-only one without a lock file, is used unlocked. Its bytes stay
-    right, because files are whole or absent.
+    A store on a file system without flock support, or a read-only store without a lock file, is used unlocked. Data
+    stays correct because files are written atomically.
     """
     lock = _lock_store(root / STORE_LOCK, exclusive=exclusive)
     try:
@@ -120,8 +120,8 @@ def locked_store(root: Path, *, exclusive: bool) -> Iterator[None]:
 
 def _lock_store(path: Path, *, exclusive: bool) -> FileLock | None:
     unprotected = (
-        "do not run `axzoo store gc` or `axzoo store verify --repair` beside a build; "
-        "two builds that add the same entry at once may each keep a copy of it"
+        "do not run `axzoo store gc` or `axzoo store verify --repair` during a build; "
+        "two builds that add the same entry at the same time may each keep a copy"
     )
     try:
         return lock_file(path, unprotected, exclusive=exclusive)
@@ -138,25 +138,26 @@ def _lock_store(path: Path, *, exclusive: bool) -> FileLock | None:
 
 
 class BuildLock:
-    """The lock that a build holds on its project while its jobs run, and whether its plan still holds.
+    """The lock that a build holds on its project while its jobs run. It records whether a plan is current.
 
-    A plan is made without the lock, so that dry runs, reports, and builds with nothing to do never wait for a build. A
-    plan that was made while another build was at work may be out of date. So the lock file holds a number that every
-    build raises by one when it starts and when it ends: it is odd while a build is at work, or after one was killed.
+    Snakemake plans without the lock, so that dry runs, reports, and builds with nothing to do never wait for a build. A
+    plan made while another build is running may be out of date. So the lock file contains a number that every build
+    increments when it starts and when it ends. The number is odd while a build is running or after one was killed.
     """
 
     def __init__(self, path: Path = BUILD_LOCK) -> None:
-        """Note the number. To be called before anything is planned; neither creates nor locks the file."""
+        """Read the number; call this before Snakemake plans. The file is neither created nor locked."""
         self._path = path.absolute()
         self._planned_at = 0
-        with suppress(OSError):  # there has been no build, or `acquire` says what is wrong
+        with suppress(OSError):  # no build has run yet, or `acquire` reports the error
             self._planned_at = _number(self._path.read_bytes())
 
     def acquire(self) -> bool:
-        """Wait until no other build is at work in the folder. True: the lock is held until this process ends. False:
-        the plan is out of date, and the lock is not held.
+        """Wait until no other build is running in the folder, then take the lock if the plan is current.
 
-        Jobs do not inherit the lock. On a file system without locks the plan counts as up to date.
+        Returns True if the plan is current: this process then holds the lock until it ends. Returns False, without the
+        lock, if the plan is out of date. Jobs do not inherit the lock. Without flock support, every plan counts as
+        current.
 
         Raises AxzooError when the file cannot be written, SystemExit when the wait is interrupted.
         """
@@ -166,18 +167,18 @@ class BuildLock:
             return not lock.held or self._start(lock)
         except OSError as error:
             raise AxzooError(
-                f"{self._path} cannot be written ({error.strerror}): a build keeps its records there"
+                f"{self._path} cannot be written ({error.strerror}): a build stores its state there"
             ) from None
 
     def _lock(self) -> FileLock:
-        unprotected = "do not start two builds in this folder at once, they would not wait for each other"
-        # Snakemake's own handler waits for its jobs to end, and there are none yet.
+        unprotected = "do not start two builds in this folder at once: neither would wait for the other"
+        # Snakemake's own handler waits for jobs to end, but no job has started yet.
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             try:
                 return lock_file(self._path, unprotected, wait=False)
             except BlockingIOError:
-                print(f"another build is at work in {Path.cwd()}: waiting for it to end", file=sys.stderr, flush=True)
+                print(f"another build is running in {Path.cwd()}: waiting for it to end", file=sys.stderr, flush=True)
                 return lock_file(self._path, unprotected)
         except KeyboardInterrupt:
             raise SystemExit(130) from None
@@ -194,7 +195,7 @@ class BuildLock:
         if was_killed:
             _write_number(lock.fd, number + 1)
         lock.close()
-        reason = "an earlier build was killed" if number == self._planned_at else "another build has been at work"
+        reason = "an earlier build was killed" if number == self._planned_at else "another build has run"
         print(f"{reason} in {Path.cwd()}: planning again", file=sys.stderr, flush=True)
         return False
 
@@ -211,21 +212,21 @@ def _write_number(fd: int, number: int) -> None:
 
 
 def _end(lock: FileLock, number: int) -> None:
-    with suppress(OSError):  # the number stays odd, as after a kill
+    with suppress(OSError):  # the number stays odd, as after kill -9
         _write_number(lock.fd, number)
     lock.close()
 
 
 def start_again() -> NoReturn:
-    """End this Snakemake and run the same command in its place, in the same process, so that it plans afresh.
+    """Re-execute the Snakemake command so that it plans again. The process ID stays the same.
 
-    SystemExit lets Snakemake tidy up on its way out: its log, temporary folder, and current folder.
+    This raises SystemExit, so that Snakemake first cleans up its log, temporary folder, and working directory.
 
-    Raises AxzooError when the program is not the `snakemake` command, but one that uses Snakemake as a library.
+    Raises AxzooError in a program other than the `snakemake` command, which uses Snakemake as a library.
     """
     program = Path(sys.argv[0])
     if program.name != "snakemake" and program.parts[-2:] != ("snakemake", "__main__.py"):
-        raise AxzooError("the plan is out of date, because another build has been at work: start this build again")
+        raise AxzooError("the plan is out of date, because another build has run: start this build again")
     atexit.register(_execute_again)
     raise SystemExit(1)  # the status if the command cannot be executed
 

@@ -246,7 +246,7 @@ class Zoo(BaseModel):
             recipe = Recipe(weight_type=weight_type, **shared)
             refusal = load_backend(backend).refusal(own.model_type, chip, recipe)
             if refusal:
-                raise AxzooError(f"backend {backend} cannot build it for {chip}: {refusal}")
+                raise AxzooError(f"backend {backend} cannot build this model for {chip}: {refusal}")
             yield Build(
                 chip=chip,
                 npu_memory_mb=self._chips.memory_mb(chip),

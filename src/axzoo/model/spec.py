@@ -1,7 +1,7 @@
 """The numeric description of a decoder-only language model.
 
 A family file (`axzoo.model.families`) makes a `DecoderSpec` from config.json. The graph builder, the fp32 oracle, the
-lock and the size estimates read only the spec; none of them knows a family's name.
+lock and the size estimates read only the spec; none of them depends on a specific family.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _require_known(name: str, value: object, known: tuple[str, ...]) -> None:
 
 
 class FromDict:
-    """Reads a frozen dataclass back from the dict that `dataclasses.asdict` made of it, in this or another version."""
+    """Restores a frozen dataclass from its `dataclasses.asdict` dict, written by this or another version of axzoo."""
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -72,8 +72,8 @@ class RopeSpec(FromDict):
     """Rotary position embedding of the first `rotary_dim` dimensions of each head.
 
     Pairs are (i, i + rotary_dim / 2), or (2i, 2i + 1) where `interleaved`. Nothing is rotated if `rotary_dim` is 0.
-    `scaling` holds `rope_type` and its
-    parameters, checked by `axzoo.model.rope.make_rope`; `axzoo.model.rope.frequencies` computes the frequencies.
+    `scaling` contains `rope_type` and its parameters, checked by `axzoo.model.rope.make_rope`.
+    `axzoo.model.rope.frequencies` computes the frequencies.
     """
 
     theta: float

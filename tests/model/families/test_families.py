@@ -150,7 +150,7 @@ CASES: dict[str, Case] = {
         _llama_post(EMBED),
         EMBED,
     ),
-    "smollm3, everything said": Case(
+    "smollm3, every key set": Case(
         {
             **USUAL, "attention_bias": True, "layer_types": ["full_attention", "sliding_attention", "full_attention"],
             "max_window_layers": 28, "mlp_bias": True, "model_type": "smollm3", "no_rope_layer_interval": 4,
@@ -395,7 +395,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("smollm3, every default", {"no_rope_layers": [1, 0, 2]}, "with an entry for each of the 3 layers"),
     ("smollm3, every default", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
-    ("smollm3, everything said", {"use_sliding_window": False}, "use_sliding_window is False, but must be True"),
+    ("smollm3, every key set", {"use_sliding_window": False}, "use_sliding_window is False, but must be True"),
     ("phi: phi-2", {"hidden_act": "gelu"}, "hidden_act is 'gelu', but must be 'gelu_new'"),
     ("phi: phi-2", {"qk_layernorm": True}, "qk_layernorm is True, but must be False"),
     ("phi: phi-2", {"tie_word_embeddings": True}, "tie_word_embeddings is True"),
