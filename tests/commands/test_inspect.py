@@ -107,8 +107,6 @@ def test_provenance(s8: Built, tmp_path: Path, capsys: Capture) -> None:
     (built.folder / "manifest.json").write_text("{}")
     missing = _json(layer, capsys)["provenance"]["missing"]
     assert missing.endswith("is damaged (KeyError('spec')): build the bundle again")
-        "is damaged (KeyError('spec')): build the bundle again"
-    )
 
 
 def _write_vendor_file(path: Path, **metadata: str) -> Path:

@@ -109,7 +109,7 @@ def build(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 @pytest.mark.parametrize(
     ("command", "answers"),
     [
-        (["snakemake", "-n", MANIFEST], ["layer                  3      3\n", "This was a dry-run"]),
+        (["snakemake", "-n", MANIFEST], ["layer                  3      3\n", "This was a dry run"]),
         (
             ["snakemake", "--summary", MANIFEST],
             ["llama_post.log\tok\tno update", f"{MANIFEST}\t-\tbundle\t-\tmissing\tupdate pending"],
