@@ -216,9 +216,7 @@ def test_a_build_on_a_file_system_without_locks(small_llama: Path, tmp_path: Pat
     output = process.stdout
     assert process.returncode == 0, output
     assert "build llm model done!" in output
-    assert output.count("work/lock cannot be locked (Function not implemented): do not start two llm_build") == 1, (
-        output
-    )
+    assert output.count("work/lock cannot be locked (Function not implemented): do not run two llm_build") == 1, output
     assert "axzoo.lock cannot be locked (Function not implemented): do not start two builds in this folder" in output
     log = next((tmp_path / "work/results/logs").rglob("llama_post.log")).read_text()
     assert log.count("store/.lock cannot be locked (Function not implemented): do not run `axzoo store gc`") == 1
