@@ -60,6 +60,9 @@ $(VENV)/bin/python:
 
 LOCK := envs/constraints.txt
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint $(LOCK)
+# The environment in which pip builds axzoo takes constraints only from these variables, depending on pip's version.
+$(VENV)/installed $(VENV)/installed-test $(VENV)-bench/installed: export PIP_CONSTRAINT := $(LOCK)
+$(VENV)/installed $(VENV)/installed-test $(VENV)-bench/installed: export PIP_BUILD_CONSTRAINT := $(LOCK)
 
 $(VENV)/installed: $(VENV)/bin/python pyproject.toml $(LOCK)
 	@echo "installing axzoo and its requirements in $(VENV) (a minute or two)"

@@ -91,5 +91,8 @@ def test_everything_is_installed_with_the_constraints() -> None:
     assert len(stamps) == 3
     assert all({"pyproject.toml", "$(LOCK)"} <= set(stamp.split()) for stamp in stamps)
     assert makefile.count("$(INSTALL)") == 3
+    for name in ("PIP_CONSTRAINT", "PIP_BUILD_CONSTRAINT"):  # for the environment in which pip builds axzoo
+        targets = "$(VENV)/installed $(VENV)/installed-test $(VENV)-bench/installed"
+        assert f"{targets}: export {name} := $(LOCK)\n" in makefile
     (pip,) = (item["pip"] for item in yaml.safe_load((ROOT / "envs/environment.yaml").read_text())["dependencies"][2:])
     assert pip == ["-c constraints.txt", "-e .."]
