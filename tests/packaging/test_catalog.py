@@ -23,7 +23,7 @@ def test_required_files_exist() -> None:
 
 @pytest.mark.workflow
 def test_snakefile_plans_a_matrix() -> None:
-    command = [Path(sys.executable).with_name("snakemake"), "--dry-run", "--cores", "1", "--nolock"]
+    command = [Path(sys.executable).with_name("snakemake"), "--dry-run", "--forceall", "--cores", "1", "--nolock"]
     command += ["--configfile", "config/demo.yaml", "--snakefile", "workflow/Snakefile"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
