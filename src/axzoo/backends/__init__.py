@@ -8,6 +8,7 @@ inside methods.
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -53,6 +54,18 @@ class Needs:
 
     mem_mb: int
     minutes: int
+
+
+ASSUMED_PARAMETERS = 9_000_000_000
+"""For matrix entries without `sizes`."""
+
+_START_MINUTES = 10
+
+
+def job_minutes(parameters: int | None, seconds_per_million: float) -> int:
+    """The time limit of a job that processes so many parameters; None if their number is unknown."""
+    known = ASSUMED_PARAMETERS if parameters is None else parameters
+    return _START_MINUTES + math.ceil(known / 1e6 * seconds_per_million / 60)
 
 
 class Backend(ABC):

@@ -59,7 +59,7 @@ class PartRule:
     @property
     def receipts(self) -> list[str]:
         """The patterns of the parts' receipts."""
-        return [file.removesuffix(self.kind.suffix) + ".json" for file in self.files]
+        return [self.kind.receipt_name(file) for file in self.files]
 
     @property
     def locks(self) -> list[str]:

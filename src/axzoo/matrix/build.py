@@ -130,7 +130,7 @@ class Build:
     @property
     def receipt_files(self) -> list[str]:
         """The paths of the parts' receipts, in the order of `part_files`."""
-        return [str(self.receipts / Path(name).with_suffix(".json").name) for name in self.parts]
+        return [str(self.receipts / kind_of(part.kind).receipt_name(name)) for name, part in self.parts.items()]
 
     @property
     def lock_files(self) -> list[str]:

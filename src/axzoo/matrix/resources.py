@@ -5,11 +5,10 @@ The backend estimates jobs that compile parts (`Backend.needs`); this module has
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from axzoo.backends import Backend, Needs
+from axzoo.backends import Backend, Needs, job_minutes
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import KINDS
 from axzoo.weights.formats import FORMATS
@@ -72,10 +71,6 @@ _ROUNDING = _Stage(8000, 20.0)
 """Calibration-aware rounding of a layer, whichever backend compiles it: the Hessian of a down_proj with 11,008 input
 features, and its inverse, in fp64."""
 
-_START_MINUTES = 10
-_ASSUMED_WEIGHTS = 9_000_000_000
-"""For entries without `sizes`."""
-
 
 def parameters(num_hidden_layers: int, sizes: Sizes) -> int:
     """The number of parameters of all parts on the device."""
@@ -93,8 +88,7 @@ def _needs(cost: _Stage, weights: int | None, held: int | None = None) -> Needs:
     mem_mb = cost.mem_mb
     if cost.bytes_per_weight:
         mem_mb = cost.unknown_mb if held is None else round(mem_mb + cost.bytes_per_weight * held / 1e6)
-    known = _ASSUMED_WEIGHTS if weights is None else weights
-    return Needs(mem_mb, _START_MINUTES + math.ceil(known / 1e6 * cost.seconds / 60))
+    return Needs(mem_mb, job_minutes(weights, cost.seconds))
 
 
 def part_needs(kind: PartKind, recipe: Recipe, backend: Backend, sizes: Sizes | None, parts: int = 1) -> Needs:

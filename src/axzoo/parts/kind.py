@@ -106,6 +106,10 @@ class PartKind(ABC):
         """The file name in a bundle."""
         return self.stem(model_type, recipe) + self.tail(recipe, index)
 
+    def receipt_name(self, file_name: str) -> str:
+        """The name of the receipt of a file of this kind."""
+        return f"{file_name.removesuffix(self.suffix)}.json"
+
     def variant(self, recipe: Recipe) -> str:
         """A suffix for the names of rules if the recipe changes `tail`; "" otherwise."""
         return ""

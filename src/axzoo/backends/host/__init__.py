@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from axzoo.backends import Backend, Needs, Order
+from axzoo.backends import Backend, Needs, Order, job_minutes
 from axzoo.core.errors import AxzooError
 from axzoo.core.fingerprint import fingerprint
 from axzoo.parts.groups import ShapeGroup
@@ -25,13 +24,9 @@ _UNKNOWN_SIZE_MB = {"layer": 1000}
 _UNKNOWN_SIZE_LARGE_MB = 3000
 """For entries without `sizes`: enough for a layer with hidden_size 4096, and for a post layer with 128,256 tokens."""
 
-_START_MINUTES = 10
 _SECONDS_PER_MILLION = 0.3
 """Per million weights. More than ten times the time SmolLM2-135M takes on two cores (docs/performance.md), because
 cluster nodes differ."""
-
-_ASSUMED_PARAMETERS = 9_000_000_000
-"""For entries without `sizes`."""
 
 
 class HostBackend(Backend):
@@ -47,8 +42,7 @@ class HostBackend(Backend):
         return None
 
     def needs(self, kind: PartKind, recipe: Recipe, parameters: int | None, parts: int = 1) -> Needs:
-        weights = _ASSUMED_PARAMETERS if parameters is None else parameters * parts
-        minutes = _START_MINUTES + math.ceil(weights / 1e6 * _SECONDS_PER_MILLION / 60)
+        minutes = job_minutes(None if parameters is None else parameters * parts, _SECONDS_PER_MILLION)
         if parameters is None:
             return Needs(_UNKNOWN_SIZE_MB.get(kind.name, _UNKNOWN_SIZE_LARGE_MB), minutes)
         stored = FORMATS[kind.weight_type(recipe)].bytes_stored * parameters
