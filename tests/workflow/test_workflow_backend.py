@@ -144,6 +144,34 @@ def test_deleted_bundle_is_linked_from_the_store(stamped: Stamped) -> None:
     assert stamped.project.digests(_bundle("AX620E")) == before
 
 
+def test_calibrated_parts_with_this_backend(both_built: Stamped, project: Project) -> None:
+    """axzoo calibrates and rounds for every backend; only the layers depend on it."""
+    stamped = Stamped(project, both_built.environment)
+    (project / "text.txt").write_text("What is the capital of France? The capital of France is Paris. " * 40)
+    gptq = {"rounding": "gptq", "calibration_text": "text.txt", "calibration_tokens": 256}
+    project.write_matrix({"tiny": ENTRY | {"backend": ["stamp"]} | gptq})
+    run = stamped.snakemake()
+    assert run.status == 0, run.shown
+    assert (run.jobs["calibrate"], run.jobs["layer"], run.jobs["post"]) == (1, LAYERS, 1)
+    bundle = project / "results/AX650/tiny-w8a16-gptq-stamp"
+    parts = json.loads((bundle / "manifest.json").read_text())["parts"]
+    assert [parts[name]["calibration"]["tokens"] for name in NAMES[:-1]] == [256] * LAYERS
+    assert "calibration" not in parts[NAMES[-1]]
+    assert stamped.snakemake().did_nothing
+
+
+def test_parts_that_share_a_job_are_the_same_files(both_built: Stamped, project: Project) -> None:
+    stamped = Stamped(project, both_built.environment)
+    project.write_matrix({"tiny": ENTRY | {"backend": ["stamp"]}}, chips=["AX650", "AX630C"])
+    run = stamped.snakemake("--config", f"layers_per_job={LAYERS}")
+    assert run.status == 0, run.shown
+    assert run.jobs[f"layers_0_{LAYERS - 1}"] == len(CHIPS)
+    for chip in CHIPS:
+        for name in NAMES:
+            path = f"{_bundle(chip)}/{name}"
+            assert sha256(project / path) == sha256(both_built.project / path)
+
+
 def test_file_for_another_chip_is_detected(stamped: Stamped) -> None:
     """Its digest matches the manifest, but its header names the other chip."""
     wrong, name = stamped.project / _bundle("AX620E"), "llama_post.axmodel"
@@ -195,6 +223,8 @@ def test_files_for_boards_are_not_run_here(both_built: Stamped) -> None:
     for command in ("check-layers", "check-generation"):
         output = both_built.axzoo(command, bundle, *source, "--prompt", "1+1=", "--output", "x.json", status=1)
         assert "whose files run only on a board" in output
+    output = both_built.axzoo("inspect", f"{bundle}/llama_post.axmodel", status=1)
+    assert "compiled by backend stamp: inspect reads only ONNX files" in output
 
 
 def test_llm_build_with_a_backend(environment: dict[str, str], project: Project) -> None:
