@@ -18,7 +18,7 @@ import pytest
 from axzoo.backends.host.inspection import inspect_file
 from axzoo.bundle.manifest import read_manifest
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.gguf.header import read_header
+from axzoo.checkpoint.gguf.reader import read_header
 from axzoo.core.errors import AxzooError
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.reading import read_spec

@@ -11,8 +11,7 @@ from gguf import GGMLQuantizationType as Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axzoo.checkpoint.gguf.header import read_header
-from axzoo.checkpoint.gguf.reader import GgufCheckpoint
+from axzoo.checkpoint.gguf.reader import GgufCheckpoint, read_header
 from axzoo.checkpoint.tensors import row_blocks
 from axzoo.core.errors import AxzooError
 
