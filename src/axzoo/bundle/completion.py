@@ -81,7 +81,7 @@ def complete_bundle(plan: BundlePlan) -> None:
 def _all_parts(plan: BundlePlan, spec: DecoderSpec) -> list[Receipt]:
     """The receipts of all parts of the model, ordered by kind. Raises AxzooError when one is missing or superfluous."""
     receipts = {receipt.part: receipt for receipt in map(read_receipt, plan.receipts)}
-    wanted = part_ids(spec.num_hidden_layers)
+    wanted = part_ids(spec, plan.recipe)
     if set(receipts) != set(wanted) or len(receipts) != len(plan.receipts):
         missing = [part.name for part in wanted if part not in receipts]
         raise AxzooError(
@@ -129,7 +129,8 @@ def _runtime_config(plan: BundlePlan, spec: DecoderSpec, eos_token_ids: tuple[in
     """config.json: the keys of ax-llm and of axzoo's runtime."""
     if not eos_token_ids:
         raise AxzooError(f"{plan.source.parent}: neither generation_config.json nor the tokenizer defines an EOS token")
-    parts = {key: value for kind in KINDS for key, value in kind.config(spec, plan.recipe).items()}
+    built = [kind for kind in KINDS if kind.is_built(plan.recipe) and kind.ids(spec)]
+    parts = {key: value for kind in built for key, value in kind.config(spec, plan.recipe).items()}
     return {
         "model_name": plan.name,
         "tokenizer_type": 2,
@@ -140,9 +141,16 @@ def _runtime_config(plan: BundlePlan, spec: DecoderSpec, eos_token_ids: tuple[in
         "bos": 0,
         "eos": 0,
         "use_mmap_load_embed": 1,
+        **_embedding_scale(spec, plan.recipe),
         "eos_token_ids": list(eos_token_ids),
         "chat": plan.chat,
     }
+
+
+def _embedding_scale(spec: DecoderSpec, recipe: Recipe) -> dict[str, Any]:
+    """The factor by which the host program multiplies embedding rows, if it does."""
+    scaled = recipe.embedding_scale == "host" and spec.embedding_scale != 1
+    return {"embedding_scale": spec.embedding_scale} if scaled else {}
 
 
 def _run_script(config: Mapping[str, Any]) -> str:

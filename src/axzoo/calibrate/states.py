@@ -136,7 +136,7 @@ def _tokens(oracle: Oracle, locks: Path, checkpoint: Path, text: Path | None, se
 
 
 def _check_memory(oracle: Oracle, locks: Path) -> None:
-    parts = read_parts(locks, oracle.spec.num_hidden_layers, [kind for kind in KINDS if kind.code is None])
+    parts = read_parts(locks, oracle.spec, [kind for kind in KINDS if kind.code is None])
     needed, memory = 4 * sum(part.parameters for part in parts), physical_memory()
     if needed > memory:
         raise AxzooError(

@@ -20,6 +20,7 @@ from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import KINDS
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
+from axzoo.weights.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -36,25 +37,27 @@ class InputModel:
     spec: DecoderSpec
     tokenizer: LocalTokenizer | None  # None for a GGUF file, whose tokenizer is converted by fetch
     has_chat_template: bool
-    has_vision_tower: bool
 
     @property
     def sizes(self) -> dict[str, int]:
         """The `sizes` of a matrix entry: parameters per layer and in the post layer, and the width of the KV cache."""
-        sized = {kind.name: self._parameters(kind) for kind in KINDS if kind.on_device}
+        built = [kind for kind in KINDS if kind.is_built(Recipe()) and kind.ids(self.spec)]
+        sized = {kind.name: self._parameters(kind) for kind in built if kind.on_device}
         return {**sized, "kv_width": self.spec.layer.kv_size}
 
     @property
     def parameters(self) -> int:
         """Parameters of the whole model. Tied embeddings are counted once."""
         tied = self.spec.tie_word_embeddings
-        counted = [kind for kind in KINDS if kind.on_device or not tied]
-        return sum(self._parameters(kind) * len(kind.ids(self.spec.num_hidden_layers)) for kind in counted)
+        counted = [kind for kind in KINDS if kind.is_built(Recipe()) and (kind.on_device or not tied)]
+        return sum(self._parameters(kind) * len(kind.ids(self.spec)) for kind in counted)
 
     def _parameters(self, kind: PartKind) -> int:
         """Parameters of one part of a kind. A fused tensor that several roles refer to is counted once."""
-        first = kind.ids(self.spec.num_hidden_layers)[0]
-        tensors = kind.tensors(load_family(self.spec.model_type), self.spec, first.index)
+        parts = kind.ids(self.spec)
+        if not parts:
+            return 0
+        tensors = kind.tensors(load_family(self.spec.model_type), self.spec, parts[0].index)
         shapes = {tensor.name: tensor.shape for tensor in tensors.values()}
         return sum(map(math.prod, shapes.values()))
 
@@ -93,7 +96,6 @@ def read_model(
     spec = spec_of(config, source, ignore_config_keys)
     tokenizer = None if gguf else load_tokenizer(root)
     template = gguf.metadata.get("tokenizer.chat_template") if gguf else None
-    vision_keys = getattr(load_family(spec.model_type), "VISION_KEYS", ())
     return InputModel(
         path=root,
         name=_entry_name(root),
@@ -101,7 +103,6 @@ def read_model(
         spec=spec,
         tokenizer=tokenizer,
         has_chat_template=isinstance(template, str) if tokenizer is None else tokenizer.chat is not None,
-        has_vision_tower=any(key in config for key in vision_keys),
     )
 
 

@@ -111,7 +111,7 @@ class Build:
     @cached_property
     def parts(self) -> dict[str, PartId]:
         """The model's parts by file name in the bundle, ordered by kind."""
-        return {self.file_name(part): part for part in part_ids(self.num_hidden_layers)}
+        return {self.file_name(part): part for part in part_ids(self, self.recipe)}
 
     def file_name(self, part: PartId) -> str:
         return kind_of(part.kind).file_name(self.model_type, self.recipe, part.index)
@@ -135,7 +135,7 @@ class Build:
     @property
     def lock_files(self) -> list[str]:
         """The paths of all files of the lock: the index and one file per part."""
-        names = [INDEX, *(part.lock_file for part in self.parts.values())]
+        names = [INDEX, *(part.lock_file for part in part_ids(self))]
         return [f"{self.locks}/{name}" for name in names]
 
     def compiler(self, kind: PartKind) -> str:
@@ -190,7 +190,7 @@ class Build:
         for kind in KINDS:
             if kind.name == stage:
                 return part_needs(kind, self.recipe, self.backend, sizes, parts)
-        weights = None if sizes is None else parameters(self.num_hidden_layers, sizes)
+        weights = None if sizes is None else parameters(self, self.recipe, sizes)
         if stage == "check_layers" and sizes is not None:  # holds one layer and the embedding
             return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"])
         return stage_needs(stage, weights)

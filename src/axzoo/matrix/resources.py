@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from axzoo.backends import Backend, Needs, job_minutes
-from axzoo.parts.kind import PartKind
+from axzoo.parts.kind import ModelOutline, PartKind
 from axzoo.parts.kinds import KINDS
 from axzoo.weights.formats import FORMATS
 from axzoo.weights.recipe import Recipe
@@ -30,17 +30,17 @@ class DeviceMemory:
         return self.weights_mb + self.kv_cache_mb
 
 
-def device_memory(recipe: Recipe, num_hidden_layers: int, sizes: Sizes) -> DeviceMemory:
+def device_memory(recipe: Recipe, model: ModelOutline, sizes: Sizes) -> DeviceMemory:
     """The memory of weights and KV cache. The embedding does not count, because it stays in host memory.
 
     For each cached token and layer, K and V have `kv_width` = num_key_value_heads * head_dim values each.
     """
     weights = sum(
-        FORMATS[kind.weight_type(recipe)].bytes_on_device * kind.parameters(sizes) * len(kind.ids(num_hidden_layers))
+        FORMATS[kind.weight_type(recipe)].bytes_on_device * kind.parameters(sizes) * len(kind.ids(model))
         for kind in KINDS
-        if kind.on_device
+        if kind.on_device and kind.is_built(recipe)
     )
-    cached = 2 * num_hidden_layers * recipe.kv_cache_len * sizes["kv_width"]
+    cached = 2 * model.num_hidden_layers * recipe.kv_cache_len * sizes["kv_width"]
     cache = FORMATS[recipe.hidden_state_type].bytes_stored * cached
     return DeviceMemory(weights_mb=round(weights / 1e6), kv_cache_mb=round(cache / 1e6))
 
@@ -72,9 +72,10 @@ _ROUNDING = _Stage(8000, 20.0)
 features, and its inverse, in fp64."""
 
 
-def parameters(num_hidden_layers: int, sizes: Sizes) -> int:
+def parameters(model: ModelOutline, recipe: Recipe, sizes: Sizes) -> int:
     """The number of parameters of all parts on the device."""
-    return sum(kind.parameters(sizes) * len(kind.ids(num_hidden_layers)) for kind in KINDS if kind.on_device)
+    built = (kind for kind in KINDS if kind.on_device and kind.is_built(recipe))
+    return sum(kind.parameters(sizes) * len(kind.ids(model)) for kind in built)
 
 
 def stage_needs(stage: str, weights: int | None, held: int | None = None) -> Needs:

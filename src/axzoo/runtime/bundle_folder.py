@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,17 +16,36 @@ _MAX_LAYERS = 1000
 
 
 @dataclass(frozen=True)
+class VisionFiles:
+    """The files of a vision model by part kind: `vision`, or `encoder` and `resampler`; and the image's size."""
+
+    files: Mapping[str, Path]
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """The compiled files of a model, and the shape of the embedding, which its raw file does not record."""
+    """The compiled files of a model, and the shape of the embedding, which its raw file does not record.
+
+    The host multiplies the rows of text tokens by `embedding_scale`.
+    """
 
     layers: tuple[Path, ...]
     post: Path
     embedding: Path
     vocab_size: int
     hidden_size: int
+    vision: VisionFiles | None = None
+    embedding_scale: float = 1.0
+
+    @property
+    def vision_files(self) -> Mapping[str, Path]:
+        """The files of the vision model by part kind; empty without one."""
+        return {} if self.vision is None else self.vision.files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bundle(ModelFiles):
     """The files of a complete bundle and the settings of its host program."""
 
@@ -73,9 +93,21 @@ def open_bundle(folder: Path) -> Bundle:
         bos=config.flag("bos", 0),
         eos=config.flag("eos", 0),
         mmap_embedding=config.flag("use_mmap_load_embed", 1),
+        vision=_vision(config),
+        embedding_scale=config.get("embedding_scale", float, 1.0),
     )
     _require_files(bundle)
     return bundle
+
+
+def _vision(config: _Config) -> VisionFiles | None:
+    keys = {"encoder": "filename_vpm_encoder_axmodel", "resampler": "filename_vpm_resampler_axmodel"}
+    if not config.has(keys["resampler"]):
+        return None
+    if not config.flag("vpm_two_stage", 0):
+        keys = {"vision": keys["resampler"]}
+    files = {kind: config.file(key) for kind, key in keys.items()}
+    return VisionFiles(files, config.get("vpm_height", int), config.get("vpm_width", int))
 
 
 class _Config:
@@ -87,6 +119,9 @@ class _Config:
         if not isinstance(data, dict):
             raise AxzooError(f"{path} must hold a JSON object")
         self._data: dict[str, Any] = data
+
+    def has(self, key: str) -> bool:
+        return key in self._data
 
     def get(self, key: str, kind: type[_T], default: _T | None = None) -> _T:
         value = self._data.get(key, default)
@@ -124,7 +159,7 @@ def _require_files(bundle: Bundle) -> None:
     tokenizer = bundle.tokenizer / "tokenizer.json"
     if not tokenizer.is_file() and (bundle.tokenizer / "tokenizer.model").is_file():
         tokenizer = bundle.tokenizer / "tokenizer.model"
-    required = (*bundle.layers, bundle.post, bundle.embedding, tokenizer)
+    required = (*bundle.layers, bundle.post, bundle.embedding, *bundle.vision_files.values(), tokenizer)
     missing = [path for path in required if not path.is_file()]
     if missing:
         names = ", ".join(str(path.relative_to(bundle.folder)) for path in missing[:3])

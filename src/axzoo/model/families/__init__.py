@@ -52,6 +52,10 @@ class Family(Protocol):
     def embed_tensor(self, spec: DecoderSpec) -> TensorRef: ...
 
 
+VISION_MODEL_TYPES = frozenset({"minicpmv"})
+"""The families whose spec has a vision model. Plans need to know it before config.json is read."""
+
+
 def supported_model_types() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_")
 
