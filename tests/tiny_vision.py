@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from published import minicpm
-from published.minicpmv import Resampler, Tower, Vision
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from axzoo.core.files import write_json
+from axzoo.model.reading import spec_of
+from axzoo.model.spec import DecoderSpec
+from published import minicpm
+from published.minicpmv import Resampler, Tower, Vision
 
 VISION = {
     "hidden_size": 48,
@@ -79,3 +81,8 @@ def make_checkpoint(folder: Path, **changes: Any) -> tuple[Path, Vision]:
         {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     )
     return folder, vision
+
+
+def spec(**changes: Any) -> DecoderSpec:
+    """The spec of `config`."""
+    return spec_of(config(**changes), Path("config.json"), ())

@@ -17,11 +17,16 @@ _MAX_LAYERS = 1000
 
 @dataclass(frozen=True)
 class VisionFiles:
-    """The files of a vision model by part kind: `vision`, or `encoder` and `resampler`; and the image's size."""
+    """The files of a vision model by part kind: `vision`, or `encoder` and `resampler`; and the image's size.
+
+    Large pictures can be cut into `max_slice_nums` slices of about `scale_resolution` pixels square.
+    """
 
     files: Mapping[str, Path]
     height: int
     width: int
+    max_slice_nums: int = 9
+    scale_resolution: int = 448
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +112,8 @@ def _vision(config: _Config) -> VisionFiles | None:
     if not config.flag("vpm_two_stage", 0):
         keys = {"vision": keys["resampler"]}
     files = {kind: config.file(key) for kind, key in keys.items()}
-    return VisionFiles(files, config.get("vpm_height", int), config.get("vpm_width", int))
+    names = ("vpm_height", "vpm_width", "max_slice_nums", "scale_resolution")
+    return VisionFiles(files, *(config.get(name, int) for name in names))
 
 
 class _Config:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from axzoo.model.vision import position_ids
 from axzoo.runtime.bundle_folder import VisionFiles
 from axzoo.runtime.engine import InferenceSession
 from axzoo.runtime.images import Pixels, resampled, resized
+from axzoo.runtime.model import Model
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,14 @@ class EncodedImage:
 
     blocks: tuple[NDArray[Any], ...]
     slices: tuple[int, int] = (0, 0)
+
+    @property
+    def placeholder(self) -> str:
+        """The text that stands for the picture in a prompt, with one <unk> per row, as MiniCPM-V lays it out."""
+        block = f"<image>{'<unk>' * len(self.blocks[0])}</image>"
+        rows, columns = self.slices
+        slices = "\n".join([block * columns] * rows)
+        return block + (f"<slice>{slices}</slice>" if slices else "") + "\n"
 
 
 class VisionModel:
@@ -58,14 +69,14 @@ class VisionModel:
         """Encode a picture of any size, resized to the file's size."""
         return EncodedImage((self._rows(resized(picture, self._files.height, self._files.width)),))
 
-    def encode_slices(self, picture: Pixels, max_slice_nums: int, scale_resolution: int) -> EncodedImage:
+    def encode_slices(self, picture: Pixels) -> EncodedImage:
         """Encode a picture as overview and slices, as the original model does.
 
         Raises AxzooError when the file was not built for slices, or the picture is too long and narrow.
         """
         if not self.has_slices:
             raise AxzooError("this bundle was built without slices: set image_slices: true and build it again")
-        plan = slicing(picture.shape[:2], max_slice_nums, scale_resolution, self._patch_size)
+        plan = slicing(picture.shape[:2], self._files.max_slice_nums, self._files.scale_resolution, self._patch_size)
         overview = self._rows(resampled(picture, *plan.overview))
         if not plan.rows:
             return EncodedImage((overview,))
@@ -93,3 +104,26 @@ def _cut(pixels: Pixels, plan: Slicing) -> list[Pixels]:
     height, width = plan.slice_size
     corners = [(row * height, column * width) for row in range(plan.rows) for column in range(plan.columns)]
     return [pixels[top : top + height, left : left + width] for top, left in corners]
+
+
+def insert_rows(model: Model, ids: Sequence[int], images: Sequence[EncodedImage]) -> list[int]:
+    """Replace the placeholders of `images` in a prompt by the ids of their rows.
+
+    A placeholder is a run of equal ids, as long as a block. Raises AxzooError when their number differs from that of
+    the images' blocks.
+    """
+    blocks = [block for image in images for block in image.blocks]
+    if not blocks:
+        return list(ids)
+    runs = [len(list(run)) for _, run in itertools.groupby(ids)]
+    starts = [0, *itertools.accumulate(runs)]
+    found = [start for start, length in zip(starts, runs, strict=False) if length == len(blocks[0])]
+    if len(found) != len(blocks):
+        raise AxzooError(
+            f"the prompt has {len(found)} placeholders of {len(blocks[0])} tokens for {len(blocks)} parts of pictures: "
+            "the tokenizer must have the tokens <image>, </image> and <unk>"
+        )
+    filled = list(ids)
+    for start, block in zip(found, blocks, strict=True):
+        filled[start : start + len(block)] = model.add_rows(block)
+    return filled

@@ -82,7 +82,9 @@ class Vision(PartKind):
 
     def config(self, model: DecoderSpec, recipe: Recipe) -> dict[str, Any]:
         size = {"vpm_width": recipe.image_size, "vpm_height": recipe.image_size}
-        return {self.config_key: self.tail(recipe), **size, "vpm_two_stage": int(recipe.vpm_two_stage)}
+        spec = self.spec(model, None)
+        slices = {"max_slice_nums": spec.max_slice_nums, "scale_resolution": spec.scale_resolution}
+        return {self.config_key: self.tail(recipe), **size, **slices, "vpm_two_stage": int(recipe.vpm_two_stage)}
 
 
 class Encoder(Vision):
