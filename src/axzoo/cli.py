@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from axzoo import __version__, commands
+from axzoo.core.console import open_standard_streams, require_utf8
 from axzoo.core.errors import AxzooError
 
 ABOUT = """Build, check and run language models for Axera NPUs. Use snakemake to build a whole matrix of models.
@@ -29,6 +30,8 @@ def program() -> int:
     Garbage collection is made rare and skipped at exit: scanning the imported modules takes a fifth of the run time of
     a small job, and they are never freed.
     """
+    require_utf8()
+    open_standard_streams()
     gc.set_threshold(50_000, 100)
     status = main()
     gc.freeze()

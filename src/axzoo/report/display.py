@@ -34,7 +34,7 @@ from axzoo.report.events import (
     Progress,
     read_record,
 )
-from axzoo.report.failures import config_block, display_path, log_tail, without_control
+from axzoo.report.failures import config_block, display_path, log_tail, without_calls, without_control
 
 STAGES = {
     "fetch": "fetching checkpoints",
@@ -244,6 +244,8 @@ class LogHandler(LogHandlerBase):
 
     def _message(self, kind: MessageKind, record: logging.LogRecord) -> None:
         text = without_control(self.format(record))
+        if record.levelno >= logging.ERROR and not self.common_settings.verbose:
+            text = without_calls(text)
         if kind is MessageKind.REASONS:  # a dry run lists individual jobs only with -p
             lines = text.splitlines()
             text = "\n".join([*lines[:1], _HOW_TO_LIST_JOBS, *lines[2:]])

@@ -23,6 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from axzoo.core.console import open_standard_streams
 from axzoo.core.errors import AxzooError
 
 _FILE_REASONS = ("missing_output", "incomplete_output", "updated_input", "updated_input_run")
@@ -73,7 +74,7 @@ def planned_jobs(targets: Sequence[str], matrix: Path | None) -> list[PlannedJob
     """
     command = [sys.executable, "-P", "-m", "axzoo.report.events"]
     command += [] if matrix is None else [f"--configfile={matrix}"]
-    done = subprocess.run([*command, "--", *targets], capture_output=True, text=True)
+    done = subprocess.run([*command, "--", *targets], capture_output=True, encoding="utf-8", errors="surrogateescape")
     if done.returncode:
         raise AxzooError(f"snakemake cannot plan this build:\n{done.stderr.strip()}")
     return [_job_of(json.loads(line)) for line in done.stdout.splitlines()]
@@ -91,6 +92,7 @@ def print_plan(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("targets", nargs="*")
     parser.add_argument("--configfile", type=Path)
     args = parser.parse_args(arguments)
+    open_standard_streams()
     with contextlib.redirect_stdout(sys.stderr):  # a Snakefile may print; stdout is for the plan
         jobs = _plan(args.targets, [args.configfile] if args.configfile else [])
     if jobs is None:
@@ -112,6 +114,10 @@ def _plan(targets: Sequence[str], configfiles: Sequence[Path]) -> list[PlannedJo
         ResourceSettings,
     )
 
+    from axzoo.report.startup import leave_matrices_to_axzoo, use_writable_cache
+
+    leave_matrices_to_axzoo()
+    use_writable_cache(Path())
     # With these quiet settings, a dry run ends as soon as the plan is made: Snakemake does not visit each job.
     output = OutputSettings(dryrun=True, nocolor=True, quiet={Quietness.RULES, Quietness.PROGRESS})
     with SnakemakeApi(output) as api:

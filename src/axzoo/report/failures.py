@@ -1,4 +1,4 @@
-"""Reading the log of a job for display: the last lines before a failure, and the Config(...) block of a model."""
+"""What the display shows of failures: Snakemake's errors in one line, and the last lines of a job's log."""
 
 from __future__ import annotations
 
@@ -6,12 +6,25 @@ import re
 from pathlib import Path
 
 _TAIL_LINES, _TAIL_BYTES = 10, 16384
+_CALLS = r"(?:\n  File \"[^\n]*)*"
+_WORKFLOW_ERROR = re.compile(rf'WorkflowError in file "[^\n]*", line \d+:\n(.*?){_CALLS}\s*', re.DOTALL)
+_AXZOO_ERROR = re.compile(r"InputFunctionException in rule [^\n]*:\nError:\n  AxzooError: (.*?)\nWildcards:.*", re.DOTALL)
+_TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n.*\n(\S[^\n]*)\s*", re.DOTALL)
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def without_control(text: str) -> str:
     """`text` without control characters and escape sequences; line breaks and tabs are kept."""
     return _CONTROL.sub("", text)
+
+
+def without_calls(text: str) -> str:
+    """An error message of Snakemake without the functions and lines of code where it arose. For messages written for
+    users this leaves the message, for tracebacks the last line."""
+    for pattern in (_WORKFLOW_ERROR, _AXZOO_ERROR, _TRACEBACK):
+        if found := pattern.fullmatch(text):
+            return found[1]
+    return text
 
 
 def display_path(path: Path, home: Path) -> Path:
