@@ -38,8 +38,8 @@ def require_utf8() -> None:
 def open_standard_streams() -> None:
     """Makes stdin, stdout and stderr usable if they are closed or cannot encode what is written.
 
-    Characters that the encoding of stdout (`PYTHONIOENCODING`) lacks are written as `\\xe9`, as Python does on stderr. A
-    closed stream (`>&-`) is opened on /dev/null. Otherwise, the next file to be opened would receive its output.
+    Characters that the encoding of stdout (`PYTHONIOENCODING`) lacks are written as `\\xe9`, as Python does on stderr.
+    A closed stream (`>&-`) is opened on /dev/null. Otherwise, the next file to be opened would receive its output.
     """
     for fd in range(3):
         try:

@@ -25,6 +25,7 @@ from typing import Any
 
 from axzoo.core.console import open_standard_streams
 from axzoo.core.errors import AxzooError
+from axzoo.report.failures import without_calls
 
 _FILE_REASONS = ("missing_output", "incomplete_output", "updated_input", "updated_input_run")
 _PLAIN_REASONS = (
@@ -76,7 +77,7 @@ def planned_jobs(targets: Sequence[str], matrix: Path | None) -> list[PlannedJob
     command += [] if matrix is None else [f"--configfile={matrix}"]
     done = subprocess.run([*command, "--", *targets], capture_output=True, encoding="utf-8", errors="surrogateescape")
     if done.returncode:
-        raise AxzooError(f"snakemake cannot plan this build:\n{done.stderr.strip()}")
+        raise AxzooError(f"snakemake cannot plan this build:\n{without_calls(done.stderr.strip())}")
     return [_job_of(json.loads(line)) for line in done.stdout.splitlines()]
 
 
@@ -117,7 +118,7 @@ def _plan(targets: Sequence[str], configfiles: Sequence[Path]) -> list[PlannedJo
     from axzoo.report.startup import leave_matrices_to_axzoo, use_writable_cache
 
     leave_matrices_to_axzoo()
-    use_writable_cache(Path())
+    use_writable_cache(Path.cwd())
     # With these quiet settings, a dry run ends as soon as the plan is made: Snakemake does not visit each job.
     output = OutputSettings(dryrun=True, nocolor=True, quiet={Quietness.RULES, Quietness.PROGRESS})
     with SnakemakeApi(output) as api:
@@ -191,10 +192,13 @@ class Planned:
 
 @dataclass(frozen=True)
 class JobStarted:
+    """`mem_mb` is the memory that the job requests, in MB."""
+
     jobid: int
     rule: str
     wildcards: Mapping[str, str]
     log: Path | None
+    mem_mb: int | None = None
 
 
 @dataclass(frozen=True)
@@ -297,7 +301,9 @@ def read_record(record: logging.LogRecord) -> Event:
             return Planned(data["stats"])
         case "job_info":
             log = next(iter(data["log"]), None)
-            return JobStarted(data["jobid"], data["rule_name"], data["wildcards"], None if log is None else Path(log))
+            memory = (data.get("resources") or {}).get("mem_mb")
+            path = None if log is None else Path(log)
+            return JobStarted(data["jobid"], data["rule_name"], data["wildcards"], path, memory)
         case "shellcmd":
             return CommandShown(data.get("cmd") or data.get("shellcmd") or "")
         case "job_finished":

@@ -1,11 +1,12 @@
 """What axzoo changes in the `snakemake` command before it reads anything, for axzoo's own Snakefile only.
 
-Snakemake imports its logger plugins when it creates its argument parser, so the plugin's package calls `prepare`. By the
-time that the Snakefile is read, it is too late for these changes:
+Snakemake imports its logger plugins when it creates its argument parser, so the plugin's package calls `prepare`. When
+the Snakefile is read, it is too late for these changes:
 
-- `--configfile` would be read by Snakemake's reader, which evaluates Python expressions (YTE) in a file from a stranger.
+- `--configfile` would be read by Snakemake's reader, which evaluates Python expressions (YTE), also a stranger's.
 - The cache folder would be created below a HOME that may not be writable.
 - Prompts would be passed to jobs in the encoding of the locale, and a closed stdout would be an error.
+- A project's path that is not UTF-8 would cause an error in every line of Snakemake's log.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _USES_PLAN = re.compile(r"^from axzoo\.matrix\.plan import ", re.MULTILINE)
 
 def prepare() -> None:
     """Wraps the function that runs Snakemake with its parsed arguments. Does nothing in other programs."""
-    command = sys.modules.get("snakemake.cli")
+    command: Any = sys.modules.get("snakemake.cli")
     if command is None:
         return
     run = command.args_to_api
@@ -32,8 +33,12 @@ def prepare() -> None:
         if is_axzoo_workflow(command.resolve_snakefile(args.snakefile, allow_missing=True)):
             require_utf8()
             open_standard_streams()
+            project = Path(args.directory or ".").absolute()
+            if any("\udc80" <= character <= "\udcff" for character in str(project)):
+                print(f"axzoo: {str(project)!a} is not UTF-8 text: rename the folder", file=sys.stderr)
+                return False
             leave_matrices_to_axzoo()
-            use_writable_cache(Path(args.directory or "."))
+            use_writable_cache(project)
         return run(args, parser)
 
     command.args_to_api = run_prepared
@@ -66,4 +71,4 @@ def use_writable_cache(project: Path) -> None:
     except (OSError, RuntimeError):  # RuntimeError: no home folder
         writable = False
     if not writable:
-        os.environ["XDG_CACHE_HOME"] = str(project.absolute() / ".snakemake/cache")
+        os.environ["XDG_CACHE_HOME"] = str(project / ".snakemake/cache")
