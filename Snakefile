@@ -11,6 +11,7 @@ from snakemake.utils import min_version
 from axzoo.core.errors import AxzooError
 from axzoo.core.locks import BuildLock, start_again
 from axzoo.matrix.plan import make_plan
+from axzoo.report.outcome import outcome_of
 
 min_version("9.19")
 
@@ -74,10 +75,11 @@ rule demo:
         lambda w: files_of(PLAN.demo),
 
 
-def acquire_build_lock():
+def prepare_build():
     try:
         if not BUILD_LOCK.acquire():
             start_again()
+        prepare_resources()
     except BaseException as error:
         # The executor is already running, and Snakemake shuts it down only after jobs have run.
         workflow.scheduler._executor.shutdown()
@@ -91,7 +93,7 @@ def acquire_build_lock():
 # another build. Jobs on a cluster are covered by the lock of the build that submitted them.
 onstart:
     if workflow.is_main_process:
-        acquire_build_lock()
+        prepare_build()
     # With its default limit of 100 jobs per second, Snakemake reschedules a second after each finished job, and the
     # process lingers for a second at the end.
     limit = workflow.scheduling_settings.max_jobs_per_timespan
@@ -100,12 +102,18 @@ onstart:
         workflow.scheduler.job_rate_limiter = None
 
 
+onerror:
+    if workflow.is_main_process:
+        logger.error(outcome_of(workflow.dag, workflow.scheduler.failed).message)
+
+
 localrules:
     all,
     demo,
 
 
 include: "workflow/rules/storage.smk"
+include: "workflow/rules/resources.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/lock.smk"
 include: "workflow/rules/calibrate.smk"

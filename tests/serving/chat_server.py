@@ -31,13 +31,21 @@ class Server:
 
     def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
         """Send a request without any checks; return the status and the JSON body."""
+        status, text = self._ask(method, path, body)
+        return status, json.loads(text)
+
+    def _ask(self, method: str, path: str, body: bytes) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, body)
             response = connection.getresponse()
-            return response.status, json.loads(response.read())
+            return response.status, response.read().decode()
         finally:
             connection.close()
+
+    def ask_text(self, **body: Any) -> tuple[int, str]:
+        """Like `chat`, but return the body as text, because a stream is not JSON."""
+        return self._ask("POST", "/v1/chat/completions", json.dumps(body).encode())
 
     def chat(self, **body: Any) -> tuple[int, dict[str, Any]]:
         return self.ask("POST", "/v1/chat/completions", json.dumps(body).encode())

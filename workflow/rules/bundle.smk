@@ -18,7 +18,7 @@ rule bundle:
         "results/benchmarks/bundle/{chip}/{model}-{tag}.tsv"
     threads: 2
     resources:
-        mem_mb=lambda w, attempt: PLAN.build(w).needs("bundle").mem_mb * attempt,
+        mem_mb=job_memory("bundle"),
         runtime=lambda w, attempt: PLAN.build(w).needs("bundle").minutes * attempt,
     params:
         recipe=lambda w: PLAN.build(w).bundle_arguments,

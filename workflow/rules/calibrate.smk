@@ -12,7 +12,7 @@ rule calibrate:
         "results/benchmarks/calibrate/{model}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: PLAN.model(w).needs("calibrate").mem_mb * attempt,
+        mem_mb=job_memory("calibrate"),
         runtime=lambda w, attempt: PLAN.model(w).needs("calibrate").minutes * attempt,
     params:
         arguments=lambda w: PLAN.model(w).calibration_arguments,

@@ -24,7 +24,7 @@ rule check_layers:
         "results/benchmarks/check_layers/{chip}/{model}-{tag}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: PLAN.build(w).needs("check_layers").mem_mb * attempt,
+        mem_mb=job_memory("check_layers"),
         runtime=lambda w, attempt: PLAN.build(w).needs("check_layers").minutes * attempt,
     params:
         prompt=lambda w: PLAN.build(w).prompt_arguments,
@@ -49,8 +49,7 @@ rule check_generation:
         "results/benchmarks/check_generation/{chip}/{model}-{tag}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: PLAN.build(w).needs("check_generation").mem_mb
-        * attempt,
+        mem_mb=job_memory("check_generation"),
         runtime=lambda w, attempt: PLAN.build(w).needs("check_generation").minutes
         * attempt,
     params:

@@ -10,7 +10,7 @@ rule fetch:
     benchmark:
         "results/benchmarks/fetch/{model}.tsv"
     resources:
-        mem_mb=lambda w, attempt: PLAN.model(w).needs("fetch").mem_mb * attempt,
+        mem_mb=job_memory("fetch"),
         runtime=lambda w, attempt: PLAN.model(w).needs("fetch").minutes * attempt,
     params:
         source=lambda w: PLAN.model(w).source.arguments,

@@ -12,7 +12,7 @@ checkpoint lock:
         "results/benchmarks/lock/{model}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: PLAN.model(w).needs("lock").mem_mb * attempt,
+        mem_mb=job_memory("lock"),
         runtime=lambda w, attempt: PLAN.model(w).needs("lock").minutes * attempt,
     params:
         model_type=lambda w: PLAN.model(w).model_type,

@@ -27,12 +27,10 @@ def kind_param(kind, value):
     return lambda w: value(PLAN.build(w), kind)
 
 
-def job_resource(rule, name):
-    """Returns a resource function: mem_mb or minutes of a job."""
+def job_minutes(rule):
+    """Returns a resource function: the time limit of a job."""
     return (
-        lambda w, attempt: getattr(
-            PLAN.build(w).needs(rule.kind.name, rule.parts), name
-        )
+        lambda w, attempt: PLAN.build(w).needs(rule.kind.name, rule.parts).minutes
         * attempt
     )
 
@@ -62,8 +60,8 @@ for part_rule in PLAN.part_rules:
             model="|".join(map(re.escape, part_rule.models)),
         priority: part_rule.kind.priority
         resources:
-            mem_mb=job_resource(part_rule, "mem_mb"),
-            runtime=job_resource(part_rule, "minutes"),
+            mem_mb=job_memory(part_rule.kind.name, part_rule.parts),
+            runtime=job_minutes(part_rule),
         params:
             recipe=kind_param(part_rule.kind, lambda build, kind: build.choices(kind)),
             backend=lambda w: PLAN.build(w).backend_name,

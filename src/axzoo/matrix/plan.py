@@ -5,6 +5,7 @@ The Snakefile imports this module, so it must not import anything slow.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -136,6 +137,7 @@ def make_plan(matrices: Sequence[str | Path], demo: str | Path, config: Mapping[
 
     Raises AxzooError when a matrix is not valid, matrices contradict each other, or no build fits its chip.
     """
+    _refuse_targets(matrices)
     zoos = [load_zoo(Path(path)) for path in matrices]
     demos = [load_zoo(Path(demo))] if Path(demo).exists() else []
     wanted = tuple(dict.fromkeys(build for zoo in zoos for build in zoo.builds()))
@@ -153,6 +155,19 @@ def make_plan(matrices: Sequence[str | Path], demo: str | Path, config: Mapping[
         if models.setdefault(build.model, build).model_facts != build.model_facts:
             raise AxzooError(f"two matrices describe model {build.model} differently: rename one of the models")
     return plan
+
+
+def _refuse_targets(matrices: Sequence[str | Path]) -> None:
+    """Raises AxzooError when one of several matrix files is a target, because Snakemake's `--configfile` takes all
+    words up to the next option."""
+    names = [os.path.relpath(path) for path in matrices]
+    targets = [name for name in names[1:] if Path(name).suffix not in (".yaml", ".yml")]
+    if targets:
+        files = " ".join(name for name in names if name not in targets)
+        raise AxzooError(
+            f"{targets[0]} is not a matrix, but --configfile takes all words that follow it: put targets first, as in "
+            f"`snakemake {' '.join(targets)} --configfile {files}`"
+        )
 
 
 def _machine_settings(config: Mapping[str, Any]) -> tuple[int | None, str]:

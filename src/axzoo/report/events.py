@@ -23,7 +23,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from axzoo.core.console import open_standard_streams
 from axzoo.core.errors import AxzooError
+from axzoo.report.failures import without_calls
 
 _FILE_REASONS = ("missing_output", "incomplete_output", "updated_input", "updated_input_run")
 _PLAIN_REASONS = (
@@ -73,9 +75,9 @@ def planned_jobs(targets: Sequence[str], matrix: Path | None) -> list[PlannedJob
     """
     command = [sys.executable, "-P", "-m", "axzoo.report.events"]
     command += [] if matrix is None else [f"--configfile={matrix}"]
-    done = subprocess.run([*command, "--", *targets], capture_output=True, text=True)
+    done = subprocess.run([*command, "--", *targets], capture_output=True, encoding="utf-8", errors="surrogateescape")
     if done.returncode:
-        raise AxzooError(f"snakemake cannot plan this build:\n{done.stderr.strip()}")
+        raise AxzooError(f"snakemake cannot plan this build:\n{without_calls(done.stderr.strip())}")
     return [_job_of(json.loads(line)) for line in done.stdout.splitlines()]
 
 
@@ -91,6 +93,7 @@ def print_plan(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("targets", nargs="*")
     parser.add_argument("--configfile", type=Path)
     args = parser.parse_args(arguments)
+    open_standard_streams()
     with contextlib.redirect_stdout(sys.stderr):  # a Snakefile may print; stdout is for the plan
         jobs = _plan(args.targets, [args.configfile] if args.configfile else [])
     if jobs is None:
@@ -112,6 +115,10 @@ def _plan(targets: Sequence[str], configfiles: Sequence[Path]) -> list[PlannedJo
         ResourceSettings,
     )
 
+    from axzoo.report.startup import leave_matrices_to_axzoo, use_writable_cache
+
+    leave_matrices_to_axzoo()
+    use_writable_cache(Path.cwd())
     # With these quiet settings, a dry run ends as soon as the plan is made: Snakemake does not visit each job.
     output = OutputSettings(dryrun=True, nocolor=True, quiet={Quietness.RULES, Quietness.PROGRESS})
     with SnakemakeApi(output) as api:
@@ -185,10 +192,13 @@ class Planned:
 
 @dataclass(frozen=True)
 class JobStarted:
+    """`mem_mb` is the memory that the job requests, in MB."""
+
     jobid: int
     rule: str
     wildcards: Mapping[str, str]
     log: Path | None
+    mem_mb: int | None = None
 
 
 @dataclass(frozen=True)
@@ -291,7 +301,9 @@ def read_record(record: logging.LogRecord) -> Event:
             return Planned(data["stats"])
         case "job_info":
             log = next(iter(data["log"]), None)
-            return JobStarted(data["jobid"], data["rule_name"], data["wildcards"], None if log is None else Path(log))
+            memory = (data.get("resources") or {}).get("mem_mb")
+            path = None if log is None else Path(log)
+            return JobStarted(data["jobid"], data["rule_name"], data["wildcards"], path, memory)
         case "shellcmd":
             return CommandShown(data.get("cmd") or data.get("shellcmd") or "")
         case "job_finished":

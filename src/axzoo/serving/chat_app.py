@@ -78,7 +78,7 @@ def make_app(served: ServedModel, body_seconds: float = 10.0) -> Starlette:
         reply = _Reply(served.name)
         if not body.stream:
             return JSONResponse(await cancel_on_disconnect(request.receive, _complete(served.answers, question, reply)))
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
         pieces = served.answers.answer(question)
         try:
             first = await cancel_on_disconnect(request.receive, anext(pieces))  # errors can still set the status

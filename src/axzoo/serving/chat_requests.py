@@ -1,7 +1,7 @@
 """The body of POST /v1/chat/completions.
 
 Unknown keys are rejected, and so are keys that would change the answer but are not implemented. Keys without an effect
-on the answer are accepted and ignored.
+on the answer are accepted and ignored. Every optional key may be null, which means the same as omitting it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
 from axzoo.runtime.post_config import GREEDY, PostConfig
 from axzoo.tokenizer.chat_template import Message
@@ -53,7 +53,7 @@ class ChatMessage(_Body):
     """A message. Clients send answers back with the empty fields they came with, so these are accepted."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[str, BeforeValidator(_text)]
+    content: Annotated[str | None, BeforeValidator(_text)]
     name: str | None = None
     refusal: _Nothing = None
     tool_calls: Annotated[list[Any] | None, _only(None, [])] = None
@@ -61,14 +61,24 @@ class ChatMessage(_Body):
     audio: _Nothing = None
     annotations: Annotated[list[Any] | None, _only(None, [])] = None
 
+    @field_validator("content")
+    @classmethod
+    def _only_answers_may_be_null(cls, content: str | None, info: ValidationInfo) -> str | None:
+        if content is None and info.data.get("role") != "assistant":
+            raise ValueError("must be text: only the content of an assistant's message may be null")
+        return content
+
     @property
     def message(self) -> Message:
-        return {"role": _ROLES.get(self.role, self.role), "content": self.content}
+        return {"role": _ROLES.get(self.role, self.role), "content": self.content or ""}
 
 
 class StreamOptions(_Body):
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+_Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 
 
 class ChatRequest(_Body):
@@ -83,23 +93,34 @@ class ChatRequest(_Body):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
-    stop: Annotated[
-        list[Annotated[str, Field(min_length=1, max_length=1024)]] | None,
-        BeforeValidator(_as_list),
-        Field(max_length=4),
-    ] = None
+    stop: Annotated[Annotated[list[_Stop], Field(max_length=4)] | None, BeforeValidator(_as_list)] = None
     n: Annotated[int | None, _only(None, 1)] = None
     frequency_penalty: Annotated[float | None, _only(None, 0)] = None
     presence_penalty: Annotated[float | None, _only(None, 0)] = None
     logprobs: Annotated[bool | None, _only(None, False)] = None
+    top_logprobs: Annotated[int | None, _only(None, 0)] = None
     logit_bias: Annotated[dict[str, Any] | None, _only(None, {})] = None
     tools: Annotated[list[Any] | None, _only(None, [])] = None
+    tool_choice: Annotated[Any, _only(None, "auto", "none")] = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[Any] | None, _only(None, [])] = None
+    function_call: Annotated[Any, _only(None, "auto", "none")] = None
+    modalities: Annotated[list[Any] | None, _only(None, ["text"])] = None
+    audio: _Nothing = None
+    prediction: _Nothing = None
+    reasoning_effort: _Nothing = None
+    verbosity: _Nothing = None
+    moderation: _Nothing = None
+    web_search_options: _Nothing = None
     response_format: Annotated[dict[str, Any] | None, _only(None, {"type": "text"})] = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
     store: bool | None = None
     safety_identifier: str | None = None
     service_tier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: dict[str, Any] | None = None
+    prompt_cache_retention: str | None = None
 
     @property
     def conversation(self) -> list[Message]:

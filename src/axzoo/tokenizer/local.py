@@ -1,20 +1,25 @@
-"""Loads the tokenizer of a folder from tokenizer.json, else tokenizer.model, and the config files beside it."""
+"""Loads the tokenizer of a folder, from the file with its vocabulary and the config files beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import ChatRenderer, Message
+from axzoo.tokenizer.end_tokens import distinct, turn_end_id
 from axzoo.tokenizer.stream import StreamDecoder
 from axzoo.tokenizer.tokenizer_folder import (
+    MERGES,
+    VOCABULARY,
     ChatEncoder,
     LoadedBackend,
     TokenizerBackend,
     TokenizerFolder,
     read_tokenizer_folder,
+    vocabulary_file,
 )
 
 
@@ -23,13 +28,13 @@ class LocalTokenizer:
     """Converts text to token ids and back.
 
     `special_tokens` maps bos_token, eos_token, ... to their text. `chat` encodes conversations, and is None if the
-    checkpoint does not define how.
+    checkpoint does not define how. `declared_end_ids` are the ids that its files say end an answer.
     """
 
     folder: Path
     backend: TokenizerBackend
     special_tokens: Mapping[str, str]
-    eos_token_ids: tuple[int, ...]
+    declared_end_ids: tuple[int, ...]
     chat_template: str | None
     chat: ChatEncoder | None
 
@@ -41,6 +46,12 @@ class LocalTokenizer:
     def eos_token_id(self) -> int | None:
         """The eos_token of tokenizer_config.json. All tokens that end an answer are in `eos_token_ids`."""
         return _id_of(self.backend, self.special_tokens, "eos_token")
+
+    @cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer: the declared ones, and what the chat template writes after an answer."""
+        end = turn_end_id(self)
+        return distinct([*self.declared_end_ids, *([] if end is None else [end])])
 
     @property
     def vocab_size(self) -> int:
@@ -78,12 +89,12 @@ class LocalTokenizer:
 
 
 def load_tokenizer(folder: Path, model_type: str | None = None) -> LocalTokenizer:
-    """Load the tokenizer of a folder from tokenizer.json, else from tokenizer.model.
+    """Load the tokenizer of a folder from tokenizer.json, else tokenizer.model, else vocab.json and merges.txt.
 
     tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json, chat_template.jinja and
     config.json are read too if they exist. `model_type` is used if config.json is missing.
 
-    Raises AxzooError when neither tokenizer file exists, a file is not valid, or a tokenizer.model is of an unsupported
+    Raises AxzooError when none of these files exists, one is not valid, or a tokenizer.model is of an unsupported
     class.
     """
     files = read_tokenizer_folder(folder)
@@ -92,22 +103,30 @@ def load_tokenizer(folder: Path, model_type: str | None = None) -> LocalTokenize
         folder=folder,
         backend=loaded.backend,
         special_tokens=loaded.special_tokens,
-        eos_token_ids=_eos_token_ids(files, loaded),
+        declared_end_ids=_declared_end_ids(files, loaded),
         chat_template=files.chat_template,
         chat=loaded.chat or _template_encoder(files.chat_template, loaded),
     )
 
 
 def _load_backend(files: TokenizerFolder, model_type: str | None) -> LoadedBackend:
-    if (files.path / "tokenizer.json").is_file():
-        from axzoo.tokenizer.tokenizer_json import load_tokenizer_json
-
-        return LoadedBackend(load_tokenizer_json(files.path / "tokenizer.json"), files.special_tokens)
-    if (files.path / "tokenizer.model").is_file():
+    name = vocabulary_file(files.path)
+    if name is None:
+        raise AxzooError(
+            f"{files.path} has no tokenizer that axzoo can read: neither tokenizer.json, nor tokenizer.model, nor "
+            f"{VOCABULARY} with {MERGES}. Add the files of the tokenizer"
+        )
+    if name == "tokenizer.model":
         from axzoo.tokenizer.piece_models import load_tokenizer_model
 
         return load_tokenizer_model(files, model_type)
-    raise AxzooError(f"{files.path} has no tokenizer.json or tokenizer.model: use a checkpoint that has one")
+    if name == VOCABULARY:
+        from axzoo.tokenizer.vocab_merges import load_vocab_merges
+
+        return LoadedBackend(load_vocab_merges(files, model_type), files.special_tokens)
+    from axzoo.tokenizer.tokenizer_json import load_tokenizer_json
+
+    return LoadedBackend(load_tokenizer_json(files), files.special_tokens)
 
 
 def _template_encoder(template: str | None, loaded: LoadedBackend) -> ChatEncoder | None:
@@ -121,12 +140,9 @@ def _template_encoder(template: str | None, loaded: LoadedBackend) -> ChatEncode
     return chat
 
 
-def _eos_token_ids(files: TokenizerFolder, loaded: LoadedBackend) -> tuple[int, ...]:
-    """generation_config.json lists all tokens that end an answer; tokenizer_config.json has only one of them."""
-    if files.eos_token_ids is not None:
-        return files.eos_token_ids
+def _declared_end_ids(files: TokenizerFolder, loaded: LoadedBackend) -> tuple[int, ...]:
     eos = _id_of(loaded.backend, loaded.special_tokens, "eos_token")
-    return loaded.eos_token_ids or (() if eos is None else (eos,))
+    return distinct([*files.eos_token_ids, *loaded.eos_token_ids, *([] if eos is None else [eos])])
 
 
 def _id_of(backend: TokenizerBackend, special_tokens: Mapping[str, str], name: str) -> int | None:

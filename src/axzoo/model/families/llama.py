@@ -26,8 +26,6 @@ PARITY_TESTS = "tests/model/families/test_parity.py -k llama"
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:
-    config.choice("pretraining_tp", [1], 1)
-    config.choice("rope_interleaved", [False], False)
     hidden_size, vocab_size = config.size("hidden_size"), config.size("vocab_size")
     heads, kv_heads = config.heads()
     head_dim = config.size("head_dim", hidden_size // heads)
@@ -48,7 +46,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             norm=norm,
             rope=config.rope(head_dim, positions),
             max_position_embeddings=positions,
-            hidden_act=config.choice("hidden_act", ["silu"], "silu"),
+            hidden_act=config.activation("hidden_act", ["silu"], "silu"),
             qkv_bias=bias,
             o_bias=bias,
             mlp_bias=config.flag("mlp_bias", False),

@@ -46,7 +46,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             norm=norm,
             rope=config.rope(head_dim, positions, partial_rotary_factor=0.5),
             max_position_embeddings=positions,
-            hidden_act=config.choice("hidden_act", ["gelu_new"]),
+            hidden_act=config.activation("hidden_act", ["gelu_new"]),
             gated=False,
             parallel=True,
             qkv_bias=True,

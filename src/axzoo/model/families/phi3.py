@@ -26,7 +26,6 @@ PARITY_TESTS = "tests/model/families/test_parity.py -k phi3"
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:
-    config.choice("attention_bias", [False], False)
     hidden_size, vocab_size = config.size("hidden_size"), config.size("vocab_size")
     heads, kv_heads = config.heads()
     layers = config.size("num_hidden_layers")
@@ -47,7 +46,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             norm=norm,
             rope=config.rope(head_dim, positions, partial_rotary_factor=1.0, types=ROPE_TYPES),
             max_position_embeddings=positions,
-            hidden_act=config.choice("hidden_act", ["silu"], "silu"),
+            hidden_act=config.activation("hidden_act", ["silu"], "silu"),
         ),
         post=PostSpec(hidden_size, vocab_size, norm),
         sliding_windows=config.sliding_windows(layers, config.optional_size("sliding_window")),

@@ -26,7 +26,6 @@ PARITY_TESTS = "tests/model/families/test_parity.py -k qwen2"
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:
-    config.choice("use_mrope", [False], False)
     hidden_size, vocab_size = config.size("hidden_size"), config.size("vocab_size")
     heads, kv_heads = config.heads()
     layers = config.size("num_hidden_layers")
@@ -47,7 +46,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             norm=norm,
             rope=config.rope(head_dim, positions),
             max_position_embeddings=positions,
-            hidden_act=config.choice("hidden_act", ["silu"], "silu"),
+            hidden_act=config.activation("hidden_act", ["silu"], "silu"),
             qkv_bias=True,
         ),
         post=PostSpec(hidden_size, vocab_size, norm),

@@ -25,7 +25,6 @@ PARITY_TESTS = "tests/model/families/test_parity.py -k smollm3"
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:
-    config.ignore("max_window_layers", "pretraining_tp")  # other families' keys, which SmolLM3 does not read
     hidden_size, vocab_size = config.size("hidden_size"), config.size("vocab_size")
     heads, kv_heads = config.heads()
     layers = config.size("num_hidden_layers")
@@ -48,7 +47,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             norm=norm,
             rope=config.rope(head_dim, positions, theta=2000000.0),
             max_position_embeddings=positions,
-            hidden_act=config.choice("hidden_act", ["silu"], "silu"),
+            hidden_act=config.activation("hidden_act", ["silu"], "silu"),
             qkv_bias=bias,
             o_bias=bias,
             mlp_bias=config.flag("mlp_bias", False),
