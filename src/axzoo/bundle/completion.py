@@ -69,6 +69,7 @@ def complete_bundle(plan: BundlePlan) -> None:
         "backend": plan.backend,
         "recipe": plan.recipe.to_dict(),
         "source": index.source,
+        **({"ignored": index.ignored} if index.ignored else {}),
         "spec": index.spec.to_dict(),
         "files": files,
         "parts": {receipt.file: _describe(receipt, plan.recipe) for receipt in receipts},

@@ -63,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ignore_config_keys", nargs="+", default=[], metavar="KEY", help="unknown config.json keys to accept"
     )
     parser.add_argument(
+        "--ignore_tensors", nargs="+", default=[], metavar="NAME", help="unexpected tensors to accept; * is any text"
+    )
+    parser.add_argument(
         "--work_path",
         type=Path,
         default=Path(".axzoo"),
@@ -161,6 +164,7 @@ def _entry(args: argparse.Namespace, model: InputModel, recipe: Recipe) -> dict[
         "raw_prompt": True,
         "chat": model.has_chat_template,
         "ignore_config_keys": args.ignore_config_keys,
+        "ignore_tensors": args.ignore_tensors,
     }
 
 

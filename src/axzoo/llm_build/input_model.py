@@ -14,6 +14,7 @@ from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 from axzoo.fetch.folder import find_gguf
+from axzoo.model.config_view import has_config_key
 from axzoo.model.families import load_family
 from axzoo.model.reading import merge_model_config, overridden_path, spec_of
 from axzoo.model.spec import DecoderSpec
@@ -88,7 +89,7 @@ def read_model(
         config = merge_model_config(config, override, overridden_by)
         source = overridden_path(config_path, overridden_by)
     for key in ignore_config_keys:
-        if key not in config:
+        if not has_config_key(config, key):
             raise AxzooError(f"--ignore_config_keys {key}: {config_path} has no such key: omit it")
     spec = spec_of(config, source, ignore_config_keys)
     tokenizer = None if gguf else load_tokenizer(root)

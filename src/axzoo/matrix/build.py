@@ -43,6 +43,7 @@ class Build:
     raw_prompt: bool
     expect: str | None
     ignore_config_keys: tuple[str, ...]
+    ignore_tensors: tuple[str, ...]
     calibration_text: str | None
     calibration_tokens: int
 
@@ -74,8 +75,9 @@ class Build:
     @property
     def model_facts(self) -> tuple[object, ...]:
         """The settings that all builds of a model must share, because they share its checkpoint and lock."""
-        of_config = self.model_type, self.num_hidden_layers, self.sizes, self.model_config, self.ignore_config_keys
-        return self.source, *of_config, self.calibration_text, self.calibration_tokens
+        of_config = self.model_type, self.num_hidden_layers, self.sizes, self.model_config
+        ignored = self.ignore_config_keys, self.ignore_tensors
+        return self.source, *of_config, *ignored, self.calibration_text, self.calibration_tokens
 
     # Folders
 
@@ -200,6 +202,12 @@ class Build:
     @property
     def model_config_arguments(self) -> list[str]:
         return [] if self.model_config is None else ["--model_config", self.model_config]
+
+    @property
+    def ignore_arguments(self) -> list[str]:
+        """The config keys and tensors to ignore, as arguments of `axzoo lock`."""
+        keys = ["--ignore_config_keys", *self.ignore_config_keys] if self.ignore_config_keys else []
+        return keys + (["--ignore_tensors", *self.ignore_tensors] if self.ignore_tensors else [])
 
     @property
     def size_arguments(self) -> list[str]:

@@ -136,7 +136,8 @@ class Defaults(BaseModel):
     )
     expect: _Text | None = Field(default=None, description="Text that the answer to the prompt must contain.")
     ignore_config_keys: tuple[Annotated[str, formats.CONFIG_KEY], ...] = Field(
-        default=(), description="Unknown keys of config.json to ignore, if you know that they do not matter."
+        default=(),
+        description="Unknown keys of config.json, or rope_scaling.KEY, to ignore, if you know that they do not matter.",
     )
 
 
@@ -180,6 +181,10 @@ class ModelEntry(Defaults):
     # pydantic reserves the name `model_config`.
     config_file: Annotated[str, formats.CONFIG_FILE] | None = Field(
         default=None, alias="model_config", description="JSON file whose keys override or replace config.json's."
+    )
+    ignore_tensors: tuple[Annotated[str, formats.TENSOR_NAMES], ...] = Field(
+        default=(),
+        description="Tensors to ignore, if you know that the model does not need them; `*` stands for any text.",
     )
 
     @property
@@ -264,6 +269,7 @@ class Zoo(BaseModel):
                 raw_prompt=own.raw_prompt,
                 expect=own.expect,
                 ignore_config_keys=own.ignore_config_keys,
+                ignore_tensors=own.ignore_tensors,
                 calibration_text=own.calibration_text,
                 calibration_tokens=own.calibration_tokens,
             )
