@@ -65,7 +65,7 @@ def gptq_config(folder: Path) -> GptqConfig | None:
         if isinstance(declared, dict):  # AutoGPTQ writes this file without quant_method
             declared = {"quant_method": "gptq"} | declared
     if not isinstance(declared, dict):
-        raise AxzooError(f"{path}: its quantization is not a JSON object: fetch the file again")
+        raise AxzooError(f"{path}: its quantization is not a JSON object")
     method = declared.get("quant_method")
     if method != "gptq":
         raise AxzooError(
@@ -115,9 +115,7 @@ class GptqCheckpoint:
         self.tensors = {name: info for name, info in stored.tensors.items() if name not in replaced}
         for name, layer in self._layers.items():
             if name in self.tensors:
-                raise AxzooError(
-                    f"{config.path}: the checkpoint contains {name} both packed and unpacked: fetch it again"
-                )
+                raise AxzooError(f"{config.path}: the checkpoint contains {name} both packed and unpacked")
             self.tensors[name] = self._checked(name, layer)
 
     def _checked(self, name: str, layer: str) -> TensorInfo:
@@ -184,7 +182,7 @@ class GptqCheckpoint:
         count, info = self._stored.tensors[layer + "scales"].shape[0], self._stored.tensors[layer + "g_idx"]
         if group.min() < 0 or group.max() >= count:
             raise AxzooError(
-                f"{info.file}: tensor {info.name} has group indices outside 0 to {count - 1}: fetch the file again"
+                f"{info.file}: tensor {info.name} has group indices outside 0 to {count - 1}: the checkpoint is damaged"
             )
         return group
 
