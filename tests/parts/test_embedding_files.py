@@ -175,7 +175,7 @@ def test_config_that_is_not_a_mapping(content: str, tmp_path: Path) -> None:
 
 def test_file_that_is_not_gguf(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"no weights")
-    with pytest.raises(AxzooError, match=r"weights is not a readable GGUF file"):
+    with pytest.raises(AxzooError, match=r"weights is not a folder: give .* or a GGUF file"):
         extract_embedding(tmp_path / "weights", tmp_path / "out")
 
 

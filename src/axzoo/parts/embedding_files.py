@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.local_files import find_checkpoint, remedy
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import atomic_path, read_json, require_space
@@ -106,23 +107,25 @@ def _embed_tensor(source: Path) -> TensorRef:
 
 def _config(source: Path) -> tuple[dict[str, Any], Path]:
     """The content of config.json, or its equivalent in a GGUF file, and the file to name in messages."""
-    if source.is_file():
+    gguf = find_checkpoint(source).gguf
+    if gguf is not None:
         from axzoo.checkpoint.gguf.conversion import model_config
         from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 
-        return model_config(GgufCheckpoint(source)), source
+        return model_config(GgufCheckpoint(gguf)), gguf
     path = source / "config.json"
     config = read_json(path)
     if not isinstance(config, dict):
-        raise AxzooError(f"{path} is not a mapping: fetch it again")
+        raise AxzooError(f"{path} is not a mapping: {remedy(source)}")
     return config, path
 
 
 def _open(source: Path) -> Checkpoint:
-    if source.is_file():
+    gguf = find_checkpoint(source).gguf
+    if gguf is not None:
         from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 
-        return GgufCheckpoint(source)
+        return GgufCheckpoint(gguf)
     return open_checkpoint(source)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.local_files import remedy
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import canonical_json, read_json, sha256_of, write_json
@@ -172,7 +173,7 @@ def digest_rows(folder: Path, checkpoint: Checkpoint, ref: TensorRef) -> LockedT
         if not np.isfinite(block).all():
             raise AxzooError(
                 f"{folder / info.file}: tensor {ref.name} contains NaN or infinity: the checkpoint is damaged, "
-                f"download it again"
+                f"{remedy(folder)}"
             )
         digest.update(np.ascontiguousarray(block).view(np.uint8).data)
     return LockedTensor(ref.name, start, shape, digest.hexdigest())
