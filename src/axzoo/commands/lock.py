@@ -39,13 +39,16 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.fetch.sources import checkpoint_folder
     from axzoo.matrix.lock_state import facts, write_made_from
     from axzoo.matrix.preflight import check_room, check_sizes, sizes_of_json
-    from axzoo.model.reading import format_config
+    from axzoo.model.reading import format_config, read_spec
     from axzoo.parts.lock import make_lock, write_lock
+    from axzoo.tokenizer.local import find_tokenizer, require_rows
 
     model = (args.model_type, args.num_hidden_layers, args.ignore_config_keys)
     folder = checkpoint_folder(args.source)
     sizes = sizes_of_json(args.sizes)
     made_from = facts(args.source, *model, args.ignore_tensors, args.model_config, sizes)
+    if tokenizer := find_tokenizer(folder):  # before every tensor is read
+        require_rows(tokenizer, read_spec(folder, *model, args.model_config).vocab_size)
     lock = make_lock(folder, *model, args.model_config, args.threads, args.ignore_tensors)
     check_sizes(lock, sizes)
     check_room(lock, args.output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from axzoo.runtime.prompting import ChatTokenizer
     from axzoo.runtime.setup import Setup
 
+logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = "free some memory, or load each layer only while it runs (slow): --dynamic_load_axmodel_layer 1"
 
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
         require_engine(args.bundle)
     sampler = _make_sampler(setup, args.greedy, args.seed)
     tokenizer, model = _load(setup, args.mode)
+    for missing in tokenizer.shortcomings(as_text=not setup.chat and not args.raw):
+        logger.warning(f"{setup.name} has {missing}")
     print_geometry(model.geometry)
     chat = Chat(model, tokenizer.encode, sampler, tokenizer.eos, setup.system, args.max_tokens)
     terminal = Terminal(chat, tokenizer, setup.live_print)

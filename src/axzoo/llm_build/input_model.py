@@ -20,7 +20,7 @@ from axzoo.model.reading import merge_model_config, overridden_path, spec_of
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import KINDS
-from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
+from axzoo.tokenizer.local import LocalTokenizer, find_tokenizer, require_rows
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class InputModel:
     name: str
     shown_name: str
     spec: DecoderSpec
-    tokenizer: LocalTokenizer | None  # None for a GGUF file, whose tokenizer is converted by fetch
+    tokenizer: LocalTokenizer | None  # None if there is none, and for a GGUF file, where fetch converts it
     has_chat_template: bool
     has_vision_tower: bool
 
@@ -93,7 +93,9 @@ def read_model(
         if not has_config_key(config, key):
             raise AxzooError(f"--ignore_config_keys {key}: {config_path} has no such key: omit it")
     spec = spec_of(config, source, ignore_config_keys)
-    tokenizer = None if gguf else load_tokenizer(root)
+    tokenizer = None if gguf else find_tokenizer(root)
+    if tokenizer is not None:
+        require_rows(tokenizer, spec.vocab_size)
     template = gguf.metadata.get("tokenizer.chat_template") if gguf else None
     vision_keys = getattr(load_family(spec.model_type), "VISION_KEYS", ())
     name = _entry_name(path)

@@ -123,7 +123,7 @@ def _from_bundle(args: argparse.Namespace, given: dict[str, Any]) -> Setup:
         "continue": False,
     } | given
     tokenizer = _tokenizer(given.get("tokenizer_type"), values, bundle.eos_token_ids)
-    chat = bundle.chat and not args.raw
+    chat = bundle.uses_chat("filename_tokenizer_model" in given) and not args.raw
     system = bundle.system_prompt if args.system is None else args.system
     return _setup(args, bundle.folder.resolve().name, bundle, tokenizer, values, chat, system)
 
