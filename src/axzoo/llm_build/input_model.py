@@ -13,8 +13,8 @@ from axzoo.checkpoint.gguf.conversion import model_config
 from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
-from axzoo.model.config_view import has_config_key
 from axzoo.fetch.folder import local_checkpoint, report_unused
+from axzoo.model.config_view import has_config_key
 from axzoo.model.families import load_family
 from axzoo.model.reading import merge_model_config, overridden_path, spec_of
 from axzoo.model.spec import DecoderSpec
