@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from axzoo.bundle.completion import complete_bundle
+from axzoo.bundle.verification import deviations
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import sha256_of
 from axzoo.runtime.model import load_model
 from tiny_model import Built, Checkpoint
 
@@ -111,7 +114,7 @@ def test_runtime_config(bundle: Path) -> None:
         "bos": 0,
         "eos": 0,
         "use_mmap_load_embed": 1,
-        "eos_token_ids": [2],
+        "eos_token_ids": [2, 257],
         "chat": True,
     }
     assert _json(bundle / "post_config.json") == {
@@ -179,19 +182,47 @@ def _with_other_lock(built: Built, tmp_path: Path, *dropped: str, **tokens: Any)
     return replace(built.plan, lock=locks)
 
 
-def test_chat_requires_a_chat_template(built: Built, tmp_path: Path) -> None:
-    plan = _with_other_lock(built, tmp_path, "chat_template.jinja")
-    with pytest.raises(AxzooError, match="has no chat template"):
-        complete_bundle(plan)
-    complete_bundle(replace(plan, chat=False))
-    assert _json(built.folder / "config.json")["chat"] is False
+def test_a_model_without_a_chat_template_or_end_token_is_completed(
+    built: Built, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    missing = ("chat_template.jinja", "config.json", "generation_config.json", "tokenizer_config.json")
+    complete_bundle(_with_other_lock(built, tmp_path, *missing))
+    config = _json(built.folder / "config.json")
+    assert (config["chat"], config["eos_token_ids"]) == (False, [])
+    assert "tiny has no chat template: prompts are continued as text" in caplog.messages
+    assert any(line.startswith("tiny has no end token: answers end at their token limit") for line in caplog.messages)
 
 
-def test_model_without_eos_token_is_rejected(built: Built, tmp_path: Path) -> None:
-    plan = _with_other_lock(built, tmp_path, "generation_config.json", "tokenizer_config.json")
-    with pytest.raises(AxzooError, match=r"neither generation_config\.json nor the tokenizer defines an EOS token"):
-        complete_bundle(plan)
+def test_a_model_without_a_tokenizer_is_completed(
+    built: Built, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    complete_bundle(_with_other_lock(built, tmp_path, "tokenizer.json"))
+    config = _json(built.folder / "config.json")
+    assert (config["chat"], config["eos_token_ids"]) == (False, [2])  # the latter from generation_config.json
+    assert any(
+        line.startswith("tiny has no tokenizer: its files take and return token ids") for line in caplog.messages
+    )
+    assert not list(deviations(built.folder))
+
+
+def test_the_tokenizer_of_another_model_is_rejected(built: Built, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built.source.parent, tmp_path / "checkpoint"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["<a>", "<b>", "<c>", "<d>", "<e>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    plan = _with_other_lock(built, tmp_path, **{"tokenizer.json": sha256_of(folder / "tokenizer.json")})
+    with pytest.raises(AxzooError, match="does not belong to this model, whose embedding has 262 rows: '<e>'"):
+        complete_bundle(replace(plan, source=folder / "source.json"))
     assert not (built.folder / "manifest.json").exists()
+
+
+def test_end_tokens_beyond_the_embedding_are_dropped(built: Built, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built.source.parent, tmp_path / "checkpoint"))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 900]}')
+    changed = sha256_of(folder / "generation_config.json")
+    plan = _with_other_lock(built, tmp_path, **{"generation_config.json": changed})
+    complete_bundle(replace(plan, source=folder / "source.json"))
+    assert _json(built.folder / "config.json")["eos_token_ids"] == [2, 257]
 
 
 def test_lock_cannot_name_files_outside_the_checkpoint(built: Built, tmp_path: Path) -> None:

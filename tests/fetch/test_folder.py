@@ -88,7 +88,9 @@ def test_a_gguf_next_to_other_weights_is_ignored(tiny: Tiny, checkpoint: Path, t
 def test_several_gguf_files(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
-    with pytest.raises(AxzooError, match=f"{tmp_path} contains 2 GGUF files: give the path of the one to convert"):
+    with pytest.raises(
+        AxzooError, match=rf"{tmp_path} contains 2 GGUF files \(a\.gguf, b\.gguf\): give the path of the one to convert"
+    ):
         fetch(FolderSource(str(tmp_path)), tmp_path / "output")
 
 

@@ -42,8 +42,9 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     build.locks.mkdir(parents=True)
     for path in build.lock_files:
         Path(path).write_text("{}")
-    of_model = build.model_type, build.num_hidden_layers, build.ignore_config_keys, Path("override.json"), SIZES
-    write_made_from(build.locks, facts(build.checkpoint / "source.json", *of_model))
+    of_model = build.model_type, build.num_hidden_layers, build.ignore_config_keys, build.ignore_tensors
+    made_from = facts(build.checkpoint / "source.json", *of_model, Path("override.json"), SIZES)
+    write_made_from(build.locks, made_from)
     return build
 
 
@@ -79,6 +80,7 @@ def test_changed_file_makes_the_lock_outdated(build: Build, change: Callable[[Bu
         {"model_type": "qwen2"},
         {"num_hidden_layers": 1},
         {"ignore_config_keys": ("novel",)},
+        {"ignore_tensors": ("novel.*",)},
         {"model_config": None},
         {"sizes": tuple((SIZES | {"kv_width": 32}).items())},
         {"source": FolderSource("another")},

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from axzoo.core.errors import AxzooError
-from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
+from axzoo.tokenizer.local import LocalTokenizer, find_tokenizer, load_tokenizer, require_rows
 
 TEXTS = [
     "",
@@ -198,3 +198,27 @@ def _edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
+
+
+def test_tokens_need_a_row_in_the_embedding(byte_level: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = load_tokenizer(byte_level)
+    require_rows(tokenizer, tokenizer.vocab_size)
+    with pytest.raises(AxzooError, match=r"embedding has 418 rows: .*, .*, '<think>' would need higher rows"):
+        require_rows(tokenizer, tokenizer.vocab_size - 3)
+    folder = _copy(byte_level, tmp_path)
+    _edit(folder / "tokenizer_config.json", lambda c: c.update(pad_token="<pad>"))
+    padded = load_tokenizer(folder)
+    assert padded.vocab_size == tokenizer.vocab_size + 1
+    require_rows(padded, tokenizer.vocab_size)
+    assert "the pad_token '<pad>' has no row" in caplog.text
+    with pytest.raises(AxzooError, match="'<think>', '<pad>' would need"):
+        require_rows(padded, tokenizer.vocab_size - 1)
+
+
+def test_a_folder_without_a_tokenizer(byte_level: Path, tmp_path: Path) -> None:
+    folder = _copy(byte_level, tmp_path)
+    (folder / "tokenizer.json").unlink()
+    assert find_tokenizer(folder) is None
+    (folder / "tokenizer.json").symlink_to("../blobs/0123")
+    with pytest.raises(AxzooError, match=r"tokenizer\.json is not a file, or a link to nothing"):
+        find_tokenizer(folder)

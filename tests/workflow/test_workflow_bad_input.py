@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +102,26 @@ def test_damaged_checkpoints_fail_in_the_lock_job(spoiled: tuple[Project, Run], 
         f"logs/fetch/{name}.log",
         f"benchmarks/fetch/{name}.tsv",
     }
+
+
+def test_printed_advice_about_a_key_and_a_tensor_makes_the_build_pass(project: Project) -> None:
+    configure(logit_scale=1.0)(project, "checkpoint")
+    project.edit_tensors(lambda tensors: tensors.update({"model.layers.0.mlp.gate.weight": tensors[TENSOR].clone()}))
+
+    def build(*options: str) -> subprocess.CompletedProcess[str]:
+        paths = ["--input_path", str(project / "checkpoint"), "--output_path", str(project / "out")]
+        command = [str(Path(sys.executable).with_name("axzoo")), "llm_build", *paths, "--kv_cache_len", "31", *options]
+        return subprocess.run(command, cwd=project.folder, capture_output=True, text=True, check=False)
+
+    options: list[str] = []
+    for option in ("--ignore_config_keys", "--ignore_tensors"):
+        run = build(*options)
+        assert run.returncode == 1
+        (line,) = {line for line in (run.stdout + run.stderr).splitlines() if f"or pass {option} " in line}
+        options += shlex.split(line.partition(" or pass ")[2])
+    assert build(*options).returncode == 0
+    ignored = {"config_keys": ["logit_scale"], "tensors": ["model.layers.0.mlp.gate.weight"]}
+    assert json.loads((project / "out/manifest.json").read_text())["ignored"] == ignored
 
 
 def test_missing_checkpoint(project: Project) -> None:

@@ -35,5 +35,5 @@ def completed_files(build):
     folder that was missing when it first looked, and the checks depend on the folder anyway.
     """
     files = ["manifest.json", "config.json", "post_config.json", "run.sh"]
-    files += [] if USES_STORAGE else ["tokenizer/tokenizer.json"]
+    files += [] if USES_STORAGE else ["tokenizer/config.json"]
     return [f"{build.bundle}/{file}" for file in files]

@@ -17,14 +17,14 @@ checkpoint lock:
     params:
         model_type=lambda w: PLAN.model(w).model_type,
         num_hidden_layers=lambda w: PLAN.model(w).num_hidden_layers,
-        ignore_config_keys=lambda w: PLAN.model(w).ignore_config_keys,
+        ignored=lambda w: PLAN.model(w).ignore_arguments,
         model_config=lambda w: PLAN.model(w).model_config_arguments,
         sizes=lambda w: PLAN.model(w).size_arguments,
         folder=lambda w, output: folder_of(output[0]),
         code=PLAN.lock_code,
     shell:
         "axzoo lock --source {input.source:q} --model_type {params.model_type:q} "
-        "--num_hidden_layers {params.num_hidden_layers} --ignore_config_keys {params.ignore_config_keys:q} "
+        "--num_hidden_layers {params.num_hidden_layers} {params.ignored:q} "
         "{params.model_config:q} {params.sizes:q} --threads {threads} --output {params.folder:q} > {log:q} 2>&1"
 
 

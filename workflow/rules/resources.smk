@@ -31,13 +31,22 @@ def job_memory(stage, parts=1):
 
 def prepare_resources():
     """Adapts a build to where its jobs run, and refuses it if a job can never run there."""
-    global NODE
-    if workflow.executor_plugin.name == "slurm":
-        defaults = workflow.resource_settings.default_resources or {}
-        NODE = slurm.largest_node(defaults.get("slurm_partition"))
-        settings = workflow.resource_settings
-        if NODE:
-            settings.max_threads = min(NODE.cpus, settings.max_threads or NODE.cpus)
-        slurm.attend(workflow.scheduler._executor, logger.warning)
-    for job in workflow.dag.needrun_jobs():
+    jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+    if workflow.executor_plugin.name == "slurm" and jobs:
+        prepare_slurm(jobs[0])
+    for job in jobs:
         job.resources  # evaluates the functions of `job_memory`
+
+
+def prepare_slurm(job):
+    """All jobs are taken to run in the partition of `job`."""
+    global NODE
+    # Not `job.resources`, which would keep the values.
+    resources = job.rule.expand_resources(
+        job.wildcards_dict, job.input, 1, skip_evaluation={"tmpdir"}
+    )
+    NODE = slurm.largest_node(resources.get("slurm_partition"))
+    if NODE:
+        settings = workflow.resource_settings
+        settings.max_threads = min(NODE.cpus, settings.max_threads or NODE.cpus)
+    slurm.attend(workflow.scheduler._executor, logger.warning)

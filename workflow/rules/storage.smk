@@ -31,5 +31,6 @@ def local_files(files):
 
 CHECKPOINT = declared_path("results/checkpoints/{model}", "source.json")
 LOCK = declared_path("results/locks/{model}", "made_from.json")
-TOKENIZER = declared_path("results/{chip}/{model}-{tag}/tokenizer", "tokenizer.json")
+# Every checkpoint has a config.json, but the files of tokenizers vary, and some checkpoints have none.
+TOKENIZER = declared_path("results/{chip}/{model}-{tag}/tokenizer", "config.json")
 CALIBRATION = declared_path("results/calibration/{model}", "index.json")

@@ -22,7 +22,9 @@ from axzoo.parts.kinds import KINDS, kind_of, part_ids
 from axzoo.parts.lock_index import INDEX, TOKENIZER_FILES, LockIndex, read_index
 from axzoo.parts.receipt import Receipt, read_receipt
 from axzoo.runtime.post_config import PostConfig
-from axzoo.tokenizer.local import load_tokenizer
+from axzoo.runtime.shortcomings import NO_END, NO_TEMPLATE, NO_TOKENIZER
+from axzoo.tokenizer.end_tokens import configured_end_ids
+from axzoo.tokenizer.local import find_tokenizer, require_rows
 from axzoo.weights.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -47,8 +49,8 @@ class BundlePlan:
 def complete_bundle(plan: BundlePlan) -> None:
     """Write tokenizer, configs and run script, and finally the manifest.
 
-    Raises AxzooError when a part is missing or does not match its receipt, or when `plan.chat` is set and the tokenizer
-    has no chat template.
+    A tokenizer, a chat template and end tokens are optional: a warning says which of them the checkpoint lacks. Raises
+    AxzooError when a part is missing or does not match its receipt, or when the tokenizer belongs to another model.
     """
     index = read_index(plan.lock)
     receipts = _all_parts(plan, index.spec)
@@ -69,6 +71,7 @@ def complete_bundle(plan: BundlePlan) -> None:
         "backend": plan.backend,
         "recipe": plan.recipe.to_dict(),
         "source": index.source,
+        **({"ignored": index.ignored} if index.ignored else {}),
         "spec": index.spec.to_dict(),
         "files": files,
         "parts": {receipt.file: _describe(receipt, plan.recipe) for receipt in receipts},
@@ -99,8 +102,8 @@ def _describe(receipt: Receipt, recipe: Recipe) -> dict[str, Any]:
 
 def _write_other_files(plan: BundlePlan, index: LockIndex) -> list[str]:
     """Write all files except the parts and the manifest; return their names."""
-    tokenizer = _copy_tokenizer(plan, index.tokenizer_files)
-    config = _runtime_config(plan, index.spec, tokenizer.eos_token_ids)
+    _copy_tokenizer(plan, index.tokenizer_files)
+    config = _runtime_config(plan, index.spec, _conversation(plan, index.spec.vocab_size))
     write_json(plan.folder / "config.json", config)
     write_json(plan.folder / "post_config.json", asdict(PostConfig()))
     write_text(plan.folder / "run.sh", _run_script(config))
@@ -108,8 +111,8 @@ def _write_other_files(plan: BundlePlan, index: LockIndex) -> list[str]:
     return ["config.json", "post_config.json", "run.sh", *(f"tokenizer/{name}" for name in index.tokenizer_files)]
 
 
-def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> Any:
-    """Copy the tokenizer files, check them against the lock and load the tokenizer."""
+def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> None:
+    """Copy the tokenizer files and check them against the lock."""
     source, target = checkpoint_folder(plan.source), plan.folder / "tokenizer"
     _remove_old_files(target, set(files), "*")
     for name, sha256 in files.items():
@@ -119,16 +122,32 @@ def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> Any:
             shutil.copyfile(source / name, temporary)
             if sha256_of(temporary) != sha256:
                 raise AxzooError(f"{source / name} changed after it was locked: lock the checkpoint again")
-    tokenizer = load_tokenizer(target)
-    if plan.chat:
-        tokenizer.encode_chat([{"role": "user", "content": "?"}])
-    return tokenizer
 
 
-def _runtime_config(plan: BundlePlan, spec: DecoderSpec, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
+def _conversation(plan: BundlePlan, vocab_size: int) -> dict[str, Any]:
+    """The keys of config.json that depend on the tokenizer: the end tokens, and whether to use its chat template.
+
+    Raises AxzooError when the tokenizer belongs to another model, or its chat template fails.
+    """
+    folder = plan.folder / "tokenizer"
+    tokenizer = find_tokenizer(folder)
+    ends = configured_end_ids(folder) if tokenizer is None else tokenizer.eos_token_ids
+    if tokenizer is None:
+        logger.warning(f"{plan.model} has no tokenizer: {NO_TOKENIZER}")
+    else:
+        require_rows(tokenizer, vocab_size)
+        if plan.chat and tokenizer.chat is None:
+            logger.warning(f"{plan.model} has no chat template: {NO_TEMPLATE}")
+        elif plan.chat:
+            tokenizer.encode_chat([{"role": "user", "content": "?"}])
+    known = [index for index in ends if index < vocab_size]
+    if not known:
+        logger.warning(f"{plan.model} has no end token: {NO_END}")
+    return {"eos_token_ids": known, "chat": plan.chat and tokenizer is not None and tokenizer.chat is not None}
+
+
+def _runtime_config(plan: BundlePlan, spec: DecoderSpec, conversation: Mapping[str, Any]) -> dict[str, Any]:
     """config.json: the keys of ax-llm and of axzoo's runtime."""
-    if not eos_token_ids:
-        raise AxzooError(f"{plan.source.parent}: neither generation_config.json nor the tokenizer defines an EOS token")
     built = [kind for kind in KINDS if kind.is_built(plan.recipe) and kind.ids(spec)]
     parts = {key: value for kind in built for key, value in kind.config(spec, plan.recipe).items()}
     return {
@@ -142,8 +161,7 @@ def _runtime_config(plan: BundlePlan, spec: DecoderSpec, eos_token_ids: tuple[in
         "eos": 0,
         "use_mmap_load_embed": 1,
         **_embedding_scale(spec, plan.recipe),
-        "eos_token_ids": list(eos_token_ids),
-        "chat": plan.chat,
+        **conversation,
     }
 
 

@@ -26,7 +26,7 @@ from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.parts.kind import PartId
 from axzoo.parts.kinds import KINDS
 from axzoo.parts.part import read_parts
-from axzoo.tokenizer.local import load_tokenizer
+from axzoo.tokenizer.local import find_tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -128,11 +128,12 @@ def calibrate(locks: Path, source: Path, output: Path, text: Path | None, tokens
 
 
 def _tokens(oracle: Oracle, locks: Path, checkpoint: Path, text: Path | None, sequences: int) -> Tensor:
-    tokenizer = load_tokenizer(checkpoint)
     if text is not None:
-        return text_tokens(text, tokenizer, sequences)
+        return text_tokens(text, load_tokenizer(checkpoint), sequences)
+    tokenizer = find_tokenizer(checkpoint)
     _check_memory(oracle, locks)
-    return generated_tokens(oracle, min(oracle.spec.vocab_size, tokenizer.vocab_size), sequences)
+    sizes = [oracle.spec.vocab_size, *([] if tokenizer is None else [tokenizer.vocab_size])]
+    return generated_tokens(oracle, min(sizes), sequences)
 
 
 def _check_memory(oracle: Oracle, locks: Path) -> None:

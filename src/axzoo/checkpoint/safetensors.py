@@ -14,24 +14,23 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from axzoo.checkpoint.selection import check_index, weight_map
+from axzoo.checkpoint.local_files import remedy
+from axzoo.checkpoint.selection import Weights
+from axzoo.checkpoint.shard_index import check_placed
 from axzoo.checkpoint.tensors import Array, TensorInfo
 from axzoo.core.errors import AxzooError
 
 
 class SafetensorsCheckpoint:
-    """`model.safetensors`, or the shards that `model.safetensors.index.json` lists."""
+    """The tensors in the files that `weights` names."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, weights: Weights) -> None:
         self._folder = folder
         self.tensors: dict[str, TensorInfo] = {}
-        index = folder / "model.safetensors.index.json"
-        listed = weight_map(index) if index.exists() else None
-        shards = sorted(set(listed.values())) if listed is not None else ["model.safetensors"]
-        for shard in shards:
-            self._list(folder / shard)
-        if listed is not None:
-            check_index(index, listed, self.tensors)
+        for file in weights.files:
+            self._list(folder / file)
+        if weights.placed is not None:
+            check_placed(f"{folder}/{weights.index}", weights.placed, self.tensors, remedy(folder))
 
     def _list(self, path: Path) -> None:
         with _opened(path) as file:
@@ -49,7 +48,8 @@ class SafetensorsCheckpoint:
             try:
                 rows: Array = file.get_slice(name)[start:stop]
             except SafetensorError as error:
-                raise AxzooError(f"{info.file}: tensor {name} cannot be read ({error}): fetch the file again") from None
+                path = self._folder / info.file
+                raise AxzooError(f"{path}: tensor {name} cannot be read ({error}): {remedy(path.parent)}") from None
         return rows
 
 
@@ -58,8 +58,8 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         file: Any = safe_open(path, framework="numpy")
     except FileNotFoundError:
-        raise AxzooError(f"{path} is missing: fetch the checkpoint again") from None
+        raise AxzooError(f"{path} is missing: {remedy(path.parent)}") from None
     except (SafetensorError, OSError) as error:
-        raise AxzooError(f"{path} is damaged or incomplete ({error}): fetch it again") from None
+        raise AxzooError(f"{path} is damaged or incomplete ({error}): {remedy(path.parent)}") from None
     with file:
         yield file

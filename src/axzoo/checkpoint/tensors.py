@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -64,8 +65,12 @@ def row_blocks(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Iter
 
     Raises AxzooError for an unsupported dtype or a damaged file.
     """
-    info = checkpoint.tensors[name]
-    row_bytes = max(1, int(np.prod(info.shape[1:])) * numpy_dtype(info).itemsize)
+    return stored_blocks(checkpoint, name, start, stop, numpy_dtype(checkpoint.tensors[name]).itemsize)
+
+
+def stored_blocks(checkpoint: Checkpoint, name: str, start: int, stop: int, value_bytes: int) -> Iterator[Array]:
+    """Like `row_blocks`, for a tensor of any dtype, whose values have `value_bytes` bytes."""
+    row_bytes = max(1, math.prod(checkpoint.tensors[name].shape[1:]) * value_bytes)
     step = max(1, BLOCK_BYTES // row_bytes)
     for first in range(start, stop, step):
         yield checkpoint.read_rows(name, first, min(first + step, stop))

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.parts.checkpoint_oracle import checkpoint_oracle
     from axzoo.runtime.bundle_folder import open_bundle
     from axzoo.runtime.model import load_model
-    from axzoo.tokenizer.local import load_tokenizer
+    from axzoo.tokenizer.token_ids import tokenizer_or_ids
     from axzoo.weights.formats import thresholds_of
 
     remove_reports(args.output)
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     bundle = open_bundle(args.bundle)
     recipe = read_manifest(args.bundle).recipe
     thresholds = thresholds_of(recipe)
-    tokenizer = load_tokenizer(bundle.tokenizer)
+    tokenizer = tokenizer_or_ids(bundle.tokenizer, bundle.vocab_size)
     ids = prompt_ids(tokenizer, args.prompt, bundle.chat and not args.raw)
     oracle = checkpoint_oracle(args.lock, args.source, recipe.positions)
     loading = iter((bundle.embedding, *bundle.layers, bundle.post))

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.core.errors import AxzooError
     from axzoo.parts.checkpoint_oracle import checkpoint_oracle
     from axzoo.runtime.bundle_folder import open_bundle
-    from axzoo.tokenizer.local import load_tokenizer
+    from axzoo.tokenizer.token_ids import tokenizer_or_ids
     from axzoo.weights.formats import thresholds_of
 
     remove_reports(args.output)
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     bundle = open_bundle(args.bundle)
     recipe = read_manifest(args.bundle).recipe
     thresholds = thresholds_of(recipe)
-    ids = prompt_ids(load_tokenizer(bundle.tokenizer), args.prompt, bundle.chat and not args.raw)
+    ids = prompt_ids(tokenizer_or_ids(bundle.tokenizer, bundle.vocab_size), args.prompt, bundle.chat and not args.raw)
     checks = []
     for check in check_layers(bundle, checkpoint_oracle(args.lock, args.source, recipe.positions), ids):
         checks.append(check)

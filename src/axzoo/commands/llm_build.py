@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from axzoo.matrix.build import Build
     from axzoo.weights.recipe import Recipe
 
-BUNDLE_FILES = ("manifest.json", "config.json", "post_config.json", "run.sh", "tokenizer/tokenizer.json")
+BUNDLE_FILES = ("manifest.json", "config.json", "post_config.json", "run.sh", "tokenizer/config.json")
 """Output files of the workflow's rule `bundle`."""
 
 
@@ -67,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_vision_recipe(parser)
     parser.add_argument(
         "--ignore_config_keys", nargs="+", default=[], metavar="KEY", help="unknown config.json keys to accept"
+    )
+    parser.add_argument(
+        "--ignore_tensors", nargs="+", default=[], metavar="NAME", help="unexpected tensors to accept; * is any text"
     )
     parser.add_argument(
         "--work_path",
@@ -172,6 +175,7 @@ def _entry(args: argparse.Namespace, model: InputModel, recipe: Recipe) -> dict[
         "raw_prompt": True,
         "chat": model.has_chat_template,
         "ignore_config_keys": args.ignore_config_keys,
+        "ignore_tensors": args.ignore_tensors,
     }
 
 

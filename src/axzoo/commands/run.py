@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from axzoo.runtime.setup import Setup
     from axzoo.runtime.vision import EncodedImage, VisionModel
 
+logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = "free some memory, or load each layer only while it runs (slow): --dynamic_load_axmodel_layer 1"
 
@@ -59,6 +61,8 @@ def run(args: argparse.Namespace) -> None:
         require_engine(args.bundle)
     sampler = _make_sampler(setup, args.greedy, args.seed)
     tokenizer, model = _load(setup, args.mode)
+    for missing in tokenizer.shortcomings(as_text=not setup.chat and not args.raw):
+        logger.warning(f"{setup.name} has {missing}")
     print_geometry(model.geometry)
     chat = Chat(model, tokenizer.encode, sampler, tokenizer.eos, setup.system, args.max_tokens)
     terminal = Terminal(chat, tokenizer, setup.live_print, _image_encoder(setup, args.slices))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from axzoo.commands._arguments import add_mode, count, port
+
+logger = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = "free some memory, keep a single copy of the weights (--mode fast), or serve a smaller model"
 
@@ -17,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a built model, results/<chip>/<name>")
     parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 for all (localhost)")
     parser.add_argument("--port", type=port, default=8000, help="port to listen on; 0 for a free one (8000)")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder of the tokenizer (that of the bundle)")
     add_mode(parser, "fast-prompts")
     parser.add_argument(
         "--queue", type=count, default=16, metavar="N", help="requests that may wait; others get status 429 (16)"
@@ -38,13 +42,17 @@ def run(args: argparse.Namespace) -> None:
 
     bundle = open_bundle(args.bundle)
     require_engine(args.bundle)
-    choice = TokenizerChoice(None, str(bundle.tokenizer), bundle.bos, bundle.eos, bundle.eos_token_ids)
+    source = str(args.tokenizer or bundle.tokenizer)
+    choice = TokenizerChoice(None, source, bundle.bos, bundle.eos, bundle.eos_token_ids)
     with stage_bars(open_console(sys.stderr)) as bars:
         bar = bars.add_task(f"loading {args.bundle.name}", total=len(bundle.layers) + 3)
-        tokenizer = open_tokenizer(choice, bundle.chat)
+        chat = bundle.uses_chat(args.tokenizer is not None)
+        tokenizer = open_tokenizer(choice, chat)
         bars.advance(bar)
         model = load_files(bundle, args.mode, lambda: bars.advance(bar), bundle.mmap_embedding)
     name = args.bundle.resolve().name
+    for missing in tokenizer.shortcomings(as_text=not chat):
+        logger.warning(f"{name} has {missing}")
     created = int((args.bundle / "config.json").stat().st_mtime)
     sampling = read_post_config(Path(bundle.post_config))
     app = make_app(ServedModel(name, created, AnswerQueue(model, tokenizer, args.queue), sampling))

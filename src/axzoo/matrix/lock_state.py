@@ -35,6 +35,7 @@ def facts(
     model_type: str,
     num_hidden_layers: int,
     ignore_config_keys: Collection[str],
+    ignore_tensors: Collection[str],
     model_config: Path | None,
     sizes: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -45,6 +46,7 @@ def facts(
         "model_type": model_type,
         "num_hidden_layers": num_hidden_layers,
         "ignore_config_keys": sorted(ignore_config_keys),
+        "ignore_tensors": sorted(ignore_tensors),
         "model_config": None if model_config is None else sha256_of(model_config),
         "sizes": dict(sizes),
         "code": lock_code(model_type),
@@ -66,6 +68,7 @@ def is_locked(build: Build) -> bool:
             build.model_type,
             build.num_hidden_layers,
             build.ignore_config_keys,
+            build.ignore_tensors,
             None if build.model_config is None else Path(build.model_config),
             dict(build.sizes),
         )

@@ -236,7 +236,7 @@ class LogHandler(LogHandlerBase):
         self._log(logging.ERROR, failure.rule, "; ".join(filter(None, facts)))
         end = end_of(
             command.how if command else "",
-            failure.message,
+            "\n".join([failure.message, *(line for log in failure.logs[1:] for line in _tail(log))]),
             job.mem_mb if job else None,
             not failure.facts and out_of_memory_kills() != self.run.memory_kills,  # jobs without facts ran here
         )
@@ -285,6 +285,13 @@ class LogHandler(LogHandlerBase):
 
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(Text(without_control(text), style=style), soft_wrap=True)
+
+
+def _tail(log: Path) -> list[str]:
+    try:
+        return log_tail(log)
+    except OSError:
+        return []
 
 
 def planned_parts(plan: Mapping[str, int], stage: str) -> int | None:

@@ -15,7 +15,7 @@ _AXZOO_ERROR = re.compile(
     r"InputFunctionException in rule [^\n]*:\nError:\n  AxzooError: (.*?)\nWildcards:.*", re.DOTALL
 )
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n.*\n(\S[^\n]*)\s*", re.DOTALL)
-_SLURM_OUT_OF_MEMORY = re.compile(r"SLURM status is: 'OUT_OF_MEMORY'")
+_SLURM_OUT_OF_MEMORY = re.compile(r"OUT_OF_MEMORY|exceeded memory limit|oom.kill", re.IGNORECASE)
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -36,8 +36,8 @@ def without_calls(text: str) -> str:
 def end_of(how: str, message: str, mem_mb: int | None, out_of_memory: bool) -> str:
     """What ended a job if it could not log the reason itself: a signal or a full disk. "" otherwise.
 
-    `how` is the exit status or signal of its command, `message` that of the executor. `out_of_memory` says whether
-    Linux has killed a process for lack of memory during the build.
+    `how` is the exit status or signal of its command, `message` what the executor and its log say. `out_of_memory` says
+    whether Linux has killed a process for lack of memory during the build.
     """
     if re.search(rf"exit status {DISK_FULL}\b", how):
         return "no space left on the disk, not even for the log: free some space and run again"

@@ -127,7 +127,14 @@ def _tensor_changes(build: Build) -> list[str]:
     if not (folder / "config.json").exists():
         return ["not fetched yet, so there is nothing to hash"]
     config = None if build.model_config is None else Path(build.model_config)
-    lock = make_lock(folder, build.model_type, build.num_hidden_layers, build.ignore_config_keys, config)
+    lock = make_lock(
+        folder,
+        build.model_type,
+        build.num_hidden_layers,
+        build.ignore_config_keys,
+        config,
+        ignore_tensors=build.ignore_tensors,
+    )
     return changed_tensors(build.locks, lock) or ["no tensor changed"]
 
 

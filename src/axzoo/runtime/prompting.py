@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from axzoo.core.errors import AxzooError
+from axzoo.runtime.shortcomings import NO_END, NO_TEMPLATE
 from axzoo.tokenizer.chat_template import Message
 
 if TYPE_CHECKING:
@@ -78,11 +79,20 @@ class TextStream(Protocol):
 
 @dataclass(frozen=True)
 class ChatTokenizer:
-    """What a chat needs of a tokenizer. `eos` are the ids that end an answer."""
+    """What a chat needs of a tokenizer. `eos` are the ids that end an answer.
+
+    `has_template` says whether the tokenizer defines how to encode a conversation.
+    """
 
     encode: Encode
     stream: Callable[[], TextStream]
     eos: frozenset[int]
+    has_template: bool
+
+    def shortcomings(self, as_text: bool) -> list[str]:
+        """What the model lacks, in words. `as_text`: prompts are not encoded as a chat, but nobody asked for that."""
+        missing = [f"no chat template: {NO_TEMPLATE}"] if as_text and not self.has_template else []
+        return missing + ([] if self.eos else [f"no end token: {NO_END}"])
 
 
 def open_tokenizer(choice: TokenizerChoice, chat: bool) -> ChatTokenizer:
@@ -95,26 +105,32 @@ def open_tokenizer(choice: TokenizerChoice, chat: bool) -> ChatTokenizer:
 
         if not chat:
             raise AxzooError("--raw needs a local tokenizer: a tokenizer server always applies its chat template")
-        server = connect_tokenizer(choice.source)
+        server, has_template = connect_tokenizer(choice.source), True
         encode: Encode = server.encode_chat
         stream: Callable[[], TextStream] = server.stream
         bos, ends = server.bos_token_id, server.eos_token_ids
     else:
         tokenizer = _load(choice)
         encode = tokenizer.encode_chat if chat else _raw(tokenizer)
-        stream = tokenizer.stream
+        stream, has_template = tokenizer.stream, tokenizer.chat is not None
         bos, ends = tokenizer.bos_token_id, tokenizer.eos_token_ids
     first = [bos] if choice.bos and bos is not None else []
     last = list(ends[:1]) if choice.eos else []
-    eos = frozenset(ends) if choice.eos_token_ids is None else choice.eos_token_ids
-    return ChatTokenizer(_add_missing(first, encode, last), stream, eos)
+    eos = choice.eos_token_ids or frozenset(ends)
+    return ChatTokenizer(_add_missing(first, encode, last), stream, eos, has_template)
 
 
 def _load(choice: TokenizerChoice) -> LocalTokenizer:
     """Load a local tokenizer. If it has no chat template, it gets the prompt format of its type."""
     from axzoo.tokenizer.local import load_tokenizer
+    from axzoo.tokenizer.tokenizer_folder import vocabulary_file
 
     path = Path(choice.source)
+    if choice.kind is None and path.name == "tokenizer" and vocabulary_file(path) is None:
+        raise AxzooError(
+            f"{path.parent} has no tokenizer, so it cannot read text: give the folder with that of the model, "
+            f"`axzoo run --filename_tokenizer_model DIR` or `axzoo serve --tokenizer DIR`"
+        )
     model_type = None if choice.kind is None else "llama"  # these types read a tokenizer.model as Llama does
     tokenizer = load_tokenizer(path if path.is_dir() else path.parent, model_type)
     if tokenizer.chat is not None or choice.kind is None:
@@ -146,7 +162,8 @@ class TokenizerChoice:
     """The tokenizer to use.
 
     `source` is a folder or a file in it, or a URL if `kind` is HTTP. `kind` None is the tokenizer of a bundle, which
-    uses its chat template and no built-in prompt format. `eos_token_ids`, if given, override those of the tokenizer.
+    uses its chat template and no built-in prompt format. `eos_token_ids`, if there are any, override those of the
+    tokenizer.
     """
 
     kind: int | None

@@ -134,8 +134,8 @@ def _from_bundle(args: argparse.Namespace, given: dict[str, Any]) -> Setup:
         "live_print": True,
         "continue": False,
     } | given
-    chat = bundle.chat and not args.raw
-    if bundle.vision is not None and not bundle.chat and not args.raw and "tokenizer_type" not in given:
+    chat = bundle.uses_chat("filename_tokenizer_model" in given) and not args.raw
+    if bundle.vision is not None and not chat and not args.raw and "tokenizer_type" not in given:
         given, chat = {**given, "tokenizer_type": MINICPM}, True  # MiniCPM-V 2.0 has no chat template
     tokenizer = _tokenizer(given.get("tokenizer_type"), values, bundle.eos_token_ids)
     system = bundle.system_prompt if args.system is None else args.system

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,8 @@ from axzoo.tokenizer.tokenizer_folder import (
     read_tokenizer_folder,
     vocabulary_file,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,30 @@ def load_tokenizer(folder: Path, model_type: str | None = None) -> LocalTokenize
         chat_template=files.chat_template,
         chat=loaded.chat or _template_encoder(files.chat_template, loaded),
     )
+
+
+def find_tokenizer(folder: Path) -> LocalTokenizer | None:
+    """Load the tokenizer of a folder, or return None if it has none. Raises AxzooError when its files are not valid."""
+    return None if vocabulary_file(folder) is None else load_tokenizer(folder)
+
+
+def require_rows(tokenizer: LocalTokenizer, rows: int) -> None:
+    """Check that the embedding of the model has a row for each token, up to `rows`.
+
+    A pad_token without one is accepted with a warning: fine-tunes have it, and it is never part of a prompt. Raises
+    AxzooError for any other token.
+    """
+    beyond = tokenizer.backend.tokens_from(rows)
+    pad = tokenizer.special_tokens.get("pad_token")
+    if beyond and beyond == [pad]:
+        logger.warning(f"{tokenizer.folder}: the pad_token {pad!r} has no row in the model's embedding of {rows} rows")
+    elif beyond:
+        more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+        raise AxzooError(
+            f"{tokenizer.folder}: the tokenizer does not belong to this model, whose embedding has {rows} rows: "
+            f"{', '.join(repr(token)[:40] for token in beyond[:3])}{more} would need higher rows. Use the tokenizer "
+            f"files of the model"
+        )
 
 
 def _load_backend(files: TokenizerFolder, model_type: str | None) -> LoadedBackend:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 
 from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 from axzoo.checkpoint.gguf.vocabulary import build_tokenizer, special_tokens_map, tokenizer_config
-from axzoo.checkpoint.tensors import DTYPES, Checkpoint, row_blocks
+from axzoo.checkpoint.writing import tensor_bytes, write_safetensors
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import atomic_path, megabytes, require_space, write_json, write_text
+from axzoo.core.files import megabytes, require_space, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,7 @@ def model_config(gguf: GgufCheckpoint) -> dict[str, Any]:
             raise AxzooError(f"{gguf.path} cannot be converted: llama.{key} must equal the head dimension, {head_dim}")
     embedding = gguf.tensors.get("model.embed_tokens.weight")
     if embedding is None or _integer(gguf, "vocab_size", embedding.shape[0]) != embedding.shape[0]:
-        raise AxzooError(f"{gguf.path} has no token embedding with llama.vocab_size rows: fetch it again")
+        raise AxzooError(f"{gguf.path} has no token embedding with llama.vocab_size rows: the file is damaged")
     return {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -91,31 +90,6 @@ def _describe(value: Any) -> str:
     return "missing" if value is _REQUIRED else repr(value)[:80]
 
 
-def tensor_bytes(checkpoint: Checkpoint, name: str) -> int:
-    info = checkpoint.tensors[name]
-    return int(np.prod(info.shape)) * DTYPES[info.dtype].itemsize
-
-
-def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes every tensor of `checkpoint`, all of one dtype, sorted by name: the same bytes as the library would write.
-
-    The file is written atomically. Raises OSError when it cannot be written.
-    """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name in sorted(checkpoint.tensors):
-        info, size = checkpoint.tensors[name], tensor_bytes(checkpoint, name)
-        header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in sorted(checkpoint.tensors):
-            for block in row_blocks(checkpoint, name, 0, checkpoint.tensors[name].shape[0]):
-                file.write(np.ascontiguousarray(block).view(np.uint8).data)
-
-
 FILES = (
     "config.json",
     "generation_config.json",
@@ -136,7 +110,7 @@ def convert(path: Path, output: Path) -> None:
     config, tokenizer = model_config(gguf), build_tokenizer(gguf)
     if tokenizer.get_vocab_size() > config["vocab_size"]:
         raise AxzooError(
-            f"{path} has more tokens than the {config['vocab_size']} rows of its embedding: fetch it again"
+            f"{path} has more tokens than the {config['vocab_size']} rows of its embedding: the file is damaged"
         )
     small = {
         "config.json": config,

@@ -122,7 +122,7 @@ class GgufCheckpoint:
         heads, hidden = self.metadata.get("llama.attention.head_count"), self.metadata.get("llama.embedding_length")
         if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1 or hidden < heads:
             raise AxzooError(
-                f"{self.path}: head_count {heads!r} and embedding_length {hidden!r} are not valid: fetch it again"
+                f"{self.path}: head_count {heads!r} and embedding_length {hidden!r} are not valid: the file is damaged"
             )
         head_dim = self.metadata.get("llama.attention.key_length", hidden // heads)
         if not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:
@@ -150,9 +150,9 @@ def _check_extent(path: Path, header: GgufHeader, raw: RawTensor, file_size: int
         raise AxzooError(f"{path}: tensor {raw.name} has unknown type {raw.type_code}")
     block, _ = GGML_QUANT_SIZES[GGMLQuantizationType(raw.type_code)]
     if raw.shape[-1] % block or raw.offset % header.alignment:
-        raise AxzooError(f"{path}: tensor {raw.name} does not consist of whole, aligned blocks: fetch the file again")
+        raise AxzooError(f"{path}: tensor {raw.name} does not consist of whole, aligned blocks: the file is damaged")
     if header.data_start + raw.offset + _stored_bytes(raw) > file_size:
-        raise AxzooError(f"{path} ends before the data of tensor {raw.name}: fetch it again")
+        raise AxzooError(f"{path} ends before the data of tensor {raw.name}: copy or download the file again")
 
 
 MAX_HEADER_BYTES = 256 << 20
@@ -194,7 +194,7 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _parse(_Cursor(view))
     except (struct.error, ValueError) as error:  # an empty file, a field beyond the end, a string that is not UTF-8
-        raise AxzooError(f"{path} is not a readable GGUF file ({error}): fetch it again") from None
+        raise AxzooError(f"{path} is not a readable GGUF file ({error}): copy or download the file again") from None
 
 
 class _Cursor:

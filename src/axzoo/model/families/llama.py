@@ -11,7 +11,6 @@ from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
 __all__ = [
     "CONFIG_KEYS",
-    "IGNORED_TENSORS",
     "PARITY_TESTS",
     "ROPE_TYPES",
     "decoder_spec",
@@ -21,7 +20,6 @@ __all__ = [
 ]
 
 CONFIG_KEYS = ConfigKeys()
-IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/model/families/test_parity.py -k llama"
 
 

@@ -9,7 +9,6 @@ from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
 __all__ = [
     "CONFIG_KEYS",
-    "IGNORED_TENSORS",
     "PARITY_TESTS",
     "ROPE_TYPES",
     "decoder_spec",
@@ -20,7 +19,6 @@ __all__ = [
 
 CONFIG_KEYS = ConfigKeys(own=("dim_model_base", "scale_depth", "scale_emb"))
 ROPE_TYPES = ("default", "linear", "dynamic")
-IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/model/families/test_published_parity.py -k minicpm"
 
 

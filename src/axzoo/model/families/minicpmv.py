@@ -12,7 +12,7 @@ from axzoo.model.spec import DecoderSpec, TensorRef, VisionSpec
 
 CONFIG_KEYS = minicpm.CONFIG_KEYS
 ROPE_TYPES = minicpm.ROPE_TYPES
-IGNORED_TENSORS = r"vpm\.(blocks\.26|attn_pool)\..*|llm\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+IGNORED_TENSORS = r"vpm\.(blocks\.26|attn_pool)\..*"
 PARITY_TESTS = "tests/model/families/test_published_parity.py -k minicpmv"
 
 _TOWERS = {
