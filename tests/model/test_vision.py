@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import tiny_vision
-from axzoo.backends.host.vision import compile_vision
+from axzoo.backends.host.vision_graph import compile_vision
 from axzoo.check.metrics import cosine
 from axzoo.core.errors import AxzooError
 from axzoo.model import vision_oracle
 from axzoo.model.slices import slice_sizes
 from axzoo.model.spec import DecoderSpec, VisionSpec
-from axzoo.model.vision import (
+from axzoo.model.vision_positions import (
     interpolated_positions,
     interpolation,
     position_ids,
@@ -28,7 +28,7 @@ from axzoo.model.vision import (
     sincos_positions,
     tower_tensors,
 )
-from axzoo.parts.groups import vision_groups
+from axzoo.parts.image_groups import vision_groups
 from axzoo.runtime.engine import InferenceSession
 from axzoo.weights.recipe import Recipe
 from published import minicpmv

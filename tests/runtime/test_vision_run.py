@@ -12,46 +12,15 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import tiny_vision
-from axzoo.backends.part_job import PartFile, PartJob, build_parts
-from axzoo.bundle.completion import BundlePlan, complete_bundle
 from axzoo.bundle.verification import deviations
 from axzoo.cli import main
-from axzoo.core.files import write_json
-from axzoo.parts.kinds import kind_of, part_ids
-from axzoo.parts.lock import make_lock, write_lock
 from axzoo.runtime.bundle_folder import open_bundle
+from axzoo.runtime.image_encoder import VisionModel, insert_rows
 from axzoo.runtime.images import read_picture, resized
 from axzoo.runtime.model import Mode, load_model
-from axzoo.runtime.vision import VisionModel, insert_rows
-from axzoo.weights.recipe import Recipe
 from published import minicpm
 from published.minicpmv import Vision
-
-RECIPE = Recipe(
-    weight_type="fp32",
-    post_weight_type="fp32",
-    hidden_state_type="fp32",
-    prefill_len=32,
-    kv_cache_len=127,
-    last_kv_cache_len=(32, 64),
-    embedding_scale="host",
-    image_size=70,
-)
-
-
-def make_bundle(checkpoint: Path, root: Path, recipe: Recipe) -> Path:
-    """Build every part and the bundle."""
-    locks, folder, source = root / "locks", root / "bundle", root / "source.json"
-    write_json(source, {"source": {"path": str(checkpoint)}, "root": str(checkpoint), "files": {}})
-    write_lock(make_lock(checkpoint, "minicpmv", 3), locks, checkpoint, {})
-    files = []
-    for part in part_ids(tiny_vision.spec(), recipe):
-        name = kind_of(part.kind).file_name("minicpmv", recipe, part.index)
-        files.append(PartFile(locks / part.lock_file, folder / name, root / "receipts" / f"{part.name}.json"))
-    build_parts(PartJob(files, source, root / "store", recipe, "host", "AX650"))
-    receipts = tuple(file.receipt for file in files)
-    complete_bundle(BundlePlan(folder, "v", "v", "AX650", "host", recipe, False, locks, source, receipts))
-    return folder
+from vision_bundle import EXACT, make_bundle
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Vision]:
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: tuple[Path, Vision], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(checkpoint[0], tmp_path_factory.mktemp("built"), RECIPE)
+    return make_bundle(checkpoint[0], tmp_path_factory.mktemp("built"), EXACT)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +73,7 @@ def test_the_scale_is_applied_once_whoever_applies_it(
 ) -> None:
     from dataclasses import replace
 
-    in_graph = make_bundle(checkpoint[0], tmp_path, replace(RECIPE, embedding_scale="graph"))
+    in_graph = make_bundle(checkpoint[0], tmp_path, replace(EXACT, embedding_scale="graph"))
     ids = [1, 200, 150, 300]
     host, graph = (load_model(folder).prefill(ids) for folder in (bundle, in_graph))
     np.testing.assert_allclose(host, graph, atol=0.02 * np.abs(host).max())

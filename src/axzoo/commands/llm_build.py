@@ -146,7 +146,7 @@ def _check_calibration_options(args: argparse.Namespace, recipe: Recipe) -> None
 def _check_vision_options(args: argparse.Namespace, model: InputModel) -> None:
     """Raises AxzooError when options of a vision model are given for a model without one, or the size is not valid."""
     from axzoo.core.errors import AxzooError
-    from axzoo.parts.groups import vision_groups
+    from axzoo.parts.image_groups import vision_groups
     from axzoo.weights.recipe import Recipe
 
     if model.spec.vision is not None:

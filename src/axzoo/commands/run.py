@@ -15,10 +15,10 @@ from axzoo.runtime.setup import add_flags
 
 if TYPE_CHECKING:
     from axzoo.runtime.generate import Sampler
+    from axzoo.runtime.image_encoder import EncodedImage, VisionModel
     from axzoo.runtime.model import Mode, Model
     from axzoo.runtime.prompting import ChatTokenizer
     from axzoo.runtime.setup import Setup
-    from axzoo.runtime.vision import EncodedImage, VisionModel
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _image_encoder(setup: Setup, slices: bool) -> Callable[[Path], EncodedImage]
 
     @functools.cache
     def vision() -> VisionModel:
-        from axzoo.runtime.vision import VisionModel
+        from axzoo.runtime.image_encoder import VisionModel
 
         return VisionModel(files)
 

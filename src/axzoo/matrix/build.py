@@ -156,7 +156,8 @@ class Build:
         """The reports of the checks; empty if axzoo's engine cannot run the backend's files."""
         if not self.backend.runs_here:
             return []
-        names = dict.fromkeys(check for kind in KINDS for check in kind.checks)
+        kinds = {kind_of(part.kind) for part in self.parts.values()}
+        names = dict.fromkeys(check for kind in KINDS if kind in kinds for check in kind.checks)
         return [f"{self.checks}/{name.removeprefix('check_')}.json" for name in names]
 
     # Inputs
@@ -197,6 +198,9 @@ class Build:
             if kind.name == stage:
                 return part_needs(kind, self.recipe, self.backend, sizes, parts)
         weights = None if sizes is None else parameters(self, self.recipe, sizes)
+        if stage == "check_vision":
+            vision = [kind for kind in KINDS if stage in kind.checks and kind.is_built(self.recipe)]
+            return stage_needs(stage, sum(kind.parameters(sizes or {}) for kind in vision))
         if stage == "check_layers" and sizes is not None:  # holds one layer and the embedding
             return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"])
         return stage_needs(stage, weights)

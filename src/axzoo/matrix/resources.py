@@ -63,6 +63,7 @@ _STAGES: Mapping[str, _Stage] = {
     "bundle": _Stage(500, 0.1),
     "check_layers": _Stage(300, 0.5, bytes_per_weight=8),  # two fp32 copies: oracle and engine
     "check_generation": _Stage(300, 1.0, bytes_per_weight=8),
+    "check_vision": _Stage(500, 1.0, bytes_per_weight=3),  # stored up to twice while loading, fp32 one block at a time
 }
 """The times are more than ten times those of SmolLM2-135M on two cores (docs/performance.md), because cluster nodes
 differ. Fetching and calibration have a larger margin."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from axzoo.model.oracle import Weights, project
 from axzoo.model.slices import GRID_LIMIT
 from axzoo.model.spec import VisionSpec
-from axzoo.model.vision import interpolated_positions, sincos_positions
+from axzoo.model.vision_positions import interpolated_positions, sincos_positions
 
 
 def patches(spec: VisionSpec, weights: Weights, image: Tensor) -> Tensor:
@@ -38,6 +38,11 @@ def tower(spec: VisionSpec, weights: Weights, image: Tensor) -> Tensor:
     x = patches(spec, weights, image)
     for index in range(spec.num_hidden_layers):
         x = block(spec, weights, index, x)
+    return tower_output(spec, weights, x)
+
+
+def tower_output(spec: VisionSpec, weights: Weights, x: Tensor) -> Tensor:
+    """The norm after the last block, on x [patches, hidden_size]; same shape."""
     return _norm(spec, weights, "norm", x)
 
 

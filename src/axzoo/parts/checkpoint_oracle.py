@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,27 @@ def checkpoint_oracle(locks: Path, source: Path, max_length: int) -> Oracle:
         embed=embed,
         max_length=max_length,
     )
+
+
+class _LazyWeights(Mapping[str, torch.Tensor]):
+    """A part's tensors by role, read whenever one is used."""
+
+    def __init__(self, checkpoint: Checkpoint, part: Part) -> None:
+        self._checkpoint, self._part = checkpoint, part
+
+    def __getitem__(self, role: str) -> torch.Tensor:
+        return torch.from_numpy(_values(self._checkpoint, self._part.tensors[role]))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._part.tensors)
+
+    def __len__(self) -> int:
+        return len(self._part.tensors)
+
+
+def part_weights(locks: Path, source: Path, part: PartId) -> Weights:
+    """The fp32 tensors of a part of a locked checkpoint by role, read whenever one is used."""
+    return _LazyWeights(open_checkpoint(checkpoint_folder(source)), read_part(locks / part.lock_file))
 
 
 def _tensors(checkpoint: Checkpoint, part: Part) -> Weights:

@@ -20,7 +20,7 @@ from axzoo.runtime.prompting import ChatTokenizer, Encode, TextStream
 from axzoo.tokenizer.chat_template import Message
 
 if TYPE_CHECKING:
-    from axzoo.runtime.vision import EncodedImage
+    from axzoo.runtime.image_encoder import EncodedImage
 
 
 class Chat:
@@ -58,7 +58,7 @@ class Chat:
         ids = self._encode([*self._system, *self._turns, {"role": "user", "content": content}])
         images = [*self._images, *([] if image is None else [image])]
         if images:
-            from axzoo.runtime.vision import insert_rows
+            from axzoo.runtime.image_encoder import insert_rows
 
             ids = insert_rows(self._model, ids, images)
         return generate(self._model, ids, self._sampler, self._eos, self._max_tokens)

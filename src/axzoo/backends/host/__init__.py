@@ -38,7 +38,9 @@ class HostBackend(Backend):
     runs_here = True
 
     def identity(self, kind: PartKind, chip: str) -> dict[str, Any]:
-        return {"code": fingerprint(f"axzoo.backends.host.{'vision' if isinstance(kind, Vision) else 'compiler'}")}
+        return {
+            "code": fingerprint(f"axzoo.backends.host.{'vision_graph' if isinstance(kind, Vision) else 'compiler'}")
+        }
 
     def refusal(self, model_type: str, chip: str, recipe: Recipe) -> str | None:
         return None
@@ -52,7 +54,7 @@ class HostBackend(Backend):
 
     def compile(self, orders: Iterable[Order], folder: Path) -> Iterator[Mapping[str, Any]]:
         from axzoo.backends.host.compiler import compile_layer, compile_post
-        from axzoo.backends.host.vision import compile_vision
+        from axzoo.backends.host.vision_graph import compile_vision
 
         for order in orders:
             if order.part.kind == "layer":

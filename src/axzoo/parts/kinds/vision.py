@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from axzoo.model.families import VISION_MODEL_TYPES
 from axzoo.model.spec import DecoderSpec, VisionSpec
-from axzoo.parts.groups import ShapeGroup, vision_groups
+from axzoo.parts.groups import ShapeGroup
+from axzoo.parts.image_groups import vision_groups
 from axzoo.parts.kind import CompiledFiles, ModelOutline, PartId, PartKind
 from axzoo.weights.formats import layer_storage  # unfollowed: describes files
 from axzoo.weights.recipe import Recipe
@@ -55,7 +56,7 @@ class Vision(PartKind):
         return VisionSpec.from_dict(dict(data))
 
     def tensors(self, family: Family, model: DecoderSpec, index: int | None) -> Mapping[str, TensorRef]:
-        from axzoo.model.vision import resampler_tensors, tower_tensors
+        from axzoo.model.vision_positions import resampler_tensors, tower_tensors
 
         spec = self.spec(model, index)
         of_stage = {"tower": tower_tensors, "resampler": resampler_tensors}

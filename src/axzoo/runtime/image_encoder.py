@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from axzoo.core.errors import AxzooError
 from axzoo.model.slices import Slicing, slicing
-from axzoo.model.vision import position_ids
+from axzoo.model.vision_positions import position_ids
 from axzoo.runtime.bundle_folder import VisionFiles
 from axzoo.runtime.engine import InferenceSession
 from axzoo.runtime.images import Pixels, resampled, resized

@@ -18,8 +18,9 @@ from axzoo.backends.host.container import serialize, value_info
 from axzoo.backends.host.operators import linear
 from axzoo.model.slices import GRID_LIMIT
 from axzoo.model.spec import VisionSpec
-from axzoo.model.vision import interpolation, sincos_positions
-from axzoo.parts.groups import ShapeGroup, vision_groups
+from axzoo.model.vision_positions import interpolation, sincos_positions
+from axzoo.parts.groups import ShapeGroup
+from axzoo.parts.image_groups import vision_groups
 from axzoo.weights.encoding import vision_format
 from axzoo.weights.recipe import Recipe
 from axzoo.weights.stored import StoredWeight, store_weight
