@@ -10,6 +10,7 @@ from snakemake.utils import min_version
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.locks import BuildLock, start_again
+from axzoo.matrix.outlook import refuse_problems, to_fetch
 from axzoo.matrix.plan import make_plan
 from axzoo.report.outcome import outcome_of
 
@@ -53,6 +54,19 @@ def files_of(builds):
     return files
 
 
+ANNOUNCED = set()
+
+
+def announce(builds):
+    """Refuses builds that cannot succeed, and logs how much is to be fetched; once for each model."""
+    builds = [build for build in builds if build.model not in ANNOUNCED]
+    ANNOUNCED.update(build.model for build in builds)
+    if workflow.is_main_process and builds:
+        refuse_problems(builds)
+        if line := to_fetch(builds):
+            logger.info(line)
+
+
 @cache  # Snakemake evaluates the input of `all` again after each lock
 def log_left_out_builds():
     for line in PLAN.left_out_lines:
@@ -61,7 +75,13 @@ def log_left_out_builds():
 
 def matrix_files(wildcards):
     log_left_out_builds()
+    announce(PLAN.wanted)
     return files_of(PLAN.wanted)
+
+
+def demo_files(wildcards):
+    announce(PLAN.demo)
+    return files_of(PLAN.demo)
 
 
 rule all:
@@ -72,7 +92,7 @@ rule all:
 
 rule demo:
     input:
-        lambda w: files_of(PLAN.demo),
+        demo_files,
 
 
 def prepare_build():

@@ -37,6 +37,8 @@ def lock_may_change(model):
 def await_lock(model):
     """Makes a job depend on the checkpoint `lock`. Snakemake plans such jobs twice, so this is skipped if the lock is up
     to date."""
+    if model not in ANNOUNCED:
+        announce(PLAN.builds_of(model))
     if lock_may_change(model):
         checkpoints.lock.get(model=model)
 

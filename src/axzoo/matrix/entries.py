@@ -29,6 +29,7 @@ from axzoo.matrix.chips import ChipTable, load_chips
 from axzoo.matrix.document import read_document
 from axzoo.matrix.resources import device_memory
 from axzoo.matrix.validation import report, validate
+from axzoo.model.families import supported_model_types
 from axzoo.weights.recipe import (
     HiddenStateType,
     PostWeightType,
@@ -61,6 +62,13 @@ def _known_backend(name: str) -> str:
         return load_backend(name).name
     except AxzooError as error:
         raise ValueError(str(error)) from None
+
+
+def _known_model_type(name: str) -> str:
+    known = supported_model_types()
+    if name not in known:
+        raise ValueError(f"{name!r:.80} is not supported: use one of {', '.join(known)}")
+    return name
 
 
 _Chip = Annotated[str, AfterValidator(_canonical_chip)]
@@ -170,7 +178,9 @@ class ModelEntry(Defaults):
         default=None, description="GGUF file inside the wheel, or in the top folder of the hub repository."
     )
     sha256: Annotated[str, formats.SHA256] | None = Field(default=None, description="Digest of the GGUF file.")
-    model_type: Annotated[str, formats.MODEL_TYPE] = Field(description="model_type; must match config.json.")
+    model_type: Annotated[str, formats.MODEL_TYPE, AfterValidator(_known_model_type)] = Field(
+        description="model_type; must match config.json."
+    )
     num_hidden_layers: int = Field(
         strict=True, ge=1, le=1024, description="Number of layers; must match config.json. Used to plan offline."
     )

@@ -84,6 +84,10 @@ class Plan:
         found = {kind.stem(build.model_type, build.recipe) for build in builds for kind in KINDS}
         return sorted(found - {""})
 
+    def builds_of(self, model: str) -> list[Build]:
+        """All builds of a model that fit their chip."""
+        return [build for build in self._builds.values() if build.model == model and build.misfit is None]
+
     def model(self, wildcards: Any) -> Build:
         """Any build of the model, for settings that all of its builds share."""
         return self._models[wildcards.model]

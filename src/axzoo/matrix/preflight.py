@@ -14,14 +14,13 @@ from axzoo.core.errors import AxzooError
 from axzoo.core.machine import physical_memory
 from axzoo.matrix.build import Build
 from axzoo.matrix.chips import ChipTable
+from axzoo.matrix.outlook import recipe_problem
 from axzoo.matrix.resources import device_memory
-from axzoo.model.families import load_family
-from axzoo.model.rope import supported_length
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kinds import KINDS, kind_of
 from axzoo.parts.lock import Lock
 from axzoo.weights.formats import FORMATS
-from axzoo.weights.recipe import INTEGER_WEIGHT_TYPES, POST_WEIGHT_TYPES, WEIGHT_GROUP_SIZES, Recipe
+from axzoo.weights.recipe import INTEGER_WEIGHT_TYPES, POST_WEIGHT_TYPES, Recipe
 
 BLOCK_MEMORY = 320 << 20
 """Memory of a compile job for Python, numpy and onnx, and one block of rows while it is encoded."""
@@ -81,23 +80,9 @@ def check_room(lock: Lock, folder: Path) -> None:
 
 
 def refuse_recipe(spec: DecoderSpec, recipe: Recipe) -> None:
-    """Raises AxzooError when the recipe exceeds the model's positions or vocabulary, or its weight group size does not
-    divide the input features."""
-    supported = supported_length(spec.layer.rope, spec.layer.max_position_embeddings)
-    if recipe.positions > supported:
-        raise AxzooError(
-            f"--kv_cache_len {recipe.kv_cache_len} needs {recipe.positions} positions, and the model supports "
-            f"{supported} (max_position_embeddings and rope scaling of config.json): lower it"
-        )
-    if recipe.post_topk > spec.vocab_size:
-        raise AxzooError(f"--post_topk {recipe.post_topk} exceeds the vocabulary of {spec.vocab_size} tokens: lower it")
-    widths = _input_features(spec)
-    if recipe.weight_group_size and any(width % recipe.weight_group_size for width in widths):
-        fitting = [size for size in WEIGHT_GROUP_SIZES if size and not any(width % size for width in widths)]
-        raise AxzooError(
-            f"--weight_group_size {recipe.weight_group_size} does not divide the input features of every matrix, "
-            f"{' and '.join(map(str, widths))}: use {', '.join(map(str, [*fitting, 0]))}"
-        )
+    """Raises AxzooError, which names the option, when the recipe exceeds what the model supports."""
+    if problem := recipe_problem(spec, recipe):
+        raise AxzooError(f"--{problem}")
 
 
 def refuse_prompt(tokens: int, recipe: Recipe, check_level: int) -> None:
@@ -172,9 +157,3 @@ def _longest_cache(build: Build, fitting: int, memory_mb: int) -> int:
 
 def _fits(build: Build, recipe: Recipe, memory_mb: int) -> bool:
     return device_memory(recipe, build.num_hidden_layers, dict(build.sizes)).total_mb <= memory_mb
-
-
-def _input_features(spec: DecoderSpec) -> list[int]:
-    """The distinct numbers of input features of a layer's matrices."""
-    tensors = load_family(spec.model_type).layer_tensors(spec, 0).values()
-    return sorted({tensor.shape[1] for tensor in tensors if len(tensor.shape) == 2})
