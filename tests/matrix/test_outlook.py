@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -22,6 +23,9 @@ from axzoo.matrix.outlook import build_problems, refuse_problems, to_fetch
 from axzoo.parts.lock import make_lock, write_lock
 from tiny_model import LAYERS, Checkpoint
 
+sys.path.append(str(Path(__file__).parents[1] / "fetch"))
+from tiny_gguf import make_tiny
+
 CHIPS = Path(__file__).parents[2] / "config/chips.yaml"
 Edit = Callable[..., Build]
 
@@ -30,8 +34,7 @@ Edit = Callable[..., Build]
 def build(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     """A build of a copy of the small llama, which has 128 positions and 262 tokens."""
     monkeypatch.chdir(tmp_path)
-    Path("there").mkdir()
-    Path("there/config.json").write_text((checkpoint.folder / "config.json").read_text())
+    shutil.copytree(checkpoint.folder, "there")
     return _builds(path="there")[0]
 
 
@@ -185,6 +188,29 @@ def test_planning_does_not_import_numpy(build: Build) -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_a_gguf_file_is_not_read(build: Build) -> None:
-    Path("model.gguf").write_bytes(b"GGUF")
-    assert list(build_problems(replace(build, source=FolderSource("model.gguf")))) == []
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        (lambda: Path("there/model.safetensors").unlink(), "weights"),
+        (lambda: Path("there/config.json").unlink(), "config.json"),
+        (lambda: Path("there/model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"), "Git LFS"),
+        (lambda: (shutil.rmtree("there"), Path("there").write_text("x")), "is not a folder"),
+    ],
+)
+def test_a_folder_that_is_not_a_checkpoint(build: Build, change: Callable[[], object], problem: str) -> None:
+    change()
+    (found,) = build_problems(build)
+    assert found.startswith("models.tiny: ")
+    assert problem in found
+
+
+def test_the_header_of_a_gguf_file_is_known_until_it_is_locked(build: Build) -> None:
+    tiny = make_tiny(tied=False)
+    tiny.write(Path("model.gguf"))
+    supported = tiny.model.config.max_position_embeddings
+    recipe = replace(build.recipe, kv_cache_len=supported + 1)
+    of_gguf = replace(build, source=FolderSource("model.gguf"), recipe=recipe)
+    assert next(build_problems(of_gguf)).startswith(f"models.tiny: kv_cache_len {supported + 1} needs {supported + 1}")
+    assert list(build_problems(replace(of_gguf, recipe=replace(recipe, kv_cache_len=supported)))) == []
+    write_json(build.locks / "index.json", {})
+    assert list(build_problems(of_gguf)) == []

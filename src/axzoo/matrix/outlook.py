@@ -58,16 +58,14 @@ def build_problems(build: Build) -> Iterator[str]:
 
 
 def known_spec(build: Build) -> DecoderSpec | None:
-    """The model's spec, from the config.json of a folder on this machine or from the lock of a fetched checkpoint; None
-    if neither is there. Raises AxzooError when config.json is not supported or contradicts the matrix."""
-    if isinstance(build.source, FolderSource) and (Path(build.source.path) / "config.json").is_file():
-        from axzoo.model.reading import read_spec
+    """The model's spec, from a checkpoint on this machine or from the lock of a fetched one; None if it is not known.
 
-        override = None if build.model_config is None else Path(build.model_config)
-        of_entry = build.model_type, build.num_hidden_layers, build.ignore_config_keys
-        return read_spec(Path(build.source.path), *of_entry, override)
-    if isinstance(build.source, FolderSource) or build.model_config is not None:
-        return None  # the files may have changed since they were locked
+    Raises AxzooError when there is no checkpoint, or its config is not supported or contradicts the matrix.
+    """
+    if isinstance(build.source, FolderSource):
+        return _local_spec(build, Path(build.source.path))
+    if build.model_config is not None:
+        return None  # the file may have changed since the lock was made
     if not (build.locks / INDEX).exists() or not is_complete(build.checkpoint, build.source):
         return None
     try:
@@ -76,6 +74,23 @@ def known_spec(build: Build) -> DecoderSpec | None:
         return None  # the lock is made again
     keys = source_keys(build.source)
     return index.spec if {key: index.source.get(key) for key in keys} == keys else None
+
+
+def _local_spec(build: Build, path: Path) -> DecoderSpec | None:
+    from axzoo.fetch.folder import local_checkpoint
+    from axzoo.model.reading import read_spec
+
+    found = local_checkpoint(str(path))
+    if found.gguf is None:
+        override = None if build.model_config is None else Path(build.model_config)
+        return read_spec(path, build.model_type, build.num_hidden_layers, build.ignore_config_keys, override)
+    if (build.locks / INDEX).exists() or build.model_config is not None:
+        return None  # reading the header of a GGUF file takes too long for each plan
+    from axzoo.checkpoint.gguf.conversion import model_config
+    from axzoo.checkpoint.gguf.reader import GgufCheckpoint
+    from axzoo.model.reading import spec_of
+
+    return spec_of(model_config(GgufCheckpoint(found.gguf)), found.gguf, build.ignore_config_keys)
 
 
 def recipe_problem(spec: DecoderSpec, recipe: Recipe) -> str | None:
