@@ -179,6 +179,7 @@ UNKNOWN = {
     "very many": [f"model.layers.{i}.mlp.up_proj.extra{n}" for i in range(2) for n in range(9)],
     "another model": [f"visual.blocks.{i}.weight" for i in range(8)],
     "a head that is no head": ["model.layers.0.score.weight"],
+    "a name for a shell": ["$(touch x); a 'b'.weight"],
     "not the end of a name": ["model.rotary_emb.inv_freq.weight"],
 }
 
@@ -295,3 +296,4 @@ def test_patterns_are_quoted_for_a_shell_and_few() -> None:
     assert ignore_patterns(["a", "b.1"]) == ["a", "b.1"]
     assert ignore_patterns([f"a.{i}.b" for i in range(6)]) == ["'a.*.b'"]
     assert ignore_patterns([f"a.b{i}" for i in range(6)]) == ["'a.*'"]
+    assert ignore_patterns(["a; rm b", "-rf"]) == ["'a*rm*b'", "'*rf'"]
