@@ -157,6 +157,8 @@ class Sizes(BaseModel):
     layer: _Count = Field(description="Number of parameters of one decoder layer.")
     post: _Count = Field(description="Number of parameters of the post layer: final norm and lm_head, tied or not.")
     kv_width: _Count = Field(description="num_key_value_heads * head_dim.")
+    hidden_size: _Count | None = Field(default=None, description="For the memory of jobs with rounding gptq.")
+    intermediate_size: _Count | None = Field(default=None, description="For the memory of jobs with rounding gptq.")
 
 
 class ModelEntry(Defaults):
@@ -266,11 +268,11 @@ class Zoo(BaseModel):
             yield Build(
                 chip=chip,
                 npu_memory_mb=self._chips.memory_mb(chip),
-                memory=device_memory(recipe, own.num_hidden_layers, dict(own.sizes)) if own.sizes else None,
+                memory=device_memory(recipe, own.num_hidden_layers, own.sizes.model_dump()) if own.sizes else None,
                 model=name,
                 model_type=own.model_type,
                 num_hidden_layers=own.num_hidden_layers,
-                sizes=tuple(own.sizes) if own.sizes else (),
+                sizes=tuple(own.sizes.model_dump(exclude_none=True).items()) if own.sizes else (),
                 source=own.source,
                 model_config=own.config_file,
                 recipe=recipe,

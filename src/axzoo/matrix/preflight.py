@@ -15,7 +15,7 @@ from axzoo.core.machine import physical_memory
 from axzoo.matrix.build import Build
 from axzoo.matrix.chips import ChipTable
 from axzoo.matrix.outlook import recipe_problem
-from axzoo.matrix.resources import device_memory
+from axzoo.matrix.resources import WIDTHS, device_memory
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kinds import KINDS, kind_of
 from axzoo.parts.lock import Lock
@@ -40,7 +40,7 @@ def sizes_of_json(text: str | None) -> dict[str, int]:
         sizes = None
     if not isinstance(sizes, dict) or not all(type(size) is int and size > 0 for size in sizes.values()):
         raise AxzooError(f"--sizes {text!r:.80} is not a JSON object of positive integers")
-    known = ["kv_width", *(kind.name for kind in KINDS)]
+    known = [*WIDTHS, *(kind.name for kind in KINDS)]
     if unknown := sorted(sizes.keys() - set(known)):
         raise AxzooError(f"--sizes: unknown key {unknown[0]!r:.80}: use one of {', '.join(known)}")
     return sizes
@@ -49,15 +49,16 @@ def sizes_of_json(text: str | None) -> dict[str, int]:
 def check_sizes(lock: Lock, sizes: Mapping[str, int]) -> None:
     """Raises AxzooError when a matrix entry's `sizes` differ from the checkpoint's.
 
-    `kv_width` must be exact; parameter counts may differ by 1 %.
+    Widths must be exact; parameter counts may differ by 1 %.
     """
+    widths = {name: getattr(lock.spec.layer, field) for name, field in WIDTHS.items()}
     for key, stated in sizes.items():
         found = [part.parameters for part in lock.of_kind(key)]
-        actual, tolerance = (max(found), 0.01) if found else (lock.spec.layer.kv_size, 0.0)
+        actual, tolerance = (max(found), 0.01) if found else (widths[key], 0.0)
         if abs(stated - actual) > tolerance * actual:
             raise AxzooError(
                 f"the matrix says sizes.{key}: {stated}, but the checkpoint has {actual}: correct it, because it "
-                f"determines which chips the model fits"
+                f"determines which chips the model fits and the memory of jobs"
             )
 
 
