@@ -141,11 +141,11 @@ class GgufCheckpoint:
         if shape != (self._head_dim // 2,):
             raise AxzooError(
                 f"{self.path}: tensor {_ROPE_FACTORS} has shape {list(shape)}, but half the head dimension is "
-                f"{self._head_dim // 2}: fetch it again"
+                f"{self._head_dim // 2}: the file is damaged"
             )
         factors = self.read_rows(_ROPE_FACTORS, 0, shape[0])
         if not np.isfinite(factors).all() or factors.min() <= 0:
-            raise AxzooError(f"{self.path}: tensor {_ROPE_FACTORS} must have positive values: fetch it again")
+            raise AxzooError(f"{self.path}: tensor {_ROPE_FACTORS} must have positive values: the file is damaged")
         return tuple(map(float, factors))
 
     def _checked_head_dim(self) -> int:

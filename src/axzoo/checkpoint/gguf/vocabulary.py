@@ -21,9 +21,9 @@ def build_tokenizer(gguf: GgufCheckpoint) -> Tokenizer:
     model = _get(gguf, "model", str)
     tokens, kinds = _strings(gguf, "tokens"), _get(gguf, "token_type", list)
     if len(set(tokens)) != len(tokens):
-        raise AxzooError(f"{gguf.path} has a duplicate token: fetch it again")
+        raise AxzooError(f"{gguf.path} has a duplicate token: the file is damaged")
     if len(kinds) != len(tokens):
-        raise AxzooError(f"{gguf.path} has {len(kinds)} token types for {len(tokens)} tokens: fetch it again")
+        raise AxzooError(f"{gguf.path} has {len(kinds)} token types for {len(tokens)} tokens: the file is damaged")
     if model == "gpt2":
         tokenizer, add_bos = _byte_level(gguf, tokens)
     elif model == "llama":
@@ -55,23 +55,25 @@ def _byte_level(gguf: GgufCheckpoint, tokens: list[str]) -> tuple[Tokenizer, boo
     for merge in _strings(gguf, "merges"):
         pair = merge.split(" ")
         if len(pair) != 2:
-            raise AxzooError(f"{gguf.path} has a merge that is not a pair, {merge!r:.80}: fetch it again")
+            raise AxzooError(f"{gguf.path} has a merge that is not a pair, {merge!r:.80}: the file is damaged")
         pairs.append((pair[0], pair[1]))
     try:
         tokenizer = byte_level(RULES[pre], {token: index for index, token in enumerate(tokens)}, pairs)
     except Exception as error:  # the library raises bare Exceptions, e.g. for a merge outside the vocabulary
-        raise AxzooError(f"{gguf.path} has merges that do not fit its tokens ({error}): fetch it again") from None
+        raise AxzooError(f"{gguf.path} has merges that do not fit its tokens ({error}): the file is damaged") from None
     return tokenizer, RULES[pre].add_bos
 
 
 def _scored_pieces(gguf: GgufCheckpoint, tokens: list[str], kinds: list[Any]) -> Tokenizer:
     scores = _get(gguf, "scores", list)
     if len(scores) != len(tokens) or not all(isinstance(score, float) and isfinite(score) for score in scores):
-        raise AxzooError(f"{gguf.path} must have a finite score for each of its {len(tokens)} tokens: fetch it again")
+        raise AxzooError(
+            f"{gguf.path} must have a finite score for each of its {len(tokens)} tokens: the file is damaged"
+        )
     if max(map(len, tokens), default=0) > _MAX_PIECE or sum(map(len, tokens)) > _MAX_CHARACTERS:
         raise AxzooError(
             f"{gguf.path} has a token of more than {_MAX_PIECE} characters, or tokens of more than {_MAX_CHARACTERS} "
-            f"characters in total: fetch it again"
+            f"characters in total: the file is damaged"
         )
     return scored_pieces(tokens, scores, kinds, _flag(gguf, "add_space_prefix", True))
 
@@ -112,7 +114,7 @@ def special_tokens_map(gguf: GgufCheckpoint) -> dict[str, str]:
             continue
         if not isinstance(index, int) or not 0 <= index < len(tokens):
             raise AxzooError(
-                f"{gguf.path}: {name} has index {index!r}, but there are {len(tokens)} tokens: fetch it again"
+                f"{gguf.path}: {name} has index {index!r}, but there are {len(tokens)} tokens: the file is damaged"
             )
         found[name] = tokens[index]
     return found
@@ -121,7 +123,7 @@ def special_tokens_map(gguf: GgufCheckpoint) -> dict[str, str]:
 def _strings(gguf: GgufCheckpoint, key: str) -> list[str]:
     values: list[str] = _get(gguf, key, list)
     if not all(isinstance(value, str) for value in values):
-        raise AxzooError(f"{gguf.path}: tokenizer.ggml.{key} contains values that are not strings: fetch it again")
+        raise AxzooError(f"{gguf.path}: tokenizer.ggml.{key} contains values that are not strings: the file is damaged")
     return values
 
 
