@@ -9,6 +9,9 @@ from axzoo.matrix.build import Build
 _RESERVED_MB = 500
 """For Snakemake, which takes up to 440 MB to plan 20,000 jobs, and other programs."""
 
+_SMALL_MB = 1000
+"""Estimates up to this are generous bounds for small jobs, which the machine may do with less."""
+
 
 def usable_memory_mb() -> int:
     """The memory in MB (10^6 bytes) that all jobs on this machine may use together."""
@@ -26,7 +29,7 @@ def memory_request(build: Build, stage: str, parts: int, attempt: int, available
     if available is None:
         return needed * attempt
     limit, where = available
-    if needed > limit and build.size_table is not None:
+    if needed > max(limit, _SMALL_MB) and build.size_table is not None:
         raise AxzooError(
             f"{stage} of {build.bundle} needs about {needed} MB of memory in one job, and {where} has {limit} MB for "
             f"jobs: {_advice(build, stage, parts)}use a machine with more memory, or add `--resources mem_mb={needed}` "
