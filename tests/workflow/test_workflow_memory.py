@@ -33,8 +33,7 @@ def machine_with(megabytes: int, folder: Path) -> dict[str, str]:
     (folder / "sitecustomize.py").write_text(
         "import os\n"
         "real = os.sysconf\n"
-        f"os.sysconf = lambda name: {megabytes} * 10**6 // real('SC_PAGE_SIZE') "
-        "if name == 'SC_PHYS_PAGES' else real(name)\n"
+        f"os.sysconf = lambda name: {{'SC_PHYS_PAGES': {megabytes}, 'SC_PAGE_SIZE': 10**6}}.get(name) or real(name)\n"
     )
     return {"PYTHONPATH": f"{folder}:{REPOSITORY / 'src'}"}
 
