@@ -9,7 +9,7 @@ import pytest
 from axzoo.backends import Needs
 from axzoo.core.errors import AxzooError
 from axzoo.matrix import job_memory
-from axzoo.matrix.job_memory import memory_request, usable_memory_mb
+from axzoo.matrix.job_memory import memory_request, refuse_stage, usable_memory_mb
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,14 @@ def test_a_known_job_that_does_not_fit_is_refused(stage: str, parts: int, advice
         f"4999 MB for jobs: {advice}use a machine with more memory, or add `--resources mem_mb={5000 * parts}` to try "
         f"it anyway"
     )
+
+
+def test_llm_build_gives_its_own_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_memory, "usable_memory_mb", lambda: 4999)
+    message = "check_layers of results/AX650/tiny-w8a16 needs about 5000 MB of memory in one job, and this machine has "
+    with pytest.raises(AxzooError, match=f"^{message}4999 MB for jobs: use --check_level 0$"):
+        refuse_stage(KNOWN, "check_layers", "use --check_level 0")  # type: ignore[arg-type]
+    refuse_stage(UNKNOWN, "check_layers", "")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("machine", "usable"), [(16_000, 15_500), (1_000, 750)])

@@ -29,13 +29,27 @@ def memory_request(build: Build, stage: str, parts: int, attempt: int, available
     if available is None:
         return needed * attempt
     limit, where = available
-    if needed > max(limit, _SMALL_MB) and build.size_table is not None:
+    if too_large := _excess(build, stage, parts, limit, where):
         raise AxzooError(
-            f"{stage} of {build.bundle} needs about {needed} MB of memory in one job, and {where} has {limit} MB for "
-            f"jobs: {_advice(build, stage, parts)}use a machine with more memory, or add `--resources mem_mb={needed}` "
-            f"to try it anyway"
+            f"{too_large}: {_advice(build, stage, parts)}use a machine with more memory, or add "
+            f"`--resources mem_mb={needed}` to try it anyway"
         )
     return min(needed * attempt, limit)
+
+
+def refuse_stage(build: Build, stage: str, advice: str) -> None:
+    """Raises AxzooError, ending in `advice`, when a job of the stage can never fit this machine."""
+    if too_large := _excess(build, stage, 1, usable_memory_mb(), "this machine"):
+        raise AxzooError(f"{too_large}: {advice}")
+
+
+def _excess(build: Build, stage: str, parts: int, limit: int, where: str) -> str:
+    needed = build.needs(stage, parts).mem_mb
+    if needed <= max(limit, _SMALL_MB) or build.size_table is None:
+        return ""
+    return (
+        f"{stage} of {build.bundle} needs about {needed} MB of memory in one job, and {where} has {limit} MB for jobs"
+    )
 
 
 def _advice(build: Build, stage: str, parts: int) -> str:
