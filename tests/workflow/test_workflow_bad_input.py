@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.workflow
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 OTHER = "model.layers.1.mlp.upproj.weight"
 GGUF = "llm_tiny/tiny.gguf"
+LOCK = "results/locks/tiny/made_from.json"
 
 
 def refused(project: Project, *arguments: str, **environment: str) -> Run:
@@ -322,3 +323,18 @@ def test_build_continues_after_a_full_disk_is_freed(project: Project) -> None:
     run = project.snakemake("results/AX650/tiny-w32a16/manifest.json")  # on a disk with enough space
     assert run.jobs["layer"] == LAYERS
     assert project.made() == made
+
+
+def test_reason_is_shown_if_the_full_disk_also_holds_the_logs(small_llama: Path, tmp_path: Path) -> None:
+    """The jobs' logs, Snakemake's own log and its metadata are on the disk."""
+    with small_disk(tmp_path / "disk", "size=4m"):
+        project = new_project(tmp_path / "disk/project", small_llama)
+        assert project.snakemake(LOCK).status == 0
+        for size in (4096, 1):
+            with suppress(OSError), (tmp_path / f"disk/rest{size}").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(size))
+        run = project.snakemake("results/AX650/tiny-w8a16/llama_post.axmodel")
+        assert run.status == 1
+        assert "Traceback" not in run.shown
+        assert lines_with(run, "no space left on the disk") == 1, run.shown
