@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from axzoo.calibrate import HELD_BYTES
 from axzoo.calibrate.parallel import in_parallel
 from axzoo.core.errors import AxzooError
 from axzoo.model.oracle import Oracle, Past, StreamedWeights, Weights, layer, post
@@ -31,10 +32,6 @@ SEED = 0
 
 CHARACTERS_PER_TOKEN = 64
 """At most this many characters of a text are read per token."""
-
-
-HELD_BYTES = 1 << 30
-"""Memory for weights that are used more than once. It is the same on every machine, so that results are too."""
 
 
 def held(parts: Iterable[Weights]) -> list[Weights]:

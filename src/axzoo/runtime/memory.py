@@ -12,7 +12,7 @@ from axzoo.runtime.model import Mode
 
 logger = logging.getLogger(__name__)
 
-BYTES_PER_STORED_BYTE: Mapping[Mode, float] = {"fast-prompts": 4.5, "fast": 4.5}
+BYTES_PER_STORED_BYTE: Mapping[Mode, float] = {"fast-prompts": 4.5, "fast": 3.0}
 """Peak memory while files are loaded, per byte of the files (docs/performance.md). Exact mode needs no memory for
 weights, because they stay in the files."""
 
