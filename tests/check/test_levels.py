@@ -15,15 +15,15 @@ from onnx import numpy_helper
 
 from axzoo.bundle.completion import complete_bundle
 from axzoo.check.fidelity import greedy_agreement, text_fidelity
-from axzoo.check.generation import GenerationLog, check_generation
+from axzoo.check.generation import GenerationCheck, GenerationLog, compare_answer, generate_answer
 from axzoo.check.layers import check_layers, output_error, prompt_ids
 from axzoo.check.oracles import in_memory
 from axzoo.core.errors import AxzooError
 from axzoo.model.oracle import Oracle
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.runtime.bundle_folder import open_bundle
-from axzoo.runtime.model import load_model
-from axzoo.tokenizer.local import load_tokenizer
+from axzoo.runtime.model import Model, load_model
+from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 from axzoo.weights.formats import BF16, FLOAT, S4, S8
 from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT, LAYERS, Built, Checkpoint
@@ -46,6 +46,10 @@ def bundle(s8: Built, tmp_path: Path) -> Path:
 @pytest.fixture
 def oracle(s8: Built) -> Oracle:
     return in_memory(checkpoint_oracle(s8.locks, s8.source, s8.recipe.positions))
+
+
+def _check(model: Model, tokenizer: LocalTokenizer, oracle: Oracle, max_tokens: int) -> GenerationCheck:
+    return compare_answer(generate_answer(model, tokenizer, IDS, max_tokens, LOG), tokenizer, oracle)
 
 
 def oracle_hidden(oracle: Oracle, ids: list[int]) -> np.ndarray:
@@ -124,7 +128,7 @@ def test_a_prompt_of_one_token_is_too_short(bundle: Path, oracle: Oracle) -> Non
 
 def test_level_2_compares_every_token_with_the_oracle(bundle: Path, oracle: Oracle, checkpoint: Checkpoint) -> None:
     tokenizer = load_tokenizer(bundle / "tokenizer")
-    check = check_generation(load_model(bundle), tokenizer, oracle, IDS, 6, LOG)
+    check = _check(load_model(bundle), tokenizer, oracle, 6)
     assert 1 <= len(check.steps) <= 6
     tokens = [step.token for step in check.steps]
     wanted = checkpoint.logits([*IDS, *tokens])[len(IDS) - 1 : -1]
@@ -160,7 +164,7 @@ def test_level_2_with_a_post_layer_that_returns_top_k(
     build_tiny: Callable[[Recipe], Built], oracle: Oracle, tmp_path: Path
 ) -> None:
     folder = _complete(build_tiny(replace(EXACT, post_topk=4)), tmp_path / "topk")
-    check = check_generation(load_model(folder), load_tokenizer(folder / "tokenizer"), oracle, IDS, 6, LOG)
+    check = _check(load_model(folder), load_tokenizer(folder / "tokenizer"), oracle, 6)
     assert check.compared_tokens == 4
     assert (check.top1_agreement, check.failures(FLOAT, None)) == (1, [])
     assert check.mean_kl < 1e-6
@@ -180,7 +184,7 @@ def test_level_1_of_a_decode_only_bundle_has_no_prefill(
 
 
 def test_level_2_reports_what_failed(bundle: Path, oracle: Oracle) -> None:
-    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 4, LOG)
+    check = _check(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, 4)
     assert check.failures(S8, check.answer[:1]) == []
     (missing,) = check.failures(S8, "Paris is not what this model says")
     assert "does not contain 'Paris is not what this model says'" in missing
@@ -193,13 +197,13 @@ def test_level_2_detects_a_broken_layer(bundle: Path, oracle: Oracle) -> None:
     first, second = open_bundle(bundle).layers
     first.unlink()
     shutil.copy(second, first)
-    check = check_generation(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, IDS, 6, LOG)
+    check = _check(load_model(bundle), load_tokenizer(bundle / "tokenizer"), oracle, 6)
     assert check.failures(S8, None)
 
 
 def test_level_2_stops_at_the_end_of_the_context(bundle: Path, oracle: Oracle) -> None:
     model = load_model(bundle)
-    check = check_generation(model, load_tokenizer(bundle / "tokenizer"), oracle, IDS, 1000, LOG)
+    check = _check(model, load_tokenizer(bundle / "tokenizer"), oracle, 1000)
     assert check.hit_eos or model.is_full
     assert len(IDS) + len(check.steps) <= model.geometry.max_token_len + 1
 

@@ -65,7 +65,18 @@ def test_requested_memory_is_at_most_twice_the_measured() -> None:
     assert 749 < _mem_mb("post", Recipe(), LLAMA_3_SIZES) < 2 * 749
     assert 61 < _mem_mb("layer", Recipe(), SMOLLM2_SIZES) < 400
     assert 230 < _mem_mb("post", Recipe(), SMOLLM2_SIZES) < 460
-    assert 1272 < stage_needs("check_generation", parameters(30, SMOLLM2_SIZES)).mem_mb < 2 * 1272
+
+
+def test_level_2_needs_the_bundles_bytes_and_calibration_a_bounded_part_of_the_model() -> None:
+    """Measured with Qwen2.5-7B's dimensions (docs/performance.md)."""
+    build = next(build for build in load_zoo(CONFIG / "zoo.yaml").builds() if build.name == "Llama-2-7b-hf-w8a16")
+    sizes = dict(build.sizes)
+    weights = parameters(32, sizes)
+    assert weights < 1e6 * build.needs("check_generation").mem_mb < 1.3 * weights
+    smaller = replace(build, recipe=replace(build.recipe, weight_type="s4"))
+    assert smaller.needs("check_generation").mem_mb < 0.7 * build.needs("check_generation").mem_mb
+    deeper = replace(build, num_hidden_layers=64)
+    assert build.needs("calibrate").mem_mb == deeper.needs("calibrate").mem_mb < 4000
 
 
 @pytest.mark.parametrize(("stored", "times"), [("s4", 0.5), ("bf16", 2), ("fp32", 4)])

@@ -152,10 +152,21 @@ class GenerationCheck:
         return reasons
 
 
-def check_generation(
-    model: Model, tokenizer: LocalTokenizer, oracle: Oracle, ids: Sequence[int], max_tokens: int, log: GenerationLog
-) -> GenerationCheck:
-    """Generates up to `max_tokens` tokens after the prompt `ids`, then compares each with the oracle."""
+@dataclass(frozen=True)
+class Answer:
+    """An answer to the prompt `ids`: its tokens, and for each of them the logits [vocab_size] it was chosen from, and
+    start and hidden states of the pass."""
+
+    ids: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logits: tuple[NDArray[np.float32], ...]
+    passes: tuple[tuple[int, tuple[HiddenState, ...]], ...]
+
+
+def generate_answer(
+    model: Model, tokenizer: LocalTokenizer, ids: Sequence[int], max_tokens: int, log: GenerationLog
+) -> Answer:
+    """Generates up to `max_tokens` tokens after the prompt `ids` with the built files."""
     log.begin(0, len(ids))
     logits = [model.prefill(ids, log.hidden)]
     passes = [(log.start, tuple(log.hidden_states))]
@@ -166,22 +177,26 @@ def check_generation(
         logits.append(model.decode(tokens[-1], log.hidden))
         passes.append((log.start, tuple(log.hidden_states)))
         tokens.append(_choose(log, tokenizer, logits[-1]))
-    wanted = oracle.logits([*ids, *tokens[:-1]])[len(ids) - 1 :].numpy()
-    kls = kl_divergence(wanted, np.stack(logits))
+    return Answer(tuple(ids), tuple(tokens), tuple(logits), tuple(passes))
+
+
+def compare_answer(answer: Answer, tokenizer: LocalTokenizer, oracle: Oracle) -> GenerationCheck:
+    """Compares each token with the oracle, which needs the built files no longer: they may be released before."""
+    ids, tokens = list(answer.ids), list(answer.tokens)
+    wanted = oracle.logits([*ids, *tokens[:-1]], first=len(ids) - 1).numpy()
+    kls = [float(kl_divergence(want, row)) for want, row in zip(wanted, answer.logits, strict=True)]
     steps = tuple(
-        Step(
-            token, *passed, tokenizer.decode([token], False), _candidates(tokenizer, row), int(want.argmax()), float(kl)
-        )
-        for token, passed, row, want, kl in zip(tokens, passes, logits, wanted, kls, strict=True)
+        Step(token, *passed, tokenizer.decode([token], False), _candidates(tokenizer, row), int(want.argmax()), kl)
+        for token, passed, row, want, kl in zip(tokens, answer.passes, answer.logits, wanted, kls, strict=True)
     )
     return GenerationCheck(
         prompt=tokenizer.decode(ids, False),
         answer=tokenizer.decode(tokens),
         conversation=tokenizer.decode([*ids, *tokens], False),
-        hit_eos=tokens[-1] in ends,
+        hit_eos=tokens[-1] in tokenizer.eos_token_ids,
         steps=steps,
-        mean_kl=float(kls.mean()),
-        compared_tokens=int(np.isfinite(logits[0]).sum()),
+        mean_kl=float(np.mean(kls)),
+        compared_tokens=int(np.isfinite(answer.logits[0]).sum()),
         top1_agreement=sum(step.token == step.oracle_token for step in steps) / len(steps),
     )
 

@@ -56,6 +56,6 @@ def in_memory(oracle: Oracle) -> Oracle:
     """The same oracle with all weights cached after their first use, for models that fit in memory."""
     return replace(
         oracle,
-        layer_weights=functools.cache(oracle.layer_weights),
-        post_weights=functools.cache(oracle.post_weights),
+        layer_weights=functools.cache(lambda index: dict(oracle.layer_weights(index))),
+        post_weights=functools.cache(lambda: dict(oracle.post_weights())),
     )

@@ -75,12 +75,12 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_mode(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --mode; None if it is not given. `default` describes what happens then."""
     parser.add_argument(
         "--mode",
         choices=("exact", "fast", "fast-prompts"),
-        default=default,
-        help="exact: weights dequantized to fp32; fast: integer kernels; fast-prompts: fast, with a second copy of the "
-        f"weights for faster prefill ({default})",
+        help="exact: fp32 arithmetic, weights stay in the files; fast: integer kernels; fast-prompts: fast, with a "
+        f"second copy of the weights for faster prefill ({default})",
     )
 
 

@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
 
     from axzoo.bundle.manifest import read_manifest
     from axzoo.bundle.verification import require_engine
-    from axzoo.check.generation import GenerationLog, check_generation
+    from axzoo.check.generation import GenerationLog, compare_answer, generate_answer
     from axzoo.check.layers import prompt_ids
     from axzoo.check.verdict import remove_reports, write_report
     from axzoo.core.errors import AxzooError
@@ -49,7 +49,9 @@ def run(args: argparse.Namespace) -> None:
     loading = iter((bundle.embedding, *bundle.layers, bundle.post))
     model = load_model(args.bundle, on_step=lambda: print(f"load {next(loading).with_suffix('')}", flush=True))
     log = GenerationLog(len(bundle.layers))
-    check = check_generation(model, tokenizer, oracle, ids, args.max_tokens, log)
+    answer = generate_answer(model, tokenizer, ids, args.max_tokens, log)
+    del model  # unmaps its files
+    check = compare_answer(answer, tokenizer, oracle)
     failures = check.failures(thresholds, args.expect)
     _print_end(check)
     report = {"passed": not failures, "failures": failures, "thresholds": asdict(thresholds), **asdict(check)}

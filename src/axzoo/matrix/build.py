@@ -11,7 +11,15 @@ from axzoo.checkpoint.local_files import find_checkpoint
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import canonical_json
 from axzoo.fetch.sources import FolderSource, Source
-from axzoo.matrix.resources import DeviceMemory, parameters, part_needs, stage_needs, states_mb
+from axzoo.matrix.resources import (
+    DeviceMemory,
+    calibration_needs,
+    parameters,
+    part_needs,
+    stage_needs,
+    states_mb,
+    stored_bytes,
+)
 from axzoo.parts.kind import PartId, PartKind
 from axzoo.parts.kinds import KINDS, kind_of, part_ids
 from axzoo.parts.lock_index import INDEX
@@ -198,10 +206,12 @@ class Build:
                 return part_needs(kind, self.recipe, self.backend, sizes, parts, self.calibration_tokens)
         weights = None if sizes is None else parameters(self.num_hidden_layers, sizes)
         if stage == "calibrate":
-            needs = stage_needs(stage, weights)
+            needs = calibration_needs(weights)
             return Needs(needs.mem_mb + states_mb(sizes, self.calibration_tokens), needs.minutes)
         if stage == "check_layers" and sizes is not None:  # holds one layer and the embedding
             return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"])
+        if stage == "check_generation" and sizes is not None:
+            return stage_needs(stage, weights, held=stored_bytes(self.recipe, self.num_hidden_layers, sizes))
         return stage_needs(stage, weights)
 
     # Arguments of commands

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from axzoo.backends import Backend, Needs, job_minutes
+from axzoo.calibrate import HELD_BYTES
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import KINDS
 from axzoo.weights.formats import FORMATS
@@ -63,10 +64,10 @@ class _Stage:
 _STAGES: Mapping[str, _Stage] = {
     "fetch": _Stage(1000, 2.0),  # bf16 weights at 1 MB/s
     "lock": _Stage(1000, 0.1),
-    "calibrate": _Stage(300, 20.0, bytes_per_weight=8),
+    "calibrate": _Stage(1600, 20.0, bytes_per_weight=4, unknown_mb=4000),
     "bundle": _Stage(500, 0.1),
     "check_layers": _Stage(300, 0.5, bytes_per_weight=8),  # two fp32 copies: oracle and engine
-    "check_generation": _Stage(300, 1.0, bytes_per_weight=8),
+    "check_generation": _Stage(700, 1.0, bytes_per_weight=1),  # the mapped files, in bytes
 }
 """The times are more than ten times those of SmolLM2-135M on two cores (docs/performance.md), because cluster nodes
 differ. Fetching and calibration have a larger margin."""
@@ -115,15 +116,38 @@ def _activations(hidden: int, inner: int, tokens: int) -> int:
     return 4 * tokens * (4 * hidden + 3 * inner)
 
 
+_WITH_SCALES = 1.1
+"""Size of stored weights with scales and tables, relative to the weights alone."""
+
+
+def stored_bytes(recipe: Recipe, num_hidden_layers: int, sizes: Sizes) -> int:
+    """The size of all compiled files on the device, without the embedding."""
+    return round(
+        sum(
+            _WITH_SCALES
+            * FORMATS[kind.weight_type(recipe)].bytes_stored
+            * kind.parameters(sizes)
+            * len(kind.ids(num_hidden_layers))
+            for kind in KINDS
+            if kind.on_device
+        )
+    )
+
+
 def parameters(num_hidden_layers: int, sizes: Sizes) -> int:
     """The number of parameters of all parts on the device."""
     return sum(kind.parameters(sizes) * len(kind.ids(num_hidden_layers)) for kind in KINDS if kind.on_device)
 
 
 def stage_needs(stage: str, weights: int | None, held: int | None = None) -> Needs:
-    """The resources of a job that processes `weights` weights, `held` of them (default: all) in memory at once. None if
-    unknown."""
+    """The resources of a job that processes `weights` weights, `held` of them (default: all) in memory at once; for
+    check_generation, `held` is the size of the mapped files. None if unknown."""
     return _needs(_STAGES[stage], weights, held)
+
+
+def calibration_needs(weights: int | None) -> Needs:
+    """The resources of a calibration. It holds at most HELD_BYTES of weights in fp32."""
+    return stage_needs("calibrate", weights, held=None if weights is None else min(weights, HELD_BYTES // 4))
 
 
 def _needs(cost: _Stage, weights: int | None, held: int | None = None) -> Needs:

@@ -6,6 +6,7 @@ larger than memory can be run one layer at a time.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -19,6 +20,20 @@ from axzoo.model.spec import Activation, DecoderSpec, LayerSpec, NormSpec, PostS
 
 Weights = Mapping[str, Tensor]
 """fp32 tensors by role: linear weights [out_features, in_features], biases and norms [features]."""
+
+
+class StreamedWeights(Mapping[str, Tensor]):
+    """Weights that are read whenever they are used. Matrices are multiplied block by block, so none is in memory."""
+
+    @abstractmethod
+    def rows(self, role: str) -> Iterator[Tensor]:
+        """The matrix of a role as consecutive blocks of rows, fp32."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """The number of values of all tensors."""
+
 
 Past = tuple[Tensor, Tensor]
 """A layer's rotated keys and its values, each [tokens, num_key_value_heads, head_dim]."""
@@ -135,7 +150,11 @@ def post(spec: PostSpec, weights: Weights, x: Tensor) -> Tensor:
 
 def project(weights: Weights, role: str, x: Tensor) -> Tensor:
     """The linear layer of that role on x [..., in_features], with its bias if it has one."""
-    return F.linear(x, weights[f"{role}.weight"], weights.get(f"{role}.bias"))
+    bias = weights.get(f"{role}.bias")
+    if not isinstance(weights, StreamedWeights):
+        return F.linear(x, weights[f"{role}.weight"], bias)
+    y = torch.cat([F.linear(x, rows) for rows in weights.rows(f"{role}.weight")], -1)
+    return y if bias is None else y + bias
 
 
 @dataclass(frozen=True)
@@ -164,11 +183,12 @@ class Oracle:
             x, _ = self.layer(index, x)
             yield x
 
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        """Logits [tokens, vocab_size] after each token."""
-        *_, x = self.hidden_states(ids)
+    def logits(self, ids: Sequence[int], first: int = 0) -> Tensor:
+        """Logits [tokens - first, vocab_size] after each token from number `first` on."""
+        for x in self.hidden_states(ids):
+            last = x
         with torch.inference_mode():
-            return post(self.spec.post, self.post_weights(), x)
+            return post(self.spec.post, self.post_weights(), last[first:])
 
     def greedy(self, prompt: Sequence[int], tokens: int) -> Iterator[tuple[int, Tensor]]:
         """Greedy decoding: yields `tokens` tokens, each with the logits [vocab_size] it was chosen from."""

@@ -38,7 +38,7 @@ FLAGS = (
     Flag("eos", False, "end the prompt with the eos token", True),
     Flag("use_topk", False, "use the top token of a post layer built with --post_topk; no sampling", True),
     Flag("use_mmap_load_embed", False, "memory-map the embedding file instead of reading it into memory", True),
-    Flag("dynamic_load_axmodel_layer", False, "load each layer only while it runs: little memory, slow", True),
+    Flag("dynamic_load_axmodel_layer", False, "load each layer only while it runs: less memory in fast mode", True),
     Flag("post_config_path", "post_config.json", "sampling settings; greedy if the file is missing", True),
     Flag("live_print", False, "print the answer while it is generated", True),
     Flag("continue", False, "ask for more prompts after the first answer", True),
