@@ -167,7 +167,7 @@ def test_tokenizer_that_changed_after_locking_is_rejected(built: Built, tmp_path
     folder = Path(shutil.copytree(built.source.parent, tmp_path / "checkpoint"))
     with (folder / "tokenizer.json").open("a") as file:
         file.write(" ")
-    with pytest.raises(AxzooError, match=r"tokenizer\.json changed after it was locked: lock the checkpoint again"):
+    with pytest.raises(AxzooError, match=r"tokenizer\.json changed after it was locked: run the build again"):
         complete_bundle(replace(built.plan, source=folder / "source.json"))
     assert "tokenizer/tokenizer.json" not in _files(built.folder)
     assert "manifest.json" not in _files(built.folder)

@@ -7,10 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from axzoo.backends import DEFAULT, Backend, Needs, compiler_identity, load_backend
-from axzoo.checkpoint.local_files import find_checkpoint
-from axzoo.core.errors import AxzooError
 from axzoo.core.files import canonical_json
-from axzoo.fetch.sources import FolderSource, Source
+from axzoo.fetch.sources import Source
 from axzoo.matrix.resources import DeviceMemory, parameters, part_needs, stage_needs
 from axzoo.parts.kind import PartId, PartKind
 from axzoo.parts.kinds import KINDS, kind_of, part_ids
@@ -101,9 +99,14 @@ class Build:
     def bundle(self) -> Path:
         return RESULTS / self.chip / self.name
 
-    @property
+    @cached_property
     def receipts(self) -> Path:
         return RESULTS / "receipts" / self.chip / self.name
+
+    @cached_property
+    def bundle_receipt(self) -> Path:
+        """The receipt of the bundle itself, next to the folder of its parts' receipts."""
+        return RESULTS / "receipts" / self.chip / f"{self.name}.json"
 
     @property
     def checks(self) -> Path:
@@ -125,12 +128,6 @@ class Build:
         return [f"{self.bundle}/{name}" for name in self.parts]
 
     @property
-    def missing_files(self) -> list[str]:
-        """The paths of the parts' files that do not exist."""
-        existing = {path.name for path in self.bundle.iterdir()} if self.bundle.is_dir() else set[str]()
-        return [f"{self.bundle}/{name}" for name in self.parts if name not in existing]
-
-    @property
     def receipt_files(self) -> list[str]:
         """The paths of the parts' receipts, in the order of `part_files`."""
         return [str(self.receipts / kind_of(part.kind).receipt_name(name)) for name, part in self.parts.items()]
@@ -149,6 +146,16 @@ class Build:
         """The recipe fields that determine the kind's files, as JSON, for `axzoo compile --recipe`."""
         return canonical_json(kind.choices(self.recipe))
 
+    def job_identity(self, kind: PartKind) -> tuple[str, str]:
+        """`choices` and `compiler`, determined once per kind."""
+        if kind.name not in self._identities:
+            self._identities[kind.name] = self.choices(kind), self.compiler(kind)
+        return self._identities[kind.name]
+
+    @cached_property
+    def _identities(self) -> dict[str, tuple[str, str]]:
+        return {}
+
     # Checks
 
     @property
@@ -160,24 +167,6 @@ class Build:
         return [f"{self.checks}/{name.removeprefix('check_')}.json" for name in names]
 
     # Inputs
-
-    @property
-    def source_files(self) -> list[str]:
-        """The files of a local checkpoint, so that changes to them rerun the fetch job; otherwise empty.
-
-        If there is no valid checkpoint, it is empty too, and the fetch job reports the reason.
-        """
-        if not isinstance(self.source, FolderSource):
-            return []
-        try:
-            return [str(path) for path in find_checkpoint(Path(self.source.path)).paths]
-        except (AxzooError, OSError):
-            return []
-
-    @property
-    def model_config_files(self) -> list[str]:
-        """The entry's `model_config` file, if any. The lock depends on it."""
-        return [] if self.model_config is None else [self.model_config]
 
     @property
     def calibration_texts(self) -> list[str]:
