@@ -93,8 +93,9 @@ class Project:
         return Run(done.returncode, done.stdout, finished)
 
     def files(self, folder: str = "results") -> set[str]:
-        """All files under `folder`, as relative paths."""
-        return {str(path.relative_to(self / folder)) for path in (self / folder).rglob("*") if path.is_file()}
+        """All files under `folder`, as relative paths, except the store's records of the projects that use it."""
+        found = (path.relative_to(self / folder) for path in (self / folder).rglob("*") if path.is_file())
+        return {str(path) for path in found if "users" not in path.parts}
 
     def state(self, folder: str = "results") -> dict[str, tuple[int, int, int]]:
         """Inode, mtime and size of each file."""

@@ -74,8 +74,6 @@ def build_parts(job: PartJob) -> None:
     when calibration is missing or not applicable, and when a part cannot be compiled.
     """
     backend, store = load_backend(job.backend), Store(job.store)
-    for receipts, bundle in {(file.receipt.parent, file.output.parent) for file in job.files}:
-        store.register(receipts, bundle)
     missing = []
     for file in job.files:
         request = _request(job, file, backend)
@@ -83,11 +81,12 @@ def build_parts(job: PartJob) -> None:
         if entry is None:
             missing.append(request)
         else:
-            _finish(request, entry, "reused")
+            _finish(request, store, entry, "reused")
     if missing:
         with store.workspace() as folder:
             for request, path, about in _build(job, missing, backend, folder):
-                _finish(request, store.adopt(request.key, path, about, request.part.id.to_dict()), "built")
+                entry = store.adopt(request.key, path, about, request.part.id.to_dict())
+                _finish(request, store, entry, "built")
 
 
 def _request(job: PartJob, file: PartFile, backend: Backend) -> _Request:
@@ -168,8 +167,9 @@ def _order(job: PartJob, request: _Request, checkpoint: Checkpoint, folder: Path
     return Order(part.id, spec, job.recipe, job.chip, part.shapes, lambda role: [tensors[role]], codes, output)
 
 
-def _finish(request: _Request, entry: Entry, verb: str) -> None:
+def _finish(request: _Request, store: Store, entry: Entry, verb: str) -> None:
     link(entry, request.file.output)
+    store.register(request.file.receipt.parent, request.file.output.parent)
     name = request.file.output.name
     receipt = Receipt(request.part.id, name, request.key, entry.sha256, entry.size, entry.about, request.inputs)
     write_json(request.file.receipt, receipt.to_dict())

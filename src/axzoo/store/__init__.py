@@ -126,7 +126,7 @@ class Store:
         """Records a folder of receipts and its bundle, so that garbage collection in any project that shares the store
         knows which entries the bundle uses."""
         known = {"receipts": str(receipts.resolve()), "bundle": str(bundle.resolve())}
-        path = self.root / USERS / f"{content_key(known)}.json"
+        path = self.root / USERS / content_key(known)
         try:
             if not path.exists():
                 write_json(path, known)

@@ -143,7 +143,7 @@ def _elsewhere(store: Store, receipts: Path) -> Iterator[tuple[Path, Path]]:
 
 def _users(store: Store) -> Iterator[tuple[Path, Path, Path]]:
     """The records of bundles that were built with the store: the record's path, the receipts and the bundle."""
-    for record in sorted((store.root / USERS).glob("*.json")):
+    for record in sorted(filter(lambda path: _KEY.fullmatch(path.name), (store.root / USERS).glob("*"))):
         try:
             content = read_json(record)
             yield record, Path(content["receipts"]), Path(content["bundle"])
