@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from axzoo import __version__
+from axzoo.backends import load_backend
 from axzoo.bundle.bill_of_materials import bill_of_materials
 from axzoo.bundle.bundle_receipt import BundleReceipt, inputs_digest, write_bundle_receipt
 from axzoo.bundle.manifest import MANIFEST, MANIFEST_FORMAT
@@ -54,7 +55,8 @@ def complete_bundle(plan: BundlePlan) -> None:
     """Write tokenizer, configs and run script, and finally the manifest.
 
     A tokenizer, a chat template and end tokens are optional: a warning says which of them the checkpoint lacks. Raises
-    AxzooError when a part is missing or does not match its receipt, or when the tokenizer belongs to another model.
+    AxzooError when a part is missing or is not what its receipt and its name say, or when the tokenizer belongs to
+    another model.
     """
     index, index_sha256 = read_index(plan.lock), sha256_of(plan.lock / INDEX)
     receipts = _all_parts(plan, index.spec)
@@ -65,6 +67,8 @@ def complete_bundle(plan: BundlePlan) -> None:
         digested = pool.map(lambda receipt: _record(plan.folder / receipt.file, receipt), receipts)
         others = _write_other_files(plan, index)
         written = {receipt.file: record for receipt, record in zip(receipts, digested, strict=True)}
+    for receipt in receipts:
+        _check_role(plan, index.spec, receipt)
     for suffix in {kind.suffix for kind in KINDS}:
         _remove_old_files(plan.folder, set(written), f"*{suffix}")
     _remove_old_files(plan.folder, set(), f".*{TEMPORARY_SUFFIX}")
@@ -104,6 +108,19 @@ def _all_parts(plan: BundlePlan, spec: DecoderSpec) -> list[Receipt]:
             + (f": {', '.join(missing[:3])} is missing" if missing else "")
         )
     return [receipts[part] for part in wanted]
+
+
+def _check_role(plan: BundlePlan, spec: DecoderSpec, receipt: Receipt) -> None:
+    """Raises AxzooError when a part has the file name of another part, or its file is not of its kind and shapes."""
+    kind, path = kind_of(receipt.part.kind), plan.folder / receipt.file
+    expected = kind.file_name(spec.model_type, plan.recipe, receipt.part.index)
+    if receipt.file != expected:
+        raise AxzooError(f"{path} was compiled as {receipt.part.name}, whose file is {expected}: compile both again")
+    if kind.code is None:
+        groups = kind.groups(kind.spec(spec, receipt.part.index), plan.recipe)
+        about = _describe(receipt, plan.recipe)
+        for message in load_backend(plan.backend).contradictions(path, kind, groups, plan.chip, about):
+            raise AxzooError(f"{path} cannot be used as {receipt.part.name}: {message}: compile it again")
 
 
 def _describe(receipt: Receipt, recipe: Recipe) -> dict[str, Any]:
