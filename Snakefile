@@ -94,7 +94,9 @@ onstart:
     if workflow.is_main_process:
         prepare_build()
     if COMPARES and (ahead := COMPARISON.start()):
-        logger.info(f"{ahead} files of results/ were dated ahead of this machine's clock: they are dated now")
+        logger.info(
+            f"{ahead} files of results/ were dated ahead of this machine's clock: they are dated now"
+        )
     # With its default limit of 100 jobs per second, Snakemake reschedules a second after each finished job, and the
     # process lingers for a second at the end.
     limit = workflow.scheduling_settings.max_jobs_per_timespan

@@ -80,7 +80,7 @@ def test_a_gguf_becomes_a_checkpoint_that_locks(tiny: Tiny, tmp_path: Path, name
     receipt = json.loads((output / "source.json").read_text())
     assert receipt["root"] == "."
     assert receipt["files"] == {name: hashed_file(output / name).to_dict() for name in FILES}
-    assert receipt["converted"] == {str(path): stamp(path)}
+    assert receipt["converted_from"] == {"root": str(folder), "files": {path.name: stamp(path)}}
     lock = make_lock(checkpoint_folder(output / "source.json"), "llama", 2)
     save_file({"w": tiny.model.lm_head.weight.detach()}, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path)

@@ -37,7 +37,7 @@ def test_lost_and_edited_files_are_restored_for_a_single_target(rebuilt: Project
     (rebuilt / f"{TINY}/llama_p16_l9_together.axmodel").write_text("a host program would load it")
     said = why(rebuilt, MANIFEST)
     for name in lost:
-        assert f"missing: {name}" in said or re.search(rf"missing: .*{re.escape(name)}", said), said
+        assert re.search(rf"missing: .*{re.escape(name)}", said), said
     for name in edited:
         assert re.search(rf"not what was built: .*{re.escape(name)}", said), said
     run = rebuilt.snakemake(MANIFEST)
@@ -122,6 +122,7 @@ def test_gc_frees_layers_that_a_bundle_no_longer_has(rebuilt: Project) -> None:
         return {path.name for path in (rebuilt / "results/store").glob("??/*") if not path.suffix}
 
     before = keys()
+    shutil.rmtree(rebuilt / "results/store/users")  # the project that this one was copied from
     rebuilt.write_matrix({"tiny": ENTRY | {"prefill_len": 8, "last_kv_cache_len": []}})
     shutil.rmtree(rebuilt / "results/AX620E")
     assert rebuilt.snakemake(MANIFEST).jobs == {"layer": LAYERS, "bundle": 1}

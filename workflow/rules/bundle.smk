@@ -32,7 +32,9 @@ rule bundle:
         recipe=lambda w: PLAN.build(w).bundle_arguments,
         lock=lambda w, input: folder_of(input.lock[0]),
         folder=lambda w, output: os.path.dirname(output.manifest),
-        receipt=lambda w: [] if USES_STORAGE else ["--receipt", str(PLAN.build(w).bundle_receipt)],
+        receipt=lambda w: (
+            [] if USES_STORAGE else ["--receipt", str(PLAN.build(w).bundle_receipt)]
+        ),
         code=PLAN.bundle_code,
     shell:
         "axzoo bundle {params.folder:q} --chip {wildcards.chip} --lock {params.lock:q} --source {input.source:q} "

@@ -8,7 +8,10 @@ def locked_parts(rule):
         names = [file.format(**w) for file in rule.files]
         build = [PLAN.build_with(w, name) for name in names][0]
         lock = locked(*rule.locks)(w)
-        force([f"{build.bundle}/{name}" for name in names], COMPARISON.of_parts(build, names))
+        force(
+            [f"{build.bundle}/{name}" for name in names],
+            COMPARISON.of_parts(build, names),
+        )
         return lock
 
     return paths

@@ -149,8 +149,8 @@ def _jobs_in(dag: Any) -> Iterator[PlannedJob]:
 
 def _reasons(reason: Any, job: Any, dag: Any) -> tuple[Reason, ...]:
     """One Reason for each attribute of Snakemake's Reason that is set."""
+    noted = _noted(job, dag)
     if reason.forced:  # this plan forces only interrupted jobs, and jobs whose files differ from their receipts
-        noted = _noted(job, dag)
         return noted or (Reason("incomplete_output", _names(dag.forcefiles.intersection(job.output))),)
     files = {kind: set(getattr(reason, kind)) for kind in _FILE_REASONS}
     files["updated_input"] -= files["updated_input_run"]
@@ -163,7 +163,7 @@ def _reasons(reason: Any, job: Any, dag: Any) -> tuple[Reason, ...]:
     if changed := reason.params_changed:
         before, now = (tuple(map(_value, sorted(side))) for side in (changed.only_old, changed.only_new))
         found.append(Reason("params_changed", before=before, now=now))
-    return tuple(found)
+    return (*noted, *found)
 
 
 def _noted(job: Any, dag: Any) -> tuple[Reason, ...]:
