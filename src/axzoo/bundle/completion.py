@@ -13,12 +13,12 @@ from typing import Any
 from axzoo import __version__
 from axzoo.backends import load_backend
 from axzoo.bundle.bill_of_materials import bill_of_materials
-from axzoo.bundle.bundle_receipt import BundleReceipt, inputs_digest, write_bundle_receipt
+from axzoo.bundle.bundle_receipt import BundleReceipt, built_digest, inputs_digest, write_bundle_receipt
 from axzoo.bundle.manifest import MANIFEST, MANIFEST_FORMAT
 from axzoo.core.console import SUCCESS
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import TEMPORARY_SUFFIX, atomic_path, read_json, sha256_of, write_json, write_text
-from axzoo.core.stamps import recorded
+from axzoo.core.stamps import Stamp, recorded
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kinds import KINDS, kind_of, part_ids
@@ -59,9 +59,12 @@ def complete_bundle(plan: BundlePlan) -> None:
     another model.
     """
     index, index_sha256 = read_index(plan.lock), sha256_of(plan.lock / INDEX)
-    receipts = _all_parts(plan, index.spec)
+    stamps = [Stamp.of(path) for path in plan.receipts if path.exists()]
+    read = [read_receipt(path) for path in plan.receipts]
+    receipts = _all_parts(plan, index.spec, read)
+    built = built_digest(receipts)
     inputs = inputs_digest(
-        plan.model, plan.chip, plan.backend, plan.recipe, plan.chat, index_sha256, plan.source, receipts
+        plan.model, plan.chip, plan.backend, plan.recipe, plan.chat, index_sha256, plan.source, built
     )
     with ThreadPoolExecutor(2) as pool:  # hash the parts while the other files are written
         digested = pool.map(lambda receipt: _record(plan.folder / receipt.file, receipt), receipts)
@@ -93,13 +96,14 @@ def complete_bundle(plan: BundlePlan) -> None:
     write_json(plan.folder / MANIFEST, manifest)
     if plan.receipt is not None:
         written[MANIFEST] = recorded(plan.folder / MANIFEST)
-        write_bundle_receipt(plan.receipt, BundleReceipt(inputs, written))
+        parts = {receipt.file: (stamp, receipt.inputs) for receipt, stamp in zip(read, stamps, strict=True)}
+        write_bundle_receipt(plan.receipt, BundleReceipt(inputs, written, built, parts))
     logger.log(SUCCESS, f"completed {plan.folder}: {len(files)} files")
 
 
-def _all_parts(plan: BundlePlan, spec: DecoderSpec) -> list[Receipt]:
+def _all_parts(plan: BundlePlan, spec: DecoderSpec, read: Sequence[Receipt]) -> list[Receipt]:
     """The receipts of all parts of the model, ordered by kind. Raises AxzooError when one is missing or superfluous."""
-    receipts = {receipt.part: receipt for receipt in map(read_receipt, plan.receipts)}
+    receipts = {receipt.part: receipt for receipt in read}
     wanted = part_ids(spec.num_hidden_layers)
     if set(receipts) != set(wanted) or len(receipts) != len(plan.receipts):
         missing = [part.name for part in wanted if part not in receipts]

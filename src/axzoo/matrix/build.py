@@ -80,17 +80,17 @@ class Build:
 
     # Folders
 
-    @property
+    @cached_property
     def checkpoint(self) -> Path:
         """The fetched checkpoint, shared by all builds of the model."""
         return RESULTS / "checkpoints" / self.model
 
-    @property
+    @cached_property
     def locks(self) -> Path:
         """The lock files, shared by all builds of the model."""
         return RESULTS / "locks" / self.model
 
-    @property
+    @cached_property
     def calibration(self) -> Path:
         """The output of `axzoo calibrate`, shared by all builds of the model."""
         return RESULTS / "calibration" / self.model
@@ -127,16 +127,27 @@ class Build:
         """The paths of the parts' files."""
         return [f"{self.bundle}/{name}" for name in self.parts]
 
+    @cached_property
+    def receipts_by_part(self) -> dict[str, str]:
+        """The paths of the parts' receipts by file name in the bundle."""
+        folder = str(self.receipts)
+        return {name: f"{folder}/{kind_of(part.kind).receipt_name(name)}" for name, part in self.parts.items()}
+
     @property
     def receipt_files(self) -> list[str]:
         """The paths of the parts' receipts, in the order of `part_files`."""
-        return [str(self.receipts / kind_of(part.kind).receipt_name(name)) for name, part in self.parts.items()]
+        return list(self.receipts_by_part.values())
+
+    @cached_property
+    def lock_names(self) -> list[str]:
+        """The names of all files of the lock: the index and one file per part."""
+        return [INDEX, *(part.lock_file for part in self.parts.values())]
 
     @property
     def lock_files(self) -> list[str]:
-        """The paths of all files of the lock: the index and one file per part."""
-        names = [INDEX, *(part.lock_file for part in self.parts.values())]
-        return [f"{self.locks}/{name}" for name in names]
+        """The paths of all files of the lock."""
+        folder = str(self.locks)
+        return [f"{folder}/{name}" for name in self.lock_names]
 
     def compiler(self, kind: PartKind) -> str:
         """What determines the kind's files other than lock and recipe, as JSON: a Snakemake param of their jobs."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axzoo.bundle.bundle_receipt import BundleReceipt, inputs_digest, read_bundle_receipt
+from axzoo.bundle.bundle_receipt import BundleReceipt, built_digest, inputs_digest, read_bundle_receipt
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 from axzoo.core.stamps import Digests, Stamp
@@ -67,9 +67,8 @@ class Comparison:
         self._builds = tuple(builds)
         self._memory = memory
         self._digests: Digests | None = None
-        self._bundle_receipts: dict[Path, BundleReceipt | None] = {}
         self._seen: dict[str, Build] = {}
-        self._files: dict[Path, tuple[Stamp, Any]] = {}
+        self._files: dict[str, tuple[Stamp, Any]] = {}
         self._checkpoints: dict[str, tuple[Difference, ...]] = {}
         self._now = time.time_ns()
         self._ahead: set[str] = set()
@@ -120,15 +119,16 @@ class Comparison:
             return
         made_from, now = self._made_from(build), facts_now(build)
         files = made_from.get("files")
-        if not isinstance(files, dict) or {Path(file).name for file in build.lock_files} != files.keys():
+        if not isinstance(files, dict) or set(build.lock_names) != files.keys():
             yield Difference(OUTDATED, str(path))
             return
         if now is None:
             yield Difference(CHANGED, build.model_config or f"{build.checkpoint}/{RECEIPT}")
             return
         yield from _changed_facts(build, made_from, now)
+        folder = str(build.locks)
         for name, record in files.items():
-            yield from self._of_output(f"{build.locks}/{name}", record)
+            yield from self._of_output(f"{folder}/{name}", record)
 
     def is_locked(self, build: Build) -> bool:
         """Whether the lock is complete and up to date, so that jobs need not wait for the lock job."""
@@ -139,25 +139,35 @@ class Comparison:
         """Differences between the receipts of these parts, their files and the inputs of their jobs. Requires a lock
         that is up to date."""
         bundled = self._bundle_receipt(build)
-        locks = self._made_from(build).get("files", {})
+        locks, folder = self._made_from(build).get("files", {}), str(build.bundle)
         for name in names:
-            part = build.parts[name]
-            path, receipt_path = f"{build.bundle}/{name}", build.receipts / kind_of(part.kind).receipt_name(name)
-            receipt, stamp = self._part_receipt(receipt_path), self._stamp(path)
-            if receipt is None or stamp is None:
-                # Before the first bundle, Snakemake notices what is missing.
-                if receipt is None and self._stamp(receipt_path) is not None:
-                    yield Difference(EDITED, str(receipt_path))
-                elif bundled is not None:
-                    yield Difference(MISSING, path if stamp is None else str(receipt_path))
+            path, receipt_path = f"{folder}/{name}", build.receipts_by_part[name]
+            stamp, receipt_stamp = self._stamp(path), self._stamp(receipt_path)
+            if stamp is None or receipt_stamp is None:
+                if bundled is not None:  # before the first bundle, Snakemake notices what is missing
+                    yield Difference(MISSING, path if stamp is None else receipt_path)
                 continue
-            inputs = self._part_inputs(build, part, locks)
-            if (inputs is not None and inputs != receipt.inputs) or (receipt.part, receipt.file) != (part, name):
+            if bundled is not None and name in bundled.parts and bundled.parts[name][0] == receipt_stamp:
+                inputs, record = bundled.parts[name][1], bundled.files.get(name)
+            elif (receipt := self._part_receipt(receipt_path)) is None:
+                yield Difference(EDITED, receipt_path)
+                continue
+            elif (receipt.part, receipt.file) != (build.parts[name], name):
                 yield Difference(OUTDATED, path)
-            elif stamp.size != receipt.size:
-                yield Difference(EDITED, path)
-            elif bundled is not None and bundled.files.get(name, {}).get("sha256") == receipt.sha256:
-                yield from self._of_output(path, bundled.files[name])
+                continue
+            else:
+                # Not bundled yet: the bundle job hashes the file, so its size is enough here.
+                inputs, record = receipt.inputs, bundled.files.get(name) if bundled else None
+                if record is None or record.get("sha256") != receipt.sha256:
+                    record = None
+                    if stamp.size != receipt.size:
+                        yield Difference(EDITED, path)
+                        continue
+            now = self._part_inputs(build, build.parts[name], locks)
+            if now is not None and now != inputs:
+                yield Difference(OUTDATED, path)
+            elif record is not None:
+                yield from self._of_output(path, record)
 
     def of_calibration(self, build: Build) -> Iterator[Difference]:
         """Differences between the index of a calibration, its files and the inputs of its job. Requires a lock that is
@@ -187,11 +197,12 @@ class Comparison:
             if (build.bundle / "manifest.json").exists():
                 yield Difference(MISSING, str(build.bundle_receipt))
             return
+        folder = str(build.bundle)
         for name, record in receipt.files.items():
             if name not in build.parts:
-                yield from self._of_output(f"{build.bundle}/{name}", record)
+                yield from self._of_output(f"{folder}/{name}", record)
         yield from self._unexpected(build, receipt)
-        inputs = self._bundle_inputs(build)
+        inputs = self._bundle_inputs(build, receipt)
         if inputs is not None and inputs != receipt.inputs:
             yield Difference(OUTDATED, f"{build.bundle}/manifest.json")
 
@@ -275,38 +286,47 @@ class Comparison:
         except (KeyError, TypeError):
             return ""
 
-    def _bundle_inputs(self, build: Build) -> str | None:
+    def _bundle_inputs(self, build: Build, bundled: BundleReceipt) -> str | None:
+        """The digest that the inputs of a bundle have now; None if one of them is missing."""
         index = self._made_from(build).get("files", {}).get(INDEX)
-        parts = [self._part_receipt(Path(path)) for path in build.receipt_files]
-        if index is None or None in parts:
+        built = self._built(build, bundled)
+        if index is None or built is None:
             return None
         arguments = build.model, build.chip, build.backend_name, build.recipe, build.chat, str(index.get("sha256"))
         try:
-            return inputs_digest(*arguments, build.checkpoint / RECEIPT, [part for part in parts if part])
+            return inputs_digest(*arguments, build.checkpoint / RECEIPT, built)
         except (AxzooError, OSError):
             return None
+
+    def _built(self, build: Build, bundled: BundleReceipt) -> str | None:
+        """The digest of all part receipts, which are read only if one of them was written since the bundle was."""
+        stamps = {name: self._stamp(path) for name, path in build.receipts_by_part.items()}
+        if stamps == {name: stamp for name, (stamp, _) in bundled.parts.items()}:
+            return bundled.built
+        parts = [receipt for path in build.receipt_files if (receipt := self._part_receipt(path)) is not None]
+        return built_digest(parts) if len(parts) == len(stamps) else None
 
     def _bundle_receipt(self, build: Build) -> BundleReceipt | None:
         self._seen[str(build.bundle)] = build
         return self._parsed(build.bundle_receipt, read_bundle_receipt)  # type: ignore[no-any-return]
 
-    def _part_receipt(self, path: Path) -> part_receipt.Receipt | None:
+    def _part_receipt(self, path: str) -> part_receipt.Receipt | None:
         return self._parsed(path, part_receipt.read_receipt)  # type: ignore[no-any-return]
 
     def _made_from(self, build: Build) -> dict[str, Any]:
         return self._parsed(build.locks / MADE_FROM, lambda path: read_made_from(path.parent)) or {}
 
-    def _parsed(self, path: Path, read: Callable[[Path], Any]) -> Any:
+    def _parsed(self, path: str | Path, read: Callable[[Path], Any]) -> Any:
         """A receipt, read again only if its stamp changed; None if it is missing or damaged."""
-        stamp = self._stamp(path)
+        stamp, name = self._stamp(path), str(path)
         if stamp is None:
             return None
-        if path not in self._files or self._files[path][0] != stamp:
+        if name not in self._files or self._files[name][0] != stamp:
             try:
-                self._files[path] = stamp, read(path)
+                self._files[name] = stamp, read(Path(path))
             except (AxzooError, OSError):
-                self._files[path] = stamp, None
-        return self._files[path][1]
+                self._files[name] = stamp, None
+        return self._files[name][1]
 
     def _stamp(self, path: str | Path) -> Stamp | None:
         """The stamp of one of the results; None if it is missing."""
