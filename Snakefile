@@ -1,5 +1,6 @@
 # `snakemake --cores 8` builds config/zoo.yaml, `--configfile FILE` another matrix, and the target `demo` builds
 # config/demo.yaml. Any file in results/ can be a target.
+import atexit
 import gc
 import re
 from functools import cache
@@ -43,15 +44,13 @@ wildcard_constraints:
     stem="|".join(map(re.escape, PLAN.stems)),
 
 
-# The check reports alone are not enough, because Snakemake rebuilds a deleted file only if it is a target. Compiled files
-# that exist are omitted, because the planning time grows with the number of files.
 def files_of(builds):
-    files = []
-    for build in builds:
-        files += build.missing_files
-        files += completed_files(build)
-        files += build.check_files
-    return files
+    """The manifests, which represent the bundles, and the reports of the checks."""
+    return [
+        file
+        for build in builds
+        for file in (f"{build.bundle}/manifest.json", *build.check_files)
+    ]
 
 
 ANNOUNCED = set()
@@ -114,6 +113,10 @@ def prepare_build():
 onstart:
     if workflow.is_main_process:
         prepare_build()
+    if COMPARES and (ahead := COMPARISON.start()):
+        logger.info(
+            f"{ahead} files of results/ were dated ahead of this machine's clock: they are dated now"
+        )
     # With its default limit of 100 jobs per second, Snakemake reschedules a second after each finished job, and the
     # process lingers for a second at the end.
     limit = workflow.scheduling_settings.max_jobs_per_timespan
@@ -134,6 +137,7 @@ localrules:
 
 include: "workflow/rules/storage.smk"
 include: "workflow/rules/resources.smk"
+include: "workflow/rules/receipts.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/lock.smk"
 include: "workflow/rules/calibrate.smk"

@@ -19,10 +19,14 @@ from axzoo.calibrate.tokens import LENGTH, SEED, generated_tokens, held, text_to
 from axzoo.core.console import SUCCESS
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import atomic_path, read_json, sha256_of, write_json
+from axzoo.core.stamps import recorded
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.oracle import Oracle, layer
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.parts.kind import PartId
+from axzoo.parts.kinds import part_ids
+from axzoo.parts.lock_index import INDEX as LOCK_INDEX
+from axzoo.parts.receipt import calibration_inputs, states_file
 from axzoo.tokenizer.local import find_tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -33,11 +37,6 @@ GROUP = 8
 """Sequences per task of one core."""
 
 _TENSOR = "hidden_states"
-
-
-def states_file(part: PartId) -> str:
-    """The name of the file that calibrates a part."""
-    return f"{part.name}.safetensors"
 
 
 def layer_inputs(oracle: Oracle, tokens: Tensor) -> Iterator[Tensor]:
@@ -54,16 +53,18 @@ def layer_inputs(oracle: Oracle, tokens: Tensor) -> Iterator[Tensor]:
         yield x
 
 
-def write_states(folder: Path, oracle: Oracle, tokens: Tensor, origin: Mapping[str, Any]) -> None:
+def write_states(folder: Path, oracle: Oracle, tokens: Tensor, origin: Mapping[str, Any], inputs: str) -> None:
     """Writes each layer's hidden states in bf16, and the index. `origin`, plain JSON, records where the tokens come
-    from."""
-    digests = {}
+    from, `inputs` is the digest of what was read."""
+    files = {}
     for index, states in enumerate(layer_inputs(oracle, tokens)):
         path = folder / states_file(PartId("layer", index))
         with atomic_path(path) as temporary:
             save_file({_TENSOR: states.bfloat16()}, temporary)
-        digests[path.name] = sha256_of(path)
-    write_json(folder / INDEX, {"origin": origin, "tokens": tokens.tolist(), "layers": digests})
+        files[path.name] = recorded(path)
+    layers = {name: record["sha256"] for name, record in files.items()}
+    listed = {"layers": layers, "inputs": inputs, "files": files}
+    write_json(folder / INDEX, {"origin": origin, "tokens": tokens.tolist(), **listed})
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,14 @@ def calibrate(locks: Path, source: Path, output: Path, text: Path | None, tokens
     """
     if tokens < LENGTH:
         raise AxzooError(f"{tokens} tokens are fewer than one sequence: give at least {LENGTH}")
+    digest = None if text is None else sha256_of(text)
     oracle = checkpoint_oracle(locks, source, LENGTH)
+    names = [LOCK_INDEX, *(part.lock_file for part in part_ids(oracle.spec.num_hidden_layers))]
+    inputs = calibration_inputs({name: sha256_of(locks / name) for name in names}, digest, tokens)
     ids = _tokens(oracle, checkpoint_folder(source), text, tokens // LENGTH)
     origin: dict[str, Any] = {"tokens": ids.numel(), "length": LENGTH}
-    origin |= {"seed": SEED} if text is None else {"text": sha256_of(text)}
-    write_states(output, oracle, ids, origin)
+    origin |= {"seed": SEED} if digest is None else {"text": digest}
+    write_states(output, oracle, ids, origin, inputs)
     logger.log(SUCCESS, f"calibrated {output}: {ids.numel()} tokens, {oracle.spec.num_hidden_layers} layers")
 
 

@@ -114,7 +114,8 @@ def run(args: argparse.Namespace) -> None:
         layers_per_job = choose_layers_per_job(project.folder, build, args.parallel)
         make = partial(project.make, jobs=args.parallel, layers_per_job=layers_per_job)
         make([*build.part_files, *(build.bundle / name for name in BUNDLE_FILES)])
-        place_bundle(project.folder / build.bundle, args.output_path)
+        with project.keeping_digests(build):
+            place_bundle(project.folder / build.bundle, args.output_path)
         logger.log(SUCCESS, "build llm model done!")
         if args.check_level:
             _check(project, build, args, make)
