@@ -90,8 +90,8 @@ def is_masked(spec: LayerSpec, queries: Tensor, keys: Tensor) -> Tensor:
 
 
 def attend(spec: LayerSpec, q: Tensor, k: Tensor, v: Tensor, masked: Tensor) -> Tensor:
-    """Context vectors [n, q_size] of queries q [n, heads, head_dim] over keys and values [m, kv heads, head_dim], without
-    those that `masked` [n, m] hides."""
+    """Context vectors [n, q_size] of queries q [n, heads, head_dim] over keys and values [m, kv heads, head_dim],
+    except those that `masked` [n, m] hides."""
     group = spec.num_attention_heads // spec.num_key_value_heads
     scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(group, 1)) * spec.head_dim**-0.5
     probabilities = scores.masked_fill(masked, float("-inf")).softmax(-1)
