@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from axzoo.backends.host.contents import read_contents
+from axzoo.check.closeness import Closeness, closeness
 from axzoo.check.cost import Cost, cost_of
 from axzoo.check.layer_run import LayerFile, Probe, Rows
-from axzoo.check.rounding import Closeness, closeness
-from axzoo.check.stored import LAYER_CODES, Storage, StoredWeights, compared_tensors, weight_faults
+from axzoo.check.stored_weights import LAYER_CODES, Storage, StoredWeights, compared_tensors, weight_faults
 from axzoo.core.errors import AxzooError
 from axzoo.model.oracle import Oracle, Weights, add_branches, attend, is_masked, layer, norm, projections
 from axzoo.model.spec import LayerSpec

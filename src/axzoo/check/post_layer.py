@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from axzoo.backends.host.contents import FileContents, read_contents
+from axzoo.check.closeness import Closeness, closeness
 from axzoo.check.layers import SEED
 from axzoo.check.locked import LockedCheckpoint
-from axzoo.check.rounding import Closeness, closeness
-from axzoo.check.stored import (
+from axzoo.check.stored_weights import (
     POST_CODES,
     Storage,
     StoredWeights,

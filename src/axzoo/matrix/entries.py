@@ -68,8 +68,8 @@ _Backend = Annotated[str, AfterValidator(_known_backend)]
 _Text = Annotated[str, formats.TEXT]
 _Count = Annotated[int, Field(strict=True, ge=1, le=1 << 40)]
 _Length = Annotated[int, Field(strict=True, ge=0, le=1 << 20)]
-_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-_Error = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+_Error = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 _Chips = Annotated[
     tuple[_Chip, ...],
     BeforeValidator(_as_list, json_schema_input_type=_Chip | Annotated[list[_Chip], Field(min_length=1)]),
@@ -149,9 +149,7 @@ class Defaults(BaseModel):
         default=False, strict=True, description="The checks do not apply the chat template, even if `chat` is true."
     )
     expect: _Text | None = Field(default=None, description="Text that the answer to the prompt must contain.")
-    thresholds: Limits = Field(
-        default_factory=Limits, description="Limits that fail a check instead of giving a warning."
-    )
+    thresholds: Limits | None = Field(default=None, description="Limits that fail a check instead of giving a warning.")
     ignore_config_keys: tuple[Annotated[str, formats.CONFIG_KEY], ...] = Field(
         default=(), description="Unknown keys of config.json to ignore, if you know that they do not matter."
     )
@@ -283,7 +281,7 @@ class Zoo(BaseModel):
                 ignore_config_keys=own.ignore_config_keys,
                 calibration_text=own.calibration_text,
                 calibration_tokens=own.calibration_tokens,
-                thresholds=tuple(own.thresholds.model_dump(exclude_none=True).items()),
+                thresholds=tuple(own.thresholds.model_dump(exclude_none=True).items()) if own.thresholds else (),
             )
 
 
