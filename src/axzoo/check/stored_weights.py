@@ -91,7 +91,7 @@ class StoredWeights(Mapping[str, Tensor]):
         return self._loaded[role]
 
     def _load(self, role: str, tensor: StoredTensor) -> Tensor:
-        values = as_tensor(tensor.array()).float()
+        values = torch.from_numpy(tensor.array().astype(np.float32))
         if values.dim() != 2:
             return values
         scales = scales_of(self._contents, role)
@@ -225,13 +225,14 @@ def rows_text(wrong: Tensor) -> str:
 def _fitting_scales(scales: Tensor, wanted: Tensor, storage: Storage) -> Tensor:
     """Whether scales [groups, rows] follow from the largest magnitude of each group of a row: bool [groups, rows]."""
     grouped = wanted.reshape(len(wanted), len(scales), -1)
-    peak = torch.maximum(grouped.amax(2), -grouped.amin(2)).T
+    low, high = torch.aminmax(grouped, dim=2)
+    peak = torch.maximum(high, -low).T
     largest = FLOAT8[storage.weight_type].largest if storage.codes is None else float(storage.codes.levels)
     usual = peak / largest
     usual = torch.where(usual == 0, 1, usual)
-    low, high = MSE_SCALES if storage.searched_scales else (1 - SCALE_ERROR, 1 + SCALE_ERROR)
+    least, most = MSE_SCALES if storage.searched_scales else (1 - SCALE_ERROR, 1 + SCALE_ERROR)
     ratio = scales.abs() / usual
-    return (ratio >= low) & (ratio <= high)  # NaN does not fit
+    return (ratio >= least) & (ratio <= most)  # NaN does not fit
 
 
 def _rounded(values: np.ndarray[Any, Any], scales: Tensor, found: Tensor, wanted: Tensor, storage: Storage) -> Tensor:
@@ -241,9 +242,9 @@ def _rounded(values: np.ndarray[Any, Any], scales: Tensor, found: Tensor, wanted
         form = FLOAT8[storage.weight_type]
         right = error.abs() <= (found.abs() * form.step + scales.abs() * form.smallest) * (1 + SLACK)
         return ~right.all(0)
-    steps = _per_column(scales.abs(), len(error))
-    right = error.abs() <= steps * (0.5 + SLACK)  # NaN is not
-    wrong = ~right.all(0)
+    half = scales.abs() * (0.5 + SLACK)  # [groups, rows]
+    largest = error.abs().reshape(len(scales), -1, error.shape[1]).amax(1)
+    wrong = ~(largest <= half).all(0)  # NaN is wrong
     if not bool(wrong.any()):
         return wrong
     rows = wrong.nonzero()[:, 0]  # perhaps only their largest values are beyond the codes
@@ -252,7 +253,8 @@ def _rounded(values: np.ndarray[Any, Any], scales: Tensor, found: Tensor, wanted
     clipped = (codes == storage.codes.highest) & (beyond > 0) | (codes == storage.codes.lowest) & (beyond < 0)
     if not storage.searched_scales:
         clipped &= beyond.abs() <= 1 + SLACK
-    wrong[rows] = ~(right[:, rows] | clipped).all(0)
+    right = error[:, rows].abs() <= _per_column(half, len(error))[:, rows]
+    wrong[rows] = ~(right | clipped).all(0)
     return wrong
 
 

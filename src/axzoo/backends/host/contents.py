@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from axzoo.backends.host.outline import map_file
 from axzoo.backends.host.protobuf import Message
 from axzoo.core.dtypes import NUMPY_DTYPES, ONNX_DTYPES
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import canonical_json
 
 _DTYPES = {number: name for name, number in ONNX_DTYPES.items()}
 _GRAPH, _OPSETS, _METADATA = 7, 8, 14  # ModelProto
@@ -69,8 +68,7 @@ class FileContents:
         for name, tensor in self.tensors.items():
             values = b"" if name in weights else tensor.raw
             _update(digest, _INITIALIZERS, [name.encode(), tensor.dtype.encode(), str(tensor.shape).encode(), values])
-        groups = canonical_json([asdict(group) for group in self.header.groups])
-        _update(digest, _METADATA, [groups.encode()])
+        _update(digest, _METADATA, [repr(self.header.groups).encode()])
         return digest.hexdigest()
 
 
