@@ -173,3 +173,20 @@ def test_calibration_text_must_be_inside_the_project(load: Load, text: str) -> N
     entry = f"{{path: x, model_type: llama, num_hidden_layers: 1, rounding: gptq, calibration_text: {text}}}"
     with pytest.raises(AxzooError, match="is not a text file's relative path"):
         load(f"models: {{A: {entry}}}")
+
+
+def test_thresholds_are_passed_to_the_checks(load: Load) -> None:
+    shared = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
+    limits = "thresholds: {max_mean_kl: 0.02, min_layer_cosine: 1}"
+    a, b = load(f"models: {{A: {{{shared}, {limits}}}, B: {{{shared}}}}}").builds()
+    assert a.threshold_arguments == ['--thresholds={"max_mean_kl":0.02,"min_layer_cosine":1.0}']
+    assert b.threshold_arguments == []
+
+
+@pytest.mark.parametrize(
+    "given", ["{cosine: 1}", "{max_mean_kl: -1}", "{min_layer_cosine: 2}", "{max_delta_l2: '1'}", "3"]
+)
+def test_thresholds_must_be_known_numbers_in_range(load: Load, given: str) -> None:
+    shared = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
+    with pytest.raises(AxzooError, match=r"models\.A\.thresholds"):
+        load(f"models: {{A: {{{shared}, thresholds: {given}}}}}")

@@ -66,6 +66,12 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the prompt")
     parser.add_argument("--raw", action="store_true", help="do not apply the chat template to the prompt")
     parser.add_argument(
+        "--thresholds",
+        default="{}",
+        metavar="JSON",
+        help='limits that fail the check instead of giving a warning, like {"max_mean_kl": 0.02}',
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         required=True,

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
             check = {1: "check_layers", 2: "check_generation"}[args.check_level]
             refuse_stage(build, check, "build with --check_level 0, or use a machine with more memory")
         if args.check_level and model.tokenizer:
-            refuse_prompt(len(model.tokenizer.encode(build.prompt)), recipe, args.check_level)
+            refuse_prompt(len(model.tokenizer.encode(build.prompt)), recipe)
         print(format_config(model.shown_name, model.spec), flush=True)
         logger.info(f"preparing llm model: reading and hashing {model.parameters / 1e6:.0f} million parameters")
         project.make([build.locks / MADE_FROM], jobs=args.parallel, layers_per_job=1, quiet=True)

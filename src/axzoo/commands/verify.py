@@ -48,6 +48,7 @@ def _check(args: argparse.Namespace) -> None:
                 source=source,
                 prompt=args.prompt,
                 raw=args.raw,
+                thresholds="{}",
                 output=Path(folder, "layers.json"),
             )
         )

@@ -53,6 +53,7 @@ class Build:
     ignore_tensors: tuple[str, ...]
     calibration_text: str | None
     calibration_tokens: int
+    thresholds: tuple[tuple[str, float], ...] = ()
 
     @property
     def backend(self) -> Backend:
@@ -247,6 +248,11 @@ class Build:
     def prompt_arguments(self) -> list[str]:
         """The prompt as arguments of both checks."""
         return [f"--prompt={self.prompt}", *self._raw(self.raw_prompt)]  # "=" because it may start with a dash
+
+    @property
+    def threshold_arguments(self) -> list[str]:
+        """The entry's own thresholds as arguments of both checks."""
+        return [f"--thresholds={canonical_json(dict(self.thresholds))}"] if self.thresholds else []
 
     @property
     def expect_arguments(self) -> list[str]:

@@ -76,6 +76,8 @@ _Backend = Annotated[str, AfterValidator(_known_backend)]
 _Text = Annotated[str, formats.TEXT]
 _Count = Annotated[int, Field(strict=True, ge=1, le=1 << 40)]
 _Length = Annotated[int, Field(strict=True, ge=0, le=1 << 20)]
+_Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+_Error = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 _Chips = Annotated[
     tuple[_Chip, ...],
     BeforeValidator(_as_list, json_schema_input_type=_Chip | Annotated[list[_Chip], Field(min_length=1)]),
@@ -88,6 +90,18 @@ _Backends = Annotated[
     tuple[_Backend, ...],
     BeforeValidator(_as_list, json_schema_input_type=_Backend | Annotated[list[_Backend], Field(min_length=1)]),
 ]
+
+
+class Limits(BaseModel):
+    """Limits of the checks. Exceeding one fails the check; limits that are not given only cause warnings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_layer_cosine: _Share | None = Field(default=None, description="Level 1: lowest cosine of a layer's output.")
+    max_delta_l2: _Error | None = Field(default=None, description="Level 1: error of what a layer adds, median token.")
+    max_delta_l2_p95: _Error | None = Field(default=None, description="Level 1: the same, 95th percentile of tokens.")
+    max_mean_kl: _Error | None = Field(default=None, description="Level 2: mean KL divergence of the answer, in nats.")
+    min_top1_agreement: _Share | None = Field(default=None, description="Level 2: share of equal tokens.")
 
 
 class Defaults(BaseModel):
@@ -143,6 +157,7 @@ class Defaults(BaseModel):
         default=False, strict=True, description="The checks do not apply the chat template, even if `chat` is true."
     )
     expect: _Text | None = Field(default=None, description="Text that the answer to the prompt must contain.")
+    thresholds: Limits | None = Field(default=None, description="Limits that fail a check instead of giving a warning.")
     ignore_config_keys: tuple[Annotated[str, formats.CONFIG_KEY], ...] = Field(
         default=(),
         description="Unknown keys of config.json, or rope_scaling.KEY, to ignore, if you know that they do not matter.",
@@ -285,6 +300,7 @@ class Zoo(BaseModel):
                 ignore_tensors=own.ignore_tensors,
                 calibration_text=own.calibration_text,
                 calibration_tokens=own.calibration_tokens,
+                thresholds=tuple(own.thresholds.model_dump(exclude_none=True).items()) if own.thresholds else (),
             )
 
 

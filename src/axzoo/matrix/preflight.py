@@ -86,16 +86,15 @@ def refuse_recipe(spec: DecoderSpec, recipe: Recipe) -> None:
         raise AxzooError(f"--{problem}")
 
 
-def refuse_prompt(tokens: int, recipe: Recipe, check_level: int) -> None:
-    """Raises AxzooError when a prompt of `tokens` tokens is too long for the KV cache or too short for the check."""
+def refuse_prompt(tokens: int, recipe: Recipe) -> None:
+    """Raises AxzooError when a prompt of `tokens` tokens is too long for the KV cache, or empty."""
     if tokens > recipe.kv_cache_len:
         raise AxzooError(
             f"--prompt has {tokens} tokens, and the KV cache holds {recipe.kv_cache_len}: shorten it, or raise "
             f"--kv_cache_len"
         )
-    minimum = 2 if check_level == 1 else 1  # level 1 prefills all tokens except the last, which it decodes
-    if tokens < minimum:
-        raise AxzooError(f"--prompt has {tokens} tokens, and check level {check_level} needs {minimum}: lengthen it")
+    if not tokens:
+        raise AxzooError("--prompt has no tokens: give the checks some text")
 
 
 def refuse_misfit(build: Build, chips: ChipTable) -> None:

@@ -66,7 +66,7 @@ _STAGES: Mapping[str, _Stage] = {
     "lock": _Stage(1000, 0.1),
     "calibrate": _Stage(1600, 20.0, bytes_per_weight=4, unknown_mb=4000),
     "bundle": _Stage(500, 0.1),
-    "check_layers": _Stage(300, 0.5, bytes_per_weight=8),  # two fp32 copies: oracle and engine
+    "check_layers": _Stage(400, 0.5, bytes_per_weight=8),  # two fp32 copies: oracle and engine
     "check_generation": _Stage(700, 1.0, bytes_per_weight=1),  # the mapped files, in bytes
 }
 """The times are more than ten times those of SmolLM2-135M on two cores (docs/performance.md), because cluster nodes
