@@ -163,11 +163,61 @@ def test_part_that_changed_after_the_build_is_rejected(built: Built, name: str) 
     assert not (built.folder / "manifest.json").exists()
 
 
+@pytest.fixture
+def receipts(built: Built, tmp_path: Path) -> dict[str, Path]:
+    """Copies of the parts' receipts by file name."""
+    copies = [Path(shutil.copy(path, tmp_path)) for path in built.plan.receipts]
+    return {_json(path)["file"]: path for path in copies}
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "message"),
+    [
+        ("llama_post", "llama_p8_l0_together", "as post: llama_post.axmodel is a 'decoder_layer', not a 'post'"),
+        ("llama_p8_l1_together", "llama_post", "as layer_1: llama_p8_l1_together.axmodel is a 'post', not a"),
+    ],
+)
+def test_file_of_another_kind_is_rejected(
+    built: Built, receipts: dict[str, Path], part: str, other: str, message: str
+) -> None:
+    """The part's receipt says that this is its file."""
+    name, theirs = f"{part}.axmodel", _json(receipts[f"{other}.axmodel"])
+    (built.folder / name).unlink()
+    shutil.copy(built.folder / f"{other}.axmodel", built.folder / name)
+    known = {key: theirs[key] for key in ("key", "sha256", "size", "about")}
+    receipts[name].write_text(json.dumps(_json(receipts[name]) | known))
+    with pytest.raises(AxzooError, match=f"{name} cannot be used {message}"):
+        complete_bundle(replace(built.plan, receipts=tuple(receipts.values())))
+    assert not (built.folder / "manifest.json").exists()
+
+
+def test_file_with_other_shape_groups_is_rejected(built: Built) -> None:
+    longer = replace(built.plan, recipe=replace(built.plan.recipe, kv_cache_len=63))
+    with pytest.raises(AxzooError, match=r"cannot be used as layer_0: .* has shape groups that do not match"):
+        complete_bundle(longer)
+
+
+def test_receipts_with_exchanged_files_are_rejected(built: Built, receipts: dict[str, Path]) -> None:
+    """As after `axzoo compile` with the outputs of two layers exchanged."""
+    first, second = (receipts[f"llama_p8_l{index}_together.axmodel"] for index in range(2))
+    for path, index in ((first, 1), (second, 0)):
+        path.write_text(json.dumps(_json(path) | {"index": index}))
+    with pytest.raises(AxzooError, match=r"l1_together\.axmodel was compiled as layer_0, whose file is .*l0_together"):
+        complete_bundle(replace(built.plan, receipts=tuple(receipts.values())))
+
+
+def test_receipts_of_an_earlier_build_are_removed(built: Built, receipts: dict[str, Path], tmp_path: Path) -> None:
+    """`axzoo store gc` would keep the entries of layers that the bundle no longer has."""
+    shutil.copy(receipts["llama_post.axmodel"], tmp_path / "llama_p128_l0_together.json")
+    complete_bundle(replace(built.plan, receipts=tuple(receipts.values())))
+    assert set(tmp_path.glob("*.json")) == set(receipts.values())
+
+
 def test_tokenizer_that_changed_after_locking_is_rejected(built: Built, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(built.source.parent, tmp_path / "checkpoint"))
     with (folder / "tokenizer.json").open("a") as file:
         file.write(" ")
-    with pytest.raises(AxzooError, match=r"tokenizer\.json changed after it was locked: lock the checkpoint again"):
+    with pytest.raises(AxzooError, match=r"tokenizer\.json changed after it was locked: run the build again"):
         complete_bundle(replace(built.plan, source=folder / "source.json"))
     assert "tokenizer/tokenizer.json" not in _files(built.folder)
     assert "manifest.json" not in _files(built.folder)

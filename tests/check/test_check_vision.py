@@ -13,6 +13,7 @@ import pytest
 import tiny_vision
 from axzoo.cli import main
 from axzoo.core.files import read_json
+from axzoo.weights.recipe import EmbeddingScale
 from published.minicpmv import Vision
 from vision_bundle import EXACT, make_bundle
 
@@ -99,3 +100,16 @@ def test_a_bundle_without_vision_has_nothing_to_check(
     (folder / "config.json").write_text(config)
     assert _check(built, folder) == 1
     assert "has no vision model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scale", ["host", "graph"])
+def test_levels_1_and_2_pass_whoever_scales_the_embedding(
+    scale: EmbeddingScale, checkpoint: tuple[Path, Vision], tmp_path: Path
+) -> None:
+    make_bundle(checkpoint[0], tmp_path, replace(S8, embedding_scale=scale))
+    words = [str(tmp_path / "bundle"), "--lock", str(tmp_path / "locks"), "--source", str(tmp_path / "source.json")]
+    prompt = ["--prompt", "What is the capital of France?", "--raw", "--output", str(tmp_path / "report.json")]
+    assert main(["check-layers", *words, *prompt]) == 0
+    assert read_json(tmp_path / "report.json")["passed"]
+    assert main(["check-generation", *words, *prompt, "--max_tokens", "8"]) == 0
+    assert read_json(tmp_path / "report.json")["mean_kl"] < 0.05

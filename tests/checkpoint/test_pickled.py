@@ -289,7 +289,10 @@ def test_a_missing_shard(tmp_path: Path) -> None:
 
 
 def test_shards_that_repeat_a_tensor_or_lack_one(tmp_path: Path) -> None:
-    torch.save({"a": A}, _sharded(tmp_path) / "pytorch_model-00002-of-00002.bin")
-    _refused(tmp_path, r"00002-of-00002\.bin repeats tensor a, which is also in pytorch_model-00001")
+    second = _sharded(tmp_path) / "pytorch_model-00002-of-00002.bin"
+    for other in (A + 1, A[:1].clone(), A.half()):
+        torch.save({"a": other}, second)
+        _refused(tmp_path, r"00002-of-00002\.bin repeats tensor a, which is also in pytorch_model-00001.* other values")
+    torch.save({"a": A}, second)
     torch.save({"c": A}, tmp_path / "pytorch_model-00002-of-00002.bin")
     _refused(tmp_path, "places 'b' in .*, but no shard contains it")

@@ -156,8 +156,25 @@ def test_an_index_that_lists_a_tensor_no_shard_contains(tmp_path: Path) -> None:
 
 
 def test_shards_that_repeat_a_tensor(tmp_path: Path) -> None:
+    _sharded(tmp_path)
+    for other in (A + 1, A[:1], A.astype(np.float16), np.array(1.0, A.dtype)):
+        save_file({"a": other, "b": B}, tmp_path / "model-2.safetensors")
+        _refused(tmp_path, r"model-2\.safetensors repeats tensor a, which is also in model-1\.safetensors, with other")
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_shards_that_repeat_a_tensor_with_the_same_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr("axzoo.checkpoint.safetensors.BLOCK_BYTES", block_bytes)
     save_file({"a": A, "b": B}, _sharded(tmp_path) / "model-2.safetensors")
-    _refused(tmp_path, r"model-2\.safetensors repeats tensor a, which is also in model-1\.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.tensors["a"].file == "model-1.safetensors"
+    np.testing.assert_array_equal(checkpoint.read_rows("a", 0, len(A)), A)
+    last = A.copy()
+    last[-1, -1] += 1
+    save_file({"a": last, "b": B}, tmp_path / "model-2.safetensors")
+    _refused(tmp_path, "with other values: remove the wrong file, or save the model again")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "a\x07"])

@@ -134,7 +134,7 @@ def _needed(model_type: str) -> list[str]:
     layer = LayerSpec(32, 48, 4, 2, 8, NormSpec("rms_norm", 1e-5), RopeSpec(1e4, 8), 128)
     spec = DecoderSpec(model_type, LAYERS, 262, False, layer, PostSpec(32, 262, layer.norm))
     family = load_family(model_type)
-    refs = [kind.tensors(family, spec, part.index) for kind in KINDS for part in kind.ids(spec.num_hidden_layers)]
+    refs = [kind.tensors(family, spec, part.index) for kind in KINDS for part in kind.ids(spec)]
     return list(dict.fromkeys(ref.name for roles in refs for ref in roles.values()))
 
 
@@ -179,6 +179,7 @@ UNKNOWN = {
     "very many": [f"model.layers.{i}.mlp.up_proj.extra{n}" for i in range(2) for n in range(9)],
     "another model": [f"visual.blocks.{i}.weight" for i in range(8)],
     "a head that is no head": ["model.layers.0.score.weight"],
+    "a name for a shell": ["$(touch x); a 'b'.weight"],
     "not the end of a name": ["model.rotary_emb.inv_freq.weight"],
 }
 
@@ -295,3 +296,4 @@ def test_patterns_are_quoted_for_a_shell_and_few() -> None:
     assert ignore_patterns(["a", "b.1"]) == ["a", "b.1"]
     assert ignore_patterns([f"a.{i}.b" for i in range(6)]) == ["'a.*.b'"]
     assert ignore_patterns([f"a.b{i}" for i in range(6)]) == ["'a.*'"]
+    assert ignore_patterns(["a; rm b", "-rf"]) == ["'a*rm*b'", "'*rf'"]

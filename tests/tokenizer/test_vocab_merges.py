@@ -12,8 +12,12 @@ from transformers import AutoTokenizer
 
 from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.local import load_tokenizer
-from conftest import CORPUS
 
+CORPUS = [
+    "The capital of France is Paris. The quick brown fox jumps over the lazy dog, 1234567890 times!",
+    "Hello, world! How are you? I'm fine, thank you; you're welcome.\n\n\tdef main():\n    return 42",
+    "法国的首都是巴黎。今天天气很好。我们去公园吧。 emoji 😀😁 naïve café Ünïcödé",
+] * 4
 TEXTS = [
     "",
     "  two  spaces \n\n\t tabs ",

@@ -3,7 +3,7 @@
 checkpoint lock:
     input:
         source=input_path(CHECKPOINT),
-        model_config=lambda w: local_files(PLAN.model(w).model_config_files),
+        compared=compared([LOCK], lambda w: COMPARISON.of_lock(PLAN.model(w))),
     output:
         output_path(LOCK),
     log:
@@ -31,12 +31,14 @@ checkpoint lock:
 @cache  # the same result for all jobs of the model, even after its lock job has run
 def lock_may_change(model):
     forced = workflow.dag_settings.forceall or workflow.dag_settings.forcerun
-    return forced or not PLAN.is_locked(model)
+    return forced or (COMPARES and not PLAN.is_locked(model, COMPARISON))
 
 
 def await_lock(model):
     """Makes a job depend on the checkpoint `lock`. Snakemake plans such jobs twice, so this is skipped if the lock is up
     to date."""
+    if model not in ANNOUNCED:
+        announce(PLAN.builds_of(model))
     if lock_may_change(model):
         checkpoints.lock.get(model=model)
 

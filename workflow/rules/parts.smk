@@ -5,9 +5,14 @@ def locked_parts(rule):
     not part of the build."""
 
     def paths(w):
-        for file in rule.files:
-            PLAN.build_with(w, file.format(**w))
-        return locked(*rule.locks)(w)
+        names = [file.format(**w) for file in rule.files]
+        build = [PLAN.build_with(w, name) for name in names][0]
+        lock = locked(*rule.locks)(w)
+        force(
+            [f"{build.bundle}/{name}" for name in names],
+            COMPARISON.of_parts(build, names),
+        )
+        return lock
 
     return paths
 

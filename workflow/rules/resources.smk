@@ -31,7 +31,7 @@ def job_memory(stage, parts=1):
 
 def prepare_resources():
     """Adapts a build to where its jobs run, and refuses it if a job can never run there."""
-    jobs = [job for job in workflow.dag.needrun_jobs() if not job.is_local]
+    jobs = [job for job in workflow.dag.needrun_jobs() if job.output]  # without targets
     if workflow.executor_plugin.name == "slurm" and jobs:
         prepare_slurm(jobs[0])
     for job in jobs:

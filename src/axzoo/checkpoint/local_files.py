@@ -76,10 +76,17 @@ def list_folder(folder: Path) -> Listing:
 
     try:
         with os.scandir(folder) as entries:
-            names = frozenset(entry.name for entry in entries if not entry.is_dir())
+            names = frozenset(entry.name for entry in entries if not _is_folder(entry))
     except (FileNotFoundError, NotADirectoryError):
         raise AxzooError(f"{folder} is not a folder") from None
     return Listing(names, read, str(folder), remedy(folder), nested=nested)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def remedy(folder: Path) -> str:
@@ -124,7 +131,7 @@ def _absent(path: Path, otherwise: str) -> AxzooError:
     """The error for a path that does not exist: it is a link to nothing, or `otherwise`."""
     if path.is_symlink():
         return AxzooError(
-            f"{path} is a link to nothing ({path.readlink()} does not exist): copy the folder again with the files "
+            f"{path} is a link to nothing ({path.readlink()} cannot be found): copy the folder again with the files "
             f"that its links point to (cp -rL), or download it again"
         )
     return AxzooError(f"{path} {otherwise}")

@@ -19,7 +19,7 @@ import torch
 from axzoo.checkpoint.local_files import remedy
 from axzoo.checkpoint.selection import Weights
 from axzoo.checkpoint.shard_index import check_placed
-from axzoo.checkpoint.tensors import Array, TensorInfo
+from axzoo.checkpoint.tensors import Array, TensorInfo, repeated
 from axzoo.checkpoint.writing import CONVERTED, tensor_bytes, write_safetensors
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import megabytes, require_space
@@ -59,7 +59,9 @@ class PickledCheckpoint:
                     f"{path}: entry {name} is not a dense tensor: the file must contain a model's state_dict"
                 )
             if name in self.tensors:
-                raise AxzooError(f"{path} repeats tensor {name}, which is also in {self.tensors[name].file}")
+                if self._values[name].dtype != value.dtype or not torch.equal(self._values[name], value):
+                    raise repeated(path, self.tensors[name])
+                continue
             self._values[name] = value.detach()
             dtype = _NAMES.get(value.dtype, str(value.dtype))
             self.tensors[name] = TensorInfo(name, path.name, dtype, tuple(value.shape))

@@ -7,8 +7,10 @@ is kept open only while rows are being read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from axzoo.checkpoint.local_files import remedy
 from axzoo.checkpoint.selection import Weights
 from axzoo.checkpoint.shard_index import check_placed
-from axzoo.checkpoint.tensors import Array, TensorInfo
+from axzoo.checkpoint.tensors import BLOCK_BYTES, Array, TensorInfo, repeated
 from axzoo.core.errors import AxzooError
 
 
@@ -38,9 +40,20 @@ class SafetensorsCheckpoint:
                 if not name.isprintable():
                     raise AxzooError(f"{path} has a tensor with an unprintable name, {name!r}: it is not a model")
                 part = file.get_slice(name)
-                if name in self.tensors:
-                    raise AxzooError(f"{path} repeats tensor {name}, which is also in {self.tensors[name].file}")
-                self.tensors[name] = TensorInfo(name, path.name, part.get_dtype(), tuple(part.get_shape()))
+                info = TensorInfo(name, path.name, part.get_dtype(), tuple(part.get_shape()))
+                first = self.tensors.setdefault(name, info)
+                if first is not info and not self._is_copy(first, info, part):
+                    raise repeated(path, first)
+
+    def _is_copy(self, first: TensorInfo, info: TensorInfo, part: Any) -> bool:
+        """Whether `part`, which `info` describes, has the same values as `first` in another file."""
+        if replace(first, file=info.file) != info or not info.shape:
+            return False
+        step = max(1, BLOCK_BYTES // max(1, 8 * math.prod(info.shape[1:])))
+        rows = ((start, min(start + step, info.shape[0])) for start in range(0, info.shape[0], step))
+        return all(
+            self.read_rows(info.name, start, stop).tobytes() == part[start:stop].tobytes() for start, stop in rows
+        )
 
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         info = self.tensors[name]

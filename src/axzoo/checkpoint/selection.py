@@ -31,7 +31,9 @@ _STANDARD: Mapping[str, Format] = {"model.safetensors": "safetensors", "pytorch_
 
 _SUFFIX: Mapping[Format, str] = {"safetensors": ".safetensors", "pickled": ".bin"}
 
-_SHARD = re.compile(r"((?:model|pytorch_model)(?:\.safetensors|\.bin)?)-(\d+)-of-(\d+)((?:\.safetensors|\.bin)?)")
+_SHARD = re.compile(
+    r"((?:model|pytorch_model)(?:\.safetensors|\.bin)?)-(\d{1,9})-of-(\d{1,9})((?:\.safetensors|\.bin)?)"
+)
 
 
 @dataclass(frozen=True)
@@ -143,11 +145,11 @@ def _numbered(listing: Listing) -> Weights | None:
         )
     ((_, count, _), shards), *_ = sets.items()
     total = int(count)
-    if len(shards) != total or set(shards) != set(range(1, len(shards) + 1)):
-        raise AxzooError(
-            f"{listing.shown} contains {len(shards)} of {total} shards ({shown_names(sorted(shards.values()))}) and "
-            f"no index: {listing.remedy}"
-        )
+    shown = f"{listing.shown} contains no index, and its shards ({shown_names(sorted(shards.values()))})"
+    if not all(1 <= number <= total for number in shards):
+        raise AxzooError(f"{shown} are not numbered 1 to {total}: copy or write their index, too")
+    if len(shards) < total:
+        raise AxzooError(f"{shown} are {len(shards)} of {total}: {listing.remedy}")
     files = tuple(shards[number] for number in sorted(shards))
     return Weights("safetensors" if ".safetensors" in files[0] else "pickled", files)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -35,6 +36,14 @@ class TensorInfo:
     file: str
     dtype: str
     shape: tuple[int, ...]
+
+
+def repeated(path: Path, first: TensorInfo) -> AxzooError:
+    """The error if a file has other values for a tensor of another file. Equal copies are accepted."""
+    return AxzooError(
+        f"{path} repeats tensor {first.name}, which is also in {first.file}, with other values: remove the wrong file, "
+        f"or save the model again"
+    )
 
 
 def numpy_dtype(info: TensorInfo) -> np.dtype[Any]:

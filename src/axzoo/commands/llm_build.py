@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.llm_build.input_model import read_model, read_override
     from axzoo.llm_build.output import check_output_path, place_bundle
     from axzoo.llm_build.project import choose_layers_per_job, open_project
+    from axzoo.matrix.job_memory import refuse_stage
     from axzoo.matrix.lock_state import MADE_FROM
     from axzoo.matrix.preflight import refuse_misfit, refuse_prompt, refuse_recipe
     from axzoo.model.reading import format_config
@@ -110,8 +111,11 @@ def run(args: argparse.Namespace) -> None:
                 f"--check_level {args.check_level} runs the compiled files, but those of backend {args.backend} run "
                 f"only on a board: omit --check_level"
             )
+        if args.check_level:
+            check = {1: "check_layers", 2: "check_generation"}[args.check_level]
+            refuse_stage(build, check, "build with --check_level 0, or use a machine with more memory")
         if args.check_level and model.tokenizer:
-            refuse_prompt(len(model.tokenizer.encode(build.prompt)), recipe, args.check_level)
+            refuse_prompt(len(model.tokenizer.encode(build.prompt)), recipe)
         print(format_config(model.shown_name, model.spec), flush=True)
         logger.info(f"preparing llm model: reading and hashing {model.parameters / 1e6:.0f} million parameters")
         project.make([build.locks / MADE_FROM], jobs=args.parallel, layers_per_job=1, quiet=True)
@@ -119,7 +123,8 @@ def run(args: argparse.Namespace) -> None:
         layers_per_job = choose_layers_per_job(project.folder, build, args.parallel)
         make = partial(project.make, jobs=args.parallel, layers_per_job=layers_per_job)
         make([*build.part_files, *(build.bundle / name for name in BUNDLE_FILES)])
-        place_bundle(project.folder / build.bundle, args.output_path)
+        with project.keeping_digests(build):
+            place_bundle(project.folder / build.bundle, args.output_path)
         logger.log(SUCCESS, "build llm model done!")
         if args.check_level:
             _check(project, build, args, make)

@@ -54,5 +54,5 @@ def run(args: argparse.Namespace) -> None:
     check_room(lock, args.output)
     print(format_config(args.output.name, lock.spec))
     write_lock(lock, args.output, folder, read_json(args.source)["source"])
-    write_made_from(args.output, made_from)
+    write_made_from(args.output, made_from, [part.id for part in lock.parts])
     logger.log(SUCCESS, "prepare llm model done!")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = "free some memory, or load each layer only while it runs (slow): --dynamic_load_axmodel_layer 1"
+OUT_OF_MEMORY = "free some memory; --mode exact needs the least, because the weights stay in the files"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,13 +106,15 @@ def _make_sampler(setup: Setup, greedy: bool, seed: int | None) -> Sampler:
     return lambda logits, generated: sample(logits, generated, config, rng)
 
 
-def _load(setup: Setup, mode: Mode) -> tuple[ChatTokenizer, Model]:
+def _load(setup: Setup, given: Mode | None) -> tuple[ChatTokenizer, Model]:
     """Load tokenizer, embedding, layers and post layer, and show a progress bar on a terminal."""
     from axzoo.core.console import open_console, stage_bars
     from axzoo.core.errors import AxzooError
+    from axzoo.runtime.memory import choose_mode
     from axzoo.runtime.model import load_files
     from axzoo.runtime.prompting import open_tokenizer
 
+    mode = choose_mode(setup.files, given, ["exact"])
     with stage_bars(open_console(sys.stderr)) as bars:
         bar = bars.add_task(f"loading {setup.name}", total=len(setup.files.layers) + 3)
         tokenizer = open_tokenizer(setup.tokenizer, setup.chat)

@@ -13,7 +13,7 @@ from axzoo.commands._arguments import add_mode, count, port
 
 logger = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = "free some memory, keep a single copy of the weights (--mode fast), or serve a smaller model"
+OUT_OF_MEMORY = "free some memory; --mode exact needs the least, because the weights stay in the files"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 for all (localhost)")
     parser.add_argument("--port", type=port, default=8000, help="port to listen on; 0 for a free one (8000)")
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder of the tokenizer (that of the bundle)")
-    add_mode(parser, "fast-prompts")
+    add_mode(parser, "fast-prompts if it fits in memory, else fast, else exact")
     parser.add_argument(
         "--queue", type=count, default=16, metavar="N", help="requests that may wait; others get status 429 (16)"
     )
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.bundle.verification import require_engine
     from axzoo.core.console import open_console, stage_bars
     from axzoo.runtime.bundle_folder import open_bundle
+    from axzoo.runtime.memory import choose_mode
     from axzoo.runtime.model import load_files
     from axzoo.runtime.post_config import read_post_config
     from axzoo.runtime.prompting import TokenizerChoice, open_tokenizer
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
 
     bundle = open_bundle(args.bundle)
     require_engine(args.bundle)
+    mode = choose_mode(bundle, args.mode, ["fast-prompts", "fast", "exact"])
     source = str(args.tokenizer or bundle.tokenizer)
     choice = TokenizerChoice(None, source, bundle.bos, bundle.eos, bundle.eos_token_ids)
     with stage_bars(open_console(sys.stderr)) as bars:
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         chat = bundle.uses_chat(args.tokenizer is not None)
         tokenizer = open_tokenizer(choice, chat)
         bars.advance(bar)
-        model = load_files(bundle, args.mode, lambda: bars.advance(bar), bundle.mmap_embedding)
+        model = load_files(bundle, mode, lambda: bars.advance(bar), bundle.mmap_embedding)
     name = args.bundle.resolve().name
     for missing in tokenizer.shortcomings(as_text=not chat):
         logger.warning(f"{name} has {missing}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from axzoo.checkpoint.local_files import LocalCheckpoint, find_checkpoint
 from axzoo.fetch.converted import convert_checkpoint, is_converted, prepare_output
-from axzoo.fetch.sources import FetchedFiles, FolderSource, hashed_file, timestamped_file, write_receipt
+from axzoo.fetch.sources import FetchedFiles, FolderSource, hashed_file, stamped_file, write_receipt
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +52,9 @@ def report_unused(found: LocalCheckpoint) -> None:
 
 
 def files_in_place(found: LocalCheckpoint) -> FetchedFiles:
-    """The record of a checkpoint on this machine: small files with their hashes, weights with their mtimes."""
+    """The record of a checkpoint on this machine: small files with their hashes, weights only with their stamps."""
     large = {*found.files.weights.files}
     records = {
-        name: (timestamped_file if name in large else hashed_file)(found.folder / name) for name in found.files.names
+        name: (stamped_file if name in large else hashed_file)(found.folder / name) for name in found.files.names
     }
     return FetchedFiles(records, str(found.folder))

@@ -14,6 +14,7 @@ from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 from axzoo.fetch.folder import local_checkpoint, report_unused
+from axzoo.matrix.resources import WIDTHS
 from axzoo.model.config_view import has_config_key
 from axzoo.model.families import load_family
 from axzoo.model.reading import merge_model_config, overridden_path, spec_of
@@ -41,10 +42,10 @@ class InputModel:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The `sizes` of a matrix entry: parameters per layer and in the post layer, and the width of the KV cache."""
+        """The `sizes` of a matrix entry: parameters per layer and in the post layer, and the layer's widths."""
         built = [kind for kind in KINDS if kind.is_built(Recipe()) and kind.ids(self.spec)]
         sized = {kind.name: self._parameters(kind) for kind in built if kind.on_device}
-        return {**sized, "kv_width": self.spec.layer.kv_size}
+        return {**sized, **{name: getattr(self.spec.layer, field) for name, field in WIDTHS.items()}}
 
     @property
     def parameters(self) -> int:

@@ -7,11 +7,17 @@ from functools import cached_property
 from pathlib import Path
 
 from axzoo.backends import DEFAULT, Backend, Needs, compiler_identity, load_backend
-from axzoo.checkpoint.local_files import find_checkpoint
-from axzoo.core.errors import AxzooError
 from axzoo.core.files import canonical_json
-from axzoo.fetch.sources import FolderSource, Source
-from axzoo.matrix.resources import DeviceMemory, parameters, part_needs, stage_needs
+from axzoo.fetch.sources import Source
+from axzoo.matrix.resources import (
+    DeviceMemory,
+    calibration_needs,
+    parameters,
+    part_needs,
+    stage_needs,
+    states_mb,
+    stored_bytes,
+)
 from axzoo.parts.kind import PartId, PartKind
 from axzoo.parts.kinds import KINDS, kind_of, part_ids
 from axzoo.parts.lock_index import INDEX
@@ -47,6 +53,7 @@ class Build:
     ignore_tensors: tuple[str, ...]
     calibration_text: str | None
     calibration_tokens: int
+    thresholds: tuple[tuple[str, float], ...] = ()
 
     @property
     def backend(self) -> Backend:
@@ -82,17 +89,17 @@ class Build:
 
     # Folders
 
-    @property
+    @cached_property
     def checkpoint(self) -> Path:
         """The fetched checkpoint, shared by all builds of the model."""
         return RESULTS / "checkpoints" / self.model
 
-    @property
+    @cached_property
     def locks(self) -> Path:
         """The lock files, shared by all builds of the model."""
         return RESULTS / "locks" / self.model
 
-    @property
+    @cached_property
     def calibration(self) -> Path:
         """The output of `axzoo calibrate`, shared by all builds of the model."""
         return RESULTS / "calibration" / self.model
@@ -101,9 +108,14 @@ class Build:
     def bundle(self) -> Path:
         return RESULTS / self.chip / self.name
 
-    @property
+    @cached_property
     def receipts(self) -> Path:
         return RESULTS / "receipts" / self.chip / self.name
+
+    @cached_property
+    def bundle_receipt(self) -> Path:
+        """The receipt of the bundle itself, next to the folder of its parts' receipts."""
+        return RESULTS / "receipts" / self.chip / f"{self.name}.json"
 
     @property
     def checks(self) -> Path:
@@ -124,22 +136,27 @@ class Build:
         """The paths of the parts' files."""
         return [f"{self.bundle}/{name}" for name in self.parts]
 
-    @property
-    def missing_files(self) -> list[str]:
-        """The paths of the parts' files that do not exist."""
-        existing = {path.name for path in self.bundle.iterdir()} if self.bundle.is_dir() else set[str]()
-        return [f"{self.bundle}/{name}" for name in self.parts if name not in existing]
+    @cached_property
+    def receipts_by_part(self) -> dict[str, str]:
+        """The paths of the parts' receipts by file name in the bundle."""
+        folder = str(self.receipts)
+        return {name: f"{folder}/{kind_of(part.kind).receipt_name(name)}" for name, part in self.parts.items()}
 
     @property
     def receipt_files(self) -> list[str]:
         """The paths of the parts' receipts, in the order of `part_files`."""
-        return [str(self.receipts / kind_of(part.kind).receipt_name(name)) for name, part in self.parts.items()]
+        return list(self.receipts_by_part.values())
+
+    @cached_property
+    def lock_names(self) -> list[str]:
+        """The names of all files of the lock: the index and one file per part."""
+        return [INDEX, *(part.lock_file for part in part_ids(self))]
 
     @property
     def lock_files(self) -> list[str]:
-        """The paths of all files of the lock: the index and one file per part."""
-        names = [INDEX, *(part.lock_file for part in part_ids(self))]
-        return [f"{self.locks}/{name}" for name in names]
+        """The paths of all files of the lock."""
+        folder = str(self.locks)
+        return [f"{folder}/{name}" for name in self.lock_names]
 
     def compiler(self, kind: PartKind) -> str:
         """What determines the kind's files other than lock and recipe, as JSON: a Snakemake param of their jobs."""
@@ -148,6 +165,16 @@ class Build:
     def choices(self, kind: PartKind) -> str:
         """The recipe fields that determine the kind's files, as JSON, for `axzoo compile --recipe`."""
         return canonical_json(kind.choices(self.recipe))
+
+    def job_identity(self, kind: PartKind) -> tuple[str, str]:
+        """`choices` and `compiler`, determined once per kind."""
+        if kind.name not in self._identities:
+            self._identities[kind.name] = self.choices(kind), self.compiler(kind)
+        return self._identities[kind.name]
+
+    @cached_property
+    def _identities(self) -> dict[str, tuple[str, str]]:
+        return {}
 
     # Checks
 
@@ -161,24 +188,6 @@ class Build:
         return [f"{self.checks}/{name.removeprefix('check_')}.json" for name in names]
 
     # Inputs
-
-    @property
-    def source_files(self) -> list[str]:
-        """The files of a local checkpoint, so that changes to them rerun the fetch job; otherwise empty.
-
-        If there is no valid checkpoint, it is empty too, and the fetch job reports the reason.
-        """
-        if not isinstance(self.source, FolderSource):
-            return []
-        try:
-            return [str(path) for path in find_checkpoint(Path(self.source.path)).paths]
-        except (AxzooError, OSError):
-            return []
-
-    @property
-    def model_config_files(self) -> list[str]:
-        """The entry's `model_config` file, if any. The lock depends on it."""
-        return [] if self.model_config is None else [self.model_config]
 
     @property
     def calibration_texts(self) -> list[str]:
@@ -196,13 +205,18 @@ class Build:
         sizes = self.size_table
         for kind in KINDS:
             if kind.name == stage:
-                return part_needs(kind, self.recipe, self.backend, sizes, parts)
+                return part_needs(kind, self.recipe, self.backend, sizes, parts, self.calibration_tokens)
         weights = None if sizes is None else parameters(self, self.recipe, sizes)
         if stage == "check_vision":
             vision = [kind for kind in KINDS if stage in kind.checks and kind.is_built(self.recipe)]
             return stage_needs(stage, sum(kind.parameters(sizes or {}) for kind in vision))
+        if stage == "calibrate":
+            needs = calibration_needs(weights)
+            return Needs(needs.mem_mb + states_mb(sizes, self.calibration_tokens), needs.minutes)
         if stage == "check_layers" and sizes is not None:  # holds one layer and the embedding
             return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"])
+        if stage == "check_generation" and sizes is not None:
+            return stage_needs(stage, weights, held=stored_bytes(self.recipe, self, sizes))
         return stage_needs(stage, weights)
 
     # Arguments of commands
@@ -238,6 +252,11 @@ class Build:
     def prompt_arguments(self) -> list[str]:
         """The prompt as arguments of both checks."""
         return [f"--prompt={self.prompt}", *self._raw(self.raw_prompt)]  # "=" because it may start with a dash
+
+    @property
+    def threshold_arguments(self) -> list[str]:
+        """The entry's own thresholds as arguments of both checks."""
+        return [f"--thresholds={canonical_json(dict(self.thresholds))}"] if self.thresholds else []
 
     @property
     def expect_arguments(self) -> list[str]:

@@ -29,7 +29,7 @@ from axzoo.matrix.chips import ChipTable, load_chips
 from axzoo.matrix.document import read_document
 from axzoo.matrix.resources import device_memory
 from axzoo.matrix.validation import report, validate
-from axzoo.model.families import VISION_MODEL_TYPES
+from axzoo.model.families import VISION_MODEL_TYPES, supported_model_types
 from axzoo.weights.recipe import (
     EmbeddingScale,
     HiddenStateType,
@@ -65,11 +65,20 @@ def _known_backend(name: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _known_model_type(name: str) -> str:
+    known = supported_model_types()
+    if name not in known:
+        raise ValueError(f"{name!r:.80} is not supported: use one of {', '.join(known)}")
+    return name
+
+
 _Chip = Annotated[str, AfterValidator(_canonical_chip)]
 _Backend = Annotated[str, AfterValidator(_known_backend)]
 _Text = Annotated[str, formats.TEXT]
 _Count = Annotated[int, Field(strict=True, ge=1, le=1 << 40)]
 _Length = Annotated[int, Field(strict=True, ge=0, le=1 << 20)]
+_Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+_Error = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 _Chips = Annotated[
     tuple[_Chip, ...],
     BeforeValidator(_as_list, json_schema_input_type=_Chip | Annotated[list[_Chip], Field(min_length=1)]),
@@ -82,6 +91,18 @@ _Backends = Annotated[
     tuple[_Backend, ...],
     BeforeValidator(_as_list, json_schema_input_type=_Backend | Annotated[list[_Backend], Field(min_length=1)]),
 ]
+
+
+class Limits(BaseModel):
+    """Limits of the checks. Exceeding one fails the check; limits that are not given only cause warnings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_layer_cosine: _Share | None = Field(default=None, description="Level 1: lowest cosine of a layer's output.")
+    max_delta_l2: _Error | None = Field(default=None, description="Level 1: error of what a layer adds, median token.")
+    max_delta_l2_p95: _Error | None = Field(default=None, description="Level 1: the same, 95th percentile of tokens.")
+    max_mean_kl: _Error | None = Field(default=None, description="Level 2: mean KL divergence of the answer, in nats.")
+    min_top1_agreement: _Share | None = Field(default=None, description="Level 2: share of equal tokens.")
 
 
 class Defaults(BaseModel):
@@ -151,6 +172,7 @@ class Defaults(BaseModel):
         default=False, strict=True, description="The checks do not apply the chat template, even if `chat` is true."
     )
     expect: _Text | None = Field(default=None, description="Text that the answer to the prompt must contain.")
+    thresholds: Limits | None = Field(default=None, description="Limits that fail a check instead of giving a warning.")
     ignore_config_keys: tuple[Annotated[str, formats.CONFIG_KEY], ...] = Field(
         default=(),
         description="Unknown keys of config.json, or rope_scaling.KEY, to ignore, if you know that they do not matter.",
@@ -165,11 +187,9 @@ class Sizes(BaseModel):
     layer: _Count = Field(description="Number of parameters of one decoder layer.")
     post: _Count = Field(description="Number of parameters of the post layer: final norm and lm_head, tied or not.")
     kv_width: _Count = Field(description="num_key_value_heads * head_dim.")
+    hidden_size: _Count | None = Field(default=None, description="For the memory of jobs with rounding gptq.")
+    intermediate_size: _Count | None = Field(default=None, description="For the memory of jobs with rounding gptq.")
     vision: _Count | None = Field(default=None, description="Number of parameters of the vision model, if it has one.")
-
-    def given(self) -> Iterator[tuple[str, int]]:
-        """The sizes that are not null."""
-        return ((name, size) for name, size in self if size is not None)
 
 
 class ModelEntry(Defaults):
@@ -191,7 +211,9 @@ class ModelEntry(Defaults):
         default=None, description="GGUF file inside the wheel, or in the top folder of the hub repository."
     )
     sha256: Annotated[str, formats.SHA256] | None = Field(default=None, description="Digest of the GGUF file.")
-    model_type: Annotated[str, formats.MODEL_TYPE] = Field(description="model_type; must match config.json.")
+    model_type: Annotated[str, formats.MODEL_TYPE, AfterValidator(_known_model_type)] = Field(
+        description="model_type; must match config.json."
+    )
     num_hidden_layers: int = Field(
         strict=True, ge=1, le=1024, description="Number of layers; must match config.json. Used to plan offline."
     )
@@ -279,11 +301,11 @@ class Zoo(BaseModel):
             yield Build(
                 chip=chip,
                 npu_memory_mb=self._chips.memory_mb(chip),
-                memory=device_memory(recipe, own, dict(own.sizes.given())) if own.sizes else None,
+                memory=device_memory(recipe, own, own.sizes.model_dump(exclude_none=True)) if own.sizes else None,
                 model=name,
                 model_type=own.model_type,
                 num_hidden_layers=own.num_hidden_layers,
-                sizes=tuple(own.sizes.given()) if own.sizes else (),
+                sizes=tuple(own.sizes.model_dump(exclude_none=True).items()) if own.sizes else (),
                 source=own.source,
                 model_config=own.config_file,
                 recipe=recipe,
@@ -296,6 +318,7 @@ class Zoo(BaseModel):
                 ignore_tensors=own.ignore_tensors,
                 calibration_text=own.calibration_text,
                 calibration_tokens=own.calibration_tokens,
+                thresholds=tuple(own.thresholds.model_dump(exclude_none=True).items()) if own.thresholds else (),
             )
 
 

@@ -9,6 +9,9 @@ from axzoo.matrix.build import Build
 _RESERVED_MB = 500
 """For Snakemake, which takes up to 440 MB to plan 20,000 jobs, and other programs."""
 
+_SMALL_MB = 1000
+"""Estimates up to this are generous bounds for small jobs, which the machine may do with less."""
+
 
 def usable_memory_mb() -> int:
     """The memory in MB (10^6 bytes) that all jobs on this machine may use together."""
@@ -26,13 +29,27 @@ def memory_request(build: Build, stage: str, parts: int, attempt: int, available
     if available is None:
         return needed * attempt
     limit, where = available
-    if needed > limit and build.size_table is not None:
+    if too_large := _excess(build, stage, parts, limit, where):
         raise AxzooError(
-            f"{stage} of {build.bundle} needs about {needed} MB of memory in one job, and {where} has {limit} MB for "
-            f"jobs: {_advice(build, stage, parts)}use a machine with more memory, or add `--resources mem_mb={needed}` "
-            f"to try it anyway"
+            f"{too_large}: {_advice(build, stage, parts)}use a machine with more memory, or add "
+            f"`--resources mem_mb={needed}` to try it anyway"
         )
     return min(needed * attempt, limit)
+
+
+def refuse_stage(build: Build, stage: str, advice: str) -> None:
+    """Raises AxzooError, ending in `advice`, when a job of the stage can never fit this machine."""
+    if too_large := _excess(build, stage, 1, usable_memory_mb(), "this machine"):
+        raise AxzooError(f"{too_large}: {advice}")
+
+
+def _excess(build: Build, stage: str, parts: int, limit: int, where: str) -> str:
+    needed = build.needs(stage, parts).mem_mb
+    if needed <= max(limit, _SMALL_MB) or build.size_table is None:
+        return ""
+    return (
+        f"{stage} of {build.bundle} needs about {needed} MB of memory in one job, and {where} has {limit} MB for jobs"
+    )
 
 
 def _advice(build: Build, stage: str, parts: int) -> str:

@@ -12,13 +12,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from axzoo.bundle.bundle_receipt import bundle_code
 from axzoo.core.errors import AxzooError
 from axzoo.core.fingerprint import fingerprint
 from axzoo.matrix.batches import PartRule, part_rules
 from axzoo.matrix.build import Build
+from axzoo.matrix.comparison import Comparison
 from axzoo.matrix.entries import load_zoo
-from axzoo.matrix.lock_state import is_locked, lock_code
+from axzoo.matrix.lock_state import lock_code
 from axzoo.parts.kinds import KINDS
+from axzoo.parts.receipt import calibrate_code
 
 MAX_REASONS = 3
 """If more builds are left out, they are counted instead of listed."""
@@ -84,6 +87,10 @@ class Plan:
         found = {kind.stem(build.model_type, build.recipe) for build in builds for kind in KINDS}
         return sorted(found - {""})
 
+    def builds_of(self, model: str) -> list[Build]:
+        """All builds of a model that fit their chip."""
+        return [build for build in self._builds.values() if build.model == model and build.misfit is None]
+
     def model(self, wildcards: Any) -> Build:
         """Any build of the model, for settings that all of its builds share."""
         return self._models[wildcards.model]
@@ -107,20 +114,24 @@ class Plan:
             raise AxzooError(f"{build.bundle} has no file {file}: its files are {names[0]} to {names[-1]}")
         return build
 
-    def is_locked(self, model: str) -> bool:
+    def comparison(self) -> Comparison:
+        """A new comparison of the results with their receipts."""
+        return Comparison(self._builds.values())
+
+    def is_locked(self, model: str, comparison: Comparison) -> bool:
         """Whether the model's lock is complete and up to date."""
-        return is_locked(self._models[model])
+        return comparison.is_locked(self._models[model])
 
     def lock_code(self, wildcards: Any) -> str:
         return lock_code(self.model(wildcards).model_type)
 
     @property
     def calibrate_code(self) -> str:
-        return fingerprint("axzoo.calibrate.states", "axzoo.calibrate.tokens")
+        return calibrate_code()
 
     @property
     def bundle_code(self) -> str:
-        return fingerprint("axzoo.bundle.completion")
+        return bundle_code()
 
     @property
     def check_layers_code(self) -> str:

@@ -7,6 +7,7 @@ user ignores as rope_scaling.KEY.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,16 @@ _SAME_ACTIVATION = {
 """Other names that transformers has for the same function."""
 
 
+def _printable(key: str) -> str:
+    """A key for a message of one line."""
+    return key if key.isprintable() else repr(key)
+
+
 def has_config_key(config: Mapping[str, Any], key: str) -> bool:
     """Whether a config.json has an ignorable `key`: one of its own, or a rope parameter as rope_scaling.KEY."""
     outer, _, inner = key.partition(".")
-    return key in config or (outer in _ROPE_KEYS and any(inner in (config.get(name) or ()) for name in _ROPE_KEYS))
+    ropes = [config[name] for name in _ROPE_KEYS if isinstance(config.get(name), dict)]
+    return key in config or (outer in _ROPE_KEYS and any(inner in rope for rope in ropes))
 
 
 class ConfigView:
@@ -193,9 +200,10 @@ class ConfigView:
 
     def _refused_parameters(self, key: str, kind: str, refused: Mapping[str, str]) -> AxzooError:
         reasons = "".join(f". {cause}" for cause in refused.values() if cause)
-        names = " ".join(f"{key}.{name}" for name in refused)
+        names = shlex.join(f"{key}.{_printable(name)}" for name in refused)
+        shown = ", ".join(map(_printable, refused))
         return AxzooError(
-            f"{self.path}: {key} has parameters that rope_type {kind!r} does not take: {', '.join(refused)}{reasons}. "
+            f"{self.path}: {key} has parameters that rope_type {kind!r} does not take: {shown}{reasons}. "
             f"To pass over them as transformers does, list {names} under ignore_config_keys in the matrix or pass "
             f"--ignore_config_keys {names}"
         )
@@ -247,10 +255,11 @@ class ConfigView:
         rest = sorted(set(self._values) - self._read - self._passed_over - self._ignored)
         unknown = [key for key in rest if not has_no_effect(key, self._values)]
         if unknown:
+            names = [_printable(key) for key in unknown]
             raise AxzooError(
-                f"{self.path} has keys axzoo does not know: {', '.join(unknown)}. {causes(unknown)}They may change "
+                f"{self.path} has keys axzoo does not know: {', '.join(names)}. {causes(unknown)}They may change "
                 f"what the model computes; if they do not, list them under ignore_config_keys in the matrix or pass "
-                f"--ignore_config_keys {' '.join(unknown)}"
+                f"--ignore_config_keys {shlex.join(names)}"
             )
 
     def _get(self, key: str, default: Any) -> Any:

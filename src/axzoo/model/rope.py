@@ -90,17 +90,6 @@ def make_rope(
     return rope
 
 
-def supported_length(rope: RopeSpec, max_position_embeddings: int) -> int:
-    """The longest sequence, in tokens, that a model with this rope supports.
-
-    `max_position_embeddings` is config.json's. For dynamic it is the training length, and for yarn it can be; the model
-    then supports `factor` times that length. For the other types it is the extended length already.
-    """
-    if rope.scaling["rope_type"] not in ("dynamic", "yarn"):
-        return max_position_embeddings
-    return max(max_position_embeddings, int(rope.scaling[ORIGINAL] * rope.scaling["factor"]))
-
-
 def frequencies(rope: RopeSpec, positions: int) -> tuple[NDArray[np.float32], float]:
     """Radians per position [rotary_dim / 2] fp32, and the factor of cos and sin, for sequences of up to `positions`.
 

@@ -35,7 +35,11 @@ def rope_type_of(scaling: Mapping[str, Any]) -> Any:
         raise AxzooError(
             f"rope_type is {stated[0]!r:.80}, but type, its older name, is {stated[1]!r:.80}: set the wrong one to null"
         )
-    others = [str(key) for key, value in scaling.items() if value is not None and key not in _OF_IMAGES_AND_TRAINING]
+    others = [
+        key if key.isprintable() else repr(key)
+        for key, value in scaling.items()
+        if value is not None and key not in _OF_IMAGES_AND_TRAINING
+    ]
     if not kinds and others:
         raise AxzooError(f"the rope parameters {', '.join(others):.200} have no rope_type: add it")
     return kinds[0] if kinds else "default"

@@ -24,7 +24,7 @@ from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.local_files import remedy
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import canonical_json, read_json, sha256_of, write_json
+from axzoo.core.files import json_text, sha256_of, write_text
 from axzoo.model.families import Family, load_family
 from axzoo.model.reading import read_spec
 from axzoo.model.spec import DecoderSpec, TensorRef
@@ -131,12 +131,13 @@ def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, 
 
 
 def _write_changed(path: Path, value: Mapping[str, Any]) -> None:
+    text = json_text(value)
     try:
-        unchanged = path.exists() and canonical_json(read_json(path)) == canonical_json(value)
-    except AxzooError:  # damaged: rewrite it
+        unchanged = path.read_bytes() == text.encode()
+    except OSError:
         unchanged = False
     if not unchanged:
-        write_json(path, value)
+        write_text(path, text)
 
 
 def _check_shapes(folder: Path, checkpoint: Checkpoint, refs: Sequence[TensorRef]) -> None:

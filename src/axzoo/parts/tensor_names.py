@@ -119,9 +119,11 @@ UNTIED = '{"tie_word_embeddings": false}'
 
 
 def ignore_patterns(names: Iterable[str]) -> list[str]:
-    """The values of ignore_tensors that match `names`, each in quotes if a shell would expand it. If there are many
-    names, their numbers become `*`."""
-    found = list(names)
+    """The values of ignore_tensors that match `names`, each in quotes if a shell would expand it.
+
+    If there are many names, their numbers become `*`, as do characters that a value cannot have.
+    """
+    found = [re.sub(r"^-|[^A-Za-z0-9_.-]+", "*", name) for name in names]
     if len(found) > MAX_LISTED:
         found = list(dict.fromkeys(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in found))
     if len(found) > MAX_LISTED:

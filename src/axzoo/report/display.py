@@ -124,8 +124,8 @@ class LogHandler(LogHandlerBase):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._show(record)
-        except Exception:  # an exception here would end the queue thread and silence the rest of the run
-            self.handleError(record)
+        except Exception as error:  # an exception here would end the queue thread and silence the rest of the run
+            self._print(f"{record.getMessage()} (cannot be shown better: {error!r})")
 
     def close(self) -> None:
         """Restore the terminal and report how a failed run ended. Snakemake calls this twice."""

@@ -41,7 +41,8 @@ _PLAIN_REASONS = (
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a job runs. `kind` is the name of an attribute of Snakemake's class Reason.
+    """Why a job runs. `kind` is the name of an attribute of Snakemake's class Reason, or the kind of a Difference from
+    a receipt.
 
     `files` are the files concerned. `before` and `now` are the differences from the last run: param values for
     "params_changed", input files for "input_changed".
@@ -148,8 +149,9 @@ def _jobs_in(dag: Any) -> Iterator[PlannedJob]:
 
 def _reasons(reason: Any, job: Any, dag: Any) -> tuple[Reason, ...]:
     """One Reason for each attribute of Snakemake's Reason that is set."""
-    if reason.forced:  # this plan forces only interrupted jobs
-        return (Reason("incomplete_output", _names(dag.forcefiles.intersection(job.output))),)
+    noted = _noted(job, dag)
+    if reason.forced:  # this plan forces only interrupted jobs, and jobs whose files differ from their receipts
+        return noted or (Reason("incomplete_output", _names(dag.forcefiles.intersection(job.output))),)
     files = {kind: set(getattr(reason, kind)) for kind in _FILE_REASONS}
     files["updated_input"] -= files["updated_input_run"]
     found = [Reason(kind, _names(files[kind])) for kind in _FILE_REASONS if files[kind]]
@@ -161,7 +163,16 @@ def _reasons(reason: Any, job: Any, dag: Any) -> tuple[Reason, ...]:
     if changed := reason.params_changed:
         before, now = (tuple(map(_value, sorted(side))) for side in (changed.only_old, changed.only_new))
         found.append(Reason("params_changed", before=before, now=now))
-    return tuple(found)
+    return (*noted, *found)
+
+
+def _noted(job: Any, dag: Any) -> tuple[Reason, ...]:
+    """Differences that the Snakefile found, by kind."""
+    comparison = dag.workflow.globals.get("COMPARISON")
+    found: dict[str, list[str]] = {}
+    for difference in comparison.noted.get(job.output[0], ()) if comparison else ():
+        found.setdefault(difference.kind, []).append(difference.file)
+    return tuple(Reason(kind, _names(files)) for kind, files in found.items())
 
 
 def _value(text: str) -> Any:

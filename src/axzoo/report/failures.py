@@ -11,9 +11,7 @@ from axzoo.core.errors import DISK_FULL
 _TAIL_LINES, _TAIL_BYTES = 10, 16384
 _CALLS = r"(?:\n  File \"[^\n]*)*"
 _WORKFLOW_ERROR = re.compile(rf'WorkflowError in file "[^\n]*", line \d+:\n(.*?){_CALLS}\s*', re.DOTALL)
-_AXZOO_ERROR = re.compile(
-    r"InputFunctionException in rule [^\n]*:\nError:\n  AxzooError: (.*?)\nWildcards:.*", re.DOTALL
-)
+_AXZOO_ERROR = re.compile(r"InputFunctionException in [^\n]*:\nError:\n  AxzooError: (.*?)\nWildcards:.*", re.DOTALL)
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n.*\n(\S[^\n]*)\s*", re.DOTALL)
 _SLURM_OUT_OF_MEMORY = re.compile(r"OUT_OF_MEMORY|exceeded memory limit|oom.kill", re.IGNORECASE)
 _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")

@@ -6,11 +6,13 @@ the Snakefile is read, it is too late for these changes:
 - `--configfile` would be read by Snakemake's reader, which evaluates Python expressions (YTE), also a stranger's.
 - The cache folder would be created below a HOME that may not be writable.
 - Prompts would be passed to jobs in the encoding of the locale, and a closed stdout would be an error.
+- On a full disk, each line of Snakemake's log would cause a traceback.
 - A project's path that is not UTF-8 would cause an error in every line of Snakemake's log.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -37,6 +39,7 @@ def prepare() -> None:
             if any("\udc80" <= character <= "\udcff" for character in str(project)):
                 print(f"axzoo: {str(project)!a} is not UTF-8 text: rename the folder", file=sys.stderr)
                 return False
+            logging.raiseExceptions = False
             leave_matrices_to_axzoo()
             use_writable_cache(project)
         return run(args, parser)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axzoo.backends import DEFAULT
+from axzoo.matrix.comparison import CHANGED, EDITED, MISSING, OUTDATED
 from axzoo.matrix.document import read_document
 from axzoo.parts.lock import Lock, make_lock
 from axzoo.parts.part import read_part
@@ -26,6 +27,10 @@ _FILES = {
     "incomplete_output": "incomplete, its last job was interrupted",
     "updated_input": "changed",
     "updated_input_run": "will be rebuilt",
+    MISSING: "missing",
+    EDITED: "not what was built",
+    CHANGED: "changed",
+    OUTDATED: "built from other inputs",
 }
 _PLAIN = {
     "code_changed": "its command changed",

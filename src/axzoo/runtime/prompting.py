@@ -90,7 +90,7 @@ class ChatTokenizer:
     has_template: bool
 
     def shortcomings(self, as_text: bool) -> list[str]:
-        """What the model lacks, in words. `as_text`: prompts are not encoded as a chat, but nobody asked for that."""
+        """What the model lacks, in words. `as_text`: prompts are continued as text although --raw was not given."""
         missing = [f"no chat template: {NO_TEMPLATE}"] if as_text and not self.has_template else []
         return missing + ([] if self.eos else [f"no end token: {NO_END}"])
 

@@ -39,7 +39,7 @@ FLAGS = (
     Flag("eos", False, "end the prompt with the eos token", True),
     Flag("use_topk", False, "use the top token of a post layer built with --post_topk; no sampling", True),
     Flag("use_mmap_load_embed", False, "memory-map the embedding file instead of reading it into memory", True),
-    Flag("dynamic_load_axmodel_layer", False, "load each layer only while it runs: little memory, slow", True),
+    Flag("dynamic_load_axmodel_layer", False, "load each layer only while it runs: less memory in fast mode", True),
     Flag("filename_vpm_resampler_axmodel", "", "vision model; with vpm_two_stage its resampler"),
     Flag("filename_vpm_encoder_axmodel", "", "with vpm_two_stage: the vision model's tower"),
     Flag("vpm_width", 280, "width of the vision model's images"),

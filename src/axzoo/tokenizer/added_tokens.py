@@ -136,7 +136,7 @@ def _extra_tokens(config: Mapping[str, Any], path: Path, *keys: str) -> dict[str
     for key in keys:
         listed = config.get(key) or []
         if not isinstance(listed, list | dict):
-            raise AxzooError(f"{path}: {key} must be a list of tokens, not {listed!r:.80}: fetch it again")
+            raise AxzooError(f"{path}: {key} must be a list of tokens, not {listed!r:.80}: the file is damaged")
         tokens = [_special_token(value, path, key) for value in listed] if isinstance(listed, list) else []
         found |= {token.text: token for token in tokens if token.text}
     return found
@@ -148,7 +148,7 @@ def _special_token(value: object, path: Path, key: str) -> AddedToken:
         return AddedToken(value)
     if isinstance(value, dict) and isinstance(value.get("content"), str):
         return _token_of(value["content"], None, {**value, "special": True})
-    raise AxzooError(f"{path}: {key} must hold tokens as text, not {value!r:.80}: fetch it again")
+    raise AxzooError(f"{path}: {key} must hold tokens as text, not {value!r:.80}: the file is damaged")
 
 
 def _token_of(text: str, index: int | None, flags: Mapping[str, Any]) -> AddedToken:
@@ -161,9 +161,9 @@ def _added_tokens_decoder(listed: Any, path: Path) -> dict[str, AddedToken]:
     try:
         tokens = [_token_of(str(token["content"]), int(index), token) for index, token in dict(listed).items()]
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise AxzooError(f"{path}: added_tokens_decoder is not valid: fetch it again") from None
+        raise AxzooError(f"{path}: added_tokens_decoder is not valid: the file is damaged") from None
     if not all(is_token_id(token.id) for token in tokens):
-        raise AxzooError(f"{path}: added_tokens_decoder has token ids out of range: fetch it again")
+        raise AxzooError(f"{path}: added_tokens_decoder has token ids out of range: the file is damaged")
     return {token.text: token for token in tokens if token.text}
 
 

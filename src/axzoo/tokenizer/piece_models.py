@@ -63,9 +63,9 @@ def load_processor(path: Path) -> SentencePieceProcessor:
         for index in range(processor.get_piece_size()):
             processor.id_to_piece(index)  # fail now if a piece is not UTF-8
     except (RuntimeError, UnicodeDecodeError):
-        raise AxzooError(f"{path} is not a SentencePiece model: fetch it again") from None
+        raise AxzooError(f"{path} is not a SentencePiece model: the file is damaged") from None
     if processor.get_piece_size() == 0:
-        raise AxzooError(f"{path} has no pieces: fetch it again")
+        raise AxzooError(f"{path} has no pieces: the file is damaged")
     return processor
 
 

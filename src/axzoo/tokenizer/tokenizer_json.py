@@ -71,7 +71,7 @@ def complete(tokenizer: Tokenizer, files: TokenizerFolder, path: Path) -> Tokeni
     `path` is the file with the vocabulary. Raises AxzooError when there are no tokens at all.
     """
     if not tokenizer.get_vocab_size(with_added_tokens=True):
-        raise AxzooError(f"{path} has no tokens: its vocabulary is empty, fetch it again")
+        raise AxzooError(f"{path} has no tokens: its vocabulary is empty")
     tokens = _tokens_to_add(tokenizer, files.tokens)
     tokenizer.add_tokens([_library_token(token) for token in tokens])
     tokenizer.encode_special_tokens = files.config.get("split_special_tokens") is True

@@ -51,7 +51,9 @@ def load_vocab_merges(files: TokenizerFolder, model_type: str | None = None) -> 
     try:
         tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     except Exception as error:  # tokenizers raises bare Exceptions, e.g. for a merge outside the vocabulary
-        raise AxzooError(f"{files.path / MERGES} does not fit {VOCABULARY} ({error}): fetch both again") from None
+        raise AxzooError(
+            f"{files.path / MERGES} does not fit {VOCABULARY} ({error}): the two files do not belong together"
+        ) from None
     prefix = files.config.get("add_prefix_space") is True
     _BY_CLASS[_tokenizer_class(files, model_type)](tokenizer, prefix)
     tokenizer.decoder = decoders.ByteLevel()
@@ -83,7 +85,7 @@ def _tokenizer_class(files: TokenizerFolder, model_type: str | None) -> str:
 def _vocabulary(path: Path) -> dict[str, int]:
     found = read_json(path)
     if not isinstance(found, dict) or not all(map(is_token_id, found.values())):
-        raise AxzooError(f"{path} must map tokens to their ids: fetch it again")
+        raise AxzooError(f"{path} must map tokens to their ids: the file is damaged")
     return found
 
 
@@ -93,13 +95,13 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise AxzooError(f"{path} is not UTF-8: {error}: fetch it again") from None
+        raise AxzooError(f"{path} is not UTF-8: {error}: the file is damaged") from None
     if lines[0].startswith("#version"):
         lines = lines[1:]
     pairs = []
     for line in filter(str.strip, lines):
         pair = line.split()
         if len(pair) != 2:
-            raise AxzooError(f"{path} has a line that is not a pair of tokens, {line!r:.80}: fetch it again")
+            raise AxzooError(f"{path} has a line that is not a pair of tokens, {line!r:.80}: the file is damaged")
         pairs.append((pair[0], pair[1]))
     return pairs

@@ -26,7 +26,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from axzoo.core.errors import AxzooError
-from axzoo.model.spec import DecoderSpec, TensorRef
+
+if TYPE_CHECKING:
+    from axzoo.model.config_view import ConfigView  # imports numpy, which planning does not need
+    from axzoo.model.spec import DecoderSpec, TensorRef
 
 if TYPE_CHECKING:
     from axzoo.model.config_view import ConfigView

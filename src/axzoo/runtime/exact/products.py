@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from axzoo.core.dtypes import ONNX_DTYPES
 from axzoo.runtime.exact.messages import Graph, node, value
-from axzoo.runtime.exact.stages import Matrix
+from axzoo.runtime.exact.stages import BITS, Matrix
 from axzoo.runtime.threads import session_options, threads
 
 _TILE = 1 << 20
@@ -27,12 +27,12 @@ _PARTS = 16
 """The number of parts of a product, unless its size requires more."""
 
 _FP32, _INT4 = ONNX_DTYPES["fp32"], ONNX_DTYPES["int4"]
-_BITS = {ONNX_DTYPES[name]: bits for name, bits in (("int4", 4), ("int8", 8), ("fp8_e4m3", 8), ("fp8_e5m2", 8),
-                                                    ("fp16", 16), ("bf16", 16), ("fp32", 32))}  # fmt: skip
 
 
 def multiply(x: NDArray[np.float32], matrix: Matrix) -> NDArray[np.float32]:
-    """x [n, in_features] times a matrix -> [n, out_features]."""
+    """x [n, in_features] times a matrix -> [n, out_features]. Raises ValueError when the numbers of features differ."""
+    if x.shape[1] != matrix.shape[0]:
+        raise ValueError(f"a matrix with {matrix.shape[0]} rows cannot multiply {x.shape[1]} features")
     step = _rows_per_tile(len(x), matrix)
     starts = range(0, matrix.shape[0], step)
     at_once = threads()
@@ -63,7 +63,7 @@ def _multiply_rows(x: NDArray[np.float32], matrix: Matrix, start: int, stop: int
     """The product of x[:, start:stop] and those rows of the matrix."""
     rows, columns = matrix.shape
     stop = min(stop, rows)
-    bits = _BITS[matrix.dtype]
+    bits = BITS[matrix.dtype]
     values = _aligned(matrix.values[start * columns * bits // 8 : -(-stop * columns * bits // 8)], bits // 8)
     left = np.ascontiguousarray(x[:, start:stop])
     result = np.empty((len(x), columns), np.float32)

@@ -13,13 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.backends.host.protobuf import Message
+from axzoo.core.dtypes import ONNX_DTYPES
 from axzoo.runtime.exact.messages import Graph, value
 
 _GRAPH = 7  # ModelProto
 _NODES, _INITIALIZERS, _INPUTS, _OUTPUTS = 1, 5, 11, 12  # GraphProto
 _DIMS, _DATA_TYPE, _TENSOR_NAME, _RAW_DATA = 1, 2, 8, 9  # TensorProto
-_NODE_INPUTS, _NODE_OUTPUTS, _OP_TYPE = 1, 2, 4  # NodeProto
+_NODE_INPUTS, _NODE_OUTPUTS, _OP_TYPE, _ATTRIBUTES = 1, 2, 4, 5  # NodeProto
 _VALUE_NAME = 1  # ValueInfoProto
+
+_SIZES = {"int4": 4, "int8": 8, "fp8_e4m3": 8, "fp8_e5m2": 8, "fp16": 16, "bf16": 16, "fp32": 32}
+BITS = {ONNX_DTYPES[name]: bits for name, bits in _SIZES.items()}
+"""Bits per weight, by ONNX type."""
 
 
 @dataclass(frozen=True)
@@ -143,19 +148,40 @@ def _matrices(nodes: Sequence[_Node], constants: Mapping[str, memoryview]) -> di
     for node in nodes:
         if node.outputs[0] in multiplied and node.op_type in ("DequantizeLinear", "Cast"):
             values, *scales = (constants[name] for name in node.inputs)
-            found[node.outputs[0]] = _matrix(values, scales[0] if scales else None)
+            matrix = _matrix(values, scales[0] if scales else None)
+            _check_layout(node, matrix, [Message(view).integers(_DIMS) for view in scales])
+            found[node.outputs[0]] = matrix
     return found
 
 
 def _matrix(view: memoryview, scales: memoryview | None) -> Matrix:
+    """The matrix of a TensorProto. Its bytes are checked, because products read them without bounds."""
     tensor = Message(view)
+    dtype, values = tensor.integer(_DATA_TYPE), np.frombuffer(tensor.views(_RAW_DATA)[-1], np.uint8)
     rows, columns = tensor.integers(_DIMS)
-    stored = None
-    if scales is not None:
-        stored = np.frombuffer(Message(scales).views(_RAW_DATA)[-1], np.float32).reshape(-1, columns)
-    return Matrix(
-        tensor.integer(_DATA_TYPE), (rows, columns), np.frombuffer(tensor.views(_RAW_DATA)[-1], np.uint8), stored
-    )
+    if dtype not in BITS or values.size != -(-rows * columns * BITS[dtype] // 8) or not values.size:
+        raise ValueError(f"matrix {tensor.text(_TENSOR_NAME)!r:.80} does not have the bytes of its shape")
+    if scales is None:
+        return Matrix(dtype, (rows, columns), values, None)
+    stored = np.frombuffer(Message(scales).views(_RAW_DATA)[-1], np.float32).reshape(-1, columns)
+    if not len(stored) or rows % len(stored):
+        raise ValueError(f"{len(stored)} scales per column do not divide {rows} rows")
+    return Matrix(dtype, (rows, columns), values, stored)
+
+
+def _check_layout(node: _Node, matrix: Matrix, scale_dims: Sequence[Sequence[int]]) -> None:
+    """Raises ValueError unless the node means what Matrix means: one scale per column, or per block of rows in it."""
+    given = {attribute.text(1): attribute.integer(3) for attribute in Message(node.content).messages(_ATTRIBUTES)}
+    if node.op_type == "Cast":
+        wanted = {"to": ONNX_DTYPES["fp32"]}
+    elif [len(dims) for dims in scale_dims] == [1]:
+        wanted = {"axis": 1}
+    elif [len(dims) for dims in scale_dims] == [2] and matrix.scales is not None:
+        wanted = {"axis": 0, "block_size": matrix.shape[0] // len(matrix.scales)}
+    else:
+        raise ValueError(f"{node.op_type} has scales that axzoo never writes")
+    if given != wanted:
+        raise ValueError(f"{node.op_type} has attributes {given!s:.80}, not {wanted}")
 
 
 def _unique(names: Iterable[str]) -> list[str]:
