@@ -28,9 +28,26 @@ from axzoo.model.vision_positions import position_ids
 from axzoo.runtime.bundle_folder import VisionFiles
 from axzoo.runtime.images import Pixels
 from axzoo.runtime.threads import session_options, threads
-from axzoo.weights.formats import Thresholds
 
 SEED = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The smallest cosine and the largest relative L2 error of a sound block."""
+
+    min_cosine: float
+    max_relative_l2: float
+
+
+LIMITS: Mapping[str, Limits] = {
+    "fp32": Limits(0.9999, 0.01),
+    "fp16": Limits(0.9998, 0.02),
+    "bf16": Limits(0.9998, 0.02),
+    "s8": Limits(0.999, 0.05),
+    "s4": Limits(0.95, 0.35),
+}
+"""By weight type. Sound blocks of random models are at most half as far from 1 and 0."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +59,9 @@ class BlockCheck:
     cosine: float
     relative_l2: float
 
-    def passes(self, thresholds: Thresholds) -> bool:
-        """Whether both are within the thresholds; NaN is not."""
-        return self.cosine >= thresholds.min_layer_cosine and self.relative_l2 <= thresholds.max_delta_l2
+    def passes(self, limits: Limits) -> bool:
+        """Whether both are within the limits; NaN is not."""
+        return self.cosine >= limits.min_cosine and self.relative_l2 <= limits.max_relative_l2
 
 
 def generated_picture(height: int, width: int) -> Pixels:

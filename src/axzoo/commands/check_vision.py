@@ -25,31 +25,30 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.bundle.manifest import read_manifest
     from axzoo.bundle.verification import require_engine
     from axzoo.check.verdict import remove_reports, write_report
-    from axzoo.check.vision_blocks import check_vision
+    from axzoo.check.vision_blocks import LIMITS, check_vision
     from axzoo.core.errors import AxzooError
     from axzoo.parts.checkpoint_oracle import part_weights
     from axzoo.parts.kind import PartId
     from axzoo.runtime.bundle_folder import open_bundle
-    from axzoo.weights.formats import thresholds_of
 
     remove_reports(args.output)
     require_engine(args.bundle)
     bundle, manifest = open_bundle(args.bundle), read_manifest(args.bundle)
     if bundle.vision is None or manifest.spec.vision is None:
         raise AxzooError(f"{args.bundle} has no vision model: there is nothing to check")
-    thresholds = thresholds_of(manifest.recipe)
+    limits = LIMITS[manifest.recipe.weight_type]
     weights = part_weights(args.lock, args.source, PartId("vision"))
     checks = []
     for check in check_vision(bundle.vision, manifest.spec.vision, weights):
         checks.append(check)
         logger.info(f"vision {check.name} cos_sim is: {check.cosine}, relative L2: {check.relative_l2:.4f}")
-    failed = [check.name for check in checks if not check.passes(thresholds)]
-    needs = f"cosine >= {thresholds.min_layer_cosine} and relative L2 <= {thresholds.max_delta_l2}"
+    failed = [check.name for check in checks if not check.passes(limits)]
+    needs = f"cosine >= {limits.min_cosine} and relative L2 <= {limits.max_relative_l2}"
     failures = [f"vision {name}: it needs {needs}" for name in failed]
     report = {
         "passed": not failed,
         "failures": failures,
-        "thresholds": asdict(thresholds),
+        "limits": asdict(limits),
         "blocks": [asdict(check) for check in checks],
     }
     written = write_report(args.output, report)
