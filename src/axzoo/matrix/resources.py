@@ -80,11 +80,6 @@ TOKENS = 8192
 """Calibration tokens, unless the matrix says otherwise."""
 
 
-_CALIBRATION_THREADS = 4
-_SEQUENCES = 8
-"""Sequences of 256 tokens that a thread of `calibrate` processes at once."""
-
-
 def rounding_mb(sizes: Sizes | None, tokens: int) -> int:
     """The memory of calibration-aware rounding: one layer's weights and codes, its activations for all tokens, the
     attention scores of 8 sequences, and the Hessian of the widest input with its factors."""
@@ -94,12 +89,9 @@ def rounding_mb(sizes: Sizes | None, tokens: int) -> int:
 
 
 def states_mb(sizes: Sizes | None, tokens: int) -> int:
-    """The memory of `axzoo calibrate` besides the weights: the hidden states of all tokens, and the activations and
-    attention scores of the sequences that threads process at once."""
-    _, hidden, inner = _widths(sizes)
-    running = min(tokens, _CALIBRATION_THREADS * _SEQUENCES * 256)
-    states = 3 * 4 * tokens * hidden
-    return round((states + _activations(hidden, inner, running)) / 1e6 + _CALIBRATION_THREADS * hidden / 10)
+    """The memory of the hidden states of `axzoo calibrate` for more than TOKENS tokens, which its stage includes."""
+    _, hidden, _ = _widths(sizes)
+    return round(12 * hidden * max(0, tokens - TOKENS) / 1e6)
 
 
 def _widths(sizes: Sizes | None) -> tuple[int, int, int]:
