@@ -24,7 +24,7 @@ from axzoo.parts.kind import PartId, PartKind, RowReader
 from axzoo.weights.recipe import Recipe
 
 if TYPE_CHECKING:
-    from axzoo.weights.stored import StoredWeight
+    from axzoo.weights.stored import StoredWeight  # unfollowed: only a type
 
 DEFAULT = "host"
 _GROUP = "axzoo.backends"

@@ -33,19 +33,19 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Limits:
+class BlockLimits:
     """The smallest cosine and the largest relative L2 error of a sound block."""
 
     min_cosine: float
     max_relative_l2: float
 
 
-LIMITS: Mapping[str, Limits] = {
-    "fp32": Limits(0.9999, 0.01),
-    "fp16": Limits(0.9998, 0.02),
-    "bf16": Limits(0.9998, 0.02),
-    "s8": Limits(0.999, 0.05),
-    "s4": Limits(0.95, 0.35),
+LIMITS: Mapping[str, BlockLimits] = {
+    "fp32": BlockLimits(0.9999, 0.01),
+    "fp16": BlockLimits(0.9998, 0.02),
+    "bf16": BlockLimits(0.9998, 0.02),
+    "s8": BlockLimits(0.999, 0.05),
+    "s4": BlockLimits(0.95, 0.35),
 }
 """By weight type. Sound blocks of random models are at most half as far from 1 and 0."""
 
@@ -59,7 +59,7 @@ class BlockCheck:
     cosine: float
     relative_l2: float
 
-    def passes(self, limits: Limits) -> bool:
+    def passes(self, limits: BlockLimits) -> bool:
         """Whether both are within the limits; NaN is not."""
         return self.cosine >= limits.min_cosine and self.relative_l2 <= limits.max_relative_l2
 
