@@ -24,6 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from axzoo.check.shared_verdict import check_once
+    from axzoo.check.verdict import remove_reports
+
+    remove_reports(args.output)
+    check_once(check, args)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check a bundle, without looking for the report of an equal one."""
     from dataclasses import asdict
 
     from axzoo.bundle.manifest import read_manifest
@@ -31,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.check.generation import GenerationLog, compare_answer, generate_answer
     from axzoo.check.layers import prompt_ids
     from axzoo.check.oracles import bundle_oracle
-    from axzoo.check.verdict import remove_reports, split_exceeded, write_report
+    from axzoo.check.verdict import split_exceeded, write_report
     from axzoo.core.errors import AxzooError
     from axzoo.parts.checkpoint_oracle import checkpoint_oracle
     from axzoo.runtime.bundle_folder import open_bundle
@@ -39,7 +48,6 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.tokenizer.token_ids import tokenizer_or_ids
     from axzoo.weights.formats import parse_limits, thresholds_of
 
-    remove_reports(args.output)
     require_engine(args.bundle)
     bundle = open_bundle(args.bundle)
     recipe = read_manifest(args.bundle).recipe

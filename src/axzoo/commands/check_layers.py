@@ -20,19 +20,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from axzoo.check.shared_verdict import check_once
+    from axzoo.check.verdict import remove_reports
+
+    remove_reports(args.output)
+    check_once(check, args)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Check a bundle, without looking for the report of an equal one."""
     from dataclasses import asdict
 
     from axzoo.bundle.manifest import read_manifest
     from axzoo.bundle.verification import require_engine
     from axzoo.check.layers import prompt_ids
     from axzoo.check.level_1 import check_files
-    from axzoo.check.verdict import remove_reports, split_exceeded, write_report
+    from axzoo.check.verdict import split_exceeded, write_report
     from axzoo.core.errors import AxzooError
     from axzoo.runtime.bundle_folder import open_bundle
     from axzoo.tokenizer.token_ids import tokenizer_or_ids
     from axzoo.weights.formats import parse_limits, thresholds_of
 
-    remove_reports(args.output)
     require_engine(args.bundle)
     limits = parse_limits(args.thresholds)
     bundle, manifest = open_bundle(args.bundle), read_manifest(args.bundle)
