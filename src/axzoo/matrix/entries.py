@@ -94,7 +94,7 @@ _Backends = Annotated[
 
 
 class OwnThresholds(BaseModel):
-    """OwnThresholds of the checks. Exceeding one fails the check; limits that are not given only cause warnings."""
+    """Limits of the checks. Exceeding one fails the check; limits that are not given only cause warnings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -173,7 +173,7 @@ class Defaults(BaseModel):
     )
     expect: _Text | None = Field(default=None, description="Text that the answer to the prompt must contain.")
     thresholds: OwnThresholds | None = Field(
-        default=None, description="OwnThresholds that fail a check instead of giving a warning."
+        default=None, description="Limits that fail a check instead of giving a warning."
     )
     ignore_config_keys: tuple[Annotated[str, formats.CONFIG_KEY], ...] = Field(
         default=(),
