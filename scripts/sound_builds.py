@@ -20,7 +20,7 @@ PROMPTS = (
     "a",
     "Write a haiku about the sea.",
     "def fibonacci(n):\n    ",
-    "東京の天気は？ 🙂 " * 12,  # noqa: RUF001
+    "東京の天気は 🙂 " * 12,
 )
 
 

@@ -93,7 +93,7 @@ _Backends = Annotated[
 ]
 
 
-class Limits(BaseModel):
+class OwnThresholds(BaseModel):
     """Limits of the checks. Exceeding one fails the check; limits that are not given only cause warnings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -172,7 +172,9 @@ class Defaults(BaseModel):
         default=False, strict=True, description="The checks do not apply the chat template, even if `chat` is true."
     )
     expect: _Text | None = Field(default=None, description="Text that the answer to the prompt must contain.")
-    thresholds: Limits | None = Field(default=None, description="Limits that fail a check instead of giving a warning.")
+    thresholds: OwnThresholds | None = Field(
+        default=None, description="Limits that fail a check instead of giving a warning."
+    )
     ignore_config_keys: tuple[Annotated[str, formats.CONFIG_KEY], ...] = Field(
         default=(),
         description="Unknown keys of config.json, or rope_scaling.KEY, to ignore, if you know that they do not matter.",
