@@ -54,11 +54,13 @@ def test_logs_say_what_ended_a_job(tmp_path: Path) -> None:
 
 
 def test_the_other_models_and_checks_are_finished_and_counted(rebuilt: Project) -> None:
-    """Of three models, one has no checkpoint and another fails its check. No option is needed to keep going."""
-    shutil.copytree(rebuilt / "checkpoint", rebuilt / "other")
+    """Of three models, one lacks a tensor and another fails its check. No option is needed to keep going."""
+    for name in ("lost", "other"):
+        shutil.copytree(rebuilt / "checkpoint", rebuilt / name)
+    rebuilt.edit_tensors(lambda tensors: tensors.pop("model.norm.weight"), "lost")
     models = {
         "tiny": ENTRY,
-        "lost": ENTRY | {"path": "nowhere", "chips": ["AX650", "AX630C"]},
+        "lost": ENTRY | {"path": "lost", "chips": ["AX650", "AX630C"]},
         "wrong": ENTRY | {"path": "other", "expect": "Rumpelstiltskin"},
     }
     rebuilt.write_matrix(models)
@@ -67,7 +69,7 @@ def test_the_other_models_and_checks_are_finished_and_counted(rebuilt: Project) 
     assert run.status == 1
     (line,) = re.findall(r" - (\d+ built.*)", run.shown)
     assert line == (
-        "1 built, 3 failed: AX620E/lost-w8a16 (fetch), AX650/lost-w8a16 (fetch), AX650/wrong-w8a16 (check_generation)"
+        "1 built, 3 failed: AX620E/lost-w8a16 (lock), AX650/lost-w8a16 (lock), AX650/wrong-w8a16 (check_generation)"
     )
     assert run.jobs["check_layers"] == 2
     assert (rebuilt / "results/checks/AX650/tiny-w8a16/generation.json").exists()
