@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 
+ACCESS = " | INFO     | axzoo.serving.doors:"
+
+
 @dataclass(frozen=True)
 class Server:
     process: subprocess.Popen[str]
@@ -29,13 +32,22 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
+    def ask(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, Any]]:
         """Send a request without any checks; return the status and the JSON body."""
+        status, text, _ = self.send(method, path, body, headers)
+        return status, json.loads(text)
+
+    def send(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, str, dict[str, str]]:
+        """Send a request without any checks; return the status, the body and the headers."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, headers or {})
             response = connection.getresponse()
-            return response.status, json.loads(response.read())
+            return response.status, response.read().decode(), {k.lower(): v for k, v in response.getheaders()}
         finally:
             connection.close()
 
@@ -44,8 +56,16 @@ class Server:
 
     @property
     def log(self) -> str:
-        """The stderr of the server."""
-        return self.errors.read_text()
+        """The stderr of the server, without the access log."""
+        return "".join(line for line in self._lines() if ACCESS not in line)
+
+    @property
+    def access_log(self) -> list[str]:
+        """The messages of the access log."""
+        return [line.split(" - ", 1)[1].rstrip("\n") for line in self._lines() if ACCESS in line]
+
+    def _lines(self) -> list[str]:
+        return self.errors.read_text().splitlines(keepends=True)
 
     @property
     def resident_mb(self) -> float:

@@ -8,15 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from axzoo.commands._arguments import add_mode, count, port
+from axzoo.commands._arguments import add_doors, add_mode, count
 
 OUT_OF_MEMORY = "free some memory, keep a single copy of the weights (--mode fast), or serve a smaller model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a built model, results/<chip>/<name>")
-    parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 for all (localhost)")
-    parser.add_argument("--port", type=port, default=8000, help="port to listen on; 0 for a free one (8000)")
+    add_doors(parser, 8000)
     add_mode(parser, "fast-prompts")
     parser.add_argument(
         "--queue", type=count, default=16, metavar="N", help="requests that may wait; others get status 429 (16)"
@@ -31,23 +30,28 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.runtime.bundle_folder import open_bundle
     from axzoo.runtime.model import load_files
     from axzoo.runtime.post_config import read_post_config
-    from axzoo.runtime.prompting import TokenizerChoice, open_tokenizer
+    from axzoo.runtime.prompting import TokenizerChoice, load_local, local_chat
     from axzoo.serving.answers import AnswerQueue
     from axzoo.serving.chat_app import TOO_MANY_CONNECTIONS, ServedModel, make_app
     from axzoo.serving.http import serve
+    from axzoo.serving.origins import access_rules
+    from axzoo.serving.prompts import PromptEncoder
 
+    rules = access_rules(args.host, args.allow_host, args.allow_origin)
     bundle = open_bundle(args.bundle)
     require_engine(args.bundle)
     choice = TokenizerChoice(None, str(bundle.tokenizer), bundle.bos, bundle.eos, bundle.eos_token_ids)
     with stage_bars(open_console(sys.stderr)) as bars:
         bar = bars.add_task(f"loading {args.bundle.name}", total=len(bundle.layers) + 3)
-        tokenizer = open_tokenizer(choice, bundle.chat)
+        tokenizer = load_local(choice)
         bars.advance(bar)
         model = load_files(bundle, args.mode, lambda: bars.advance(bar), bundle.mmap_embedding)
     name = args.bundle.resolve().name
     created = int((args.bundle / "config.json").stat().st_mtime)
     sampling = read_post_config(Path(bundle.post_config))
-    app = make_app(ServedModel(name, created, AnswerQueue(model, tokenizer, args.queue), sampling))
+    prompts = PromptEncoder(tokenizer, choice, bundle.chat)
+    answers = AnswerQueue(model, local_chat(tokenizer, choice, bundle.chat), prompts, args.queue)
+    app = make_app(ServedModel(name, created, answers, prompts, sampling), rules)
 
     def on_ready(port: int) -> None:
         print(f"{name} at http://{args.host}:{port}", flush=True)

@@ -61,9 +61,10 @@ _INT_LIMIT = 1 << 31  # the board's host program reads these keys as 32-bit inte
 def _fits_fp32(value: float) -> bool:
     """Whether a positive number is still positive and finite in fp32, in which logits are computed."""
     try:
-        return 0 < struct.unpack("<f", struct.pack("<f", value))[0] < math.inf
+        (narrow,) = struct.unpack("<f", struct.pack("<f", value))
     except (OverflowError, struct.error):
         return False
+    return bool(0 < narrow < math.inf)
 
 
 def short_number(value: float) -> str:

@@ -103,7 +103,7 @@ def _adjust(logits: Logits, generated: Sequence[int], adjustments: Adjustments) 
 
 def _clip(logits: Logits) -> Logits:
     """Replace infinities by the largest numbers of fp32, so that differences of logits are never NaN."""
-    return np.clip(logits, -_FP32_MAX, _FP32_MAX, dtype=np.float32)
+    return np.asarray(np.clip(logits, -_FP32_MAX, _FP32_MAX), np.float32)
 
 
 def penalize(logits: Logits, recent: Sequence[int], penalty: float) -> Logits:

@@ -9,46 +9,18 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
+from axzoo.serving.fields import shown
+from axzoo.serving.tokenizer_requests import DecodeRequest, EncodeRequest, ResetRequest
 from axzoo.tokenizer.conversation import Conversation, chat_encoder, mark_sent, new_conversation, turn_end_id
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 from axzoo.tokenizer.stream import StreamDecoder
 from axzoo.tokenizer.tokenizer_folder import ChatEncoder
-
-MAX_TOKEN_IDS = 1 << 16
-
-
-class _RequestBody(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class EncodeRequest(_RequestBody):
-    """POST /encode. With `uid`, `text` is the user's next question, and `last_reply` the answer to the previous one."""
-
-    text: str
-    uid: str | None = None
-    last_reply: str | None = None
-    img_prompt: bool = False
-
-
-class DecodeRequest(_RequestBody):
-    """POST /decode. With `uid`, the tokens continue the current answer to that user."""
-
-    token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS)]
-    uid: str | None = None
-
-
-class ResetRequest(_RequestBody):
-    """POST /reset. Starts a new conversation for that user."""
-
-    uid: str
-    system_prompt: str | None = None
 
 
 @dataclass
@@ -180,7 +152,7 @@ class TokenizerService:
     async def decode(self, body: DecodeRequest) -> dict[str, Any]:
         """Return the text of the ids. With a uid, an incomplete character is held back until its rest arrives."""
         if any(index >= self.vocab_size for index in body.token_ids):
-            raise AxzooError(f"token_ids: ids must be below {self.vocab_size}, not {max(body.token_ids)}")
+            raise AxzooError(f"token_ids: ids must be below {self.vocab_size}, not {shown(max(body.token_ids))}")
         if body.uid is None:
             return {"text": await _decode(lambda ids: self.tokenizer.decode(ids, False), body.token_ids)}
         session = self._session(body.uid)
