@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-
 ACCESS = " | INFO     | axzoo.serving.doors:"
 
 

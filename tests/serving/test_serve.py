@@ -197,7 +197,8 @@ def test_clients_that_disconnect_leave_no_errors_in_the_log(tiny_served: Path) -
         for stream, read in ((False, 0), (True, 0), (True, 1), (True, 2000), (True, 1 << 20)):
             request = {"model": MODEL, "messages": HELLO, "max_tokens": LONG if read < 2000 else 30, "stream": stream}
             body = json.dumps(request).encode()
-            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {len(body)}"
+            head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            head += f"Content-Length: {len(body)}"
             with socket.create_connection(("127.0.0.1", running.port)) as connection:
                 connection.sendall(f"{head}\r\n\r\n".encode() + body)
                 while read > 0 and (data := connection.recv(read)):

@@ -46,3 +46,25 @@ def test_uids_are_unique() -> None:
     sessions = UserSessions(limit=5, max_idle=100)
     assert len({_add(sessions) for _ in range(100)}) == 100
     assert sessions.get("") is None
+
+
+def test_the_memory_of_all_sessions_is_limited() -> None:
+    sessions = UserSessions(limit=100, max_idle=100, clock=Clock(), max_bytes=10_000)
+    uids = [_add(sessions) for _ in range(5)]
+    for uid in uids:
+        session = sessions.get(uid)
+        assert session is not None
+        session.conversation = Conversation(({"role": "user", "content": "x" * 1000},))
+        sessions.count_memory(uid)  # 4,000 bytes
+    assert [sessions.get(uid) is not None for uid in uids] == [False, False, False, True, True]
+    last = sessions.get(uids[4])
+    assert last is not None
+    last.conversation = Conversation(({"role": "user", "content": "x" * 10_000},))
+    sessions.count_memory(uids[4])
+    assert [sessions.get(uid) is not None for uid in uids] == [False, False, False, False, True]
+    last.conversation = Conversation()
+    sessions.count_memory(uids[4])
+    sessions.count_memory("nobody")
+    more = _add(sessions)
+    sessions.count_memory(more)
+    assert sessions.get(uids[4]) is not None

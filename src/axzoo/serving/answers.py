@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from axzoo.core.errors import AxzooError
 from axzoo.runtime.generate import Generation, PrefixReuse
 from axzoo.runtime.model import Model
 from axzoo.runtime.prompting import ChatTokenizer
@@ -145,7 +146,13 @@ class AnswerQueue:
         )
 
     def _start(self, ids: list[int], question: Question) -> _Answer:
-        """Prepare an answer."""
+        """Prepare an answer. Raises AxzooError when the prompt does not fit the context, which is then unchanged."""
+        room = self._model.geometry.max_token_len
+        if len(ids) > room:
+            raise AxzooError(
+                f"the prompt has {len(ids)} tokens, but the context holds only {room}: send fewer or shorter messages, "
+                "or build with a larger kv_cache_len"
+            )
         settings = question.settings
         rng = np.random.default_rng(None if settings.seed is None else settings.seed % (1 << 64))
         if self._last is None or not self._last.may_be_reused_by(question.client, question.prompt):

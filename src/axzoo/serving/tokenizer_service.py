@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,29 @@ class UserSession:
     stream: StreamDecoder
     last_used: float
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    counted_bytes: int = 0
+    """What UserSessions counts for this session."""
+
+    @property
+    def bytes(self) -> int:
+        """The memory of the conversation, approximately."""
+        characters = sum(len(message["content"]) for message in self.conversation.messages)
+        return 4 * (characters + len(self.conversation.sent))
 
 
 class UserSessions:
     """User sessions by uid.
 
-    A session expires after `max_idle` seconds without use. Beyond `limit` sessions, the least recently used is evicted.
+    A session expires after `max_idle` seconds without use. Beyond `limit` sessions, or `max_bytes` of memory, the least
+    recently used is evicted.
     """
 
-    def __init__(self, limit: int, max_idle: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, limit: int, max_idle: float, clock: Callable[[], float] = time.monotonic, max_bytes: int = 1 << 26
+    ) -> None:
         self._limit = limit
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._max_idle = max_idle
         self._clock = clock
         self._sessions: OrderedDict[str, UserSession] = OrderedDict()  # least recently used first
@@ -52,7 +66,7 @@ class UserSessions:
         """Start a session and return its uid."""
         self._expire()
         if len(self._sessions) >= self._limit:
-            self._sessions.popitem(last=False)
+            self._evict()
         uid = str(uuid.uuid4())
         self._sessions[uid] = UserSession(conversation, stream, self._clock())
         return uid
@@ -66,10 +80,25 @@ class UserSessions:
             self._sessions.move_to_end(uid)
         return session
 
+    def count_memory(self, uid: str) -> None:
+        """Count the memory of a session after a change, and evict others if all together have too much."""
+        session = self._sessions.get(uid)
+        if session is None:  # evicted while its request was handled
+            return
+        self._bytes += session.bytes - session.counted_bytes
+        session.counted_bytes = session.bytes
+        while self._bytes > self._max_bytes and len(self._sessions) > 1:
+            self._evict()
+
     def _expire(self) -> None:
         deadline = self._clock() - self._max_idle
         while self._sessions and next(iter(self._sessions.values())).last_used < deadline:
-            self._sessions.popitem(last=False)
+            self._evict()
+
+    def _evict(self) -> None:
+        """Remove the session that was used least recently."""
+        _, session = self._sessions.popitem(last=False)
+        self._bytes -= session.counted_bytes
 
 
 @dataclass(frozen=True)
@@ -107,6 +136,8 @@ MAX_SESSIONS = 256
 MAX_IDLE_SECONDS = 3600.0
 _MAX_INLINE_IDS = 64
 """Up to this many ids are decoded in the event loop, which is faster than passing them to a thread."""
+_MAX_PARALLEL_CHARACTERS = 1 << 14
+"""Longer texts are encoded one at a time, because encoding takes several hundred bytes of memory per character."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +154,7 @@ class TokenizerService:
     eos_id: int
     vocab_size: int
     sessions: UserSessions
+    large: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "large"))
 
     def get_uid(self) -> dict[str, Any]:
         return {"uid": self.sessions.add(self.initial, self._stream())}
@@ -139,15 +171,22 @@ class TokenizerService:
         if body.img_prompt:
             raise AxzooError("img_prompt: this model has no vision tower; send the question without an image")
         if body.uid is None:
-            _, prompt, _ = await run_in_threadpool(self.initial.ask, body.text, None, self.encode_chat)
+            _, prompt, _ = await self._ask(self.initial, body)
             return {"token_ids": prompt}
         session = self._session(body.uid)
         async with session.lock:
-            session.conversation, prompt, diff = await run_in_threadpool(
-                session.conversation.ask, body.text, body.last_reply, self.encode_chat
-            )
+            session.conversation, prompt, diff = await self._ask(session.conversation, body)
             session.stream = self._stream()
+            self.sessions.count_memory(body.uid)
         return {"token_ids": prompt, "diff": diff}
+
+    async def _ask(self, conversation: Conversation, body: EncodeRequest) -> tuple[Conversation, list[int], list[int]]:
+        reply = None if body.uid is None else body.last_reply
+        characters = len(body.text) + len(reply or "") + sum(len(turn["content"]) for turn in conversation.messages)
+        if characters <= _MAX_PARALLEL_CHARACTERS:
+            return await run_in_threadpool(conversation.ask, body.text, reply, self.encode_chat)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.large, conversation.ask, body.text, reply, self.encode_chat)
 
     async def decode(self, body: DecodeRequest) -> dict[str, Any]:
         """Return the text of the ids. With a uid, an incomplete character is held back until its rest arrives."""
@@ -163,8 +202,10 @@ class TokenizerService:
         session = self._session(body.uid)
         initial = self.initial if body.system_prompt is None else new_conversation(body.system_prompt)
         async with session.lock:
-            session.conversation = await run_in_threadpool(mark_sent, initial, self.encode_chat)
+            loop = asyncio.get_running_loop()
+            session.conversation = await loop.run_in_executor(self.large, mark_sent, initial, self.encode_chat)
             session.stream = self._stream()
+            self.sessions.count_memory(body.uid)
             return {"token_ids": list(session.conversation.sent)}
 
     def _stream(self) -> StreamDecoder:
