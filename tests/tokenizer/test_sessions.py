@@ -50,12 +50,13 @@ def test_uids_are_unique() -> None:
 
 def test_the_memory_of_all_sessions_is_limited() -> None:
     sessions = UserSessions(limit=100, max_idle=100, clock=Clock(), max_bytes=10_000)
-    uids = [_add(sessions) for _ in range(5)]
-    for uid in uids:
-        session = sessions.get(uid)
+    uids = []
+    for _ in range(5):
+        uids.append(_add(sessions))
+        session = sessions.get(uids[-1])
         assert session is not None
         session.conversation = Conversation(({"role": "user", "content": "x" * 1000},))
-        sessions.count_memory(uid)  # 4,000 bytes
+        sessions.count_memory(uids[-1])  # 4,000 bytes
     assert [sessions.get(uid) is not None for uid in uids] == [False, False, False, True, True]
     last = sessions.get(uids[4])
     assert last is not None
