@@ -90,8 +90,8 @@ def _sampling(fields: Fields, default: PostConfig, top_k: int | None, top_p: flo
 
 
 def _repetition_penalty(fields: Fields) -> float | None:
-    """Read `repetition_penalty`, or `repeat_penalty`, its name in other servers. PostConfig checks that it is not 0."""
-    first, second = (fields.number(name, 0, 100) for name in ("repetition_penalty", "repeat_penalty"))
+    """Read `repetition_penalty`, or `repeat_penalty`, its name in other servers. fp32 can represent 1e-38."""
+    first, second = (fields.number(name, 1e-38, 100) for name in ("repetition_penalty", "repeat_penalty"))
     return first if first is not None else second
 
 
