@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,10 +59,14 @@ class Server:
         """The stderr of the server, without the access log."""
         return "".join(line for line in self._lines() if ACCESS not in line)
 
-    @property
-    def access_log(self) -> list[str]:
-        """The messages of the access log."""
-        return [line.split(" - ", 1)[1].rstrip("\n") for line in self._lines() if ACCESS in line]
+    def logged(self, text: str) -> bool:
+        """Whether a message of the access log contains a text. Messages are written a moment after the response."""
+        until = time.monotonic() + 5
+        while not any(text in line for line in self._lines() if ACCESS in line):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
 
     def _lines(self) -> list[str]:
         return self.errors.read_text().splitlines(keepends=True)

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from chat_server import Server
 
+from axzoo.runtime.post_config import GREEDY
+from axzoo.serving.chat_requests import read_chat_request
+
 MODEL = "tiny-w32a32"
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "seed": 1}
 TEXT: dict[str, Any] = {"model": MODEL, "prompt": "hi", "max_tokens": 2, "seed": 1}
@@ -121,13 +124,12 @@ def _text(answer: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
-@pytest.mark.parametrize("value", [-1, None])
-def test_an_answer_without_a_limit_fills_the_context(server: Server, name: str, value: int | None) -> None:
-    """The bundle has room for 4095 tokens and the one after them, and the model never ends an answer."""
-    body = {"model": MODEL, "messages": [{"role": "user", "content": "x" * 4085}], "temperature": 0, name: value}
-    status, answer = server.chat(**body)
-    assert (status, answer["usage"]["total_tokens"]) == (200, 4096)
-    assert answer["choices"][0]["finish_reason"] == "length"
+def test_minus_one_and_null_mean_no_limit(name: str) -> None:
+    def limit(value: int | None) -> int | None:
+        body = json.dumps(CHAT | {"max_tokens": None, name: value}).encode()
+        return read_chat_request(body, GREEDY, lambda _: False).settings.token_limit
+
+    assert [limit(value) for value in (-1, None, 7)] == [None, None, 7]
 
 
 MESSAGES: list[tuple[Any, str]] = [
