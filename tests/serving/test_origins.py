@@ -95,9 +95,8 @@ def test_posts_of_pages_are_refused(server: Server, tokenizer: TokenizerServer, 
         assert status in (403, 415), answer
         assert answer["error"]["type"] == "invalid_request_error"
     uid, other = (tokenizer.get("/get_uid").body["uid"] for _ in range(2))
-    assert tokenizer.post("/encode", {"uid": uid, "text": "a"}) == tokenizer.post(
-        "/encode", {"uid": other, "text": "a"}
-    )
+    for user in (uid, other):
+        assert tokenizer.post("/encode", {"uid": user, "text": "a"}).status == 200
     for path, content in (("/encode", {"uid": uid, "text": "b"}), ("/decode", {"uid": uid, "token_ids": [1]}),
                           ("/reset", {"uid": uid, "system_prompt": "x"})):  # fmt: skip
         refused = tokenizer.ask("POST", path, json.dumps(content).encode(), PAGES[page])

@@ -120,7 +120,7 @@ class AnswerQueue:
     async def _pieces(self, ids: list[int], question: Question) -> AsyncGenerator[Piece | AnswerSummary]:
         stream, stops = self._tokenizer.stream(), StopText(question.settings.stop)
         answer = await self._run(self._thread, lambda: self._start(ids, question))
-        pending = _Pending(answer.steps)
+        pending = PendingLogprobs(answer.steps)
         text, count = "", 0
         try:
             while (
@@ -190,7 +190,7 @@ class AnswerQueue:
             self.waiting -= 1
 
 
-class _Pending:
+class PendingLogprobs:
     """Assigns the logprobs of tokens to the pieces of text that they belong to."""
 
     def __init__(self, steps: Sequence[TokenLogprob]) -> None:
