@@ -28,10 +28,10 @@ from axzoo.serving.clients import client_of
 from axzoo.serving.doors import add_doors
 from axzoo.serving.http import cancel_on_disconnect, read_body
 from axzoo.serving.ignored_keys import IGNORED_HEADER, header_value
-from axzoo.serving.metrics import Metrics
 from axzoo.serving.origins import AccessRules, Refusal
 from axzoo.serving.prompts import PromptEncoder
 from axzoo.serving.replies import ChatReply, Reply, TextReply, event
+from axzoo.serving.request_counters import RequestCounters
 
 PAGE = Path(__file__).with_name("page.html")
 _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
@@ -49,7 +49,7 @@ class ServedModel:
     answers: AnswerQueue
     prompts: PromptEncoder
     sampling: PostConfig
-    metrics: Metrics = field(default_factory=Metrics)
+    metrics: RequestCounters = field(default_factory=RequestCounters)
 
 
 TOO_MANY_CONNECTIONS = JSONResponse(

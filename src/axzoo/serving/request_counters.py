@@ -9,7 +9,7 @@ from axzoo.serving.answers import AnswerSummary
 
 
 @dataclass
-class Metrics:
+class RequestCounters:
     """Counts requests by path and status, and the tokens and seconds of complete answers."""
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
