@@ -48,24 +48,27 @@ def test_uids_are_unique() -> None:
     assert sessions.get("") is None
 
 
+def _grow(sessions: UserSessions, uid: str, characters: int) -> None:
+    session = sessions.get(uid)
+    assert session is not None
+    session.conversation = Conversation(({"role": "user", "content": "x" * characters},))
+    sessions.count_memory(uid)
+
+
 def test_the_memory_of_all_sessions_is_limited() -> None:
+    """The largest sessions are evicted, so that no user can evict those with small conversations."""
     sessions = UserSessions(limit=100, max_idle=100, clock=Clock(), max_bytes=10_000)
-    uids = []
-    for _ in range(5):
-        uids.append(_add(sessions))
-        session = sessions.get(uids[-1])
-        assert session is not None
-        session.conversation = Conversation(({"role": "user", "content": "x" * 1000},))
-        sessions.count_memory(uids[-1])  # 4,000 bytes
-    assert [sessions.get(uid) is not None for uid in uids] == [False, False, False, True, True]
-    last = sessions.get(uids[4])
-    assert last is not None
-    last.conversation = Conversation(({"role": "user", "content": "x" * 10_000},))
-    sessions.count_memory(uids[4])
-    assert [sessions.get(uid) is not None for uid in uids] == [False, False, False, False, True]
-    last.conversation = Conversation()
-    sessions.count_memory(uids[4])
+    small, first, second, third = (_add(sessions) for _ in range(4))
+    _grow(sessions, small, 10)
+    _grow(sessions, first, 1200)  # 4,800 bytes
+    _grow(sessions, second, 1000)
+    assert len(sessions) == 4
+    _grow(sessions, third, 1000)
+    assert [sessions.get(uid) is not None for uid in (small, first, second, third)] == [True, False, True, True]
+    _grow(sessions, third, 10_000)  # alone too large: the one that grows stays, and the next one replaces it
+    assert [sessions.get(uid) is not None for uid in (small, second, third)] == [False, False, True]
+    _grow(sessions, third, 10)
     sessions.count_memory("nobody")
-    more = _add(sessions)
-    sessions.count_memory(more)
-    assert sessions.get(uids[4]) is not None
+    for _ in range(20):
+        _grow(sessions, _add(sessions), 100)
+    assert len(sessions) == 21

@@ -62,21 +62,26 @@ class _Guard:
 
 
 class _BodyMemory:
-    """Limits the memory of the bodies of all requests together, from their arrival until the end of the response."""
+    """Limits the memory of the bodies of all requests together, from their arrival until the end of the response.
+
+    A body counts with its Content-Length from the start, so that requests beyond the limit are refused before others.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         self._used = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        size = 0  # of this body
-        held = 0  # of it, in self._used
+        declared = Headers(scope=scope).get("content-length", "")
+        size = int(declared) if re.fullmatch("[0-9]{1,18}", declared) else 0
+        received, held = 0, 0
 
         async def limited() -> Message:
-            nonlocal size, held
+            nonlocal received, held
             message = await receive()
-            size += len(message.get("body", b""))
-            more = max(0, min(size, MAX_BODY_BYTES) - SMALL_BYTES) - held  # read_body drops what is beyond the limit
+            received += len(message.get("body", b""))
+            counted = min(max(size, received), MAX_BODY_BYTES)  # read_body drops what is beyond the limit
+            more = max(0, counted - SMALL_BYTES) - held
             if self._used + more > MAX_LARGE_BYTES:
                 raise HTTPException(
                     503, "too many large requests: try again in a moment", {"Connection": "close", "Retry-After": "2"}

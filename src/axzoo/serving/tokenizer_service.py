@@ -45,8 +45,8 @@ class UserSession:
 class UserSessions:
     """User sessions by uid.
 
-    A session expires after `max_idle` seconds without use. Beyond `limit` sessions, or `max_bytes` of memory, the least
-    recently used is evicted.
+    A session expires after `max_idle` seconds without use. Beyond `limit` sessions, the least recently used is evicted,
+    and beyond `max_bytes` of memory, the largest.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class UserSessions:
         """Start a session and return its uid."""
         self._expire()
         if len(self._sessions) >= self._limit:
-            self._evict()
+            self._evict(next(iter(self._sessions)))
         uid = str(uuid.uuid4())
         self._sessions[uid] = UserSession(conversation, stream, self._clock())
         return uid
@@ -88,17 +88,16 @@ class UserSessions:
         self._bytes += session.bytes - session.counted_bytes
         session.counted_bytes = session.bytes
         while self._bytes > self._max_bytes and len(self._sessions) > 1:
-            self._evict()
+            others = (other for other in self._sessions if other != uid)
+            self._evict(max(others, key=lambda other: self._sessions[other].counted_bytes))
 
     def _expire(self) -> None:
         deadline = self._clock() - self._max_idle
         while self._sessions and next(iter(self._sessions.values())).last_used < deadline:
-            self._evict()
+            self._evict(next(iter(self._sessions)))
 
-    def _evict(self) -> None:
-        """Remove the session that was used least recently."""
-        _, session = self._sessions.popitem(last=False)
-        self._bytes -= session.counted_bytes
+    def _evict(self, uid: str) -> None:
+        self._bytes -= self._sessions.pop(uid).counted_bytes
 
 
 @dataclass(frozen=True)
