@@ -125,6 +125,29 @@ def test_conversations_do_not_mix(server: Server, byte_level: Path) -> None:
         ("POST", "/encode", b'{"text": 5}', 400, "text: must be a string, not a number"),
         ("POST", "/encode", b'{"text": "a", "img_prompt": true}', 400, "no vision tower"),
         ("POST", "/encode", b'{"text": "a", "uid": "nobody"}', 400, "Invalid uid"),
+        ("POST", "/encode", b'{"text": "%s"}' % (b"a" * 262_145), 400, "more than 262144 characters: shorten it"),
+        ("POST", "/encode", b'{"text": null}', 400, "text: must not be null"),
+        (
+            "POST",
+            "/encode",
+            b'{"text": "a", "img_prompt": "no"}',
+            400,
+            "img_prompt: must be true or false, not a string",
+        ),
+        ("POST", "/encode", b'{"text": "a", "uid": 5}', 400, "uid: must be a string, not a number"),
+        ("POST", "/encode", b'{"text": "a", "last_reply": []}', 400, "last_reply: must be a string, not a list"),
+        ("POST", "/decode", b'{"token_ids": null}', 400, "token_ids: must not be null"),
+        ("POST", "/decode", b'{"token_ids": "1"}', 400, "token_ids: must be a list, not a string"),
+        (
+            "POST",
+            "/decode",
+            b'{"token_ids": [%s]}' % (b"9" * 400),
+            400,
+            "ids must be below 421, not a number with many",
+        ),
+        ("POST", "/decode", b'{"token_ids": [null]}', 400, "token_ids.0: must be a whole number"),
+        ("POST", "/reset", b'{"uid": null}', 400, "uid: must not be null"),
+        ("POST", "/reset", b'{"uid": "nobody", "system_prompt": 5}', 400, "system_prompt: must be a string"),
         ("POST", "/encode", b'{"text": "' + b"a" * 10_000_000 + b'"}', 413, "more than 1048576 bytes"),
         ("POST", "/encode", (b"a" * 100_000 for _ in range(100)), 413, "more than 1048576 bytes"),
         ("POST", "/decode", b'{"token_ids": [1e999]}', 400, "token_ids.0"),
@@ -151,6 +174,21 @@ def test_bad_requests(server: Server, method: str, path: str, body: object, stat
     assert list(answer.body) == ["error"]
     assert message in answer.body["error"]
     assert server.get("/bos_id").status == 200
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"uid": None}, {"last_reply": None}, {"img_prompt": None}, {"img_prompt": False}, {"num_img": 0}, {"x": None}],
+)
+def test_null_means_absent(server: Server, extra: dict[str, object]) -> None:
+    plain = server.post("/encode", {"text": "a"})
+    answer = server.post("/encode", {"text": "a"} | extra)
+    assert (answer.status, answer.body) == (200, plain.body)
+    assert answer.headers.get("x-axzoo-ignored") == ("num_img" if "num_img" in extra else None)
+    ids = {"token_ids": [1, 2]}
+    assert server.post("/decode", ids | {"uid": None}).body == server.post("/decode", ids).body
+    uid = {"uid": server.get("/get_uid").body["uid"]}
+    assert server.post("/reset", uid | {"system_prompt": None}).body == server.post("/reset", uid).body
 
 
 def test_clients_that_disconnect(server: Server) -> None:
