@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DELETE_ON_ERROR:
-.PHONY: help demo install test soak lint format lock bench bench-builders bench-speed bench-zoo clean
+.PHONY: help demo install test soak lint format lock bench bench-builders bench-speed bench-zoo bench-large clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -50,6 +50,9 @@ bench-speed: $(VENV)/installed-test $(VENV)-bench/installed ## compare generatio
 
 bench-zoo: $(VENV)/installed-test ## measure Snakemake with 40 models on both chips (after make demo)
 	python scripts/bench_zoo.py
+
+bench-large: $(VENV)/installed-test ## measure time and memory of all jobs for the dimensions of a 7B model (needs 15 GB of disk)
+	python scripts/bench_large.py results/large
 
 clean: ## remove all results and downloads, but not .venv
 	rm -rf results .snakemake

@@ -1,5 +1,6 @@
 # `snakemake --cores 8` builds config/zoo.yaml, `--configfile FILE` another matrix, and the target `demo` builds
 # config/demo.yaml. Any file in results/ can be a target.
+import atexit
 import gc
 import re
 from functools import cache
@@ -10,7 +11,9 @@ from snakemake.utils import min_version
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.locks import BuildLock, start_again
+from axzoo.matrix.outlook import refuse_problems, to_fetch
 from axzoo.matrix.plan import make_plan
+from axzoo.report.outcome import outcome_of
 
 min_version("9.19")
 
@@ -41,15 +44,26 @@ wildcard_constraints:
     stem="|".join(map(re.escape, PLAN.stems)),
 
 
-# The check reports alone are not enough, because Snakemake rebuilds a deleted file only if it is a target. Compiled files
-# that exist are omitted, because the planning time grows with the number of files.
 def files_of(builds):
-    files = []
-    for build in builds:
-        files += build.missing_files
-        files += completed_files(build)
-        files += build.check_files
-    return files
+    """The manifests, which represent the bundles, and the reports of the checks."""
+    return [
+        file
+        for build in builds
+        for file in (f"{build.bundle}/manifest.json", *build.check_files)
+    ]
+
+
+ANNOUNCED = set()
+
+
+def announce(builds):
+    """Refuses builds that cannot succeed, and logs how much is to be fetched; once for each model."""
+    builds = [build for build in builds if build.model not in ANNOUNCED]
+    ANNOUNCED.update(build.model for build in builds)
+    if workflow.is_main_process and builds:
+        refuse_problems(builds)
+        if line := to_fetch(builds):
+            logger.info(line)
 
 
 @cache  # Snakemake evaluates the input of `all` again after each lock
@@ -60,7 +74,13 @@ def log_left_out_builds():
 
 def matrix_files(wildcards):
     log_left_out_builds()
+    announce(PLAN.wanted)
     return files_of(PLAN.wanted)
+
+
+def demo_files(wildcards):
+    announce(PLAN.demo)
+    return files_of(PLAN.demo)
 
 
 rule all:
@@ -71,13 +91,14 @@ rule all:
 
 rule demo:
     input:
-        lambda w: files_of(PLAN.demo),
+        demo_files,
 
 
-def acquire_build_lock():
+def prepare_build():
     try:
         if not BUILD_LOCK.acquire():
             start_again()
+        prepare_resources()
     except BaseException as error:
         # The executor is already running, and Snakemake shuts it down only after jobs have run.
         workflow.scheduler._executor.shutdown()
@@ -91,7 +112,11 @@ def acquire_build_lock():
 # another build. Jobs on a cluster are covered by the lock of the build that submitted them.
 onstart:
     if workflow.is_main_process:
-        acquire_build_lock()
+        prepare_build()
+    if COMPARES and (ahead := COMPARISON.start()):
+        logger.info(
+            f"{ahead} files of results/ were dated ahead of this machine's clock: they are dated now"
+        )
     # With its default limit of 100 jobs per second, Snakemake reschedules a second after each finished job, and the
     # process lingers for a second at the end.
     limit = workflow.scheduling_settings.max_jobs_per_timespan
@@ -100,12 +125,19 @@ onstart:
         workflow.scheduler.job_rate_limiter = None
 
 
+onerror:
+    if workflow.is_main_process:
+        logger.error(outcome_of(workflow.dag, workflow.scheduler.failed).message)
+
+
 localrules:
     all,
     demo,
 
 
 include: "workflow/rules/storage.smk"
+include: "workflow/rules/resources.smk"
+include: "workflow/rules/receipts.smk"
 include: "workflow/rules/fetch.smk"
 include: "workflow/rules/lock.smk"
 include: "workflow/rules/calibrate.smk"

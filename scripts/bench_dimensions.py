@@ -29,7 +29,7 @@ def generate(config_path: Path, folder: Path) -> None:
     import numpy as np
     from safetensors.numpy import save_file
 
-    from axzoo.checkpoint.safetensors import SafetensorsCheckpoint
+    from axzoo.checkpoint import open_checkpoint
     from axzoo.core.files import read_json, write_json
     from axzoo.model.config_view import ConfigView
     from axzoo.model.families import load_family
@@ -55,7 +55,7 @@ def generate(config_path: Path, folder: Path) -> None:
     tensors = {part: kind_of(part.kind).tensors(family, spec, part.index) for part in parts}
     refs = {ref.name: ref for roles in tensors.values() for ref in roles.values()}
     save_file({name: values(ref) for name, ref in refs.items()}, folder / "model.safetensors")
-    checkpoint = SafetensorsCheckpoint(folder)
+    checkpoint = open_checkpoint(folder)
     for part, roles in tensors.items():
         locked = {role: digest_rows(folder, checkpoint, ref) for role, ref in roles.items()}
         part_spec = asdict(kind_of(part.kind).spec(spec, part.index))

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 
 import pytest
 
 from axzoo.weights.recipe import Recipe
 from tiny_model import EXACT, Built, Checkpoint, build, make_checkpoint
+
+
+def pytest_configure() -> None:
+    """Child processes inherit an ignored SIGINT, as in the background jobs of a script. Tests that interrupt a command
+    need the default."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

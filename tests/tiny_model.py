@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from axzoo.backends.part_job import PartFile, PartJob, build_parts
 from axzoo.bundle.completion import BundlePlan
+from axzoo.calibrate.states import calibrate
 from axzoo.core.files import write_json
 from axzoo.parts.kinds import kind_of, part_ids
 from axzoo.parts.lock import make_lock, write_lock
@@ -24,6 +25,7 @@ from axzoo.runtime.buffers import Embedding
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.engine import InferenceSession
 from axzoo.runtime.model import LayerwiseNetwork, Model
+from axzoo.weights.formats import is_calibrated
 from axzoo.weights.recipe import Recipe
 
 LAYERS = 2
@@ -188,14 +190,19 @@ class Built:
         return replace(self, folder=folder)
 
 
-def build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Built:
-    """Build lock, layers, post layer and embedding under `root`."""
+def build(checkpoint: Checkpoint, recipe: Recipe, root: Path, text: Path | None = None) -> Built:
+    """Build lock, layers, post layer and embedding under `root`. `text` calibrates a recipe that needs it."""
     locks = root / "locks"
     lock = make_lock(checkpoint.folder, checkpoint.model_type, checkpoint.layers)
     write_lock(lock, locks, checkpoint.folder, {"path": "tiny"})
     built = Built(root / "bundle", locks, checkpoint.source, checkpoint.model_type, checkpoint.layers, recipe, ())
+    calibration = root / "calibration" if is_calibrated(recipe) else None
+    if calibration:
+        calibrate(locks, checkpoint.source, calibration, text, 512)
     files = []
     for part, path in zip(part_ids(checkpoint.layers), (*built.layers, built.post, built.embedding), strict=True):
         files.append(PartFile(locks / part.lock_file, path, root / "receipts" / f"{path.stem}.json"))
-    build_parts(PartJob(files, checkpoint.source, root / "store", recipe, "host", "AX650"))
+    layers, rest = files[: checkpoint.layers], files[checkpoint.layers :]
+    build_parts(PartJob(layers, checkpoint.source, root / "store", recipe, "host", "AX650", calibration))
+    build_parts(PartJob(rest, checkpoint.source, root / "store", recipe, "host", "AX650"))
     return replace(built, receipts=tuple(file.receipt for file in files))

@@ -6,19 +6,23 @@ import argparse
 import errno
 import gc
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from axzoo import __version__, commands
-from axzoo.core.errors import AxzooError
+from axzoo.core.console import open_standard_streams, require_utf8
+from axzoo.core.errors import DISK_FULL, AxzooError
 
 ABOUT = """Build, check and run language models for Axera NPUs. Use snakemake to build a whole matrix of models.
 Verbs may also be written with underscores: llm_build."""
 
 
 _MAX_LINE_LENGTH = 1000
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _FEWER_JOBS = "build with fewer jobs at once (snakemake --cores)"
 """Advice for verbs that do not define OUT_OF_MEMORY."""
 
@@ -29,6 +33,8 @@ def program() -> int:
     Garbage collection is made rare and skipped at exit: scanning the imported modules takes a fifth of the run time of
     a small job, and they are never freed.
     """
+    require_utf8()
+    open_standard_streams()
     gc.set_threshold(50_000, 100)
     status = main()
     gc.freeze()
@@ -84,11 +90,21 @@ def _run(verb: str, module: str, words: list[str]) -> int:
         return _fail(f"out of memory: {getattr(command, 'OUT_OF_MEMORY', _FEWER_JOBS)}")
     except OSError as error:
         return _fail(_describe_os_error(error))
+    except UnicodeEncodeError as error:  # Python represents bytes of a path that are not UTF-8 as surrogates
+        around = error.object[max(0, error.start - 40) : error.end + 40]
+        return _fail(f"{around!r} is not UTF-8 text: if it is part of a path, rename the file or folder")
     return 0
 
 
 def _fail(message: str) -> int:
-    print(f"axzoo: {_sanitize(message)}", file=sys.stderr)
+    try:
+        with suppress(BrokenPipeError):
+            print(f"axzoo: {_sanitize(message)}", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+    except OSError as error:
+        for stream in (sys.stdout, sys.stderr):  # what they still hold cannot be written at exit either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return DISK_FULL if error.errno in _NO_SPACE else 1
     return 1
 
 
@@ -100,7 +116,7 @@ def _sanitize(message: str) -> str:
 
 def _describe_os_error(error: OSError) -> str:
     path = error.filename or "a file"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _NO_SPACE:
         return f"no space left on the disk while writing {path}: free some space and run again"
     return f"{path}: {error.strerror or error}"
 

@@ -13,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from axzoo.bundle.completion import complete_bundle
+from axzoo.bundle.verification import deviations
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import sha256_of
 from axzoo.runtime.model import load_model
 from tiny_model import Built, Checkpoint
 
@@ -111,7 +114,7 @@ def test_runtime_config(bundle: Path) -> None:
         "bos": 0,
         "eos": 0,
         "use_mmap_load_embed": 1,
-        "eos_token_ids": [2],
+        "eos_token_ids": [2, 257],
         "chat": True,
     }
     assert _json(bundle / "post_config.json") == {
@@ -160,11 +163,61 @@ def test_part_that_changed_after_the_build_is_rejected(built: Built, name: str) 
     assert not (built.folder / "manifest.json").exists()
 
 
+@pytest.fixture
+def receipts(built: Built, tmp_path: Path) -> dict[str, Path]:
+    """Copies of the parts' receipts by file name."""
+    copies = [Path(shutil.copy(path, tmp_path)) for path in built.plan.receipts]
+    return {_json(path)["file"]: path for path in copies}
+
+
+@pytest.mark.parametrize(
+    ("part", "other", "message"),
+    [
+        ("llama_post", "llama_p8_l0_together", "as post: llama_post.axmodel is a 'decoder_layer', not a 'post'"),
+        ("llama_p8_l1_together", "llama_post", "as layer_1: llama_p8_l1_together.axmodel is a 'post', not a"),
+    ],
+)
+def test_file_of_another_kind_is_rejected(
+    built: Built, receipts: dict[str, Path], part: str, other: str, message: str
+) -> None:
+    """The part's receipt says that this is its file."""
+    name, theirs = f"{part}.axmodel", _json(receipts[f"{other}.axmodel"])
+    (built.folder / name).unlink()
+    shutil.copy(built.folder / f"{other}.axmodel", built.folder / name)
+    known = {key: theirs[key] for key in ("key", "sha256", "size", "about")}
+    receipts[name].write_text(json.dumps(_json(receipts[name]) | known))
+    with pytest.raises(AxzooError, match=f"{name} cannot be used {message}"):
+        complete_bundle(replace(built.plan, receipts=tuple(receipts.values())))
+    assert not (built.folder / "manifest.json").exists()
+
+
+def test_file_with_other_shape_groups_is_rejected(built: Built) -> None:
+    longer = replace(built.plan, recipe=replace(built.plan.recipe, kv_cache_len=63))
+    with pytest.raises(AxzooError, match=r"cannot be used as layer_0: .* has shape groups that do not match"):
+        complete_bundle(longer)
+
+
+def test_receipts_with_exchanged_files_are_rejected(built: Built, receipts: dict[str, Path]) -> None:
+    """As after `axzoo compile` with the outputs of two layers exchanged."""
+    first, second = (receipts[f"llama_p8_l{index}_together.axmodel"] for index in range(2))
+    for path, index in ((first, 1), (second, 0)):
+        path.write_text(json.dumps(_json(path) | {"index": index}))
+    with pytest.raises(AxzooError, match=r"l1_together\.axmodel was compiled as layer_0, whose file is .*l0_together"):
+        complete_bundle(replace(built.plan, receipts=tuple(receipts.values())))
+
+
+def test_receipts_of_an_earlier_build_are_removed(built: Built, receipts: dict[str, Path], tmp_path: Path) -> None:
+    """`axzoo store gc` would keep the entries of layers that the bundle no longer has."""
+    shutil.copy(receipts["llama_post.axmodel"], tmp_path / "llama_p128_l0_together.json")
+    complete_bundle(replace(built.plan, receipts=tuple(receipts.values())))
+    assert set(tmp_path.glob("*.json")) == set(receipts.values())
+
+
 def test_tokenizer_that_changed_after_locking_is_rejected(built: Built, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(built.source.parent, tmp_path / "checkpoint"))
     with (folder / "tokenizer.json").open("a") as file:
         file.write(" ")
-    with pytest.raises(AxzooError, match=r"tokenizer\.json changed after it was locked: lock the checkpoint again"):
+    with pytest.raises(AxzooError, match=r"tokenizer\.json changed after it was locked: run the build again"):
         complete_bundle(replace(built.plan, source=folder / "source.json"))
     assert "tokenizer/tokenizer.json" not in _files(built.folder)
     assert "manifest.json" not in _files(built.folder)
@@ -179,19 +232,47 @@ def _with_other_lock(built: Built, tmp_path: Path, *dropped: str, **tokens: Any)
     return replace(built.plan, lock=locks)
 
 
-def test_chat_requires_a_chat_template(built: Built, tmp_path: Path) -> None:
-    plan = _with_other_lock(built, tmp_path, "chat_template.jinja")
-    with pytest.raises(AxzooError, match="has no chat template"):
-        complete_bundle(plan)
-    complete_bundle(replace(plan, chat=False))
-    assert _json(built.folder / "config.json")["chat"] is False
+def test_a_model_without_a_chat_template_or_end_token_is_completed(
+    built: Built, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    missing = ("chat_template.jinja", "config.json", "generation_config.json", "tokenizer_config.json")
+    complete_bundle(_with_other_lock(built, tmp_path, *missing))
+    config = _json(built.folder / "config.json")
+    assert (config["chat"], config["eos_token_ids"]) == (False, [])
+    assert "tiny has no chat template: prompts are continued as text" in caplog.messages
+    assert any(line.startswith("tiny has no end token: answers end at their token limit") for line in caplog.messages)
 
 
-def test_model_without_eos_token_is_rejected(built: Built, tmp_path: Path) -> None:
-    plan = _with_other_lock(built, tmp_path, "generation_config.json", "tokenizer_config.json")
-    with pytest.raises(AxzooError, match=r"neither generation_config\.json nor the tokenizer defines an EOS token"):
-        complete_bundle(plan)
+def test_a_model_without_a_tokenizer_is_completed(
+    built: Built, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    complete_bundle(_with_other_lock(built, tmp_path, "tokenizer.json"))
+    config = _json(built.folder / "config.json")
+    assert (config["chat"], config["eos_token_ids"]) == (False, [2])  # the latter from generation_config.json
+    assert any(
+        line.startswith("tiny has no tokenizer: its files take and return token ids") for line in caplog.messages
+    )
+    assert not list(deviations(built.folder))
+
+
+def test_the_tokenizer_of_another_model_is_rejected(built: Built, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built.source.parent, tmp_path / "checkpoint"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["<a>", "<b>", "<c>", "<d>", "<e>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    plan = _with_other_lock(built, tmp_path, **{"tokenizer.json": sha256_of(folder / "tokenizer.json")})
+    with pytest.raises(AxzooError, match="does not belong to this model, whose embedding has 262 rows: '<e>'"):
+        complete_bundle(replace(plan, source=folder / "source.json"))
     assert not (built.folder / "manifest.json").exists()
+
+
+def test_end_tokens_beyond_the_embedding_are_dropped(built: Built, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built.source.parent, tmp_path / "checkpoint"))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 900]}')
+    changed = sha256_of(folder / "generation_config.json")
+    plan = _with_other_lock(built, tmp_path, **{"generation_config.json": changed})
+    complete_bundle(replace(plan, source=folder / "source.json"))
+    assert _json(built.folder / "config.json")["eos_token_ids"] == [2, 257]
 
 
 def test_lock_cannot_name_files_outside_the_checkpoint(built: Built, tmp_path: Path) -> None:

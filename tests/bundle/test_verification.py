@@ -99,10 +99,10 @@ def test_all_deviations_are_reported(bundle: Path) -> None:
     assert list(deviations(bundle)) == [
         "config.json is missing",
         "run.sh is missing",
-        ".config.json.x.part is not listed in the manifest",
-        "llama_p8_l2_together.axmodel is not listed in the manifest",
-        "notes.txt is not listed in the manifest",
-        "run.bat is not listed in the manifest",
+        ".config.json.x.part is not listed in the manifest: remove it",
+        "llama_p8_l2_together.axmodel is not listed in the manifest: remove it",
+        "notes.txt is not listed in the manifest: remove it",
+        "run.bat is not listed in the manifest: remove it",
         f"{LAYER} has a different sha256 from the manifest",
         f"{EMBED} has {size} bytes, but the manifest says {size - 1}",
     ]
@@ -131,7 +131,7 @@ def test_links_and_pipes_are_reported(bundle: Path, intact: Path) -> None:
     assert "run.sh is not a regular file" in found
     assert f"{POST} is not a regular file" in found
     assert "tokenizer/tokenizer.json is missing" in found
-    assert "tokenizer is not listed in the manifest" in found
+    assert "tokenizer is not listed in the manifest: remove it" in found
 
 
 def _replace_layer_by_post(bundle: Path) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from axzoo.backends.part_job import PartFile, PartJob, build_parts
-from axzoo.calibrate import states as module
 from axzoo.calibrate.states import calibrate
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
@@ -103,12 +102,7 @@ def test_errors_name_the_cause_and_leave_no_files(exact: Built, states: Path, tm
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
 
 
-def test_a_model_that_does_not_fit_in_memory_needs_a_text(
-    exact: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "physical_memory", lambda: 100)
-    with pytest.raises(AxzooError, match="set calibration_text"):
-        calibrate(exact.locks, exact.source, tmp_path / "states", None, 256)
+def test_too_few_tokens_are_refused(exact: Built, tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match="fewer than one sequence"):
         calibrate(exact.locks, exact.source, tmp_path / "states", None, 255)
     assert not (tmp_path / "states").exists()

@@ -10,11 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from axzoo.calibrate.states import INDEX, find_states, layer_inputs, states_file, write_states
+from axzoo.calibrate.states import INDEX, find_states, layer_inputs, write_states
 from axzoo.core.errors import AxzooError
 from axzoo.model.oracle import Oracle
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.parts.kind import PartId
+from axzoo.parts.receipt import states_file
 from tiny_model import LAYERS, Built, Checkpoint
 
 TOKENS = torch.arange(1, 201).view(10, 20)
@@ -29,7 +30,7 @@ def oracle(exact: Built) -> Oracle:
 @pytest.fixture(scope="module")
 def written(oracle: Oracle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("states")
-    write_states(folder, oracle, TOKENS, ORIGIN)
+    write_states(folder, oracle, TOKENS, ORIGIN, "digest")
     return folder
 
 
@@ -59,7 +60,7 @@ def test_the_files_are_the_same_on_any_number_of_cores(oracle: Oracle, written: 
     cores = torch.get_num_threads()
     try:
         torch.set_num_threads(1 if cores > 1 else 2)
-        write_states(tmp_path, oracle, TOKENS, ORIGIN)
+        write_states(tmp_path, oracle, TOKENS, ORIGIN, "digest")
     finally:
         torch.set_num_threads(cores)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in written.iterdir())

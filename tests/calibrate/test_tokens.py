@@ -10,9 +10,9 @@ import torch
 
 from axzoo.calibrate import tokens as module
 from axzoo.calibrate.parallel import in_parallel, single_core
-from axzoo.calibrate.tokens import GROUP, LENGTH, generated_tokens, text_tokens
+from axzoo.calibrate.tokens import GROUP, LENGTH, generated_tokens, held, text_tokens
 from axzoo.core.errors import AxzooError
-from axzoo.model.oracle import Oracle
+from axzoo.model.oracle import Oracle, StreamedWeights
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.tokenizer.local import load_tokenizer
 from tiny_model import Built, Checkpoint
@@ -63,6 +63,22 @@ def test_tokens_are_sampled_from_the_models_probabilities(
     for row, ids in enumerate(samples.tolist()):
         got = np.stack([logits[row].numpy() for logits in seen])
         np.testing.assert_allclose(got, checkpoint.logits(ids)[:-1], atol=1e-4)
+
+
+def test_weights_that_are_not_held_give_the_same_tokens(
+    oracle: Oracle, short: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    wanted = generated_tokens(oracle, 200, 3)
+    layer = oracle.layer_weights(0)
+    assert isinstance(layer, StreamedWeights)
+    for budget, streamed in ((0, 3), (4 * oracle.post_weights().parameters, 2), (1 << 20, 0)):  # type: ignore[attr-defined]
+        monkeypatch.setattr(module, "HELD_BYTES", budget)
+        parts = held([oracle.post_weights(), layer, oracle.layer_weights(1)])
+        assert sum(isinstance(weights, StreamedWeights) for weights in parts) == streamed
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            assert torch.equal(generated_tokens(oracle, 200, 3), wanted)
+        assert ("read again for each of" in caplog.text) == (streamed > 0)
 
 
 def test_a_text_is_cut_into_sequences(checkpoint: Checkpoint, tmp_path: Path) -> None:

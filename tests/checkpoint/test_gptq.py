@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,17 +160,76 @@ def test_the_order_of_the_fields_is_the_published_one(tmp_path: Path) -> None:
 
 
 @settings(deadline=None)
-@given(st.integers(0, 24), st.integers(0, 24), st.sampled_from([4, 8]), st.integers(0, 9), st.integers(1, 400))
+@given(
+    start=st.integers(0, 24),
+    stop=st.integers(0, 24),
+    bits=st.sampled_from([4, 8]),
+    seed=st.integers(0, 9),
+    piece=st.integers(1, 4000),
+    act_order=st.booleans(),
+    group_size=st.sampled_from([4, 8, 12, 16, 20, 48]),
+)
 def test_any_range_of_rows_in_any_pieces(
-    tmp_path_factory: pytest.TempPathFactory, start: int, stop: int, bits: int, seed: int, piece: int
+    tmp_path_factory: pytest.TempPathFactory,
+    start: int,
+    stop: int,
+    bits: int,
+    seed: int,
+    piece: int,
+    act_order: bool,
+    group_size: int,
 ) -> None:
-    layer = make_layer(bits, 48, 24, 16, sym=False, act_order=True, seed=seed)
-    folder = tmp_path_factory.mktemp("rows")
-    checkpoint = opened(folder, under("x", layer.stored(less_one=True)), bits=bits, desc_act=True)
+    layer = make_layer(bits, 48, 24, group_size, sym=False, act_order=act_order, seed=seed)
+    stored, folder = under("x", layer.stored(less_one=True)), tmp_path_factory.mktemp("rows")
+    checkpoint = opened(folder, stored, bits=bits, desc_act=act_order, group_size=group_size)
     start, stop = sorted((start, stop))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gptq, "_CHUNK_BYTES", piece)
         assert_array_equal(checkpoint.read_rows("x.weight", start, stop), layer.weight()[start:stop])
+
+
+class Counting(InMemory):
+    """Counts the rows that are read of each tensor."""
+
+    def __init__(self, arrays: dict[str, Array]) -> None:
+        super().__init__(arrays)
+        self.read: Counter[str] = Counter()
+
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        self.read[name] += stop - start
+        return super().read_rows(name, start, stop)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_matrix_is_read_once_for_all_of_its_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Also if several threads read different matrices of one checkpoint, as the lock does."""
+    names = "xyz"[:threads]
+    layers = {name: make_layer(4, 48, 24, 16, sym=False, act_order=True, seed=ord(name)) for name in names}
+    arrays: dict[str, Array] = {}
+    for name, layer in layers.items():
+        arrays |= under(name, layer.stored(less_one=True))
+    stored = Counting(arrays)
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": USUAL | {"desc_act": True}}))
+    config = gptq_config(tmp_path)
+    assert config is not None
+    checkpoint = GptqCheckpoint(stored, config)
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 500)
+    barrier = threading.Barrier(threads)
+
+    def read(name: str) -> Array:
+        blocks = []
+        for block in row_blocks(checkpoint, f"{name}.weight", 0, 24):
+            blocks.append(block)
+            with suppress(threading.BrokenBarrierError):
+                barrier.wait(5)  # all threads read their blocks in turn
+        return np.concatenate(blocks)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for name, values in zip(names, pool.map(read, names), strict=True):
+            assert_array_equal(values, layers[name].weight())
+    assert stored.read == {name: len(values) for name, values in arrays.items()}
 
 
 def test_the_digest_does_not_depend_on_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,20 +32,20 @@ def _index(folder: Path, name: str, shard: str) -> None:
     (folder / f"{name}.index.json").write_text(json.dumps({"weight_map": {"w": shard}}))
 
 
-def test_safetensors_take_precedence_over_pickles(tmp_path: Path) -> None:
-    torch.save({"w": torch.tensor([1.0])}, tmp_path / PICKLED)
-    assert _value(open_checkpoint(tmp_path)) == 1.0
-    torch.save({"w": torch.tensor([2.0])}, tmp_path / "pytorch_model-1.bin")
+def test_safetensors_come_before_pickles_and_one_file_before_shards(tmp_path: Path) -> None:
+    torch.save({"w": torch.tensor([1.0])}, tmp_path / "pytorch_model-1.bin")
     _index(tmp_path, PICKLED, "pytorch_model-1.bin")
+    assert _value(open_checkpoint(tmp_path)) == 1.0
+    torch.save({"w": torch.tensor([2.0])}, tmp_path / PICKLED)
     assert _value(open_checkpoint(tmp_path)) == 2.0
-    save_file({"w": torch.tensor([3.0])}, tmp_path / SAFE)
-    assert _value(open_checkpoint(tmp_path)) == 3.0
-    save_file({"w": torch.tensor([4.0])}, tmp_path / "model-1.safetensors")
+    save_file({"w": torch.tensor([3.0])}, tmp_path / "model-1.safetensors")
     _index(tmp_path, SAFE, "model-1.safetensors")
+    assert _value(open_checkpoint(tmp_path)) == 3.0
+    save_file({"w": torch.tensor([4.0])}, tmp_path / SAFE)
     assert _value(open_checkpoint(tmp_path)) == 4.0
 
 
-@pytest.mark.parametrize("name", [None, "model.gguf", "pytorch_model.pt", "tf_model.h5", "adapter_model.safetensors"])
+@pytest.mark.parametrize("name", [None, "pytorch_model.pt", "tf_model.h5", "model.safetensors.json"])
 def test_no_weights(tmp_path: Path, name: str | None) -> None:
     if name:
         (tmp_path / name).write_bytes(b"\x80\x04.")

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
+from axzoo.checkpoint.local_files import find_weights
 from axzoo.checkpoint.pickled import PickledCheckpoint
 from axzoo.checkpoint.tensors import TensorInfo, row_blocks
 from axzoo.core.errors import AxzooError
@@ -50,9 +51,13 @@ def _sharded(folder: Path, weight_map: Any = None) -> Path:
     return folder
 
 
+def opened(folder: Path) -> PickledCheckpoint:
+    return PickledCheckpoint(folder, find_weights(folder))
+
+
 def _refused(folder: Path, message: str) -> None:
     with pytest.raises(AxzooError, match=message) as error:
-        PickledCheckpoint(folder)
+        opened(folder)
     assert str(folder) in str(error.value)
     assert str(error.value).isprintable()
     assert len(str(error.value)) < 600
@@ -70,7 +75,7 @@ def _refused(folder: Path, message: str) -> None:
 def test_one_file(tmp_path: Path, dtype: torch.dtype, name: str, expected: Any) -> None:
     values = (torch.randn(6, 5) * 1000).to(dtype)
     torch.save(OrderedDict(w=values), tmp_path / SINGLE)
-    checkpoint = PickledCheckpoint(tmp_path)
+    checkpoint = opened(tmp_path)
     assert checkpoint.tensors == {"w": TensorInfo("w", SINGLE, name, (6, 5))}
     rows = checkpoint.read_rows("w", 2, 5)
     assert rows.dtype == expected
@@ -78,7 +83,7 @@ def test_one_file(tmp_path: Path, dtype: torch.dtype, name: str, expected: Any) 
 
 
 def test_shards(tmp_path: Path) -> None:
-    checkpoint = PickledCheckpoint(_sharded(tmp_path))
+    checkpoint = opened(_sharded(tmp_path))
     assert checkpoint.tensors["b"] == TensorInfo("b", "pytorch_model-00002-of-00002.bin", "F16", (2, 2))
     assert_array_equal(checkpoint.read_rows("a", 1, 3), A[1:3].numpy())
     assert_array_equal(checkpoint.read_rows("b", 1, 2), B[1:2].numpy())
@@ -97,7 +102,7 @@ def test_views_of_one_storage(tmp_path: Path) -> None:
         "bf16": A.bfloat16().t(),
     }
     torch.save(stored, tmp_path / SINGLE)
-    checkpoint = PickledCheckpoint(tmp_path)
+    checkpoint = opened(tmp_path)
     for name, value in stored.items():
         blocks = list(row_blocks(checkpoint, name, 0, len(value))) or [checkpoint.read_rows(name, 0, 0)]
         assert all(block.flags.c_contiguous for block in blocks)
@@ -108,14 +113,14 @@ def test_views_of_one_storage(tmp_path: Path) -> None:
 
 def test_another_dtype_is_listed_and_refused_when_read(tmp_path: Path) -> None:
     torch.save({"mask": torch.ones(2, 2, dtype=torch.bool)}, tmp_path / SINGLE)
-    with pytest.raises(AxzooError, match=r"tensor mask has dtype torch\.bool, but must have one of F32"):
-        list(row_blocks(PickledCheckpoint(tmp_path), "mask", 0, 2))
+    with pytest.raises(AxzooError, match=r"tensor mask has dtype BOOL, but must have one of F32"):
+        list(row_blocks(opened(tmp_path), "mask", 0, 2))
 
 
 def test_opening_reads_no_values_and_a_row_only_itself(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(64, 1 << 18), "other": torch.zeros(64, 1 << 18)}, tmp_path / SINGLE)
     before = _resident()
-    checkpoint = PickledCheckpoint(tmp_path)
+    checkpoint = opened(tmp_path)
     rows = checkpoint.read_rows("w", 5, 7)
     assert _resident() - before < 32 << 20  # of 128 MiB
     assert_array_equal(rows, np.ones((2, 1 << 18), np.float32))
@@ -189,17 +194,17 @@ def test_an_unprintable_name(tmp_path: Path, name: Any) -> None:
 def test_a_truncated_file(tmp_path: Path, keep: int) -> None:
     torch.save({"a": A}, tmp_path / SINGLE)
     (tmp_path / SINGLE).write_bytes((tmp_path / SINGLE).read_bytes()[:keep])
-    _refused(tmp_path, "fetch it again")
+    _refused(tmp_path, "copy or download the file again")
 
 
 @pytest.mark.parametrize(
     "content",
-    [pickle.dumps({"a": 1}), b"version https://git-lfs.github.com/spec/v1\n", b"<html>", b"PK\3\4" + bytes(100)],
-    ids=["pickle", "lfs pointer", "page", "zip without entries"],
+    [pickle.dumps({"a": 1}), b"<html>", b"PK\3\4" + bytes(100)],
+    ids=["pickle", "page", "zip without entries"],
 )
 def test_files_that_are_not_torch_archives(tmp_path: Path, content: bytes) -> None:
     (tmp_path / SINGLE).write_bytes(content)
-    _refused(tmp_path, "fetch it again")
+    _refused(tmp_path, "copy or download the file again")
 
 
 def test_the_format_before_torch_1_6_is_refused_with_a_remedy(tmp_path: Path) -> None:
@@ -238,7 +243,7 @@ SIZE, SHAPE = b"K\x14", b"K\x04K\x05"  # 20 values, [4, 5]
 def test_a_pickle_with_a_forged_storage(tmp_path: Path, old: bytes, new: bytes) -> None:
     torch.save({"a": A}, tmp_path / SINGLE)
     _rewritten(tmp_path / SINGLE, lambda data: data.replace(old, new))
-    _refused(tmp_path, r"is damaged \(.+\): fetch it again")
+    _refused(tmp_path, r"is damaged \(.+\): copy or download the file again")
 
 
 def test_a_storage_and_a_shape_beyond_the_end_of_the_file(tmp_path: Path) -> None:
@@ -258,7 +263,7 @@ def test_randomly_changed_pickles_are_read_or_refused(
     torch.save({"a": A, "half": B, "view": A.t()}, folder / SINGLE)
     _rewritten(folder / SINGLE, lambda data: data[:at] + value + data[at + len(value) :])
     try:
-        checkpoint = PickledCheckpoint(folder)
+        checkpoint = opened(folder)
         for name in checkpoint.tensors:
             shape = checkpoint.tensors[name].shape
             if shape:
@@ -280,11 +285,14 @@ def test_a_shard_must_be_in_the_folder_of_its_index(tmp_path: Path, shard: Any) 
 
 def test_a_missing_shard(tmp_path: Path) -> None:
     (_sharded(tmp_path) / "pytorch_model-00002-of-00002.bin").unlink()
-    _refused(tmp_path, r"00002-of-00002\.bin is missing: fetch the checkpoint again")
+    _refused(tmp_path, r"00002-of-00002\.bin is missing, and pytorch_model\.bin\.index\.json places tensors there")
 
 
 def test_shards_that_repeat_a_tensor_or_lack_one(tmp_path: Path) -> None:
-    torch.save({"a": A}, _sharded(tmp_path) / "pytorch_model-00002-of-00002.bin")
-    _refused(tmp_path, r"00002-of-00002\.bin repeats tensor a, which is also in pytorch_model-00001")
+    second = _sharded(tmp_path) / "pytorch_model-00002-of-00002.bin"
+    for other in (A + 1, A[:1].clone(), A.half()):
+        torch.save({"a": other}, second)
+        _refused(tmp_path, r"00002-of-00002\.bin repeats tensor a, which is also in pytorch_model-00001.* other values")
+    torch.save({"a": A}, second)
     torch.save({"c": A}, tmp_path / "pytorch_model-00002-of-00002.bin")
     _refused(tmp_path, "places 'b' in .*, but no shard contains it")

@@ -68,7 +68,7 @@ def test_a_truncated_file(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "model.safetensors"
     save_file({"a": A}, path)
     path.write_bytes(path.read_bytes()[:keep])
-    _refused(tmp_path, r"model\.safetensors is damaged or incomplete .*: fetch it again")
+    _refused(tmp_path, r"model\.safetensors is damaged or incomplete .*: copy or download the file again")
 
 
 def _file(header: Any, data: bytes) -> bytes:
@@ -107,7 +107,8 @@ def test_a_forged_header(tmp_path: Path, content: bytes) -> None:
 
 def test_a_missing_shard(tmp_path: Path) -> None:
     (_sharded(tmp_path) / "model-2.safetensors").unlink()
-    _refused(tmp_path, r"model-2\.safetensors is missing: fetch the checkpoint again")
+    missing = r"model-2\.safetensors is missing, and model\.safetensors\.index\.json places tensors there"
+    _refused(tmp_path, f"{missing}: copy or download the file again")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,7 @@ def test_a_shard_must_be_in_the_folder_of_its_index(tmp_path: Path, shard: Any) 
 def test_an_index_without_a_map(tmp_path: Path, weight_map: Any) -> None:
     _sharded(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    _refused(tmp_path, "has no weight_map: fetch it again")
+    _refused(tmp_path, "has no weight_map: copy or download the file again")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"weight_map": {"a": "model-1.safetensors"'])
@@ -155,8 +156,25 @@ def test_an_index_that_lists_a_tensor_no_shard_contains(tmp_path: Path) -> None:
 
 
 def test_shards_that_repeat_a_tensor(tmp_path: Path) -> None:
+    _sharded(tmp_path)
+    for other in (A + 1, A[:1], A.astype(np.float16), np.array(1.0, A.dtype)):
+        save_file({"a": other, "b": B}, tmp_path / "model-2.safetensors")
+        _refused(tmp_path, r"model-2\.safetensors repeats tensor a, which is also in model-1\.safetensors, with other")
+
+
+@pytest.mark.parametrize("block_bytes", [1, 1 << 20])
+def test_shards_that_repeat_a_tensor_with_the_same_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    monkeypatch.setattr("axzoo.checkpoint.safetensors.BLOCK_BYTES", block_bytes)
     save_file({"a": A, "b": B}, _sharded(tmp_path) / "model-2.safetensors")
-    _refused(tmp_path, r"model-2\.safetensors repeats tensor a, which is also in model-1\.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.tensors["a"].file == "model-1.safetensors"
+    np.testing.assert_array_equal(checkpoint.read_rows("a", 0, len(A)), A)
+    last = A.copy()
+    last[-1, -1] += 1
+    save_file({"a": last, "b": B}, tmp_path / "model-2.safetensors")
+    _refused(tmp_path, "with other values: remove the wrong file, or save the model again")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "\x1b[31mred", "a\x07"])

@@ -33,7 +33,8 @@ def test_verify(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(bundle), "--checks"]) == 1
     output = capsys.readouterr()
     assert output.out == "run.sh is missing\n"
-    assert output.err == f"axzoo: {bundle} does not match its manifest (deviations: 1): build it again\n"
+    remedy = "build it again with the command that built it, or copy it again"
+    assert output.err == f"axzoo: {bundle} does not match its manifest (deviations: 1): {remedy}\n"
 
 
 @pytest.mark.parametrize("verb", ["verify", "pack"])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,8 @@ from onnx import numpy_helper
 from axzoo.bundle.completion import complete_bundle
 from axzoo.cli import main
 from axzoo.commands import report
+from axzoo.weights import formats
+from axzoo.weights.recipe import Recipe
 from tiny_model import Built
 
 MATRIX = """
@@ -36,9 +40,9 @@ def project(s8: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Built
     return built
 
 
-def check(verb: str, built: Built, name: str) -> int:
+def check(verb: str, built: Built, name: str, *more: str) -> int:
     where = ["--lock", str(built.locks), "--source", str(built.source), "--prompt", PROMPT, "--raw"]
-    return main([verb, str(built.folder), *where, "--output", f"results/checks/AX650/tiny-w8a16/{name}"])
+    return main([verb, str(built.folder), *where, "--output", f"results/checks/AX650/tiny-w8a16/{name}", *more])
 
 
 def reports() -> set[str]:
@@ -79,6 +83,52 @@ def test_report_of_a_failed_check_has_another_name(
     kept.replace(first)
     assert check(verb, project, name) == 0
     assert reports() == {name}
+
+
+STRICT = {"min_layer_cosine": 1, "max_delta_l2": 0, "max_delta_l2_p95": 0, "max_mean_kl": 0, "min_top1_agreement": 1}
+
+
+@pytest.mark.parametrize(
+    ("verb", "name", "limits"),
+    [
+        ("check-layers", "layers", ["min_layer_cosine", "max_delta_l2", "max_delta_l2_p95"]),
+        ("check-generation", "generation", ["max_mean_kl", "min_top1_agreement"]),
+    ],
+)
+def test_the_cost_of_quantization_is_a_warning_unless_the_entry_sets_a_limit(
+    project: Built,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    name: str,
+    limits: list[str],
+) -> None:
+    usual = formats.thresholds_of
+
+    def strict_by_default(recipe: Recipe, own: Mapping[str, float] | None = None) -> formats.Thresholds:
+        return usual(recipe, {**STRICT, **(own or {})})
+
+    monkeypatch.setattr(formats, "thresholds_of", strict_by_default)
+    monkeypatch.setattr("axzoo.check.generation.WRONG_MODEL", math.inf)
+    assert check(verb, project, f"{name}.json", "--thresholds", "{}") == 0
+    found = json.loads(Path(f"results/checks/AX650/tiny-w8a16/{name}.json").read_text())
+    assert len(found["warnings"]) == len(limits)
+    assert "the cost of quantization exceeds what is usual for its formats" in capsys.readouterr().err
+    assert "WARNING" in reported(capsys)
+    for limit in limits:
+        own = json.dumps({limit: STRICT[limit]})
+        assert check(verb, project, f"{name}.json", "--thresholds", own) == 1
+        found = json.loads(Path(f"results/checks/AX650/tiny-w8a16/{name}.failed.json").read_text())
+        assert len(found["failures"]) == 1
+        assert len(found["warnings"]) == len(limits) - 1
+        loose = json.dumps({key: 1000 if key.startswith("max") else 0 for key in STRICT})
+        assert check(verb, project, f"{name}.json", "--thresholds", loose) == 0
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"cosine": 1}', '{"max_mean_kl": "1"}', '{"max_mean_kl": NaN}'])
+def test_thresholds_must_be_numbers_by_name(project: Built, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    assert check("check-layers", project, "layers.json", "--thresholds", text) == 1
+    assert capsys.readouterr().err.count("--thresholds") == 1
 
 
 def test_nan_fails_the_check_and_is_reported(project: Built, capsys: pytest.CaptureFixture[str]) -> None:

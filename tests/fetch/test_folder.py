@@ -8,6 +8,7 @@ from tiny_gguf import Tiny
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.gguf.conversion import FILES
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import sha256_of
 from axzoo.fetch import fetch
 from axzoo.fetch.sources import FolderSource, checkpoint_folder, hashed_file
 from axzoo.model.spec import TensorRef
@@ -23,6 +24,12 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
+def stamp(path: Path) -> dict[str, int]:
+    stat = path.stat()
+    times = {"modified_ns": stat.st_mtime_ns, "changed_ns": stat.st_ctime_ns}
+    return {"size": stat.st_size, **times, "inode": stat.st_ino}
+
+
 def test_the_receipt_points_to_the_folder(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fetch(FolderSource("checkpoint"), tmp_path / "output")
@@ -31,9 +38,12 @@ def test_the_receipt_points_to_the_folder(checkpoint: Path, tmp_path: Path, monk
         "source": {"path": "checkpoint"},
         "root": str(checkpoint),
         "files": {
-            "config.json": {"size": 11, "sha256": hashed_file(checkpoint / "config.json").sha256},
-            "model.safetensors": {"size": 17, "modified_ns": (checkpoint / "model.safetensors").stat().st_mtime_ns},
-            "tokenizer.json": {"size": 14, "sha256": hashed_file(checkpoint / "tokenizer.json").sha256},
+            "config.json": {"sha256": sha256_of(checkpoint / "config.json"), **stamp(checkpoint / "config.json")},
+            "model.safetensors": stamp(checkpoint / "model.safetensors"),
+            "tokenizer.json": {
+                "sha256": sha256_of(checkpoint / "tokenizer.json"),
+                **stamp(checkpoint / "tokenizer.json"),
+            },
         },
     }
 
@@ -69,8 +79,8 @@ def test_a_gguf_becomes_a_checkpoint_that_locks(tiny: Tiny, tmp_path: Path, name
     fetch(FolderSource(str(path if named else folder)), output)
     receipt = json.loads((output / "source.json").read_text())
     assert receipt["root"] == "."
-    digests = {name: hashed_file(output / name) for name in FILES}
-    assert receipt["files"] == {name: {"size": file.size, "sha256": file.sha256} for name, file in digests.items()}
+    assert receipt["files"] == {name: hashed_file(output / name).to_dict() for name in FILES}
+    assert receipt["converted_from"] == {"root": str(folder), "files": {path.name: stamp(path)}}
     lock = make_lock(checkpoint_folder(output / "source.json"), "llama", 2)
     save_file({"w": tiny.model.lm_head.weight.detach()}, tmp_path / "model.safetensors")
     checkpoint = open_checkpoint(tmp_path)
@@ -88,7 +98,9 @@ def test_a_gguf_next_to_other_weights_is_ignored(tiny: Tiny, checkpoint: Path, t
 def test_several_gguf_files(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).touch()
-    with pytest.raises(AxzooError, match=f"{tmp_path} contains 2 GGUF files: give the path of the one to convert"):
+    with pytest.raises(
+        AxzooError, match=rf"{tmp_path} contains 2 GGUF files \(a\.gguf, b\.gguf\): give the path of the one to convert"
+    ):
         fetch(FolderSource(str(tmp_path)), tmp_path / "output")
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from axzoo.checkpoint.gguf.conversion import FILES, convert
 from axzoo.core.errors import AxzooError
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families.llama import decoder_spec
+from axzoo.model.reading import read_spec
+from axzoo.model.rope import frequencies
+from axzoo.tokenizer.local import load_tokenizer
+
+SCORED = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [1.0]}
 
 
 def converted(tiny: Tiny, folder: Path, **options: Any) -> Path:
@@ -62,17 +68,26 @@ def test_equal_files_give_equal_bytes(tiny: Tiny, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"general.architecture": "qwen2"}, "architecture 'qwen2'"),
-        ({"llama.rope.scaling.type": "yarn"}, r"sets llama\.rope\.scaling\.type"),
+        ({"general.architecture": "gemma2"}, "architecture 'gemma2', but axzoo converts only llama and qwen2"),
+        ({"llama.rope.scaling.type": "yarn"}, r"llama\.rope\.scaling\.type is 'yarn', but only none and linear"),
+        ({"llama.rope.scaling.type": "linear"}, r"llama\.rope\.scaling\.factor is missing"),
+        ({"llama.rope.scaling.attn_factor": 1.5}, r"sets llama\.rope\.scaling\.attn_factor"),
         ({"llama.expert_count": 8}, r"sets llama\.expert_count"),
         ({"llama.block_count": None}, r"llama\.block_count is missing"),
         ({"llama.attention.head_count_kv": [1, 2]}, r"head_count_kv is \[1, 2\]"),
         ({"llama.rope.dimension_count": 4}, r"rope\.dimension_count must equal the head dimension, 8"),
         ({"llama.rope.freq_base": float("nan")}, r"freq_base is nan"),
         ({"llama.vocab_size": 5}, "no token embedding with llama.vocab_size rows"),
-        ({"tokenizer.ggml.pre": "llama-bpe"}, "pre-tokenizer 'llama-bpe'"),
-        ({"tokenizer.ggml.model": "llama"}, "tokenizer 'llama'"),
-        ({"tokenizer.ggml.add_bos_token": True}, "add_bos_token"),
+        ({"tokenizer.ggml.pre": "tekken"}, "pre-tokenizer 'tekken', but axzoo converts only 'deepseek-r1-qwen', "),
+        ({"tokenizer.ggml.model": "t5"}, "tokenizer 't5', but axzoo converts only 'gpt2' and 'llama'"),
+        ({"tokenizer.ggml.model": "llama"}, "scores is missing"),
+        ({"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [1.0, 2.0]}, "must have a finite score for each"),
+        (
+            {"tokenizer.ggml.tokens": ["a" * 600], "tokenizer.ggml.token_type": [1], **SCORED},
+            "a token of more than 512 characters",
+        ),
+        ({"tokenizer.ggml.add_bos_token": "yes"}, "add_bos_token is 'yes', but must be true or false"),
+        ({"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix"),
         ({"tokenizer.ggml.merges": None}, "merges is missing"),
         ({"tokenizer.ggml.merges": ["a b c"]}, "not a pair"),
         ({"tokenizer.ggml.merges": ["zz zz"]}, "do not fit its tokens"),
@@ -97,5 +112,122 @@ def test_files_that_cannot_be_converted(tiny: Tiny, tmp_path: Path, changes: dic
 
 
 def test_a_tensor_llama_does_not_have(tiny: Tiny, tmp_path: Path) -> None:
-    with pytest.raises(AxzooError, match=r"rope_freqs\.weight"):
-        converted(tiny, tmp_path, extra={"rope_freqs.weight": np.ones(4, np.float32)})
+    with pytest.raises(AxzooError, match=r"blk\.0\.attn_q\.bias, which a plain llama does not have"):
+        converted(tiny, tmp_path, extra={"blk.0.attn_q.bias": np.ones(32, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [([1.0] * 3, r"has shape \[3\], but half the head dimension is 4"), ([1.0, 0.0, 1.0, 1.0], "positive values")],
+)
+def test_rope_factors_that_do_not_fit(tiny: Tiny, tmp_path: Path, factors: list[float], message: str) -> None:
+    with pytest.raises(AxzooError, match=message):
+        converted(tiny, tmp_path, extra={"rope_freqs.weight": np.array(factors, np.float32)})
+
+
+def _logits(folder: Path, ids: torch.Tensor) -> torch.Tensor:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits: torch.Tensor = model(ids).logits
+    return logits
+
+
+def test_rope_factors_are_those_of_llama_3(tiny: Tiny, tmp_path: Path) -> None:
+    """llama.cpp's converter writes what the frequencies of rope_type llama3 are divided by."""
+    import copy
+
+    from transformers import LlamaForCausalLM
+
+    config = copy.deepcopy(tiny.model.config)
+    config.rope_parameters = {
+        "rope_type": "llama3",
+        "rope_theta": 5000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    original = LlamaForCausalLM(config).float().eval()
+    original.load_state_dict(tiny.model.state_dict())
+    plain = 5000.0 ** -(np.arange(0, 8, 2) / 8)
+    factors = (plain / original.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
+    assert factors[0] == 1 and factors[-1] == 8
+    folder = converted(tiny, tmp_path, extra={"rope_freqs.weight": factors})
+    ids = torch.randint(0, config.vocab_size, (2, 100), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected, unscaled = original(ids).logits, tiny.model(ids).logits
+    assert (expected - unscaled).abs().max() > 0.1
+    torch.testing.assert_close(_logits(folder, ids), expected, rtol=0, atol=2e-4)
+    view = ConfigView(json.loads((folder / "config.json").read_text()), folder / "config.json")
+    inv_freq, attention = frequencies(decoder_spec(view).layer.rope, 128)
+    assert attention == 1.0
+    np.testing.assert_allclose(inv_freq, plain / factors, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "scaling"),
+    [
+        ({"llama.rope.scaling.type": "none"}, None),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0}, None),
+        ({"llama.rope.scaling.type": "none", "llama.rope.scaling.finetuned": False}, None),
+        (
+            {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+            {"rope_type": "linear", "factor": 4.0},
+        ),
+    ],
+)
+def test_rope_scaling(tiny: Tiny, tmp_path: Path, changes: dict[str, Any], scaling: Any) -> None:
+    folder = converted(tiny, tmp_path, changes=changes)
+    assert json.loads((folder / "config.json").read_text())["rope_scaling"] == scaling
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends"),
+    [
+        ({"tokenizer.ggml.eot_token_id": 1}, [2, 1]),
+        ({"tokenizer.ggml.eot_token_id": 2, "tokenizer.ggml.eom_token_id": 0}, [2, 0]),
+        ({"tokenizer.ggml.eot_token_id": 2}, 2),
+        ({"tokenizer.ggml.eos_token_id": None, "tokenizer.ggml.eom_token_id": 3}, 3),
+    ],
+)
+def test_the_ends_of_turns_and_messages_end_an_answer(
+    tiny: Tiny, tmp_path: Path, changes: dict[str, Any], ends: Any
+) -> None:
+    folder = converted(tiny, tmp_path, changes=changes)
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == ends
+    assert set(load_tokenizer(folder).eos_token_ids) == {*(ends if isinstance(ends, list) else [ends]), 2}
+
+
+def test_a_qwen2_is_converted(tiny: Tiny, tmp_path: Path) -> None:
+    """llama.cpp keeps the rows of q and k in their order, and q, k and v have biases."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    known = tiny.model.config
+    torch.manual_seed(2)
+    config = Qwen2Config(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=known.vocab_size,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        tie_word_embeddings=True,
+        initializer_range=0.3,
+    )
+    model = Qwen2ForCausalLM(config).float().eval()
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if name.endswith("bias"):
+                values.normal_()
+    folder = converted(replace(tiny, model=model), tmp_path, changes=QWEN2)
+    ids = torch.randint(0, config.vocab_size, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = model(ids).logits
+    torch.testing.assert_close(_logits(folder, ids), expected, rtol=0, atol=0)
+    read_spec(folder, "qwen2", 2, ())
+
+
+QWEN2 = {"general.architecture": "qwen2", "tokenizer.ggml.pre": "qwen2"}

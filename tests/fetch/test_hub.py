@@ -1,12 +1,16 @@
+import io
 import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from hub_server import COMMIT, Hub, serving
+from safetensors.torch import load_file
 
 from axzoo.core.errors import AxzooError
+from axzoo.fetch import fetch
 from axzoo.fetch.hub import fetch_hub
 from axzoo.fetch.sources import HubSource, hashed_file, is_complete
 
@@ -50,7 +54,8 @@ def test_fetches_the_checkpoint_and_nothing_else(hub: Hub, output: Path) -> None
     receipt = json.loads((output / "source.json").read_text())
     assert receipt["source"] == {"hub": "org/model", "revision": "main", "commit": COMMIT}
     assert receipt["root"] == "."
-    assert receipt["files"]["config.json"] == {"size": 23, "sha256": hashed_file(output / "config.json").sha256}
+    assert receipt["files"]["config.json"] == hashed_file(output / "config.json").to_dict()
+    assert receipt["files"]["config.json"]["size"] == 23
     assert is_complete(output, SOURCE)
     assert not is_complete(output, HubSource("org/model", "v2"))
 
@@ -63,9 +68,16 @@ def test_every_file_is_requested_at_the_commit(hub: Hub, output: Path) -> None:
 
 
 def test_pickles_are_fetched_only_without_safetensors(hub: Hub, output: Path) -> None:
+    saved = io.BytesIO()
+    torch.save({"w": torch.arange(6.0).view(2, 3)}, saved)
     del hub.files["model.safetensors"]
+    hub.files["pytorch_model.bin"] = saved.getvalue()
     fetch_hub(SOURCE, output, hub.endpoint)
-    assert (output / "pytorch_model.bin").read_bytes() == b"pickle"
+    assert sorted(path.name for path in output.iterdir()) == sorted([*WANTED, "source.json"])
+    assert load_file(output / "model.safetensors")["w"].tolist() == [[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]
+    hub.requests.clear()
+    fetch(HubSource("org/model", "main"), output)
+    assert hub.requests == []  # the converted checkpoint is complete
 
 
 def test_a_broken_transfer_is_resumed_by_the_next_run(hub: Hub, output: Path) -> None:
@@ -204,6 +216,7 @@ def test_an_invalid_listing(hub: Hub, output: Path, info: bytes) -> None:
 def test_a_repository_without_a_checkpoint(hub: Hub, output: Path, missing: str, message: str) -> None:
     del hub.files[missing]
     hub.files.pop("pytorch_model.bin")
+    hub.files.pop("model.gguf")
     with pytest.raises(AxzooError, match=message):
         fetch_hub(SOURCE, output, hub.endpoint)
 

@@ -11,8 +11,8 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from axzoo.checkpoint.gguf.conversion import write_safetensors
 from axzoo.checkpoint.tensors import Array, TensorInfo
+from axzoo.checkpoint.writing import write_safetensors
 
 CODES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 

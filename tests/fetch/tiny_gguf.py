@@ -35,6 +35,7 @@ class Tiny:
         self, path: Path, changes: dict[str, Any] | None = None, extra: dict[str, np.ndarray] | None = None
     ) -> Path:
         config = self.model.config
+        architecture = (changes or {}).get("general.architecture", "llama")
         metadata = {
             "llama.block_count": config.num_hidden_layers,
             "llama.context_length": config.max_position_embeddings,
@@ -44,13 +45,15 @@ class Tiny:
             "llama.attention.head_count_kv": config.num_key_value_heads,
             "llama.attention.layer_norm_rms_epsilon": 1e-5,
             "llama.rope.freq_base": 5000.0,
-            "llama.rope.dimension_count": config.head_dim,
+            "llama.rope.dimension_count": config.hidden_size // config.num_attention_heads,
             "llama.vocab_size": config.vocab_size,
             **_tokenizer_metadata(self.tokenizer),
         } | (changes or {})
-        writer = gguf.GGUFWriter(path, metadata.pop("general.architecture", "llama"))
+        metadata.pop("general.architecture", None)
+        writer = gguf.GGUFWriter(path, architecture)
         for key, value in metadata.items():
-            _add(writer, key, value)
+            renamed = f"{architecture}.{key.removeprefix('llama.')}" if architecture == "qwen2" else key
+            _add(writer, renamed if key.startswith("llama.") else key, value)
         for name, values in (_tensors(self.model) | (extra or {})).items():
             writer.add_tensor(name, values)
         writer.write_header_to_file()
@@ -139,11 +142,12 @@ def _tensors(model: Any) -> dict[str, np.ndarray]:
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         values = parameter.numpy()
-        if name.endswith("q_proj.weight"):
+        if config.model_type == "llama" and name.endswith("q_proj.weight"):
             values = _permute(values, config.num_attention_heads)
-        if name.endswith("k_proj.weight"):
+        if config.model_type == "llama" and name.endswith("k_proj.weight"):
             values = _permute(values, config.num_key_value_heads)
-        stored[f"{names.get_name(name.removesuffix('.weight'))}.weight"] = np.ascontiguousarray(values)
+        stem, _, kind = name.rpartition(".")
+        stored[f"{names.get_name(stem)}.{kind}"] = np.ascontiguousarray(values)
     return stored
 
 

@@ -137,8 +137,45 @@ def test_sizes_match_the_lock(family: str, tmp_path: Path) -> None:
 def test_missing_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match="give the folder of a Hugging Face checkpoint, or a GGUF file"):
         read(tmp_path / "nothing")
-    with pytest.raises(AxzooError, match=r"config\.json is missing"):
+    with pytest.raises(AxzooError, match=r"contains no weights that axzoo can read"):
+        read(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(AxzooError, match=r"contains no config\.json"):
         read(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(AxzooError, match=r"is not the config\.json of a Hugging Face checkpoint"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("hub/models--org--Tiny-Chat/snapshots/" + "0123" * 10, "Tiny-Chat"),
+        ("hub/models--gpt2/snapshots/" + "0123" * 10, "gpt2"),
+        ("snapshots/" + "0123" * 10 + "x", "0123" * 10 + "x"),
+        ("models--org--Tiny/snapshots/main", "main"),
+        ("0123" * 10, "0123" * 10),
+    ],
+)
+def test_snapshot_of_the_hubs_cache_is_named_after_its_repository(
+    qwen: Checkpoint, tmp_path: Path, path: str, name: str
+) -> None:
+    shutil.copytree(qwen.folder, tmp_path / path)
+    assert (read(tmp_path / path).name, read(tmp_path / path).shown_name) == (name, name)
+
+
+def test_gguf_in_the_hubs_cache_has_the_name_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "fetch")
+    from tiny_gguf import make_tiny
+
+    make_tiny(tied=True).write(tmp_path / "5f1d")
+    (tmp_path / "tiny.Q8_0.GGUF").symlink_to("5f1d")
+    model = read(tmp_path / "tiny.Q8_0.GGUF")
+    assert (model.name, model.path) == ("tiny.Q8_0", tmp_path / "tiny.Q8_0.GGUF")
+
+
+def test_leftover_index_is_reported(qwen: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = change_config(qwen, tmp_path / "both")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    read(folder)
+    assert f"using model.safetensors of {folder}, as transformers does" in caplog.text

@@ -41,7 +41,10 @@ def test_sizes_must_match_the_checkpoint(lock: Lock) -> None:
     check_sizes(lock, {})
     check_sizes(lock, actual)
     check_sizes(lock, actual | {"layer": round(layer * 1.009), "post": round(post * 0.991)})
-    for key, wrong in {"layer": layer * 2, "post": post // 2, "kv_width": actual["kv_width"] + 1}.items():
+    actual |= {"hidden_size": lock.spec.layer.hidden_size, "intermediate_size": lock.spec.layer.intermediate_size}
+    check_sizes(lock, actual)
+    widths = {key: actual[key] + 1 for key in ("kv_width", "hidden_size", "intermediate_size")}
+    for key, wrong in {"layer": layer * 2, "post": post // 2, **widths}.items():
         with pytest.raises(AxzooError, match=rf"sizes\.{key}: \d+, but the checkpoint has {actual[key]}:"):
             check_sizes(lock, actual | {key: wrong})
 
@@ -55,7 +58,9 @@ def test_sizes_on_the_command_line(message: str) -> None:
 
 
 def test_unknown_sizes_are_refused() -> None:
-    with pytest.raises(AxzooError, match="--sizes: unknown key 'layers': use one of kv_width, layer, post"):
+    with pytest.raises(
+        AxzooError, match="--sizes: unknown key 'layers': use one of hidden_size, intermediate_size, kv_width, "
+    ):
         sizes_of_json('{"layers": 3}')
 
 

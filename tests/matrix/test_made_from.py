@@ -15,8 +15,10 @@ from axzoo.fetch import fetch
 from axzoo.fetch.sources import FolderSource
 from axzoo.matrix import lock_state as made_from
 from axzoo.matrix.build import Build
+from axzoo.matrix.comparison import Comparison
 from axzoo.matrix.entries import load_zoo
-from axzoo.matrix.lock_state import MADE_FROM, facts, is_locked, write_made_from
+from axzoo.matrix.lock_state import MADE_FROM, facts, write_made_from
+from axzoo.parts.kinds import part_ids
 
 CHIPS = Path(__file__).parents[2] / "config/chips.yaml"
 SIZES = {"layer": 1000, "post": 2000, "kv_width": 64}
@@ -42,9 +44,14 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     build.locks.mkdir(parents=True)
     for path in build.lock_files:
         Path(path).write_text("{}")
-    of_model = build.model_type, build.num_hidden_layers, build.ignore_config_keys, Path("override.json"), SIZES
-    write_made_from(build.locks, facts(build.checkpoint / "source.json", *of_model))
+    of_model = build.model_type, build.num_hidden_layers, build.ignore_config_keys, build.ignore_tensors
+    made_from = facts(build.checkpoint / "source.json", *of_model, Path("override.json"), SIZES)
+    write_made_from(build.locks, made_from, part_ids(build.num_hidden_layers))
     return build
+
+
+def is_locked(build: Build) -> bool:
+    return Comparison([build]).is_locked(build)
 
 
 def test_lock_is_up_to_date(build: Build) -> None:
@@ -79,6 +86,7 @@ def test_changed_file_makes_the_lock_outdated(build: Build, change: Callable[[Bu
         {"model_type": "qwen2"},
         {"num_hidden_layers": 1},
         {"ignore_config_keys": ("novel",)},
+        {"ignore_tensors": ("novel.*",)},
         {"model_config": None},
         {"sizes": tuple((SIZES | {"kv_width": 32}).items())},
         {"source": FolderSource("another")},

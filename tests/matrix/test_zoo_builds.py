@@ -66,7 +66,6 @@ def test_sources_and_their_fetch_arguments(load: Load) -> None:
 def test_model_config_is_passed_to_the_lock(load: Load) -> None:
     shared = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
     a, b = load(f"models: {{A: {{{shared}, model_config: my/model.json}}, B: {{{shared}}}}}").builds()
-    assert (a.model_config_files, b.model_config_files) == (["my/model.json"], [])
     assert (a.model_config_arguments, b.model_config_arguments) == (["--model_config", "my/model.json"], [])
     assert a.model_facts != b.model_facts
 
@@ -77,14 +76,6 @@ def test_sizes_are_passed_to_the_lock(load: Load) -> None:
     a, b = load(f"models: {{A: {{{shared}, {sizes}}}, B: {{{shared}}}}}").builds()
     assert (a.size_arguments, b.size_arguments) == (["--sizes", '{"kv_width":3,"layer":1,"post":2}'], [])
     assert a.model_facts != b.model_facts
-
-
-def test_local_gguf_file_is_an_input(load: Load, tmp_path: Path) -> None:
-    (tmp_path / "x.gguf").touch()
-    (build,) = load(
-        f"models: {{A: {{path: {tmp_path}/x.gguf, model_type: llama, num_hidden_layers: 1, chips: AX650}}}}"
-    ).builds()
-    assert build.source_files == [f"{tmp_path}/x.gguf"]
 
 
 def test_matrix_expands_in_file_order(load: Load) -> None:
@@ -182,3 +173,20 @@ def test_calibration_text_must_be_inside_the_project(load: Load, text: str) -> N
     entry = f"{{path: x, model_type: llama, num_hidden_layers: 1, rounding: gptq, calibration_text: {text}}}"
     with pytest.raises(AxzooError, match="is not a text file's relative path"):
         load(f"models: {{A: {entry}}}")
+
+
+def test_thresholds_are_passed_to_the_checks(load: Load) -> None:
+    shared = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
+    limits = "thresholds: {max_mean_kl: 0.02, min_layer_cosine: 1}"
+    a, b = load(f"models: {{A: {{{shared}, {limits}}}, B: {{{shared}}}}}").builds()
+    assert a.threshold_arguments == ['--thresholds={"max_mean_kl":0.02,"min_layer_cosine":1.0}']
+    assert b.threshold_arguments == []
+
+
+@pytest.mark.parametrize(
+    "given", ["{cosine: 1}", "{max_mean_kl: -1}", "{min_layer_cosine: 2}", "{max_delta_l2: '1'}", "3"]
+)
+def test_thresholds_must_be_known_numbers_in_range(load: Load, given: str) -> None:
+    shared = "path: x, model_type: llama, num_hidden_layers: 1, chips: AX650"
+    with pytest.raises(AxzooError, match=r"models\.A\.thresholds"):
+        load(f"models: {{A: {{{shared}, thresholds: {given}}}}}")

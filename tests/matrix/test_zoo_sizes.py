@@ -176,7 +176,11 @@ def test_sizes_match_the_model_shape(name: str) -> None:
     shape, entry = SHAPES[name], ZOO.models[name]
     assert entry.num_hidden_layers == shape.layers
     assert entry.sizes is not None
-    assert dict(entry.sizes) == {"layer": shape.layer, "post": shape.post, "kv_width": shape.kv_width}
+    assert entry.sizes.model_dump(exclude_none=True) == {
+        "layer": shape.layer,
+        "post": shape.post,
+        "kv_width": shape.kv_width,
+    }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -16,8 +16,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from axzoo.core.errors import AxzooError
-from axzoo.model.rope import frequencies, is_positive_number, make_rope, rope_tables, supported_length
-from axzoo.model.spec import RopeSpec
+from axzoo.model.rope import frequencies, is_positive_number, make_rope, rope_tables
+from axzoo.model.spec import RopeSpec, supported_length
 
 LENGTH = 4096
 """max_position_embeddings."""

@@ -132,6 +132,9 @@ def test_unknown_config_key_does_not_change_the_embedding(tmp_path: Path) -> Non
     extract_embedding(source, tmp_path / "out")
 
 
+OTHER = {"model.embeddings.weight": np.zeros((V, H), np.float32)}
+
+
 @pytest.mark.parametrize(
     "config, tensors, message",
     [
@@ -140,14 +143,19 @@ def test_unknown_config_key_does_not_change_the_embedding(tmp_path: Path) -> Non
         ({"model_type": "../llama"}, {}, "is not supported"),
         ({"vocab_size": 12}, {}, rf"tensor {USUAL} has shape \[11, 8\], but .*config.json requires \[12, 8\]"),
         ({"hidden_size": -8}, {}, "config.json: hidden_size is -8, but must be a positive integer"),
-        ({"model_type": "minicpmv", "scale_emb": 1}, {}, "has no tensor llm.model.embed_tokens.weight, the embedding"),
+        (
+            {"model_type": "minicpmv", "scale_emb": 1},
+            OTHER,
+            "has no tensor llm.model.embed_tokens.weight, the embedding",
+        ),
+        ({}, OTHER, f"has no tensor {USUAL}, the embedding of a llama model"),
         ({}, {USUAL: np.zeros((V, H), np.int8)}, f"tensor {USUAL} has dtype I8, but must have one of F32"),
     ],
 )
 def test_mismatched_checkpoint_writes_no_file(
     config: dict[str, Any], tensors: dict[str, NDArray[Any]], message: str, tmp_path: Path
 ) -> None:
-    source = _checkpoint(tmp_path / "in", "llama", {USUAL: _values()} | tensors)
+    source = _checkpoint(tmp_path / "in", "llama", tensors if tensors is OTHER else {USUAL: _values()} | tensors)
     changed = TABLE["minicpm"][0] | {"model_type": "llama"} | config
     if changed["model_type"] == "llama":
         changed = {key: value for key, value in changed.items() if key in LLAMA or key in config or key == "model_type"}
@@ -167,7 +175,7 @@ def test_config_that_is_not_a_mapping(content: str, tmp_path: Path) -> None:
 
 def test_file_that_is_not_gguf(tmp_path: Path) -> None:
     (tmp_path / "weights").write_bytes(b"no weights")
-    with pytest.raises(AxzooError, match=r"weights is not a readable GGUF file"):
+    with pytest.raises(AxzooError, match=r"weights is not a folder: give .* or a GGUF file"):
         extract_embedding(tmp_path / "weights", tmp_path / "out")
 
 

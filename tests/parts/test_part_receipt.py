@@ -13,7 +13,9 @@ from axzoo.core.files import write_json
 from axzoo.parts.kind import PartId
 from axzoo.parts.receipt import Receipt, read_receipt
 
-RECEIPT = Receipt(PartId("layer", 3), "llama_p128_l3_together.axmodel", "k" * 64, "5" * 64, 12, {"weight_type": "s8"})
+RECEIPT = Receipt(
+    PartId("layer", 3), "llama_p128_l3_together.axmodel", "k" * 64, "5" * 64, 12, {"weight_type": "s8"}, "i" * 64
+)
 
 
 @pytest.fixture
@@ -29,8 +31,8 @@ def test_round_trip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3}, "has format 3, and this axzoo reads formats up to 2: it was written by a newer version"),
-        ({"format": 1}, "has format 1, which an older axzoo wrote: remove it and build its bundle again"),
+        ({"format": 4}, "has format 4, and this axzoo reads formats up to 3: it was written by a newer version"),
+        ({"format": 2}, "has format 2, which an older axzoo wrote: remove it and build its bundle again"),
         ({"format": None}, "is damaged: remove it and build its bundle again"),
         ({"kind": 7}, "is damaged"),
         ({"index": -1}, "is damaged"),

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from axzoo.backends.host.compiler import Compiled, compile_layer, compile_post
 from axzoo.core.dtypes import NUMPY_DTYPES
-from axzoo.core.errors import AxzooError
 from axzoo.model.spec import LayerSpec, NormSpec, PostSpec, RopeSpec
 from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.engine import InferenceSession
@@ -164,17 +163,6 @@ def test_there_is_no_prefill_session_if_sums_saturate_on_the_processor(
     assert len(fused._sessions) == 1
     rows = _rows(PLAIN.hidden_size)
     assert np.corrcoef(_logits(fused.prefill(rows)), _logits(exact.prefill(rows)))[0, 1] > 0.999
-
-
-def test_two_copies_of_the_weights_that_exceed_memory_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 20, "SC_PAGE_SIZE": 4096}.__getitem__)
-    recipe = replace(LONG, weight_type="s8", post_weight_type="s8")
-    with pytest.raises(AxzooError, match=r"which take \d+ MB, but this machine has 0 MB: use --mode fast"):
-        _networks(tmp_path, PLAIN, recipe, separate_prefill=True)
-    _networks(tmp_path, PLAIN, recipe)
-    _networks(tmp_path, PLAIN, replace(LONG, weight_type="bf16"), separate_prefill=True)  # these are kept once anyway
 
 
 def test_a_topk_post_layer(tmp_path: Path) -> None:

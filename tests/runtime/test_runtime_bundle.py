@@ -39,9 +39,12 @@ def test_flags_in_the_config(copy: Path) -> None:
     assert (changed.bos, changed.eos, changed.mmap_embedding) == (True, True, False)
 
 
-def test_a_tokenizer_model_is_enough(copy: Path) -> None:
-    (copy / "tokenizer" / "tokenizer.json").rename(copy / "tokenizer" / "tokenizer.model")
-    assert open_bundle(copy).tokenizer == copy / "tokenizer"
+def test_a_bundle_needs_no_tokenizer(copy: Path) -> None:
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    bundle = open_bundle(copy)
+    assert bundle.tokenizer == copy / "tokenizer"
+    _change(copy, chat=False)
+    assert [open_bundle(copy).uses_chat(other) for other in (False, True)] == [False, True]
 
 
 def test_missing_files_are_named(copy: Path, tmp_path: Path) -> None:
@@ -51,8 +54,7 @@ def test_missing_files_are_named(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match=r"lacks llama_p4_l1_together\.axmodel: build the bundle again"):
         open_bundle(copy)
     _change(copy, axmodel_num=6)
-    (copy / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(AxzooError, match=r"lacks \S+_l1_\S+, \S+_l3_\S+, \S+_l4_\S+ and 2 more: build"):
+    with pytest.raises(AxzooError, match=r"lacks \S+_l1_\S+, \S+_l3_\S+, \S+_l4_\S+ and 1 more: build"):
         open_bundle(copy)
 
 

@@ -103,7 +103,7 @@ def write_bundle(oracle: Oracle, recipe: Recipe, folder: Path) -> None:
                 "tokens_embed_num": VOCAB_SIZE,
                 "tokens_embed_size": 32,
                 "post_config_path": "post_config.json",
-                "eos_token_ids": [],
+                "eos_token_ids": [1 << 20],  # never generated: answers do not end
                 "chat": True,
             }
         )

@@ -51,6 +51,10 @@ class Server:
         finally:
             connection.close()
 
+    def ask_text(self, **body: Any) -> tuple[int, str]:
+        """Like `chat`, but return the body as text, because a stream is not JSON."""
+        return self.send("POST", "/v1/chat/completions", json.dumps(body).encode())[:2]
+
     def chat(self, **body: Any) -> tuple[int, dict[str, Any]]:
         return self.ask("POST", "/v1/chat/completions", json.dumps(body).encode())
 

@@ -13,6 +13,9 @@ from typing import Any
 import openai
 import pytest
 from chat_server import Server, chat_server
+from openai.types.chat.chat_completion_assistant_message_param import ChatCompletionAssistantMessageParam
+from openai.types.chat.chat_completion_stream_options_param import ChatCompletionStreamOptionsParam
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 
 from axzoo.runtime.generate import generate
 from axzoo.runtime.model import Mode, load_model
@@ -137,10 +140,39 @@ def test_text_parts_and_the_developer_role(tiny_served: Path, client: openai.Ope
     assert done.choices[0].message.content == greedy(tiny_served, plain, 8)
 
 
+def test_every_optional_key_may_be_null(tiny_served: Path, server: Server) -> None:
+    """The keys are those of the official client's request and messages."""
+    request = set(CompletionCreateParamsNonStreaming.__annotations__) - {"model", "messages"}
+    answer = set(ChatCompletionAssistantMessageParam.__annotations__) - {"role", "content"}
+    options = set(ChatCompletionStreamOptionsParam.__annotations__)
+    assert {"stop", "stream", "top_logprobs"} <= request and "tool_calls" in answer and "include_usage" in options
+    base = {"model": MODEL, "messages": HELLO, "seed": 0, "temperature": 0, "max_tokens": 4}
+    expected = greedy(tiny_served, HELLO, 4)
+    for key in request - {"seed", "temperature", "max_tokens"}:
+        status, body = server.chat(**base | {key: None})
+        assert (status, key) == (200, key), body
+        assert body["choices"][0]["message"]["content"] == expected, key
+    defaults = dict.fromkeys(request) | {"max_tokens": 4, "temperature": 0}
+    assert server.chat(**base | defaults)[1]["choices"][0]["message"]["content"] == expected
+    assert server.chat(**base | {"temperature": None, "seed": None})[0] == 200
+    turns = [*HELLO, {"role": "assistant", "content": None} | dict.fromkeys(answer), *HELLO]
+    silent = [*HELLO, {"role": "assistant", "content": ""}, *HELLO]
+    status, body = server.chat(**base | {"messages": turns})
+    assert (status, body["choices"][0]["message"]["content"]) == (200, greedy(tiny_served, silent, 4)), body
+    status, text = server.ask_text(**base | {"stream": True, "stream_options": dict.fromkeys(options)})
+    assert status == 200 and text.endswith("data: [DONE]\n\n") and '"usage"' not in text
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"n": 2}, "n: "),
+        ({"model": None}, "model"),
+        ({"messages": None}, "messages"),
+        ({"messages": [{"role": "user", "content": None}]}, "content"),
+        ({"messages": [{"role": None, "content": "x"}]}, "role"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"stop": [None]}, "stop"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"temperature": 3}, "temperature"),
         ({"temperature": "hot"}, "temperature"),

@@ -12,7 +12,15 @@ import pytest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import write_json
 from axzoo.store import Store, content_key, link
-from axzoo.store.upkeep import collect, contents, find_damage, leftovers, read_entry, used_by
+from axzoo.store.upkeep import (
+    collect,
+    contents,
+    find_damage,
+    forget_removed_bundles,
+    leftovers,
+    read_entry,
+    used_by,
+)
 
 DAY_S = 86_400
 LAYER = {"weight_type": "s4", "hidden_state_type": "bf16", "weight_group_size": 32, "weight_errors": {"q_proj": 0.1}}
@@ -188,3 +196,37 @@ def test_temporary_files_of_killed_processes(store: Store) -> None:
     assert young.exists()
     assert not old.exists()
     assert store.find(key) is not None
+
+
+def test_bundles_of_other_projects_that_share_the_store(store: Store, tmp_path: Path) -> None:
+    """Each project knows only its own receipts, but the store knows the projects."""
+    ours, theirs, gone = (_aged(store, _add(store, name)) for name in ("ours", "theirs", "gone"))
+    bundles = {}
+    for key, project in ((ours, "results"), (theirs, "other/results"), (gone, "third/results")):
+        folder, bundle = tmp_path / project / "receipts/AX650/a-w8a16", tmp_path / project / "AX650/a-w8a16"
+        bundle.mkdir(parents=True)
+        write_json(folder / "x.json", {"file": "x.axmodel", "key": key, "sha256": "0"})
+        write_json(folder.parent / "a-w8a16.json", {"format": 1})  # the receipt of the bundle
+        for _ in range(2):
+            store.register(folder, bundle)
+        bundles[project] = bundle
+    assert len(list((store.root / "users").iterdir())) == 3
+    bundles["third/results"].rmdir()
+    receipts = store.root.parent / "receipts"
+    used = used_by(receipts, store)
+    assert used == {ours: ["AX650/a-w8a16"], theirs: [str(bundles["other/results"])]}
+    assert used_by(tmp_path / "other/results/receipts", store).keys() == used.keys()
+    removed, _ = collect(store, used, DAY_S, dry_run=False)
+    assert [entry.key for entry in removed] == [gone]
+    forget_removed_bundles(store)
+    assert len(list((store.root / "users").iterdir())) == 2
+    for path in (tmp_path / "other/results/receipts").rglob("x.json"):
+        path.write_text("{")
+    with pytest.raises(AxzooError, match=r"x\.json is"):
+        used_by(receipts, store)
+
+
+def test_a_project_that_cannot_be_reached_is_not_forgotten(store: Store, tmp_path: Path) -> None:
+    store.register(tmp_path / "mount/results/receipts/AX650/a", tmp_path / "mount/results/AX650/a")
+    forget_removed_bundles(store)
+    assert len(list((store.root / "users").iterdir())) == 1

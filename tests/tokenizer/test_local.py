@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from axzoo.core.errors import AxzooError
-from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
+from axzoo.tokenizer.local import LocalTokenizer, find_tokenizer, load_tokenizer, require_rows
 
 TEXTS = [
     "",
@@ -114,29 +114,12 @@ def test_eos_and_bos(byte_level: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(folder)
     assert tokenizer.bos_token_id == tokenizer.backend.token_to_id("<|endoftext|>")
     assert tokenizer.eos_token_ids == (tokenizer.backend.token_to_id("<|im_end|>"),)
-    for listed, expected in ((2, (2,)), ([2, 0], (2, 0))):
-        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
-        assert load_tokenizer(folder).eos_token_ids == expected
-    (folder / "generation_config.json").write_text('{"eos_token_id": "2"}')
-    with pytest.raises(AxzooError, match=r"generation_config\.json: eos_token_id must be a token id"):
-        load_tokenizer(folder)
-
-
-def test_special_tokens_given_as_objects_or_in_their_own_file(byte_level: Path, tmp_path: Path) -> None:
-    folder = _copy(byte_level, tmp_path)
-    _edit(
-        folder / "tokenizer_config.json", lambda c: c.pop("bos_token") and c.update(eos_token={"content": "<|im_end|>"})
-    )
-    (folder / "special_tokens_map.json").write_text('{"bos_token": "<|im_start|>", "eos_token": "<|endoftext|>"}')
-    tokenizer = load_tokenizer(folder)
-    assert tokenizer.special_tokens["bos_token"] == "<|im_start|>"
-    assert tokenizer.special_tokens["eos_token"] == "<|im_end|>"
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("tokenizer.json", None, "has no tokenizer.json"),
+        ("tokenizer.json", None, "has no tokenizer that axzoo can read"),
         ("tokenizer.json", b"{}", "is not a valid tokenizer"),
         ("tokenizer.json", b"\xff\xfe", "is not a valid tokenizer"),
         ("tokenizer_config.json", b"{", "is not valid JSON"),
@@ -215,3 +198,27 @@ def _edit(path: Path, change: Callable[[dict[str, object]], object]) -> None:
     data = json.loads(path.read_text())
     change(data)
     path.write_text(json.dumps(data))
+
+
+def test_tokens_need_a_row_in_the_embedding(byte_level: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = load_tokenizer(byte_level)
+    require_rows(tokenizer, tokenizer.vocab_size)
+    with pytest.raises(AxzooError, match=r"embedding has 418 rows: .*, .*, '<think>' would need higher rows"):
+        require_rows(tokenizer, tokenizer.vocab_size - 3)
+    folder = _copy(byte_level, tmp_path)
+    _edit(folder / "tokenizer_config.json", lambda c: c.update(pad_token="<pad>"))
+    padded = load_tokenizer(folder)
+    assert padded.vocab_size == tokenizer.vocab_size + 1
+    require_rows(padded, tokenizer.vocab_size)
+    assert "the pad_token '<pad>' has no row" in caplog.text
+    with pytest.raises(AxzooError, match="'<think>', '<pad>' would need"):
+        require_rows(padded, tokenizer.vocab_size - 1)
+
+
+def test_a_folder_without_a_tokenizer(byte_level: Path, tmp_path: Path) -> None:
+    folder = _copy(byte_level, tmp_path)
+    (folder / "tokenizer.json").unlink()
+    assert find_tokenizer(folder) is None
+    (folder / "tokenizer.json").symlink_to("../blobs/0123")
+    with pytest.raises(AxzooError, match=r"tokenizer\.json is not a file, or a link to nothing"):
+        find_tokenizer(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from axzoo.tokenizer.conversation import turn_end_id
+from axzoo.tokenizer.conversation import end_id
 from axzoo.tokenizer.local import load_tokenizer
 
 TURNS = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
@@ -36,12 +36,13 @@ def test_the_token_after_an_answer(
     (folder / "tokenizer_config.json").write_text(json.dumps({**config, "eos_token": "<|endoftext|>"}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": listed}))
     (folder / "chat_template.jinja").write_text(template)
-    assert turn_end_id(load_tokenizer(folder), chat) == expected
+    assert end_id(load_tokenizer(folder), chat) == expected
 
 
 def test_without_a_template(byte_level: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(byte_level, tmp_path / "tokenizer"))
     (folder / "tokenizer_config.json").write_text("{}")
-    assert turn_end_id(load_tokenizer(folder), False) is None
+    (folder / "chat_template.jinja").unlink()
+    assert end_id(load_tokenizer(folder), False) is None
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 0]}')
-    assert turn_end_id(load_tokenizer(folder), False) == 2
+    assert end_id(load_tokenizer(folder), False) == 2

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.workflow
 TENSOR = "model.layers.1.mlp.up_proj.weight"
 OTHER = "model.layers.1.mlp.upproj.weight"
 GGUF = "llm_tiny/tiny.gguf"
+LOCK = "results/locks/tiny/made_from.json"
 
 
 def refused(project: Project, *arguments: str, **environment: str) -> Run:
@@ -29,6 +32,16 @@ def refused(project: Project, *arguments: str, **environment: str) -> Run:
     logs = [path for root in ("results", ".snakemake") for path in (project / root).rglob("*.log")]
     assert not [text for text in (run.shown, *(log.read_text() for log in logs)) if "Traceback" in text]
     assert not [name for name in project.files() if name.endswith(".part") or "/.parts/" in name]
+    return run
+
+
+def refused_while_planning(project: Project, *arguments: str) -> Run:
+    """Runs Snakemake and checks that no job starts. Its own log, which is not shown, may contain more."""
+    run = project.snakemake(*arguments)
+    assert run.status == 1, run.shown
+    assert "Traceback" not in run.shown
+    assert not run.jobs
+    assert not project.files()
     return run
 
 
@@ -71,9 +84,6 @@ CHECKPOINTS: dict[str, tuple[Callable[[Project, str], None], str]] = {
     "shape": (cut_row, f"/shape/model.safetensors: tensor {TENSOR} has shape [319, 128], but"),
     "nan": (poison, f"/nan/model.safetensors: tensor {TENSOR} contains NaN or infinity"),
     "truncated": (truncate, "/truncated/model.safetensors is damaged or incomplete"),
-    "mamba": (configure(model_type="mamba"), "model_type 'mamba' is not supported; supported are: "),
-    "key": (configure(logit_softcap=30.0), "/key/config.json has keys axzoo does not know: logit_softcap"),
-    "depth": (configure(num_hidden_layers=4), "/depth/config.json has 4 layers, but the matrix says"),
 }
 """Damages to a checkpoint and the expected message, by model and folder name."""
 
@@ -102,24 +112,65 @@ def test_damaged_checkpoints_fail_in_the_lock_job(spoiled: tuple[Project, Run], 
     }
 
 
-def test_missing_checkpoint(project: Project) -> None:
-    project.write_matrix({"tiny": ENTRY | {"path": "no/such"}})
-    run = refused(project)
-    assert lines_with(run, "/no/such is not a folder: give the folder of a Hugging Face checkpoint") == 1, run.shown
-    assert project.files() == {"logs/fetch/tiny.log"}
+CONFIGS: dict[str, tuple[Callable[[Project, str], None], str]] = {
+    "mamba": (configure(model_type="mamba"), "models.mamba: mamba/config.json: model_type 'mamba' is not supported; "),
+    "key": (configure(logit_softcap=30.0), "models.key: key/config.json has keys axzoo does not know: logit_softcap"),
+    "depth": (configure(num_hidden_layers=4), "models.depth: depth/config.json has 4 layers, but the matrix says"),
+    "long": (configure(max_position_embeddings=62), "models.long: kv_cache_len 63 needs 63 positions, and the model"),
+    "gone": (lambda project, folder: shutil.rmtree(project / folder), "models.gone.path: gone does not exist"),
+}
+"""Changes of a checkpoint that are known while Snakemake plans, and the expected line."""
+
+
+@pytest.mark.parametrize("arguments", [["-n"], []], ids=["dry run", "build"])
+def test_what_is_known_before_a_build_is_said_before_it(
+    small_llama: Path, project: Project, arguments: list[str]
+) -> None:
+    for name, (spoil, _) in CONFIGS.items():
+        shutil.copytree(small_llama, project / name)
+        spoil(project, name)
+    project.write_matrix({"tiny": ENTRY} | {name: ENTRY | {"path": name} for name in CONFIGS})
+    run = refused_while_planning(project, *arguments)
+    for _, line in CONFIGS.values():
+        assert lines_with(run, line) == 1, run.shown
+    assert len(run.shown.splitlines()) == 1 + len(CONFIGS)  # the first names the profile
+
+
+def test_problems_of_one_model_do_not_stop_another(project: Project) -> None:
+    project.write_matrix({"tiny": ENTRY, "gone": ENTRY | {"path": "gone"}})
+    assert project.snakemake("-n", "results/AX650/tiny-w8a16/manifest.json").status == 0
+    run = refused_while_planning(project, "-n", "results/AX650/gone-w8a16/manifest.json")
+    assert lines_with(run, "models.gone.path: gone does not exist: give the path of an existing checkpoint folder") == 1
+
+
+def test_printed_advice_about_a_key_and_a_tensor_makes_the_build_pass(project: Project) -> None:
+    configure(logit_scale=1.0)(project, "checkpoint")
+    project.edit_tensors(lambda tensors: tensors.update({"model.layers.0.mlp.gate.weight": tensors[TENSOR].clone()}))
+
+    def build(*options: str) -> subprocess.CompletedProcess[str]:
+        paths = ["--input_path", str(project / "checkpoint"), "--output_path", str(project / "out")]
+        command = [str(Path(sys.executable).with_name("axzoo")), "llm_build", *paths, "--kv_cache_len", "31", *options]
+        return subprocess.run(command, cwd=project.folder, capture_output=True, text=True, check=False)
+
+    options: list[str] = []
+    for option in ("--ignore_config_keys", "--ignore_tensors"):
+        run = build(*options)
+        assert run.returncode == 1
+        (line,) = {line for line in (run.stdout + run.stderr).splitlines() if f"or pass {option} " in line}
+        options += shlex.split(line.partition(" or pass ")[2])
+    assert build(*options).returncode == 0
+    ignored = {"config_keys": ["logit_scale"], "tensors": ["model.layers.0.mlp.gate.weight"]}
+    assert json.loads((project / "out/manifest.json").read_text())["ignored"] == ignored
 
 
 def test_kv_cache_longer_than_the_supported_positions(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY}, kv_cache_len=MAX_POSITIONS + 1)
-    run = refused(project, "results/AX650/tiny-w8a16/llama_p16_l0_together.axmodel")
-    assert lines_with(run, f"kv_cache_len {MAX_POSITIONS + 1} is too large: it needs") == 1
-    assert not project.files("results/AX650")
-    assert not project.files("results/receipts")
-    assert not project.files("results/store")
+    run = refused_while_planning(project, "results/AX650/tiny-w8a16/llama_p16_l0_together.axmodel")
+    assert lines_with(run, f"models.tiny: kv_cache_len {MAX_POSITIONS + 1} needs {MAX_POSITIONS + 1} positions") == 1
 
     project.write_matrix({"tiny": ENTRY}, kv_cache_len=MAX_POSITIONS)  # the largest that fits
     run = project.snakemake("results/AX650/tiny-w8a16/llama_p16_l0_together.axmodel")
-    assert run.jobs == {"layer": 1}, run.shown
+    assert run.jobs == {"fetch": 1, "lock": 1, "layer": 1}, run.shown
 
 
 MISTAKES: list[dict[str, tuple[dict[str, Any], str, str]]] = [
@@ -272,3 +323,18 @@ def test_build_continues_after_a_full_disk_is_freed(project: Project) -> None:
     run = project.snakemake("results/AX650/tiny-w32a16/manifest.json")  # on a disk with enough space
     assert run.jobs["layer"] == LAYERS
     assert project.made() == made
+
+
+def test_reason_is_shown_if_the_full_disk_also_holds_the_logs(small_llama: Path, tmp_path: Path) -> None:
+    """The jobs' logs, Snakemake's own log and its metadata are on the disk."""
+    with small_disk(tmp_path / "disk", "size=4m"):
+        project = new_project(tmp_path / "disk/project", small_llama)
+        assert project.snakemake(LOCK).status == 0
+        for size in (4096, 1):
+            with suppress(OSError), (tmp_path / f"disk/rest{size}").open("wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(size))
+        run = project.snakemake("results/AX650/tiny-w8a16/llama_post.axmodel")
+        assert run.status == 1
+        assert "Traceback" not in run.shown
+        assert lines_with(run, "no space left on the disk") == 1, run.shown

@@ -16,10 +16,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from workflow_project import LAYERS, REPOSITORY, train_tokenizer
 
 from axzoo.backends.host.inspection import inspect_file
+from axzoo.bundle.verification import deviations
 
 pytestmark = pytest.mark.workflow
 
@@ -334,3 +336,22 @@ def test_the_newer_tools_options_and_a_check_that_fails(desk: Desk, compiled: st
     assert "level 1 failed" in (output / "checks/layers.log").read_text()
     checks = desk.folder / ".axzoo/results/checks/AX650/Qwen2-0.5B-Instruct-w8a32"
     assert {path.name for path in checks.iterdir()} == {"layers.failed.json", "layers.log"}
+
+
+def test_replaced_lost_and_damaged_files_are_noticed(desk: Desk, compiled: str) -> None:
+    """The new weights are older and have the same size. The damaged file and that in the work folder are one file."""
+    desk.build(COMPILE)
+    output, weights = desk.folder / OUTPUT, desk.folder / MODEL / "model.safetensors"
+    before = {path.name: path.read_bytes() for path in output.glob("*.axmodel")}
+    tensors = load_file(weights)
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] += 1
+    save_file(tensors, weights, metadata={"format": "pt"})
+    os.utime(weights, (1.6e9, 1.6e9))
+    (output / "tokenizer/tokenizer.json").unlink()
+    with (output / "qwen2_post.axmodel").open("r+b") as file:
+        file.write(b"\0" * 8)
+    (output / "config.json").write_text("{}")
+    desk.build(COMPILE)
+    after = {path.name: path.read_bytes() for path in output.glob("*.axmodel")}
+    assert {name for name in after if after[name] != before[name]} == {"qwen2_p128_l1_together.axmodel"}
+    assert list(deviations(output)) == []

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -23,15 +24,17 @@ CLUSTER = REPOSITORY / "scripts/slurm_dev_cluster.sh"
 MANIFEST = f"{TINY}/manifest.json"
 PROFILE = (
     *("--workflow-profile", "workflow/profiles/slurm", "--slurm-status-command", "squeue", "--slurm-no-account"),
-    *("--slurm-init-seconds-before-status-checks", "5", "--latency-wait", "5"),
-)  # a job takes four seconds; if none ended at the first status check, the next one is ten seconds later
+    *("--latency-wait", "5"),
+)
+CPUS = 2
+"""Fewer than the threads of some rules."""
 
 
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         pytest.skip("NO SLURM: bringing up a cluster needs root on Debian; nothing of it is tested here")
-    environment = {**os.environ, "FOLDER": str(tmp_path_factory.mktemp("slurm"))}
+    environment = {**os.environ, "FOLDER": str(tmp_path_factory.mktemp("slurm")), "CPUS": str(CPUS)}
     up = subprocess.run([CLUSTER, "up"], env=environment, capture_output=True, text=True)
     if up.returncode and "apt-get" in up.stderr:
         pytest.skip(f"NO SLURM: {up.stderr.strip()}")
@@ -63,6 +66,14 @@ def requested_memory(rule: str) -> list[str]:
         check=True,
     ).stdout.splitlines()
     return [row.split()[0] for row in rows if f"rule_{rule}_" in row]
+
+
+def requested_cpus() -> set[int]:
+    """The numbers of CPUs that SLURM jobs requested."""
+    rows = subprocess.run(
+        ["squeue", "--noheader", "--states", "all", "--format", "%C"], capture_output=True, text=True, check=True
+    )
+    return {int(row) for row in rows.stdout.split()}
 
 
 def comments(states: str) -> set[str]:
@@ -99,8 +110,39 @@ def test_a_cluster_builds_the_demo(cluster: None, project: Project, demo: Projec
     layers = ("layers_0_6", "layers_7_14", "layers_15_21", "layers_22_29")
     assert run.jobs == dict.fromkeys((*once, *layers, "demo"), 1)
     assert {f"rule_{rule}" for rule in (*once, *layers)} <= comments("all")
+    assert max(requested_cpus()) == CPUS
     assert project.digests(DEMO) == demo.digests(DEMO)
     assert submit(project, "demo").did_nothing
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_waiting_jobs_are_explained_and_cancelled_when_the_build_is_stopped(
+    cluster: None, in_place: Project, number: signal.Signals
+) -> None:
+    """The only node is drained, so the first job cannot start."""
+    node = subprocess.run(["hostname", "-s"], capture_output=True, text=True, check=True).stdout.strip()
+    subprocess.run(["scontrol", "update", f"nodename={node}", "state=drain", "reason=test"], check=True)
+    build = subprocess.Popen(
+        ["snakemake", MANIFEST, *PROFILE],
+        cwd=in_place.folder,
+        env=untraced(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert build.stderr is not None
+        explained = next(line for line in build.stderr if " waits (fetch tiny): " in line)
+        assert "DRAINED" in explained
+        names = subprocess.run(["squeue", "--noheader", "--format", "%j"], capture_output=True, text=True).stdout
+        assert names.startswith("axzoo_")
+        build.send_signal(number)
+        shown = build.communicate(timeout=30)[1]
+    finally:
+        build.kill()
+        subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)
+    assert build.returncode == 1, shown
+    assert queue("running,pending") == [], shown
 
 
 def test_job_killed_for_its_memory_is_resubmitted_with_more(
@@ -108,7 +150,7 @@ def test_job_killed_for_its_memory_is_resubmitted_with_more(
 ) -> None:
     """SLURM kills jobs that exceed their memory: here post, whose request is reduced."""
     rules = in_place / "workflow/rules/parts.smk"
-    estimate = 'job_resource(part_rule, "mem_mb")'
+    estimate = "job_memory(part_rule.kind.name, part_rule.parts)"
     assert estimate in rules.read_text()
     rules.write_text(rules.read_text().replace(estimate, "lambda w, attempt: 100 * attempt"))
     assert in_place.snakemake("results/locks/tiny/made_from.json").status == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from axzoo.cli import main
 from axzoo.matrix.lock_state import MADE_FROM
 
 REPOSITORY = Path(__file__).parents[2]
@@ -93,8 +95,9 @@ class Project:
         return Run(done.returncode, done.stdout, finished)
 
     def files(self, folder: str = "results") -> set[str]:
-        """All files under `folder`, as relative paths."""
-        return {str(path.relative_to(self / folder)) for path in (self / folder).rglob("*") if path.is_file()}
+        """All files under `folder`, as relative paths, except the store's records of the projects that use it."""
+        found = (path.relative_to(self / folder) for path in (self / folder).rglob("*") if path.is_file())
+        return {str(path) for path in found if "users" not in path.parts}
 
     def state(self, folder: str = "results") -> dict[str, tuple[int, int, int]]:
         """Inode, mtime and size of each file."""
@@ -116,11 +119,13 @@ class Project:
         return {name: digest for name, digest in made.items() if Path(name).name != MADE_FROM}
 
     def copy_to(self, folder: Path) -> Project:
-        """Copies the project including mtimes and hard links.
-
-        The fetch receipt of the copy refers to the original's checkpoint until it is fetched again.
-        """
+        """Copies the project including mtimes and hard links, and fetches and locks its copied checkpoint."""
         subprocess.run(["cp", "-a", str(self.folder), str(folder)], check=True)
+        source, layers = "results/checkpoints/tiny/source.json", str(LAYERS)
+        with contextlib.chdir(folder):
+            assert main(["fetch", "--path", "checkpoint", "--output", str(Path(source).parent)]) == 0
+            model = ["--model_type", "llama", "--num_hidden_layers", layers, "--output", "results/locks/tiny"]
+            assert main(["lock", "--source", source, *model]) == 0
         return Project(folder)
 
 

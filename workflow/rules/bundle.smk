@@ -1,10 +1,18 @@
+def locked_bundle(w):
+    """The index of the lock after the lock job."""
+    lock = locked("index.json")(w)
+    build = PLAN.build(w)
+    force([f"{build.bundle}/manifest.json"], COMPARISON.of_bundle(build))
+    return lock
+
+
 # Receipts record the content of the compiled files. The files themselves are `ancient`, because they are hard links into
 # the store: all bundles that contain a file share its mtime.
 rule bundle:
     input:
         receipts=lambda w: PLAN.build(w).receipt_files,
         files=ancient(lambda w: PLAN.build(w).part_files),
-        lock=locked("index.json"),
+        lock=locked_bundle,
         source=ancient(input_path(CHECKPOINT)),
     output:
         manifest="results/{chip}/{model}-{tag}/manifest.json",
@@ -18,16 +26,19 @@ rule bundle:
         "results/benchmarks/bundle/{chip}/{model}-{tag}.tsv"
     threads: 2
     resources:
-        mem_mb=lambda w, attempt: PLAN.build(w).needs("bundle").mem_mb * attempt,
+        mem_mb=job_memory("bundle"),
         runtime=lambda w, attempt: PLAN.build(w).needs("bundle").minutes * attempt,
     params:
         recipe=lambda w: PLAN.build(w).bundle_arguments,
         lock=lambda w, input: folder_of(input.lock[0]),
         folder=lambda w, output: os.path.dirname(output.manifest),
+        receipt=lambda w: (
+            [] if USES_STORAGE else ["--receipt", str(PLAN.build(w).bundle_receipt)]
+        ),
         code=PLAN.bundle_code,
     shell:
         "axzoo bundle {params.folder:q} --chip {wildcards.chip} --lock {params.lock:q} --source {input.source:q} "
-        "--receipts {input.receipts:q} {params.recipe:q} > {log:q} 2>&1"
+        "--receipts {input.receipts:q} {params.receipt:q} {params.recipe:q} > {log:q} 2>&1"
 
 
 def completed_files(build):
@@ -35,5 +46,5 @@ def completed_files(build):
     folder that was missing when it first looked, and the checks depend on the folder anyway.
     """
     files = ["manifest.json", "config.json", "post_config.json", "run.sh"]
-    files += [] if USES_STORAGE else ["tokenizer/tokenizer.json"]
+    files += [] if USES_STORAGE else ["tokenizer/config.json"]
     return [f"{build.bundle}/{file}" for file in files]

@@ -3,7 +3,6 @@ rule calibrate:
     input:
         lock=lambda w: entire_lock(w),
         source=ancient(input_path(CHECKPOINT)),
-        text=lambda w: local_files(PLAN.model(w).calibration_texts),
     output:
         output_path(CALIBRATION),
     log:
@@ -12,7 +11,7 @@ rule calibrate:
         "results/benchmarks/calibrate/{model}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: PLAN.model(w).needs("calibrate").mem_mb * attempt,
+        mem_mb=job_memory("calibrate"),
         runtime=lambda w, attempt: PLAN.model(w).needs("calibrate").minutes * attempt,
     params:
         arguments=lambda w: PLAN.model(w).calibration_arguments,
@@ -26,4 +25,7 @@ rule calibrate:
 
 def entire_lock(w):
     """All files of the model's lock after the lock job: each layer's tensors affect the inputs of later layers."""
-    return locked(*(os.path.basename(file) for file in PLAN.model(w).lock_files))(w)
+    build = PLAN.model(w)
+    files = locked(*(os.path.basename(file) for file in build.lock_files))(w)
+    force([CALIBRATION.format(model=w.model)], COMPARISON.of_calibration(build))
+    return files

@@ -24,16 +24,17 @@ rule check_layers:
         "results/benchmarks/check_layers/{chip}/{model}-{tag}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: PLAN.build(w).needs("check_layers").mem_mb * attempt,
+        mem_mb=job_memory("check_layers"),
         runtime=lambda w, attempt: PLAN.build(w).needs("check_layers").minutes * attempt,
     params:
         prompt=lambda w: PLAN.build(w).prompt_arguments,
+        limits=lambda w: PLAN.build(w).threshold_arguments,
         lock=lambda w, input: input.get("lock", f"results/locks/{w.model}"),
         folder=lambda w, input: os.path.dirname(input.manifest),
         code=PLAN.check_layers_code,
     shell:
         "axzoo check-layers {params.folder:q} --lock {params.lock:q} --source {input.source:q} "
-        "{params.prompt:q} --output {output:q} > {log:q} 2>&1"
+        "{params.prompt:q} {params.limits:q} --output {output:q} > {log:q} 2>&1"
 
 
 rule check_generation:
@@ -49,16 +50,16 @@ rule check_generation:
         "results/benchmarks/check_generation/{chip}/{model}-{tag}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: PLAN.build(w).needs("check_generation").mem_mb
-        * attempt,
+        mem_mb=job_memory("check_generation"),
         runtime=lambda w, attempt: PLAN.build(w).needs("check_generation").minutes
         * attempt,
     params:
         prompt=lambda w: PLAN.build(w).prompt_arguments,
+        limits=lambda w: PLAN.build(w).threshold_arguments,
         expect=lambda w: PLAN.build(w).expect_arguments,
         lock=lambda w, input: input.get("lock", f"results/locks/{w.model}"),
         folder=lambda w, input: os.path.dirname(input.manifest),
         code=PLAN.check_generation_code,
     shell:
         "axzoo check-generation {params.folder:q} --lock {params.lock:q} --source {input.source:q} "
-        "{params.prompt:q} {params.expect:q} --output {output:q} > {log:q} 2>&1"
+        "{params.prompt:q} {params.limits:q} {params.expect:q} --output {output:q} > {log:q} 2>&1"

@@ -1,8 +1,9 @@
-# The fetch receipt source.json represents the checkpoint, whose large files are not declared as dependencies.
+# The fetch receipt source.json represents the checkpoint. Its files are compared with the receipt instead of being
+# declared: Snakemake overlooks older ones, and refuses outputs that are older than an input dated ahead.
 # No `retries`: `axzoo fetch` resumes interrupted downloads itself, and its other errors are permanent.
 rule fetch:
     input:
-        lambda w: local_files(PLAN.model(w).source_files),
+        compared([CHECKPOINT], lambda w: COMPARISON.of_checkpoint(PLAN.model(w))),
     output:
         output_path(CHECKPOINT),
     log:
@@ -10,7 +11,7 @@ rule fetch:
     benchmark:
         "results/benchmarks/fetch/{model}.tsv"
     resources:
-        mem_mb=lambda w, attempt: PLAN.model(w).needs("fetch").mem_mb * attempt,
+        mem_mb=job_memory("fetch"),
         runtime=lambda w, attempt: PLAN.model(w).needs("fetch").minutes * attempt,
     params:
         source=lambda w: PLAN.model(w).source.arguments,

@@ -3,7 +3,7 @@
 checkpoint lock:
     input:
         source=input_path(CHECKPOINT),
-        model_config=lambda w: local_files(PLAN.model(w).model_config_files),
+        compared=compared([LOCK], lambda w: COMPARISON.of_lock(PLAN.model(w))),
     output:
         output_path(LOCK),
     log:
@@ -12,31 +12,33 @@ checkpoint lock:
         "results/benchmarks/lock/{model}.tsv"
     threads: 4
     resources:
-        mem_mb=lambda w, attempt: PLAN.model(w).needs("lock").mem_mb * attempt,
+        mem_mb=job_memory("lock"),
         runtime=lambda w, attempt: PLAN.model(w).needs("lock").minutes * attempt,
     params:
         model_type=lambda w: PLAN.model(w).model_type,
         num_hidden_layers=lambda w: PLAN.model(w).num_hidden_layers,
-        ignore_config_keys=lambda w: PLAN.model(w).ignore_config_keys,
+        ignored=lambda w: PLAN.model(w).ignore_arguments,
         model_config=lambda w: PLAN.model(w).model_config_arguments,
         sizes=lambda w: PLAN.model(w).size_arguments,
         folder=lambda w, output: folder_of(output[0]),
         code=PLAN.lock_code,
     shell:
         "axzoo lock --source {input.source:q} --model_type {params.model_type:q} "
-        "--num_hidden_layers {params.num_hidden_layers} --ignore_config_keys {params.ignore_config_keys:q} "
+        "--num_hidden_layers {params.num_hidden_layers} {params.ignored:q} "
         "{params.model_config:q} {params.sizes:q} --threads {threads} --output {params.folder:q} > {log:q} 2>&1"
 
 
 @cache  # the same result for all jobs of the model, even after its lock job has run
 def lock_may_change(model):
     forced = workflow.dag_settings.forceall or workflow.dag_settings.forcerun
-    return forced or not PLAN.is_locked(model)
+    return forced or (COMPARES and not PLAN.is_locked(model, COMPARISON))
 
 
 def await_lock(model):
     """Makes a job depend on the checkpoint `lock`. Snakemake plans such jobs twice, so this is skipped if the lock is up
     to date."""
+    if model not in ANNOUNCED:
+        announce(PLAN.builds_of(model))
     if lock_may_change(model):
         checkpoints.lock.get(model=model)
 

@@ -5,9 +5,14 @@ def locked_parts(rule):
     not part of the build."""
 
     def paths(w):
-        for file in rule.files:
-            PLAN.build_with(w, file.format(**w))
-        return locked(*rule.locks)(w)
+        names = [file.format(**w) for file in rule.files]
+        build = [PLAN.build_with(w, name) for name in names][0]
+        lock = locked(*rule.locks)(w)
+        force(
+            [f"{build.bundle}/{name}" for name in names],
+            COMPARISON.of_parts(build, names),
+        )
+        return lock
 
     return paths
 
@@ -27,12 +32,10 @@ def kind_param(kind, value):
     return lambda w: value(PLAN.build(w), kind)
 
 
-def job_resource(rule, name):
-    """Returns a resource function: mem_mb or minutes of a job."""
+def job_minutes(rule):
+    """Returns a resource function: the time limit of a job."""
     return (
-        lambda w, attempt: getattr(
-            PLAN.build(w).needs(rule.kind.name, rule.parts), name
-        )
+        lambda w, attempt: PLAN.build(w).needs(rule.kind.name, rule.parts).minutes
         * attempt
     )
 
@@ -62,8 +65,8 @@ for part_rule in PLAN.part_rules:
             model="|".join(map(re.escape, part_rule.models)),
         priority: part_rule.kind.priority
         resources:
-            mem_mb=job_resource(part_rule, "mem_mb"),
-            runtime=job_resource(part_rule, "minutes"),
+            mem_mb=job_memory(part_rule.kind.name, part_rule.parts),
+            runtime=job_minutes(part_rule),
         params:
             recipe=kind_param(part_rule.kind, lambda build, kind: build.choices(kind)),
             backend=lambda w: PLAN.build(w).backend_name,

@@ -23,13 +23,8 @@ def folder_of(path):
     return path if USES_STORAGE else os.path.dirname(path)
 
 
-def local_files(files):
-    """Files that no rule creates. They are not in the storage: jobs read them from the workflow's folder or by absolute
-    path."""
-    return [] if USES_STORAGE else files
-
-
 CHECKPOINT = declared_path("results/checkpoints/{model}", "source.json")
 LOCK = declared_path("results/locks/{model}", "made_from.json")
-TOKENIZER = declared_path("results/{chip}/{model}-{tag}/tokenizer", "tokenizer.json")
+# Every checkpoint has a config.json, but the files of tokenizers vary, and some checkpoints have none.
+TOKENIZER = declared_path("results/{chip}/{model}-{tag}/tokenizer", "config.json")
 CALIBRATION = declared_path("results/calibration/{model}", "index.json")

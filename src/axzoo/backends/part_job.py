@@ -16,12 +16,12 @@ from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.tensors import Checkpoint
 from axzoo.core.console import SUCCESS
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import write_json
+from axzoo.core.files import canonical_json, sha256_of, write_json
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import kind_of
 from axzoo.parts.part import Part, read_part, verified_blocks
-from axzoo.parts.receipt import Receipt
+from axzoo.parts.receipt import Receipt, inputs_digest, states_file
 from axzoo.store import Entry, Store, content_key, link
 from axzoo.weights.recipe import Recipe
 
@@ -53,12 +53,13 @@ class PartJob:
 
 @dataclass(frozen=True)
 class _Request:
-    """A part to build, its store key, and the recorded hidden states that calibrate it, if any."""
+    """A part to build, its store key, the digest of its inputs, and the hidden states that calibrate it, if any."""
 
     file: PartFile
     part: Part
     kind: PartKind
     key: str
+    inputs: str
     states: Any
 
     def path(self, folder: Path) -> Path:
@@ -80,11 +81,12 @@ def build_parts(job: PartJob) -> None:
         if entry is None:
             missing.append(request)
         else:
-            _finish(request, entry, "reused")
+            _finish(request, store, entry, "reused")
     if missing:
         with store.workspace() as folder:
             for request, path, about in _build(job, missing, backend, folder):
-                _finish(request, store.adopt(request.key, path, about, request.part.id.to_dict()), "built")
+                entry = store.adopt(request.key, path, about, request.part.id.to_dict())
+                _finish(request, store, entry, "built")
 
 
 def _request(job: PartJob, file: PartFile, backend: Backend) -> _Request:
@@ -92,15 +94,18 @@ def _request(job: PartJob, file: PartFile, backend: Backend) -> _Request:
     part = read_part(file.lock)
     kind = kind_of(part.id.kind)
     states = _states(job, part, kind)
+    choices, compiler = kind.choices(job.recipe), compiler_identity(kind, job.recipe, backend, job.chip)
+    calibration = None if states is None else states.sha256
     determinants = {
         "part": kind.name,
         "spec": part.spec,
         "tensors": {role: tensor.blake3 for role, tensor in part.tensors.items()},
-        "recipe": kind.choices(job.recipe),
-        "compiler": compiler_identity(kind, job.recipe, backend, job.chip),
-        **({} if states is None else {"calibration": states.sha256}),
+        "recipe": choices,
+        "compiler": compiler,
+        **({} if states is None else {"calibration": calibration}),
     }
-    return _Request(file, part, kind, content_key(determinants), states)
+    inputs = inputs_digest(sha256_of(file.lock), canonical_json(choices), canonical_json(compiler), calibration)
+    return _Request(file, part, kind, content_key(determinants), inputs, states)
 
 
 def _states(job: PartJob, part: Part, kind: PartKind) -> Any:
@@ -115,7 +120,7 @@ def _states(job: PartJob, part: Part, kind: PartKind) -> Any:
         raise AxzooError(
             f"rounding {job.recipe.rounding} needs --calibration: pass the output folder of `axzoo calibrate`"
         )
-    from axzoo.calibrate.states import find_states, states_file
+    from axzoo.calibrate.states import find_states
 
     return find_states(job.calibration / states_file(part.id))
 
@@ -162,9 +167,10 @@ def _order(job: PartJob, request: _Request, checkpoint: Checkpoint, folder: Path
     return Order(part.id, spec, job.recipe, job.chip, part.shapes, lambda role: [tensors[role]], codes, output)
 
 
-def _finish(request: _Request, entry: Entry, verb: str) -> None:
+def _finish(request: _Request, store: Store, entry: Entry, verb: str) -> None:
     link(entry, request.file.output)
+    store.register(request.file.receipt.parent, request.file.output.parent)
     name = request.file.output.name
-    receipt = Receipt(request.part.id, name, request.key, entry.sha256, entry.size, entry.about)
+    receipt = Receipt(request.part.id, name, request.key, entry.sha256, entry.size, entry.about, request.inputs)
     write_json(request.file.receipt, receipt.to_dict())
     logger.log(SUCCESS, f"{verb} {request.file.output} ({entry.size / 1e6:.1f} MB)")

@@ -41,11 +41,12 @@ def bill_of_materials(receipt: Mapping[str, Any], checkpoint: Path, recipe: Reci
     """
     try:
         files = {str(name): record.get("sha256") for name, record in receipt["files"].items()}
+        read = [*files, *receipt.get("converted_from", {}).get("files", ())]
         model = _model(receipt["source"], files, licences(checkpoint))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise AxzooError(f"source.json of {checkpoint} is damaged ({error!r}): fetch the checkpoint again") from None
     python = platform.python_version()
-    torch = is_calibrated(recipe) or any(name.endswith(".bin") for name in files)
+    torch = is_calibrated(recipe) or any(name.endswith(".bin") for name in read)
     libraries = sorted([*_LIBRARIES, "torch"] if torch else _LIBRARIES)
     return {
         "bomFormat": "CycloneDX",

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from axzoo import __version__
+from axzoo.backends import load_backend
 from axzoo.bundle.bill_of_materials import bill_of_materials
+from axzoo.bundle.bundle_receipt import BundleReceipt, built_digest, inputs_digest, write_bundle_receipt
 from axzoo.bundle.manifest import MANIFEST, MANIFEST_FORMAT
 from axzoo.core.console import SUCCESS
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import TEMPORARY_SUFFIX, atomic_path, read_json, sha256_of, write_json, write_text
+from axzoo.core.stamps import Stamp, recorded
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kinds import KINDS, kind_of, part_ids
 from axzoo.parts.lock_index import INDEX, TOKENIZER_FILES, LockIndex, read_index
 from axzoo.parts.receipt import Receipt, read_receipt
 from axzoo.runtime.post_config import PostConfig
-from axzoo.tokenizer.local import load_tokenizer
+from axzoo.runtime.shortcomings import NO_END, NO_TEMPLATE, NO_TOKENIZER
+from axzoo.tokenizer.end_tokens import configured_end_ids
+from axzoo.tokenizer.local import find_tokenizer, require_rows
 from axzoo.weights.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -30,7 +35,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BundlePlan:
-    """A bundle to complete. `folder` already contains the parts that `receipts` describe."""
+    """A bundle to complete. `folder` already contains the parts that `receipts` describe. If given, `receipt` is the
+    path of the bundle's own receipt, written last."""
 
     folder: Path
     name: str
@@ -42,24 +48,36 @@ class BundlePlan:
     lock: Path
     source: Path
     receipts: tuple[Path, ...]
+    receipt: Path | None = None  # to write: the receipt of the bundle
 
 
 def complete_bundle(plan: BundlePlan) -> None:
     """Write tokenizer, configs and run script, and finally the manifest.
 
-    Raises AxzooError when a part is missing or does not match its receipt, or when `plan.chat` is set and the tokenizer
-    has no chat template.
+    A tokenizer, a chat template and end tokens are optional: a warning says which of them the checkpoint lacks. Raises
+    AxzooError when a part is missing or is not what its receipt and its name say, or when the tokenizer belongs to
+    another model.
     """
-    index = read_index(plan.lock)
-    receipts = _all_parts(plan, index.spec)
+    index, index_sha256 = read_index(plan.lock), sha256_of(plan.lock / INDEX)
+    stamps = [Stamp.of(path) for path in plan.receipts if path.exists()]
+    read = [read_receipt(path) for path in plan.receipts]
+    receipts = _all_parts(plan, index.spec, read)
+    built = built_digest(receipts)
+    inputs = inputs_digest(
+        plan.model, plan.chip, plan.backend, plan.recipe, plan.chat, index_sha256, plan.source, built
+    )
     with ThreadPoolExecutor(2) as pool:  # hash the parts while the other files are written
         digested = pool.map(lambda receipt: _record(plan.folder / receipt.file, receipt), receipts)
         others = _write_other_files(plan, index)
-        files = {receipt.file: record for receipt, record in zip(receipts, digested, strict=True)}
+        written = {receipt.file: record for receipt, record in zip(receipts, digested, strict=True)}
+    for receipt in receipts:
+        _check_role(plan, index.spec, receipt)
     for suffix in {kind.suffix for kind in KINDS}:
-        _remove_old_files(plan.folder, set(files), f"*{suffix}")
+        _remove_old_files(plan.folder, set(written), f"*{suffix}")
     _remove_old_files(plan.folder, set(), f".*{TEMPORARY_SUFFIX}")
-    files |= {name: _record(plan.folder / name) for name in others}
+    _remove_old_receipts(plan.receipts)
+    written |= {name: recorded(plan.folder / name) for name in others}
+    files = {name: {"sha256": record["sha256"], "size": record["size"]} for name, record in written.items()}
     manifest = {
         "format": MANIFEST_FORMAT,
         "axzoo": __version__,
@@ -69,18 +87,23 @@ def complete_bundle(plan: BundlePlan) -> None:
         "backend": plan.backend,
         "recipe": plan.recipe.to_dict(),
         "source": index.source,
+        **({"ignored": index.ignored} if index.ignored else {}),
         "spec": index.spec.to_dict(),
         "files": files,
         "parts": {receipt.file: _describe(receipt, plan.recipe) for receipt in receipts},
         "sbom": bill_of_materials(read_json(plan.source), checkpoint_folder(plan.source), plan.recipe),
     }
     write_json(plan.folder / MANIFEST, manifest)
+    if plan.receipt is not None:
+        written[MANIFEST] = recorded(plan.folder / MANIFEST)
+        parts = {receipt.file: (stamp, receipt.inputs) for receipt, stamp in zip(read, stamps, strict=True)}
+        write_bundle_receipt(plan.receipt, BundleReceipt(inputs, written, built, parts))
     logger.log(SUCCESS, f"completed {plan.folder}: {len(files)} files")
 
 
-def _all_parts(plan: BundlePlan, spec: DecoderSpec) -> list[Receipt]:
+def _all_parts(plan: BundlePlan, spec: DecoderSpec, read: Sequence[Receipt]) -> list[Receipt]:
     """The receipts of all parts of the model, ordered by kind. Raises AxzooError when one is missing or superfluous."""
-    receipts = {receipt.part: receipt for receipt in map(read_receipt, plan.receipts)}
+    receipts = {receipt.part: receipt for receipt in read}
     wanted = part_ids(spec.num_hidden_layers)
     if set(receipts) != set(wanted) or len(receipts) != len(plan.receipts):
         missing = [part.name for part in wanted if part not in receipts]
@@ -91,6 +114,19 @@ def _all_parts(plan: BundlePlan, spec: DecoderSpec) -> list[Receipt]:
     return [receipts[part] for part in wanted]
 
 
+def _check_role(plan: BundlePlan, spec: DecoderSpec, receipt: Receipt) -> None:
+    """Raises AxzooError when a part has the file name of another part, or its file is not of its kind and shapes."""
+    kind, path = kind_of(receipt.part.kind), plan.folder / receipt.file
+    expected = kind.file_name(spec.model_type, plan.recipe, receipt.part.index)
+    if receipt.file != expected:
+        raise AxzooError(f"{path} was compiled as {receipt.part.name}, whose file is {expected}: compile both again")
+    if kind.code is None:
+        groups = kind.groups(kind.spec(spec, receipt.part.index), plan.recipe)
+        about = _describe(receipt, plan.recipe)
+        for message in load_backend(plan.backend).contradictions(path, kind, groups, plan.chip, about):
+            raise AxzooError(f"{path} cannot be used as {receipt.part.name}: {message}: compile it again")
+
+
 def _describe(receipt: Receipt, recipe: Recipe) -> dict[str, Any]:
     """A part's entry in the manifest."""
     storage = kind_of(receipt.part.kind).storage(recipe)
@@ -99,8 +135,8 @@ def _describe(receipt: Receipt, recipe: Recipe) -> dict[str, Any]:
 
 def _write_other_files(plan: BundlePlan, index: LockIndex) -> list[str]:
     """Write all files except the parts and the manifest; return their names."""
-    tokenizer = _copy_tokenizer(plan, index.tokenizer_files)
-    config = _runtime_config(plan, index.spec, tokenizer.eos_token_ids)
+    _copy_tokenizer(plan, index.tokenizer_files)
+    config = _runtime_config(plan, index.spec, _conversation(plan, index.spec.vocab_size))
     write_json(plan.folder / "config.json", config)
     write_json(plan.folder / "post_config.json", asdict(PostConfig()))
     write_text(plan.folder / "run.sh", _run_script(config))
@@ -108,8 +144,8 @@ def _write_other_files(plan: BundlePlan, index: LockIndex) -> list[str]:
     return ["config.json", "post_config.json", "run.sh", *(f"tokenizer/{name}" for name in index.tokenizer_files)]
 
 
-def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> Any:
-    """Copy the tokenizer files, check them against the lock and load the tokenizer."""
+def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> None:
+    """Copy the tokenizer files and check them against the lock."""
     source, target = checkpoint_folder(plan.source), plan.folder / "tokenizer"
     _remove_old_files(target, set(files), "*")
     for name, sha256 in files.items():
@@ -118,17 +154,33 @@ def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> Any:
         with atomic_path(target / name) as temporary:
             shutil.copyfile(source / name, temporary)
             if sha256_of(temporary) != sha256:
-                raise AxzooError(f"{source / name} changed after it was locked: lock the checkpoint again")
-    tokenizer = load_tokenizer(target)
-    if plan.chat:
-        tokenizer.encode_chat([{"role": "user", "content": "?"}])
-    return tokenizer
+                raise AxzooError(f"{source / name} changed after it was locked: run the build again, or `axzoo lock`")
 
 
-def _runtime_config(plan: BundlePlan, spec: DecoderSpec, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
+def _conversation(plan: BundlePlan, vocab_size: int) -> dict[str, Any]:
+    """The keys of config.json that depend on the tokenizer: the end tokens, and whether to use its chat template.
+
+    Raises AxzooError when the tokenizer belongs to another model, or its chat template fails.
+    """
+    folder = plan.folder / "tokenizer"
+    tokenizer = find_tokenizer(folder)
+    ends = configured_end_ids(folder) if tokenizer is None else tokenizer.eos_token_ids
+    if tokenizer is None:
+        logger.warning(f"{plan.model} has no tokenizer: {NO_TOKENIZER}")
+    else:
+        require_rows(tokenizer, vocab_size)
+        if plan.chat and tokenizer.chat is None:
+            logger.warning(f"{plan.model} has no chat template: {NO_TEMPLATE}")
+        elif plan.chat:
+            tokenizer.encode_chat([{"role": "user", "content": "?"}])
+    known = [index for index in ends if index < vocab_size]
+    if not known:
+        logger.warning(f"{plan.model} has no end token: {NO_END}")
+    return {"eos_token_ids": known, "chat": plan.chat and tokenizer is not None and tokenizer.chat is not None}
+
+
+def _runtime_config(plan: BundlePlan, spec: DecoderSpec, conversation: Mapping[str, Any]) -> dict[str, Any]:
     """config.json: the keys of ax-llm and of axzoo's runtime."""
-    if not eos_token_ids:
-        raise AxzooError(f"{plan.source.parent}: neither generation_config.json nor the tokenizer defines an EOS token")
     parts = {key: value for kind in KINDS for key, value in kind.config(spec, plan.recipe).items()}
     return {
         "model_name": plan.name,
@@ -140,8 +192,7 @@ def _runtime_config(plan: BundlePlan, spec: DecoderSpec, eos_token_ids: tuple[in
         "bos": 0,
         "eos": 0,
         "use_mmap_load_embed": 1,
-        "eos_token_ids": list(eos_token_ids),
-        "chat": plan.chat,
+        **conversation,
     }
 
 
@@ -181,9 +232,17 @@ def _remove_old_files(folder: Path, expected: set[str], pattern: str) -> None:
             path.unlink()
 
 
-def _record(path: Path, receipt: Receipt | None = None) -> dict[str, Any]:
-    """The sha256 and size of a file. Raises AxzooError when the sha256 differs from the receipt."""
-    sha256 = sha256_of(path)
-    if receipt is not None and receipt.sha256 != sha256:
+def _remove_old_receipts(receipts: Sequence[Path]) -> None:
+    """Remove the receipts of parts that the bundle no longer has. `axzoo store gc` would keep their store entries."""
+    for folder in {path.parent for path in receipts}:
+        for path in set(folder.glob("*.json")) - set(receipts):
+            logger.info(f"removed {path}, which belongs to an earlier build")
+            path.unlink()
+
+
+def _record(path: Path, receipt: Receipt) -> dict[str, Any]:
+    """The sha256 and stamp of a part's file. Raises AxzooError when the sha256 differs from the receipt."""
+    record = recorded(path)
+    if receipt.sha256 != record["sha256"]:
         raise AxzooError(f"{path} changed after it was built: remove it and run again")
-    return {"sha256": sha256, "size": path.stat().st_size}
+    return record

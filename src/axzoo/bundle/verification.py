@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from axzoo.backends import Backend, load_backend
@@ -32,7 +33,7 @@ def deviations(folder: Path) -> Iterator[str]:
     found = _files(folder)
     wrong = [f"{name} is missing" for name in sorted(manifest.files.keys() - found)]
     unlisted = sorted(found - manifest.files.keys() - _UNLISTED)
-    wrong += [f"{name} is not listed in the manifest" for name in unlisted]
+    wrong += [f"{name} is not listed in the manifest: remove it" for name in unlisted]
     yield from wrong
     for name in sorted(manifest.files.keys() & found):
         for change in _changes(folder / name, manifest.files[name]):
@@ -47,7 +48,27 @@ def require_intact(folder: Path) -> None:
     wrong = list(deviations(folder))
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise AxzooError(f"{folder} does not match its manifest: {'; '.join(wrong[:3])}{more}: build it again")
+        raise AxzooError(f"{folder} does not match its manifest: {'; '.join(wrong[:3])}{more}: {remedy(folder)}")
+
+
+def remedy(folder: Path) -> str:
+    """What to do with a bundle that deviates from its manifest. In the project that built it, Snakemake restores it."""
+    real = folder.resolve()
+    chip, name, results = real.parent.name, real.name, real.parent.parent
+    if not (results / "receipts" / chip / f"{name}.json").is_file():
+        return "build it again with the command that built it, or copy it again"
+    target = Path(results.name, chip, name, MANIFEST)
+    return f"run `snakemake --cores all {target}` in {results.parent}, with the --configfile it was built with, if any"
+
+
+def mark_damaged(folder: Path) -> None:
+    """Date files whose content is not in the manifest, so that the next build reads them even if they were damaged
+    without a change of their times."""
+    manifest = read_manifest(folder)
+    for name, record in manifest.files.items():
+        with suppress(OSError):
+            if any(_changes(folder / name, record)):
+                os.utime(folder / name)
 
 
 def require_engine(folder: Path) -> None:

@@ -48,7 +48,7 @@ def invert_hessian(hessian: torch.Tensor) -> InverseHessian:
     ascending = torch.argsort(diagonal, stable=True)
     diagonal += DAMPING * diagonal.mean()
     # With J the reversal, J H J = L L^T, so H^-1 = U^T U with the upper triangular U = J L^-1 J: H is never inverted.
-    lower = torch.linalg.cholesky(hessian[ascending][:, ascending])
+    lower = torch.linalg.cholesky(hessian[ascending[:, None], ascending])
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False)
     return InverseHessian(ascending.flip(0), inverse.flip(0, 1))
 

@@ -15,18 +15,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from axzoo.calibrate.parallel import in_parallel
-from axzoo.calibrate.tokens import LENGTH, SEED, generated_tokens, text_tokens
+from axzoo.calibrate.tokens import LENGTH, SEED, generated_tokens, held, text_tokens
 from axzoo.core.console import SUCCESS
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import atomic_path, read_json, sha256_of, write_json
-from axzoo.core.machine import physical_memory
+from axzoo.core.stamps import recorded
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.oracle import Oracle, layer
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.parts.kind import PartId
-from axzoo.parts.kinds import KINDS
-from axzoo.parts.part import read_parts
-from axzoo.tokenizer.local import load_tokenizer
+from axzoo.parts.kinds import part_ids
+from axzoo.parts.lock_index import INDEX as LOCK_INDEX
+from axzoo.parts.receipt import calibration_inputs, states_file
+from axzoo.tokenizer.local import find_tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +39,6 @@ GROUP = 8
 _TENSOR = "hidden_states"
 
 
-def states_file(part: PartId) -> str:
-    """The name of the file that calibrates a part."""
-    return f"{part.name}.safetensors"
-
-
 def layer_inputs(oracle: Oracle, tokens: Tensor) -> Iterator[Tensor]:
     """Yields each layer's input for tokens [sequences, length]: [sequences, length, hidden_size] fp32.
 
@@ -51,21 +47,24 @@ def layer_inputs(oracle: Oracle, tokens: Tensor) -> Iterator[Tensor]:
     x = torch.stack([oracle.embed(ids) for ids in tokens.tolist()])
     yield x
     for index in range(oracle.spec.num_hidden_layers - 1):
-        run = partial(layer, oracle.spec.layer_spec(index), oracle.layer_weights(index), max_length=oracle.max_length)
+        (weights,) = held([oracle.layer_weights(index)])
+        run = partial(layer, oracle.spec.layer_spec(index), weights, max_length=oracle.max_length)
         x = torch.cat([output for output, _ in in_parallel(torch.vmap(run), torch.split(x, GROUP))])
         yield x
 
 
-def write_states(folder: Path, oracle: Oracle, tokens: Tensor, origin: Mapping[str, Any]) -> None:
+def write_states(folder: Path, oracle: Oracle, tokens: Tensor, origin: Mapping[str, Any], inputs: str) -> None:
     """Writes each layer's hidden states in bf16, and the index. `origin`, plain JSON, records where the tokens come
-    from."""
-    digests = {}
+    from, `inputs` is the digest of what was read."""
+    files = {}
     for index, states in enumerate(layer_inputs(oracle, tokens)):
         path = folder / states_file(PartId("layer", index))
         with atomic_path(path) as temporary:
             save_file({_TENSOR: states.bfloat16()}, temporary)
-        digests[path.name] = sha256_of(path)
-    write_json(folder / INDEX, {"origin": origin, "tokens": tokens.tolist(), "layers": digests})
+        files[path.name] = recorded(path)
+    layers = {name: record["sha256"] for name, record in files.items()}
+    listed = {"layers": layers, "inputs": inputs, "files": files}
+    write_json(folder / INDEX, {"origin": origin, "tokens": tokens.tolist(), **listed})
 
 
 @dataclass(frozen=True)
@@ -114,32 +113,24 @@ def find_states(path: Path) -> LayerStates:
 def calibrate(locks: Path, source: Path, output: Path, text: Path | None, tokens: int) -> None:
     """Runs as many whole sequences as fit in `tokens` and writes the folder `output`, index.json last.
 
-    Without `text`, the model generates the tokens. Raises AxzooError when the text is too short, or when there is none
-    and the model does not fit in memory.
+    Without `text`, the model generates the tokens. Raises AxzooError when the text is too short or `tokens` too small.
     """
     if tokens < LENGTH:
         raise AxzooError(f"{tokens} tokens are fewer than one sequence: give at least {LENGTH}")
+    digest = None if text is None else sha256_of(text)
     oracle = checkpoint_oracle(locks, source, LENGTH)
-    ids = _tokens(oracle, locks, checkpoint_folder(source), text, tokens // LENGTH)
+    names = [LOCK_INDEX, *(part.lock_file for part in part_ids(oracle.spec.num_hidden_layers))]
+    inputs = calibration_inputs({name: sha256_of(locks / name) for name in names}, digest, tokens)
+    ids = _tokens(oracle, checkpoint_folder(source), text, tokens // LENGTH)
     origin: dict[str, Any] = {"tokens": ids.numel(), "length": LENGTH}
-    origin |= {"seed": SEED} if text is None else {"text": sha256_of(text)}
-    write_states(output, oracle, ids, origin)
+    origin |= {"seed": SEED} if digest is None else {"text": digest}
+    write_states(output, oracle, ids, origin, inputs)
     logger.log(SUCCESS, f"calibrated {output}: {ids.numel()} tokens, {oracle.spec.num_hidden_layers} layers")
 
 
-def _tokens(oracle: Oracle, locks: Path, checkpoint: Path, text: Path | None, sequences: int) -> Tensor:
-    tokenizer = load_tokenizer(checkpoint)
+def _tokens(oracle: Oracle, checkpoint: Path, text: Path | None, sequences: int) -> Tensor:
     if text is not None:
-        return text_tokens(text, tokenizer, sequences)
-    _check_memory(oracle, locks)
-    return generated_tokens(oracle, min(oracle.spec.vocab_size, tokenizer.vocab_size), sequences)
-
-
-def _check_memory(oracle: Oracle, locks: Path) -> None:
-    parts = read_parts(locks, oracle.spec.num_hidden_layers, [kind for kind in KINDS if kind.code is None])
-    needed, memory = 4 * sum(part.parameters for part in parts), physical_memory()
-    if needed > memory:
-        raise AxzooError(
-            f"the model needs {needed >> 20} MB of memory to generate its calibration text, but this machine has "
-            f"{memory >> 20} MB: set calibration_text, which needs one layer in memory at a time"
-        )
+        return text_tokens(text, load_tokenizer(checkpoint), sequences)
+    tokenizer = find_tokenizer(checkpoint)
+    sizes = [oracle.spec.vocab_size, *([] if tokenizer is None else [tokenizer.vocab_size])]
+    return generated_tokens(oracle, min(sizes), sequences)

@@ -6,16 +6,21 @@ Training for Large Language Models" (2023).
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from axzoo.calibrate import HELD_BYTES
 from axzoo.calibrate.parallel import in_parallel
 from axzoo.core.errors import AxzooError
-from axzoo.model.oracle import Oracle, Past, Weights, layer, post
+from axzoo.model.oracle import Oracle, Past, StreamedWeights, Weights, layer, post
 from axzoo.tokenizer.local import LocalTokenizer
+
+logger = logging.getLogger(__name__)
 
 LENGTH = 256
 """Tokens per sequence."""
@@ -27,6 +32,18 @@ SEED = 0
 
 CHARACTERS_PER_TOKEN = 64
 """At most this many characters of a text are read per token."""
+
+
+def held(parts: Iterable[Weights]) -> list[Weights]:
+    """Reads the parts into memory that fit in HELD_BYTES; the others are still read whenever they are used."""
+    left, result = HELD_BYTES, list[Weights]()
+    for weights in parts:
+        if isinstance(weights, StreamedWeights) and 4 * weights.parameters <= left:
+            left -= 4 * weights.parameters
+            result.append(dict(weights))
+        else:
+            result.append(weights)
+    return result
 
 
 def text_tokens(path: Path, tokenizer: LocalTokenizer, sequences: int) -> Tensor:
@@ -50,10 +67,15 @@ def text_tokens(path: Path, tokenizer: LocalTokenizer, sequences: int) -> Tensor
 def generated_tokens(oracle: Oracle, vocab_size: int, sequences: int) -> Tensor:
     """Samples sequences [sequences, LENGTH] int64 at temperature 1, each after a random first token below `vocab_size`.
 
-    The whole model is in memory in fp32. On one type of CPU, equal models give equal tokens for any number of cores.
+    On one type of CPU, equal models give equal tokens for any number of cores.
     """
-    layers = [oracle.layer_weights(index) for index in range(oracle.spec.num_hidden_layers)]
-    head = oracle.post_weights()
+    numbers = range(oracle.spec.num_hidden_layers)
+    head, *layers = held([oracle.post_weights(), *map(oracle.layer_weights, numbers)])
+    if any(isinstance(weights, StreamedWeights) for weights in (head, *layers)):
+        logger.info(
+            f"the weights are read again for each of {LENGTH - 1} tokens, because they take more than "
+            f"{HELD_BYTES >> 20} MB: with calibration_text they are read once"
+        )
 
     def generate(group: int) -> Tensor:
         generator = torch.Generator().manual_seed(SEED + group)

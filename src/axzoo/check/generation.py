@@ -6,6 +6,7 @@ The oracle runs over the same text in one pass, which gives its logits at every 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -105,6 +106,13 @@ def _print(text: str) -> None:
 
 CANDIDATES = 10
 
+WRONG_MODEL = 20
+"""The mean KL divergence that no quantization explains, relative to the usual limit of the formats."""
+
+STORED_KL = {"fp32": 0.001, "fp16": 0.02, "bf16": 0.2}
+"""The largest mean KL divergence from the oracle on the files' own weights, by hidden state type: what rounding hidden
+states and logits may change. SmolLM2-135M has 0.0004 in bf16."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -128,7 +136,9 @@ class GenerationCheck:
     """The whole answer.
 
     KL(oracle || built) is in nats, over `compared_tokens` tokens: the vocabulary, or the top k of the post layer.
-    `conversation` is the prompt and the answer with their special tokens.
+    `mean_kl` and `top1_agreement` compare with the checkpoint, and `stored_mean_kl` with the file's own weights: only
+    the rounding of hidden states and logits remains. `conversation` is the prompt and the answer with their special
+    tokens.
     """
 
     prompt: str
@@ -139,23 +149,50 @@ class GenerationCheck:
     mean_kl: float
     compared_tokens: int
     top1_agreement: float
+    stored_mean_kl: float
 
-    def failures(self, thresholds: Thresholds, expect: str | None) -> list[str]:
-        """The reasons why the answer fails; empty if it passes."""
-        reasons = []
-        if not self.mean_kl <= thresholds.max_mean_kl:  # NaN fails
-            reasons.append(f"mean KL divergence {self.mean_kl:.4f} is above {thresholds.max_mean_kl}")
-        if self.top1_agreement < thresholds.min_top1_agreement:
-            reasons.append(f"top-1 agreement {self.top1_agreement:.3f} is below {thresholds.min_top1_agreement}")
+    def faults(self, hidden_state_type: str, thresholds: Thresholds, expect: str | None) -> list[str]:
+        """The reasons why the answer is wrong; empty if it is right. `thresholds` are those of the formats."""
+        reasons, limit = [], STORED_KL[hidden_state_type]
+        if not math.isfinite(self.mean_kl):
+            reasons.append("the logits are not finite")
+        elif not self.stored_mean_kl <= limit:
+            divergence = f"{self.stored_mean_kl:.4f}, above {limit}"
+            reasons.append(f"mean KL divergence from the oracle on the files' own weights is {divergence}")
+        elif self.mean_kl > WRONG_MODEL * thresholds.max_mean_kl:
+            reasons.append(
+                f"mean KL divergence {self.mean_kl:.4f} is more than quantization costs: another model's files?"
+            )
         if expect is not None and expect not in self.answer:
             reasons.append(f"the answer {self.answer!r} does not contain {expect!r}")
         return reasons
 
+    def exceeds(self, thresholds: Thresholds) -> dict[str, str]:
+        """The thresholds that the cost of quantization exceeds, by name, with the number. NaN exceeds them."""
+        reasons = {}
+        if not self.mean_kl <= thresholds.max_mean_kl:
+            reasons["max_mean_kl"] = f"mean KL divergence {self.mean_kl:.4f} is above {thresholds.max_mean_kl}"
+        if not self.top1_agreement >= thresholds.min_top1_agreement:
+            agreement = f"top-1 agreement {self.top1_agreement:.3f} is below {thresholds.min_top1_agreement}"
+            reasons["min_top1_agreement"] = agreement
+        return reasons
 
-def check_generation(
-    model: Model, tokenizer: LocalTokenizer, oracle: Oracle, ids: Sequence[int], max_tokens: int, log: GenerationLog
-) -> GenerationCheck:
-    """Generates up to `max_tokens` tokens after the prompt `ids`, then compares each with the oracle."""
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to the prompt `ids`: its tokens, and for each of them the logits [vocab_size] it was chosen from, and
+    start and hidden states of the pass."""
+
+    ids: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logits: tuple[NDArray[np.float32], ...]
+    passes: tuple[tuple[int, tuple[HiddenState, ...]], ...]
+
+
+def generate_answer(
+    model: Model, tokenizer: LocalTokenizer, ids: Sequence[int], max_tokens: int, log: GenerationLog
+) -> Answer:
+    """Generates up to `max_tokens` tokens after the prompt `ids` with the built files."""
     log.begin(0, len(ids))
     logits = [model.prefill(ids, log.hidden)]
     passes = [(log.start, tuple(log.hidden_states))]
@@ -166,23 +203,33 @@ def check_generation(
         logits.append(model.decode(tokens[-1], log.hidden))
         passes.append((log.start, tuple(log.hidden_states)))
         tokens.append(_choose(log, tokenizer, logits[-1]))
-    wanted = oracle.logits([*ids, *tokens[:-1]])[len(ids) - 1 :].numpy()
-    kls = kl_divergence(wanted, np.stack(logits))
+    return Answer(tuple(ids), tuple(tokens), tuple(logits), tuple(passes))
+
+
+def compare_answer(answer: Answer, tokenizer: LocalTokenizer, oracle: Oracle, stored: Oracle) -> GenerationCheck:
+    """Compares each token with two oracles: `oracle` has the checkpoint's weights, `stored` those of the files.
+
+    It does not need the engine, which may be released before.
+    """
+    ids, tokens, logits = list(answer.ids), list(answer.tokens), np.stack(answer.logits)
+    wanted, from_stored = (
+        reference.logits([*ids, *tokens[:-1]], first=len(ids) - 1).numpy() for reference in (oracle, stored)
+    )
+    kls = [float(kl) for kl in kl_divergence(wanted, logits)]
     steps = tuple(
-        Step(
-            token, *passed, tokenizer.decode([token], False), _candidates(tokenizer, row), int(want.argmax()), float(kl)
-        )
-        for token, passed, row, want, kl in zip(tokens, passes, logits, wanted, kls, strict=True)
+        Step(token, *passed, tokenizer.decode([token], False), _candidates(tokenizer, row), int(want.argmax()), kl)
+        for token, passed, row, want, kl in zip(tokens, answer.passes, answer.logits, wanted, kls, strict=True)
     )
     return GenerationCheck(
         prompt=tokenizer.decode(ids, False),
         answer=tokenizer.decode(tokens),
         conversation=tokenizer.decode([*ids, *tokens], False),
-        hit_eos=tokens[-1] in ends,
+        hit_eos=tokens[-1] in tokenizer.eos_token_ids,
         steps=steps,
-        mean_kl=float(kls.mean()),
-        compared_tokens=int(np.isfinite(logits[0]).sum()),
+        mean_kl=float(np.mean(kls)),
+        compared_tokens=int(np.isfinite(answer.logits[0]).sum()),
         top1_agreement=sum(step.token == step.oracle_token for step in steps) / len(steps),
+        stored_mean_kl=float(kl_divergence(from_stored, logits).mean()),
     )
 
 

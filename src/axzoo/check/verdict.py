@@ -7,6 +7,7 @@ because Snakemake removes the outputs of failed jobs and the numbers are needed 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,13 @@ def write_report(report: Path, content: dict[str, Any]) -> Path:
     return path
 
 
+def split_exceeded(exceeded: Mapping[str, str], limits: Collection[str]) -> tuple[list[str], list[str]]:
+    """Failures and warnings: exceeding a threshold by name fails a check if the matrix sets it, and is a warning if it
+    is a default."""
+    failures = [text for name, text in exceeded.items() if name in limits]
+    return failures, [text for name, text in exceeded.items() if name not in limits]
+
+
 def _finite(value: Any) -> Any:
     match value:
         case float():
@@ -45,8 +53,8 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def worst_cosine(layers_report: Any) -> tuple[float | None, int]:
-    """The lowest cosine of level 1 and its layer. A cosine of None, from NaN, counts as lowest."""
+def worst_cosine(layers_report: Any) -> tuple[float | None, int] | None:
+    """The lowest cosine of level 1 and its layer; None, from NaN, counts as lowest. No result if no layer ran."""
     kinds = [(layer[kind], layer["layer"]) for layer in layers_report["layers"] for kind in ("decode", "prefill")]
     found = [(errors["cosine"], layer) for errors, layer in kinds if errors]
-    return min(found, key=lambda item: -math.inf if item[0] is None else item[0])
+    return min(found, key=lambda item: -math.inf if item[0] is None else item[0], default=None)

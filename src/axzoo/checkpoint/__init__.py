@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from axzoo.core.errors import AxzooError
-
 if TYPE_CHECKING:
     from axzoo.checkpoint.tensors import Checkpoint  # imports numpy, which planning does not need
 
@@ -19,25 +17,23 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     from axzoo.checkpoint.gptq import GptqCheckpoint, gptq_config
 
     quantization = gptq_config(folder)
-    stored = _open_stored(folder)
+    stored = open_stored(folder)
     return stored if quantization is None else GptqCheckpoint(stored, quantization)
 
 
-def _open_stored(folder: Path) -> Checkpoint:
-    """The tensors as stored in the files: safetensors if there are any, else PyTorch pickles."""
-    if _holds(folder, "model.safetensors"):
+def open_stored(folder: Path) -> Checkpoint:
+    """The tensors as stored in the files of a folder. Raises AxzooError like `open_checkpoint`."""
+    from axzoo.checkpoint.local_files import find_weights
+
+    weights = find_weights(folder)
+    if weights.format == "safetensors":
         from axzoo.checkpoint.safetensors import SafetensorsCheckpoint
 
-        return SafetensorsCheckpoint(folder)
-    if _holds(folder, "pytorch_model.bin"):
+        return SafetensorsCheckpoint(folder, weights)
+    if weights.format == "pickled":
         from axzoo.checkpoint.pickled import PickledCheckpoint
 
-        return PickledCheckpoint(folder)
-    raise AxzooError(
-        f"{folder} contains no weights that axzoo can read: neither model.safetensors nor pytorch_model.bin, nor an "
-        f"index of either"
-    )
+        return PickledCheckpoint(folder, weights)
+    from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 
-
-def _holds(folder: Path, name: str) -> bool:
-    return (folder / name).exists() or (folder / f"{name}.index.json").exists()
+    return GgufCheckpoint(folder / weights.files[0])

@@ -17,7 +17,9 @@ has borrowed from the next field.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ def gptq_config(folder: Path) -> GptqConfig | None:
         if isinstance(declared, dict):  # AutoGPTQ writes this file without quant_method
             declared = {"quant_method": "gptq"} | declared
     if not isinstance(declared, dict):
-        raise AxzooError(f"{path}: its quantization is not a JSON object: fetch the file again")
+        raise AxzooError(f"{path}: its quantization is not a JSON object")
     method = declared.get("quant_method")
     if method != "gptq":
         raise AxzooError(
@@ -96,12 +98,59 @@ def _group_size(path: Path, value: Any) -> int:
     return value
 
 
+@dataclass(frozen=True)
+class _PackedMatrix:
+    """A layer's tensors as stored, with unpacked zero points: words int32 [inputs / fields, outputs], group [inputs],
+    zeros uint8 and scales [groups, outputs]."""
+
+    bits: int
+    words: Array
+    group: NDArray[np.int64]
+    zeros: NDArray[np.uint8]
+    scales: Array
+
+    @cached_property
+    def _words_per_group(self) -> int:
+        """If consecutive inputs share a group, the number of words per group; otherwise 0."""
+        size, rest = divmod(len(self.group), len(self.scales))
+        words, odd = divmod(size, 32 // self.bits)
+        consecutive = not rest and not odd and np.array_equal(self.group, np.arange(len(self.group)) // size)
+        return words if consecutive else 0
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows `start` to `stop` of the dequantized matrix, [stop - start, inputs]."""
+        zeros, scales = (part[:, start:stop].T.astype(np.float32) for part in (self.zeros, self.scales))
+        rows = np.empty((stop - start, len(self.group)), np.float32)
+        fields, per_group = 32 // self.bits, self._words_per_group
+        step = max(1, _CHUNK_BYTES // (4 * max(1, stop - start)))
+        if per_group:
+            step = -(-step // per_group) * per_group
+        for first in range(0, len(self.words), step):
+            codes = _unpack(self.words[first : first + step, start:stop].T, self.bits)
+            chunk = rows[:, first * fields : (first + step) * fields]
+            if per_group:
+                groups = slice(first // per_group, (first + step) // per_group)
+                shape = (len(rows), codes.shape[1] // (per_group * fields), per_group * fields)
+                _dequantize(codes.reshape(shape), zeros[:, groups, None], scales[:, groups, None], chunk.reshape(shape))
+            else:
+                group = self.group[first * fields : (first + step) * fields]
+                _dequantize(codes, zeros[:, group], scales[:, group], chunk)
+        return rows
+
+
+def _dequantize(codes: Array, zeros: Array, scales: Array, out: Array) -> None:
+    with np.errstate(all="ignore"):  # the lock checks for non-finite values
+        np.subtract(codes, zeros, out=out)
+        np.multiply(out, scales, out=out)
+
+
 class GptqCheckpoint:
     """Wraps a checkpoint: packed layers appear as X.weight, fp32 [outputs, inputs]; other tensors are unchanged."""
 
     def __init__(self, stored: Checkpoint, config: GptqConfig) -> None:
         """Raises AxzooError when no tensor is packed, or the shapes contradict `config`."""
         self._stored, self._config = stored, config
+        self._last_read = threading.local()
         self._layers = {
             name.removesuffix("qweight") + "weight": name.removesuffix("qweight")
             for name in stored.tensors
@@ -115,9 +164,7 @@ class GptqCheckpoint:
         self.tensors = {name: info for name, info in stored.tensors.items() if name not in replaced}
         for name, layer in self._layers.items():
             if name in self.tensors:
-                raise AxzooError(
-                    f"{config.path}: the checkpoint contains {name} both packed and unpacked: fetch it again"
-                )
+                raise AxzooError(f"{config.path}: the checkpoint contains {name} both packed and unpacked")
             self.tensors[name] = self._checked(name, layer)
 
     def _checked(self, name: str, layer: str) -> TensorInfo:
@@ -156,20 +203,18 @@ class GptqCheckpoint:
         layer = self._layers.get(name)
         if layer is None:
             return self._stored.read_rows(name, start, stop)
-        group = self._groups(layer)
-        zeros = self._zeros(layer)[:, start:stop].T.astype(np.float32)
-        scales = self._read_all(layer + "scales")[:, start:stop].T.astype(np.float32)
-        rows = np.empty((stop - start, len(group)), np.float32)
-        packed = self._stored.tensors[layer + "qweight"]
-        step = max(1, _CHUNK_BYTES // (4 * packed.shape[1]))
-        for first in range(0, packed.shape[0], step):
-            last = min(first + step, packed.shape[0])
-            codes = _unpack(self._stored.read_rows(packed.name, first, last)[:, start:stop].T, self._config.bits)
-            inputs = slice(first * self._config.fields, last * self._config.fields)
-            with np.errstate(all="ignore"):  # the lock checks for non-finite values
-                rows[:, inputs] = codes - zeros[:, group[inputs]]
-                rows[:, inputs] *= scales[:, group[inputs]]
-        return rows
+        return self._matrix(layer).rows(start, stop)
+
+    def _matrix(self, layer: str) -> _PackedMatrix:
+        """The layer's matrix. Each thread keeps the one that it read last, because matrices are read in blocks of rows,
+        and every block needs all words of the file."""
+        held: tuple[str, _PackedMatrix] | None = getattr(self._last_read, "matrix", None)
+        if held is None or held[0] != layer:
+            self._last_read.matrix = None  # frees the memory of the previous matrix
+            bits, words = self._config.bits, self._read_all(layer + "qweight")
+            zeros, scales = self._zeros(layer), self._read_all(layer + "scales")
+            held = self._last_read.matrix = (layer, _PackedMatrix(bits, words, self._groups(layer), zeros, scales))
+        return held[1]
 
     def _read_all(self, name: str) -> Array:
         return self._stored.read_rows(name, 0, self._stored.tensors[name].shape[0])
@@ -184,7 +229,7 @@ class GptqCheckpoint:
         count, info = self._stored.tensors[layer + "scales"].shape[0], self._stored.tensors[layer + "g_idx"]
         if group.min() < 0 or group.max() >= count:
             raise AxzooError(
-                f"{info.file}: tensor {info.name} has group indices outside 0 to {count - 1}: fetch the file again"
+                f"{info.file}: tensor {info.name} has group indices outside 0 to {count - 1}: the checkpoint is damaged"
             )
         return group
 
@@ -205,7 +250,11 @@ class GptqCheckpoint:
 
 
 def _unpack(words: Array, bits: int) -> NDArray[np.uint8]:
-    """Unpacks fields of `bits` bits, lowest first: 32-bit words [n, m] -> uint8 [n, m * 32 / bits]."""
-    shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    fields = (words.view(np.uint32)[..., np.newaxis] >> shifts) & np.uint32((1 << bits) - 1)
-    return fields.astype(np.uint8).reshape(len(words), words.shape[1] * len(shifts))
+    """Unpacks fields of 4 or 8 bits, lowest first: 32-bit words [n, m] -> uint8 [n, m * 32 / bits]."""
+    octets = np.ascontiguousarray(words, "<i4").view(np.uint8)
+    if bits == 8:
+        return octets
+    fields = np.empty((len(octets), 2 * octets.shape[1]), np.uint8)
+    np.bitwise_and(octets, 15, out=fields[:, ::2])
+    np.right_shift(octets, 4, out=fields[:, 1::2])
+    return fields

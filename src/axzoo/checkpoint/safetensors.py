@@ -7,31 +7,32 @@ is kept open only while rows are being read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from axzoo.checkpoint.selection import check_index, weight_map
-from axzoo.checkpoint.tensors import Array, TensorInfo
+from axzoo.checkpoint.local_files import remedy
+from axzoo.checkpoint.selection import Weights
+from axzoo.checkpoint.shard_index import check_placed
+from axzoo.checkpoint.tensors import BLOCK_BYTES, Array, TensorInfo, repeated
 from axzoo.core.errors import AxzooError
 
 
 class SafetensorsCheckpoint:
-    """`model.safetensors`, or the shards that `model.safetensors.index.json` lists."""
+    """The tensors in the files that `weights` names."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, weights: Weights) -> None:
         self._folder = folder
         self.tensors: dict[str, TensorInfo] = {}
-        index = folder / "model.safetensors.index.json"
-        listed = weight_map(index) if index.exists() else None
-        shards = sorted(set(listed.values())) if listed is not None else ["model.safetensors"]
-        for shard in shards:
-            self._list(folder / shard)
-        if listed is not None:
-            check_index(index, listed, self.tensors)
+        for file in weights.files:
+            self._list(folder / file)
+        if weights.placed is not None:
+            check_placed(f"{folder}/{weights.index}", weights.placed, self.tensors, remedy(folder))
 
     def _list(self, path: Path) -> None:
         with _opened(path) as file:
@@ -39,9 +40,20 @@ class SafetensorsCheckpoint:
                 if not name.isprintable():
                     raise AxzooError(f"{path} has a tensor with an unprintable name, {name!r}: it is not a model")
                 part = file.get_slice(name)
-                if name in self.tensors:
-                    raise AxzooError(f"{path} repeats tensor {name}, which is also in {self.tensors[name].file}")
-                self.tensors[name] = TensorInfo(name, path.name, part.get_dtype(), tuple(part.get_shape()))
+                info = TensorInfo(name, path.name, part.get_dtype(), tuple(part.get_shape()))
+                first = self.tensors.setdefault(name, info)
+                if first is not info and not self._is_copy(first, info, part):
+                    raise repeated(path, first)
+
+    def _is_copy(self, first: TensorInfo, info: TensorInfo, part: Any) -> bool:
+        """Whether `part`, which `info` describes, has the same values as `first` in another file."""
+        if replace(first, file=info.file) != info or not info.shape:
+            return False
+        step = max(1, BLOCK_BYTES // max(1, 8 * math.prod(info.shape[1:])))
+        rows = ((start, min(start + step, info.shape[0])) for start in range(0, info.shape[0], step))
+        return all(
+            self.read_rows(info.name, start, stop).tobytes() == part[start:stop].tobytes() for start, stop in rows
+        )
 
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         info = self.tensors[name]
@@ -49,7 +61,8 @@ class SafetensorsCheckpoint:
             try:
                 rows: Array = file.get_slice(name)[start:stop]
             except SafetensorError as error:
-                raise AxzooError(f"{info.file}: tensor {name} cannot be read ({error}): fetch the file again") from None
+                path = self._folder / info.file
+                raise AxzooError(f"{path}: tensor {name} cannot be read ({error}): {remedy(path.parent)}") from None
         return rows
 
 
@@ -58,8 +71,8 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         file: Any = safe_open(path, framework="numpy")
     except FileNotFoundError:
-        raise AxzooError(f"{path} is missing: fetch the checkpoint again") from None
+        raise AxzooError(f"{path} is missing: {remedy(path.parent)}") from None
     except (SafetensorError, OSError) as error:
-        raise AxzooError(f"{path} is damaged or incomplete ({error}): fetch it again") from None
+        raise AxzooError(f"{path} is damaged or incomplete ({error}): {remedy(path.parent)}") from None
     with file:
         yield file

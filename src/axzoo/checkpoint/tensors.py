@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -36,6 +38,14 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
+def repeated(path: Path, first: TensorInfo) -> AxzooError:
+    """The error if a file has other values for a tensor of another file. Equal copies are accepted."""
+    return AxzooError(
+        f"{path} repeats tensor {first.name}, which is also in {first.file}, with other values: remove the wrong file, "
+        f"or save the model again"
+    )
+
+
 def numpy_dtype(info: TensorInfo) -> np.dtype[Any]:
     """The numpy dtype of a tensor. Raises AxzooError for an unsupported one."""
     if info.dtype not in DTYPES:
@@ -64,8 +74,12 @@ def row_blocks(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Iter
 
     Raises AxzooError for an unsupported dtype or a damaged file.
     """
-    info = checkpoint.tensors[name]
-    row_bytes = max(1, int(np.prod(info.shape[1:])) * numpy_dtype(info).itemsize)
+    return stored_blocks(checkpoint, name, start, stop, numpy_dtype(checkpoint.tensors[name]).itemsize)
+
+
+def stored_blocks(checkpoint: Checkpoint, name: str, start: int, stop: int, value_bytes: int) -> Iterator[Array]:
+    """Like `row_blocks`, for a tensor of any dtype, whose values have `value_bytes` bytes."""
+    row_bytes = max(1, math.prod(checkpoint.tensors[name].shape[1:]) * value_bytes)
     step = max(1, BLOCK_BYTES // row_bytes)
     for first in range(start, stop, step):
         yield checkpoint.read_rows(name, first, min(first + step, stop))

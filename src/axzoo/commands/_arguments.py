@@ -66,6 +66,12 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="the prompt")
     parser.add_argument("--raw", action="store_true", help="do not apply the chat template to the prompt")
     parser.add_argument(
+        "--thresholds",
+        default="{}",
+        metavar="JSON",
+        help='limits that fail the check instead of giving a warning, like {"max_mean_kl": 0.02}',
+    )
+    parser.add_argument(
         "--output",
         type=Path,
         required=True,
@@ -75,12 +81,12 @@ def add_check_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_mode(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add --mode; None if it is not given. `default` describes what happens then."""
     parser.add_argument(
         "--mode",
         choices=("exact", "fast", "fast-prompts"),
-        default=default,
-        help="exact: weights dequantized to fp32; fast: integer kernels; fast-prompts: fast, with a second copy of the "
-        f"weights for faster prefill ({default})",
+        help="exact: fp32 arithmetic, weights stay in the files; fast: integer kernels; fast-prompts: fast, with a "
+        f"second copy of the weights for faster prefill ({default})",
     )
 
 

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lock", type=Path, required=True, metavar="DIR", help="folder of the model's lock files")
     add_source(parser)
     parser.add_argument("--receipts", type=Path, nargs="+", required=True, metavar="FILE", help="receipts of all parts")
+    parser.add_argument("--receipt", type=Path, metavar="FILE", help="receipt of the bundle to write")
     parser.add_argument("--raw", action="store_true", help="the bundle is used without a chat template")
     add_recipe(parser)
 
@@ -35,5 +36,6 @@ def run(args: argparse.Namespace) -> None:
             lock=args.lock,
             source=args.source,
             receipts=tuple(args.receipts),
+            receipt=args.receipt,
         )
     )

@@ -6,7 +6,7 @@ import argparse
 
 CHECKPOINTS = (
     "Checkpoint formats of every model_type: safetensors and pytorch_model.bin, single or sharded, in fp32, fp16 or "
-    "bf16, and 4-bit and 8-bit GPTQ; llama also as GGUF."
+    "bf16, and 4-bit and 8-bit GPTQ; llama and qwen2 also as GGUF."
 )
 
 

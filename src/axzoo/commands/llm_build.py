@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from axzoo.matrix.build import Build
     from axzoo.weights.recipe import Recipe
 
-BUNDLE_FILES = ("manifest.json", "config.json", "post_config.json", "run.sh", "tokenizer/tokenizer.json")
+BUNDLE_FILES = ("manifest.json", "config.json", "post_config.json", "run.sh", "tokenizer/config.json")
 """Output files of the workflow's rule `bundle`."""
 
 
@@ -63,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ignore_config_keys", nargs="+", default=[], metavar="KEY", help="unknown config.json keys to accept"
     )
     parser.add_argument(
+        "--ignore_tensors", nargs="+", default=[], metavar="NAME", help="unexpected tensors to accept; * is any text"
+    )
+    parser.add_argument(
         "--work_path",
         type=Path,
         default=Path(".axzoo"),
@@ -78,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.llm_build.input_model import read_model, read_override
     from axzoo.llm_build.output import check_output_path, place_bundle
     from axzoo.llm_build.project import choose_layers_per_job, open_project
+    from axzoo.matrix.job_memory import refuse_stage
     from axzoo.matrix.lock_state import MADE_FROM
     from axzoo.matrix.preflight import refuse_misfit, refuse_prompt, refuse_recipe
     from axzoo.model.reading import format_config
@@ -98,8 +102,11 @@ def run(args: argparse.Namespace) -> None:
                 f"--check_level {args.check_level} runs the compiled files, but those of backend {args.backend} run "
                 f"only on a board: omit --check_level"
             )
+        if args.check_level:
+            check = {1: "check_layers", 2: "check_generation"}[args.check_level]
+            refuse_stage(build, check, "build with --check_level 0, or use a machine with more memory")
         if args.check_level and model.tokenizer:
-            refuse_prompt(len(model.tokenizer.encode(build.prompt)), recipe, args.check_level)
+            refuse_prompt(len(model.tokenizer.encode(build.prompt)), recipe)
         print(format_config(model.shown_name, model.spec), flush=True)
         logger.info(f"preparing llm model: reading and hashing {model.parameters / 1e6:.0f} million parameters")
         project.make([build.locks / MADE_FROM], jobs=args.parallel, layers_per_job=1, quiet=True)
@@ -107,7 +114,8 @@ def run(args: argparse.Namespace) -> None:
         layers_per_job = choose_layers_per_job(project.folder, build, args.parallel)
         make = partial(project.make, jobs=args.parallel, layers_per_job=layers_per_job)
         make([*build.part_files, *(build.bundle / name for name in BUNDLE_FILES)])
-        place_bundle(project.folder / build.bundle, args.output_path)
+        with project.keeping_digests(build):
+            place_bundle(project.folder / build.bundle, args.output_path)
         logger.log(SUCCESS, "build llm model done!")
         if args.check_level:
             _check(project, build, args, make)
@@ -161,6 +169,7 @@ def _entry(args: argparse.Namespace, model: InputModel, recipe: Recipe) -> dict[
         "raw_prompt": True,
         "chat": model.has_chat_template,
         "ignore_config_keys": args.ignore_config_keys,
+        "ignore_tensors": args.ignore_tensors,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
     from axzoo.runtime.prompting import ChatTokenizer
     from axzoo.runtime.setup import Setup
 
+logger = logging.getLogger(__name__)
 
-OUT_OF_MEMORY = "free some memory, or load each layer only while it runs (slow): --dynamic_load_axmodel_layer 1"
+OUT_OF_MEMORY = "free some memory; --mode exact needs the least, because the weights stay in the files"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +51,8 @@ def run(args: argparse.Namespace) -> None:
         require_engine(args.bundle)
     sampler = _make_sampler(setup, args.greedy, args.seed)
     tokenizer, model = _load(setup, args.mode)
+    for missing in tokenizer.shortcomings(as_text=not setup.chat and not args.raw):
+        logger.warning(f"{setup.name} has {missing}")
     print_geometry(model.geometry)
     chat = Chat(model, tokenizer.encode, sampler, tokenizer.eos, setup.system, args.max_tokens)
     terminal = Terminal(chat, tokenizer, setup.live_print)
@@ -69,13 +73,15 @@ def _make_sampler(setup: Setup, greedy: bool, seed: int | None) -> Sampler:
     return lambda logits, generated: sample(logits, generated, config, rng)
 
 
-def _load(setup: Setup, mode: Mode) -> tuple[ChatTokenizer, Model]:
+def _load(setup: Setup, given: Mode | None) -> tuple[ChatTokenizer, Model]:
     """Load tokenizer, embedding, layers and post layer, and show a progress bar on a terminal."""
     from axzoo.core.console import open_console, stage_bars
     from axzoo.core.errors import AxzooError
+    from axzoo.runtime.memory import choose_mode
     from axzoo.runtime.model import load_files
     from axzoo.runtime.prompting import open_tokenizer
 
+    mode = choose_mode(setup.files, given, ["exact"])
     with stage_bars(open_console(sys.stderr)) as bars:
         bar = bars.add_task(f"loading {setup.name}", total=len(setup.files.layers) + 3)
         tokenizer = open_tokenizer(setup.tokenizer, setup.chat)

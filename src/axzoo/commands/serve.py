@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 
 from axzoo.commands._arguments import add_doors, add_mode, count
 
-OUT_OF_MEMORY = "free some memory, keep a single copy of the weights (--mode fast), or serve a smaller model"
+logger = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = "free some memory; --mode exact needs the least, because the weights stay in the files"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a built model, results/<chip>/<name>")
     add_doors(parser, 8000)
-    add_mode(parser, "fast-prompts")
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder of the tokenizer (that of the bundle)")
+    add_mode(parser, "fast-prompts if it fits in memory, else fast, else exact")
     parser.add_argument(
         "--queue", type=count, default=16, metavar="N", help="requests that may wait; others get status 429 (16)"
     )
@@ -28,6 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.bundle.verification import require_engine
     from axzoo.core.console import open_console, stage_bars
     from axzoo.runtime.bundle_folder import open_bundle
+    from axzoo.runtime.memory import choose_mode
     from axzoo.runtime.model import load_files
     from axzoo.runtime.post_config import read_post_config
     from axzoo.runtime.prompting import TokenizerChoice, load_local, local_chat
@@ -40,17 +45,23 @@ def run(args: argparse.Namespace) -> None:
     rules = access_rules(args.host, args.allow_host, args.allow_origin)
     bundle = open_bundle(args.bundle)
     require_engine(args.bundle)
-    choice = TokenizerChoice(None, str(bundle.tokenizer), bundle.bos, bundle.eos, bundle.eos_token_ids)
+    mode = choose_mode(bundle, args.mode, ["fast-prompts", "fast", "exact"])
+    source = str(args.tokenizer or bundle.tokenizer)
+    choice = TokenizerChoice(None, source, bundle.bos, bundle.eos, bundle.eos_token_ids)
     with stage_bars(open_console(sys.stderr)) as bars:
         bar = bars.add_task(f"loading {args.bundle.name}", total=len(bundle.layers) + 3)
-        tokenizer = load_local(choice)
+        chat = bundle.uses_chat(args.tokenizer is not None)
+        local = load_local(choice)
+        tokenizer = local_chat(local, choice, chat)
         bars.advance(bar)
-        model = load_files(bundle, args.mode, lambda: bars.advance(bar), bundle.mmap_embedding)
+        model = load_files(bundle, mode, lambda: bars.advance(bar), bundle.mmap_embedding)
     name = args.bundle.resolve().name
+    for missing in tokenizer.shortcomings(as_text=not chat):
+        logger.warning(f"{name} has {missing}")
     created = int((args.bundle / "config.json").stat().st_mtime)
     sampling = read_post_config(Path(bundle.post_config))
-    prompts = PromptEncoder(tokenizer, choice, bundle.chat)
-    answers = AnswerQueue(model, local_chat(tokenizer, choice, bundle.chat), prompts, args.queue)
+    prompts = PromptEncoder(local, choice, chat)
+    answers = AnswerQueue(model, tokenizer, prompts, args.queue)
     app = make_app(ServedModel(name, created, answers, prompts, sampling), rules)
 
     def on_ready(port: int) -> None:

@@ -58,8 +58,8 @@ def _list(args: argparse.Namespace) -> None:
     from axzoo.store import Store
     from axzoo.store.upkeep import contents, used_by
 
-    users = used_by(_receipts(args))
-    entries = list(contents(Store(args.store)))
+    store = Store(args.store)
+    users, entries = used_by(_receipts(args), store), list(contents(store))
     if args.json:
         rows = [{**asdict(entry), "kind": entry.kind, "bundles": users.get(entry.key, [])} for entry in entries]
         print(json.dumps(rows, indent=2))
@@ -92,11 +92,14 @@ def _verify(args: argparse.Namespace) -> None:
 def _gc(args: argparse.Namespace) -> None:
     from axzoo.core.errors import AxzooError
     from axzoo.store import Store
-    from axzoo.store.upkeep import collect, used_by
+    from axzoo.store.upkeep import collect, forget_removed_bundles, used_by
 
     if not 0 <= args.days < float("inf"):
         raise AxzooError(f"--days {args.days} is not valid: give a number of 0 or more")
-    removed, temporary = collect(Store(args.store), used_by(_receipts(args)), args.days * _DAY_S, args.dry_run)
+    store = Store(args.store)
+    removed, temporary = collect(store, used_by(_receipts(args), store), args.days * _DAY_S, args.dry_run)
+    if not args.dry_run:
+        forget_removed_bundles(store)
     for entry in removed:
         print(f"{entry.key}  {_mb(entry.size):>10}  {entry.kind:7}  {entry.recipe_summary}")
     verb = "would remove" if args.dry_run else "removed"

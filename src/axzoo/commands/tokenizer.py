@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="a bundle, a checkpoint, or any folder with a tokenizer.json or tokenizer.model",
+        help="a bundle, a checkpoint, or any folder with a tokenizer",
     )
     parser.add_argument("--system", metavar="TEXT", help="system message (default: from the bundle)")
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from axzoo.bundle.manifest import read_manifest
-    from axzoo.bundle.verification import deviations
+    from axzoo.bundle.verification import deviations, mark_damaged, remedy
     from axzoo.core.errors import AxzooError
 
     count = 0
@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> None:
         print(deviation, flush=True)
         count += 1
     if count:
-        raise AxzooError(f"{args.bundle} does not match its manifest (deviations: {count}): build it again")
+        mark_damaged(args.bundle)
+        raise AxzooError(f"{args.bundle} does not match its manifest (deviations: {count}): {remedy(args.bundle)}")
     manifest = read_manifest(args.bundle)
     print(f"{args.bundle}: {len(manifest.files)} files, {manifest.size / 1e6:.1f} MB, all match the manifest")
     if args.checks:
@@ -47,6 +48,7 @@ def _check(args: argparse.Namespace) -> None:
                 source=source,
                 prompt=args.prompt,
                 raw=args.raw,
+                thresholds="{}",
                 output=Path(folder, "layers.json"),
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -20,6 +21,37 @@ _TIME = "%Y-%m-%d %H:%M:%S"
 _STYLES = {logging.DEBUG: "bold blue", SUCCESS: "bold green", logging.WARNING: "bold yellow", logging.ERROR: "bold red"}
 
 logging.addLevelName(SUCCESS, "SUCCESS")
+
+
+def require_utf8() -> None:
+    """Executes this program again in Python's UTF-8 mode if the locale has another encoding.
+
+    Otherwise, Python would decode arguments and encode file names and text in Latin-1 or ASCII. Child processes inherit
+    the mode.
+    """
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606
+
+
+def open_standard_streams() -> None:
+    """Makes stdin, stdout and stderr usable if they are closed or cannot encode what is written.
+
+    Characters that the encoding of stdout (`PYTHONIOENCODING`) lacks are written as `\\xe9`, as Python does on stderr.
+    A closed stream (`>&-`) is opened on /dev/null. Otherwise, the next file to be opened would receive its output.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is `fd`
+            os.set_inheritable(fd, True)
+    sys.stdin = sys.stdin or open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def log_to_stream(stream: TextIO) -> None:

@@ -1,6 +1,9 @@
-"""The exception whose message is written for users."""
+"""The exception whose message is written for users, and an exit status that stands for a message."""
 
 from __future__ import annotations
+
+DISK_FULL = 28
+"""Exit status of `axzoo` when the disk is so full that not even the message could be written: that of ENOSPC."""
 
 
 class AxzooError(Exception):

@@ -72,9 +72,14 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def json_text(value: Any) -> str:
+    """JSON with sorted keys, indented, ending in a newline: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Writes JSON with sorted keys, indented, ending in a newline: equal values give equal bytes."""
-    write_text(path, json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes `json_text` of a value."""
+    write_text(path, json_text(value))
 
 
 def require_size(path: Path, limit: int) -> None:

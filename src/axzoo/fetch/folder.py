@@ -1,61 +1,60 @@
-"""A checkpoint on this machine: a folder is used in place, and the receipt points to it; a GGUF file is converted."""
+"""A checkpoint on this machine. A folder is used in place, and the receipt points to it; pickled weights and GGUF files
+are converted, once for all jobs."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
 
-from axzoo.checkpoint.selection import checkpoint_files, is_weights, refuse_foreign_files
-from axzoo.core.errors import AxzooError
-from axzoo.fetch.sources import FolderSource, hashed_file, timestamped_file, write_receipt
+from axzoo.checkpoint.local_files import LocalCheckpoint, find_checkpoint
+from axzoo.fetch.converted import convert_checkpoint, is_converted, prepare_output
+from axzoo.fetch.sources import FetchedFiles, FolderSource, hashed_file, stamped_file, write_receipt
 
 logger = logging.getLogger(__name__)
 
 
 def fetch_folder(source: FolderSource, output: Path) -> None:
-    """Writes the receipt for `source` into `output`. Weights are not hashed here; the lock hashes each tensor.
+    """Writes the receipt for `source` into `output`. Weights in place are not hashed here; the lock hashes each tensor.
 
-    A GGUF file, or a folder with one GGUF file and no other weights, is converted into a checkpoint in `output`.
-
-    Raises AxzooError when the folder is missing or contains no checkpoint, or the GGUF file cannot be converted.
+    Raises AxzooError when the folder is missing or contains no checkpoint, or a file cannot be converted.
     """
-    root = Path(source.path).resolve()
-    gguf = find_gguf(root)
-    if gguf is not None:
-        _fetch_gguf(gguf, source, output)
-        return
-    names = checkpoint_files(_file_names(root), str(root))
-    logger.info(f"using {len(names)} files of {root} in place")
-    files = {name: (timestamped_file if is_weights(name) else hashed_file)(root / name) for name in names}
-    write_receipt(output, source, files, root=str(root))
+    found = local_checkpoint(source.path)
+    report_unused(found)
+    if is_converted(found.files):
+        before = files_in_place(found)
+        prepare_output(output, found.files)
+        files = convert_checkpoint(found, output)
+        write_receipt(output, source, FetchedFiles(files), converted_from=before)
+    else:
+        logger.info(f"using {len(found.files.names)} files of {found.folder} in place")
+        write_receipt(output, source, files_in_place(found))
 
 
-def find_gguf(root: Path) -> Path | None:
-    """The GGUF file to convert, if `root` is one or is a folder with one and no other weights; otherwise None.
+def local_checkpoint(path: str) -> LocalCheckpoint:
+    """The checkpoint at `path`. Links are followed for folders; a GGUF file keeps its name, which a link may give it.
 
-    Raises AxzooError when `root` is neither a folder nor a GGUF file, or contains several GGUF files.
+    Raises AxzooError when there is none.
     """
-    if root.is_file() and root.suffix == ".gguf":
-        return root
-    if not root.is_dir():
-        raise AxzooError(f"{root} is not a folder: give the folder of a Hugging Face checkpoint, or a GGUF file")
-    names = _file_names(root)
-    found = [name for name in names if name.endswith(".gguf")]
-    if not found or any(is_weights(name) for name in names):
-        return None
-    if len(found) > 1:
-        raise AxzooError(f"{root} contains {len(found)} GGUF files: give the path of the one to convert")
-    return root / found[0]
+    given = Path(path)
+    return find_checkpoint(given.resolve() if given.is_dir() else given.absolute())
 
 
-def _file_names(root: Path) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_file())
+def report_unused(found: LocalCheckpoint) -> None:
+    """Logs files with weights that are not used. A leftover index of the same format may be a mistake: a warning."""
+    unused, used = found.files.unused, found.files.weights
+    if unused:
+        stale = used.index is None and f"{used.files[0]}.index.json" in unused
+        more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        logger.log(
+            logging.WARNING if stale else logging.INFO,
+            f"using {used.files[0]} of {found.folder}, as transformers does, and not {', '.join(unused[:3])}{more}",
+        )
 
 
-def _fetch_gguf(gguf: Path, source: FolderSource, output: Path) -> None:
-    from axzoo.checkpoint.gguf.conversion import FILES, convert
-
-    output.mkdir(parents=True, exist_ok=True)
-    refuse_foreign_files(output, FILES)
-    convert(gguf, output)
-    write_receipt(output, source, {name: hashed_file(output / name) for name in FILES})
+def files_in_place(found: LocalCheckpoint) -> FetchedFiles:
+    """The record of a checkpoint on this machine: small files with their hashes, weights only with their stamps."""
+    large = {*found.files.weights.files}
+    records = {
+        name: (stamped_file if name in large else hashed_file)(found.folder / name) for name in found.files.names
+    }
+    return FetchedFiles(records, str(found.folder))

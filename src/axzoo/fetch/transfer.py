@@ -59,14 +59,21 @@ def partial_path(file: RemoteFile, parts: Path) -> Path:
 
 
 def transfer(file: RemoteFile, url: str, headers: dict[str, str], target: Path, parts: Path) -> None:
-    """Downloads `url` to `target`, which is created only when it is complete and verified.
+    """Downloads `url` to `target`, which is created only when it is complete and verified. Raises like `receive`."""
+    receive(file, url, headers, parts).replace(target)
+
+
+def receive(file: RemoteFile, url: str, headers: dict[str, str], parts: Path) -> Path:
+    """Downloads `url` into the folder `parts`. Returns the path of the complete, verified file.
 
     Raises AxzooError when the connection is lost (the bytes received are kept for the next run) or the content differs
     from the hub's listing (the bytes are removed), and the library's HfHubHTTPError when the hub refuses access.
     """
     partial = partial_path(file, parts)
     received = partial.stat().st_size if partial.exists() else 0
-    if received:
+    if received and received == file.size:
+        logger.info(f"{file.name}: already received")
+    elif received:
         logger.info(f"{file.name}: resuming at {megabytes(received)} of {megabytes(file.size)}")
     else:
         logger.info(f"{file.name}: {megabytes(file.size)}")
@@ -82,7 +89,7 @@ def transfer(file: RemoteFile, url: str, headers: dict[str, str], target: Path, 
     if not file.matches(partial):
         partial.unlink()
         raise AxzooError(f"{file.name}: the content received differs from the hub's listing and was removed: run again")
-    partial.replace(target)
+    return partial
 
 
 class _TooLongError(Exception):

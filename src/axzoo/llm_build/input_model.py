@@ -13,13 +13,15 @@ from axzoo.checkpoint.gguf.conversion import model_config
 from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
-from axzoo.fetch.folder import find_gguf
+from axzoo.fetch.folder import local_checkpoint, report_unused
+from axzoo.matrix.resources import WIDTHS
+from axzoo.model.config_view import has_config_key
 from axzoo.model.families import load_family
 from axzoo.model.reading import merge_model_config, overridden_path, spec_of
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import KINDS
-from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
+from axzoo.tokenizer.local import LocalTokenizer, find_tokenizer, require_rows
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,15 @@ class InputModel:
     name: str
     shown_name: str
     spec: DecoderSpec
-    tokenizer: LocalTokenizer | None  # None for a GGUF file, whose tokenizer is converted by fetch
+    tokenizer: LocalTokenizer | None  # None if there is none, and for a GGUF file, where fetch converts it
     has_chat_template: bool
     has_vision_tower: bool
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The `sizes` of a matrix entry: parameters per layer and in the post layer, and the width of the KV cache."""
+        """The `sizes` of a matrix entry: parameters per layer and in the post layer, and the layer's widths."""
         sized = {kind.name: self._parameters(kind) for kind in KINDS if kind.on_device}
-        return {**sized, "kv_width": self.spec.layer.kv_size}
+        return {**sized, **{name: getattr(self.spec.layer, field) for name, field in WIDTHS.items()}}
 
     @property
     def parameters(self) -> int:
@@ -78,8 +80,9 @@ def read_model(
     `overridden_by` names the source of `override` in messages. Raises AxzooError when there is no checkpoint at `path`,
     or when axzoo does not support it.
     """
-    root = path.resolve()
-    file = find_gguf(root)
+    found = local_checkpoint(str(path))
+    report_unused(found)
+    root, file = found.folder, found.gguf
     gguf = GgufCheckpoint(file) if file else None
     config_path = file or root / "config.json"
     config: Mapping[str, Any] = model_config(gguf) if gguf else _config_json(config_path, bool(override))
@@ -88,16 +91,19 @@ def read_model(
         config = merge_model_config(config, override, overridden_by)
         source = overridden_path(config_path, overridden_by)
     for key in ignore_config_keys:
-        if key not in config:
+        if not has_config_key(config, key):
             raise AxzooError(f"--ignore_config_keys {key}: {config_path} has no such key: omit it")
     spec = spec_of(config, source, ignore_config_keys)
-    tokenizer = None if gguf else load_tokenizer(root)
+    tokenizer = None if gguf else find_tokenizer(root)
+    if tokenizer is not None:
+        require_rows(tokenizer, spec.vocab_size)
     template = gguf.metadata.get("tokenizer.chat_template") if gguf else None
     vision_keys = getattr(load_family(spec.model_type), "VISION_KEYS", ())
+    name = _entry_name(path)
     return InputModel(
-        path=root,
-        name=_entry_name(root),
-        shown_name=_shown_name(override, overridden_by) or _entry_name(root),
+        path=root if path.is_dir() or file is None else file,
+        name=name,
+        shown_name=_shown_name(override, overridden_by) or name,
         spec=spec,
         tokenizer=tokenizer,
         has_chat_template=isinstance(template, str) if tokenizer is None else tokenizer.chat is not None,
@@ -120,7 +126,13 @@ def _shown_name(override: Mapping[str, Any], overridden_by: Path) -> str:
     return name
 
 
-def _entry_name(root: Path) -> str:
-    """The name of the folder, or of the GGUF file without its extension, as a valid name of a matrix entry."""
-    name = root.name.removesuffix(".gguf")
+def _entry_name(path: Path) -> str:
+    """The name of the folder, or of the GGUF file without its extension, as a valid name of a matrix entry.
+
+    For a snapshot in the hub's cache (models--ORG--NAME/snapshots/COMMIT), it is the name of the repository.
+    """
+    given = path.resolve() if ".." in path.parts else path.absolute()
+    name = re.sub(r"\.gguf$", "", given.name, flags=re.IGNORECASE)
+    if given.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", name):
+        name = given.parts[-3].split("--")[-1]
     return re.sub(r"[^A-Za-z0-9._-]", "-", name).lstrip(".-")[:128] or "model"

@@ -65,9 +65,11 @@ REPORTS = {1: "layers", 2: "generation"}
 
 def log_worst_layer(report: Any) -> None:
     """Log the lowest cosine over all layers in a report of level 1."""
-    worst, layer = worst_cosine(report)
-    result = f"cos_sim is at least {worst}" if worst is not None else f"cos_sim of layer {layer} is NaN"
-    logger.info(f"all {len(report['layers'])} layers: {result}")
+    worst = worst_cosine(report)
+    if worst is not None:
+        cosine, layer = worst
+        result = f"cos_sim is at least {cosine}" if cosine is not None else f"cos_sim of layer {layer} is NaN"
+        logger.info(f"all {len(report['layers'])} layers: {result}")
 
 
 def with_output_paths(text: str, bundle: Path, output: Path) -> str:

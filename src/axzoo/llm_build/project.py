@@ -23,13 +23,16 @@ from typing import Any
 import yaml
 
 import axzoo
+from axzoo.bundle.bundle_receipt import read_bundle_receipt
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import canonical_json, read_json, sha256_of, write_json, write_text
 from axzoo.core.locks import lock_file
+from axzoo.core.stamps import Digests, Stamp
 from axzoo.llm_build.output import place_copy
 from axzoo.matrix.batches import parts_per_job
 from axzoo.matrix.build import Build
 from axzoo.matrix.chips import ChipTable, load_chips
+from axzoo.matrix.comparison import MEMORY
 from axzoo.matrix.entries import load_zoo
 from axzoo.matrix.lock_state import MADE_FROM
 from axzoo.parts.kinds import kind_of
@@ -121,6 +124,17 @@ class Project:
             raise AxzooError(f"{file} is missing")
         place_copy(file, self.folder / name)
         return name
+
+    @contextmanager
+    def keeping_digests(self, build: Build) -> Iterator[None]:
+        """The block links the bundle's files: the next plan does not need to read them again for that."""
+        digests = Digests(self.folder / MEMORY)
+        receipt = read_bundle_receipt(self.folder / build.bundle_receipt)
+        for record in receipt.files.values() if receipt else ():
+            digests.learn(Stamp.from_dict(record), str(record.get("sha256")))
+        with digests.unchanged(self.folder / file for file in build.part_files):
+            yield
+        digests.save()
 
     def make(
         self,

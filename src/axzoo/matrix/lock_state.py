@@ -4,19 +4,23 @@ The lock rule is a Snakemake checkpoint. Snakemake plans all jobs that depend on
 date. If made_from.json shows that it is, jobs depend on the lock's files directly instead.
 
 made_from.json is the only output that the lock rule declares, so it is always rewritten; the other files of a lock are
-rewritten only if their content changes.
+rewritten only if their content changes. It lists them with sha256 and stamp, so that jobs depend on their content and a
+lost or edited one is written again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json, sha256_of, write_json
 from axzoo.core.fingerprint import fingerprint
-from axzoo.fetch.sources import RECEIPT, FolderSource, is_complete
+from axzoo.core.stamps import digest_of, recorded
+from axzoo.fetch.sources import RECEIPT, content_facts
+from axzoo.parts.kind import PartId
+from axzoo.parts.lock_index import INDEX
 
 if TYPE_CHECKING:
     from axzoo.matrix.build import Build
@@ -35,50 +39,55 @@ def facts(
     model_type: str,
     num_hidden_layers: int,
     ignore_config_keys: Collection[str],
+    ignore_tensors: Collection[str],
     model_config: Path | None,
     sizes: Mapping[str, int],
 ) -> dict[str, Any]:
     """The inputs of a lock: the fetch receipt `source`, which represents the checkpoint, the settings of the matrix
-    entry, and the code. Raises OSError when a file is missing."""
+    entry, and the code. Raises OSError or AxzooError when a file is missing or damaged."""
+    try:
+        checkpoint = content_facts(read_json(source))
+    except (KeyError, TypeError, AttributeError):
+        raise AxzooError(f"{source} is damaged: remove it and fetch the checkpoint again") from None
     return {
-        "source": sha256_of(source),
+        "source": digest_of(checkpoint),
         "model_type": model_type,
         "num_hidden_layers": num_hidden_layers,
         "ignore_config_keys": sorted(ignore_config_keys),
+        "ignore_tensors": sorted(ignore_tensors),
         "model_config": None if model_config is None else sha256_of(model_config),
         "sizes": dict(sizes),
         "code": lock_code(model_type),
     }
 
 
-def write_made_from(folder: Path, made_from: dict[str, Any]) -> None:
-    """Writes made_from.json to a lock's folder. Call it after all other files are written."""
-    write_json(folder / MADE_FROM, made_from)
+def write_made_from(folder: Path, made_from: dict[str, Any], parts: Iterable[PartId]) -> None:
+    """Writes made_from.json to a lock's folder: `made_from`, and the record of each file of the lock. Call it after all
+    other files are written."""
+    names = [INDEX, *(part.lock_file for part in parts)]
+    write_json(folder / MADE_FROM, made_from | {"files": {name: recorded(folder / name) for name in names}})
 
 
-def is_locked(build: Build) -> bool:
-    """Whether the build's lock is complete and up to date: checkpoint, matrix entry and code are unchanged. A local
-    checkpoint is unchanged if the folder and all its files are older than the receipt."""
-    receipt = build.checkpoint / RECEIPT
+def read_made_from(folder: Path) -> dict[str, Any]:
+    """made_from.json of a lock's folder; empty if it is missing or damaged."""
     try:
-        now = facts(
-            receipt,
+        content = read_json(folder / MADE_FROM)
+    except (AxzooError, OSError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def facts_now(build: Build) -> dict[str, Any] | None:
+    """The inputs that the build's lock would have now; None if one of them cannot be read."""
+    try:
+        return facts(
+            build.checkpoint / RECEIPT,
             build.model_type,
             build.num_hidden_layers,
             build.ignore_config_keys,
+            build.ignore_tensors,
             None if build.model_config is None else Path(build.model_config),
             dict(build.sizes),
         )
-        return (
-            read_json(build.locks / MADE_FROM) == now
-            and {Path(path).name for path in build.lock_files} <= {path.name for path in build.locks.iterdir()}
-            and is_complete(build.checkpoint, build.source)
-            and all(Path(path).stat().st_mtime_ns < receipt.stat().st_mtime_ns for path in _local(build))
-        )
     except (AxzooError, OSError):
-        return False  # let Snakemake decide
-
-
-def _local(build: Build) -> list[str]:
-    """The folder of a local checkpoint, whose mtime changes when files are added or removed, and its files."""
-    return [build.source.path, *build.source_files] if isinstance(build.source, FolderSource) else []
+        return None

@@ -5,19 +5,23 @@ The Snakefile imports this module, so it must not import anything slow.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from axzoo.bundle.bundle_receipt import bundle_code
 from axzoo.core.errors import AxzooError
 from axzoo.core.fingerprint import fingerprint
 from axzoo.matrix.batches import PartRule, part_rules
 from axzoo.matrix.build import Build
+from axzoo.matrix.comparison import Comparison
 from axzoo.matrix.entries import load_zoo
-from axzoo.matrix.lock_state import is_locked, lock_code
+from axzoo.matrix.lock_state import lock_code
 from axzoo.parts.kinds import KINDS
+from axzoo.parts.receipt import calibrate_code
 
 MAX_REASONS = 3
 """If more builds are left out, they are counted instead of listed."""
@@ -83,6 +87,10 @@ class Plan:
         found = {kind.stem(build.model_type, build.recipe) for build in builds for kind in KINDS}
         return sorted(found - {""})
 
+    def builds_of(self, model: str) -> list[Build]:
+        """All builds of a model that fit their chip."""
+        return [build for build in self._builds.values() if build.model == model and build.misfit is None]
+
     def model(self, wildcards: Any) -> Build:
         """Any build of the model, for settings that all of its builds share."""
         return self._models[wildcards.model]
@@ -106,20 +114,24 @@ class Plan:
             raise AxzooError(f"{build.bundle} has no file {file}: its files are {names[0]} to {names[-1]}")
         return build
 
-    def is_locked(self, model: str) -> bool:
+    def comparison(self) -> Comparison:
+        """A new comparison of the results with their receipts."""
+        return Comparison(self._builds.values())
+
+    def is_locked(self, model: str, comparison: Comparison) -> bool:
         """Whether the model's lock is complete and up to date."""
-        return is_locked(self._models[model])
+        return comparison.is_locked(self._models[model])
 
     def lock_code(self, wildcards: Any) -> str:
         return lock_code(self.model(wildcards).model_type)
 
     @property
     def calibrate_code(self) -> str:
-        return fingerprint("axzoo.calibrate.states", "axzoo.calibrate.tokens")
+        return calibrate_code()
 
     @property
     def bundle_code(self) -> str:
-        return fingerprint("axzoo.bundle.completion")
+        return bundle_code()
 
     @property
     def check_layers_code(self) -> str:
@@ -136,6 +148,7 @@ def make_plan(matrices: Sequence[str | Path], demo: str | Path, config: Mapping[
 
     Raises AxzooError when a matrix is not valid, matrices contradict each other, or no build fits its chip.
     """
+    _refuse_targets(matrices)
     zoos = [load_zoo(Path(path)) for path in matrices]
     demos = [load_zoo(Path(demo))] if Path(demo).exists() else []
     wanted = tuple(dict.fromkeys(build for zoo in zoos for build in zoo.builds()))
@@ -153,6 +166,19 @@ def make_plan(matrices: Sequence[str | Path], demo: str | Path, config: Mapping[
         if models.setdefault(build.model, build).model_facts != build.model_facts:
             raise AxzooError(f"two matrices describe model {build.model} differently: rename one of the models")
     return plan
+
+
+def _refuse_targets(matrices: Sequence[str | Path]) -> None:
+    """Raises AxzooError when one of several matrix files is a target, because Snakemake's `--configfile` takes all
+    words up to the next option."""
+    names = [os.path.relpath(path) for path in matrices]
+    targets = [name for name in names[1:] if Path(name).suffix not in (".yaml", ".yml")]
+    if targets:
+        files = " ".join(name for name in names if name not in targets)
+        raise AxzooError(
+            f"{targets[0]} is not a matrix, but --configfile takes all words that follow it: put targets first, as in "
+            f"`snakemake {' '.join(targets)} --configfile {files}`"
+        )
 
 
 def _machine_settings(config: Mapping[str, Any]) -> tuple[int | None, str]:

@@ -14,14 +14,13 @@ from axzoo.core.errors import AxzooError
 from axzoo.core.machine import physical_memory
 from axzoo.matrix.build import Build
 from axzoo.matrix.chips import ChipTable
-from axzoo.matrix.resources import device_memory
-from axzoo.model.families import load_family
-from axzoo.model.rope import supported_length
+from axzoo.matrix.outlook import recipe_problem
+from axzoo.matrix.resources import WIDTHS, device_memory
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kinds import KINDS, kind_of
 from axzoo.parts.lock import Lock
 from axzoo.weights.formats import FORMATS
-from axzoo.weights.recipe import INTEGER_WEIGHT_TYPES, POST_WEIGHT_TYPES, WEIGHT_GROUP_SIZES, Recipe
+from axzoo.weights.recipe import INTEGER_WEIGHT_TYPES, POST_WEIGHT_TYPES, Recipe
 
 BLOCK_MEMORY = 320 << 20
 """Memory of a compile job for Python, numpy and onnx, and one block of rows while it is encoded."""
@@ -41,7 +40,7 @@ def sizes_of_json(text: str | None) -> dict[str, int]:
         sizes = None
     if not isinstance(sizes, dict) or not all(type(size) is int and size > 0 for size in sizes.values()):
         raise AxzooError(f"--sizes {text!r:.80} is not a JSON object of positive integers")
-    known = ["kv_width", *(kind.name for kind in KINDS)]
+    known = [*WIDTHS, *(kind.name for kind in KINDS)]
     if unknown := sorted(sizes.keys() - set(known)):
         raise AxzooError(f"--sizes: unknown key {unknown[0]!r:.80}: use one of {', '.join(known)}")
     return sizes
@@ -50,15 +49,16 @@ def sizes_of_json(text: str | None) -> dict[str, int]:
 def check_sizes(lock: Lock, sizes: Mapping[str, int]) -> None:
     """Raises AxzooError when a matrix entry's `sizes` differ from the checkpoint's.
 
-    `kv_width` must be exact; parameter counts may differ by 1 %.
+    Widths must be exact; parameter counts may differ by 1 %.
     """
+    widths = {name: getattr(lock.spec.layer, field) for name, field in WIDTHS.items()}
     for key, stated in sizes.items():
         found = [part.parameters for part in lock.of_kind(key)]
-        actual, tolerance = (max(found), 0.01) if found else (lock.spec.layer.kv_size, 0.0)
+        actual, tolerance = (max(found), 0.01) if found else (widths[key], 0.0)
         if abs(stated - actual) > tolerance * actual:
             raise AxzooError(
                 f"the matrix says sizes.{key}: {stated}, but the checkpoint has {actual}: correct it, because it "
-                f"determines which chips the model fits"
+                f"determines which chips the model fits and the memory of jobs"
             )
 
 
@@ -81,35 +81,20 @@ def check_room(lock: Lock, folder: Path) -> None:
 
 
 def refuse_recipe(spec: DecoderSpec, recipe: Recipe) -> None:
-    """Raises AxzooError when the recipe exceeds the model's positions or vocabulary, or its weight group size does not
-    divide the input features."""
-    supported = supported_length(spec.layer.rope, spec.layer.max_position_embeddings)
-    if recipe.positions > supported:
-        raise AxzooError(
-            f"--kv_cache_len {recipe.kv_cache_len} needs {recipe.positions} positions, and the model supports "
-            f"{supported} (max_position_embeddings and rope scaling of config.json): lower it"
-        )
-    if recipe.post_topk > spec.vocab_size:
-        raise AxzooError(f"--post_topk {recipe.post_topk} exceeds the vocabulary of {spec.vocab_size} tokens: lower it")
-    widths = _input_features(spec)
-    if recipe.weight_group_size and any(width % recipe.weight_group_size for width in widths):
-        fitting = [size for size in WEIGHT_GROUP_SIZES if size and not any(width % size for width in widths)]
-        raise AxzooError(
-            f"--weight_group_size {recipe.weight_group_size} does not divide the input features of every matrix, "
-            f"{' and '.join(map(str, widths))}: use {', '.join(map(str, [*fitting, 0]))}"
-        )
+    """Raises AxzooError, which names the option, when the recipe exceeds what the model supports."""
+    if problem := recipe_problem(spec, recipe):
+        raise AxzooError(f"--{problem}")
 
 
-def refuse_prompt(tokens: int, recipe: Recipe, check_level: int) -> None:
-    """Raises AxzooError when a prompt of `tokens` tokens is too long for the KV cache or too short for the check."""
+def refuse_prompt(tokens: int, recipe: Recipe) -> None:
+    """Raises AxzooError when a prompt of `tokens` tokens is too long for the KV cache, or empty."""
     if tokens > recipe.kv_cache_len:
         raise AxzooError(
             f"--prompt has {tokens} tokens, and the KV cache holds {recipe.kv_cache_len}: shorten it, or raise "
             f"--kv_cache_len"
         )
-    minimum = 2 if check_level == 1 else 1  # level 1 prefills all tokens except the last, which it decodes
-    if tokens < minimum:
-        raise AxzooError(f"--prompt has {tokens} tokens, and check level {check_level} needs {minimum}: lengthen it")
+    if not tokens:
+        raise AxzooError("--prompt has no tokens: give the checks some text")
 
 
 def refuse_misfit(build: Build, chips: ChipTable) -> None:
@@ -172,9 +157,3 @@ def _longest_cache(build: Build, fitting: int, memory_mb: int) -> int:
 
 def _fits(build: Build, recipe: Recipe, memory_mb: int) -> bool:
     return device_memory(recipe, build.num_hidden_layers, dict(build.sizes)).total_mb <= memory_mb
-
-
-def _input_features(spec: DecoderSpec) -> list[int]:
-    """The distinct numbers of input features of a layer's matrices."""
-    tensors = load_family(spec.model_type).layer_tensors(spec, 0).values()
-    return sorted({tensor.shape[1] for tensor in tensors if len(tensor.shape) == 2})

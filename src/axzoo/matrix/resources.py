@@ -5,17 +5,22 @@ The backend estimates jobs that compile parts (`Backend.needs`); this module has
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from axzoo.backends import Backend, Needs, job_minutes
+from axzoo.calibrate import HELD_BYTES
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import KINDS
 from axzoo.weights.formats import FORMATS
 from axzoo.weights.recipe import Recipe
 
 Sizes = Mapping[str, int]
-"""The `sizes` of a matrix entry: parameter counts by part kind, and `kv_width`."""
+"""The `sizes` of a matrix entry: parameter counts by part kind, and widths."""
+
+WIDTHS = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size", "kv_width": "kv_size"}
+"""The widths, and the field of a layer's spec that each must equal. Only `kv_width` is required."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +64,74 @@ class _Stage:
 _STAGES: Mapping[str, _Stage] = {
     "fetch": _Stage(1000, 2.0),  # bf16 weights at 1 MB/s
     "lock": _Stage(1000, 0.1),
-    "calibrate": _Stage(300, 20.0, bytes_per_weight=8),
+    "calibrate": _Stage(1600, 20.0, bytes_per_weight=4, unknown_mb=4000),
     "bundle": _Stage(500, 0.1),
-    "check_layers": _Stage(300, 0.5, bytes_per_weight=8),  # two fp32 copies: oracle and engine
-    "check_generation": _Stage(300, 1.0, bytes_per_weight=8),
+    "check_layers": _Stage(400, 0.5, bytes_per_weight=8),  # two fp32 copies: oracle and engine
+    "check_generation": _Stage(700, 1.0, bytes_per_weight=1),  # the mapped files, in bytes
 }
 """The times are more than ten times those of SmolLM2-135M on two cores (docs/performance.md), because cluster nodes
 differ. Fetching and calibration have a larger margin."""
 
-_ROUNDING = _Stage(8000, 20.0)
-"""Calibration-aware rounding of a layer, whichever backend compiles it: the Hessian of a down_proj with 11,008 input
-features, and its inverse, in fp64."""
+_ROUNDING_SECONDS = 20.0
+"""Calibration-aware rounding of a layer, whichever backend compiles it: per million weights."""
+
+TOKENS = 8192
+"""Calibration tokens, unless the matrix says otherwise."""
+
+
+_CALIBRATION_THREADS = 4
+_SEQUENCES = 8
+"""Sequences of 256 tokens that a thread of `calibrate` processes at once."""
+
+
+def rounding_mb(sizes: Sizes | None, tokens: int) -> int:
+    """The memory of calibration-aware rounding: one layer's weights and codes, its activations for all tokens, the
+    attention scores of 8 sequences, and the Hessian of the widest input with its factors."""
+    weights, hidden, inner = _widths(sizes)
+    hessian = 20 * max(hidden, inner) ** 2
+    return round(400 + (8 * weights + hessian + _activations(hidden, inner, tokens)) / 1e6 + hidden / 10)
+
+
+def states_mb(sizes: Sizes | None, tokens: int) -> int:
+    """The memory of `axzoo calibrate` besides the weights: the hidden states of all tokens, and the activations and
+    attention scores of the sequences that threads process at once."""
+    _, hidden, inner = _widths(sizes)
+    running = min(tokens, _CALIBRATION_THREADS * _SEQUENCES * 256)
+    states = 3 * 4 * tokens * hidden
+    return round((states + _activations(hidden, inner, running)) / 1e6 + _CALIBRATION_THREADS * hidden / 10)
+
+
+def _widths(sizes: Sizes | None) -> tuple[int, int, int]:
+    """A layer's parameters, hidden_size and intermediate_size. Unknown widths are the largest that known models with
+    so many parameters have, and unknown sizes those of a model of 7 billion parameters."""
+    known = {"layer": 250_000_000, **(sizes or {})}
+    weights = known["layer"]
+    inner = known.get("intermediate_size", math.isqrt(weights * 9 // 5))  # 6 times hidden_size
+    hidden = known.get("hidden_size", math.isqrt(weights // 10))  # if intermediate_size is 2.7 times as large
+    return weights, hidden, inner
+
+
+def _activations(hidden: int, inner: int, tokens: int) -> int:
+    """Bytes of a layer's intermediate values."""
+    return 4 * tokens * (4 * hidden + 3 * inner)
+
+
+_WITH_SCALES = 1.1
+"""Size of stored weights with scales and tables, relative to the weights alone."""
+
+
+def stored_bytes(recipe: Recipe, num_hidden_layers: int, sizes: Sizes) -> int:
+    """The size of all compiled files on the device, without the embedding."""
+    return round(
+        sum(
+            _WITH_SCALES
+            * FORMATS[kind.weight_type(recipe)].bytes_stored
+            * kind.parameters(sizes)
+            * len(kind.ids(num_hidden_layers))
+            for kind in KINDS
+            if kind.on_device
+        )
+    )
 
 
 def parameters(num_hidden_layers: int, sizes: Sizes) -> int:
@@ -78,9 +140,14 @@ def parameters(num_hidden_layers: int, sizes: Sizes) -> int:
 
 
 def stage_needs(stage: str, weights: int | None, held: int | None = None) -> Needs:
-    """The resources of a job that processes `weights` weights, `held` of them (default: all) in memory at once. None if
-    unknown."""
+    """The resources of a job that processes `weights` weights, `held` of them (default: all) in memory at once; for
+    check_generation, `held` is the size of the mapped files. None if unknown."""
     return _needs(_STAGES[stage], weights, held)
+
+
+def calibration_needs(weights: int | None) -> Needs:
+    """The resources of a calibration. It holds at most HELD_BYTES of weights in fp32."""
+    return stage_needs("calibrate", weights, held=None if weights is None else min(weights, HELD_BYTES // 4))
 
 
 def _needs(cost: _Stage, weights: int | None, held: int | None = None) -> Needs:
@@ -91,13 +158,16 @@ def _needs(cost: _Stage, weights: int | None, held: int | None = None) -> Needs:
     return Needs(mem_mb, job_minutes(weights, cost.seconds))
 
 
-def part_needs(kind: PartKind, recipe: Recipe, backend: Backend, sizes: Sizes | None, parts: int = 1) -> Needs:
-    """The resources of a job that builds `parts` parts of a kind, one after the other."""
+def part_needs(
+    kind: PartKind, recipe: Recipe, backend: Backend, sizes: Sizes | None, parts: int = 1, tokens: int = TOKENS
+) -> Needs:
+    """The resources of a job that builds `parts` parts of a kind, one after the other. `tokens` are used for
+    calibration, if the recipe needs it."""
     weights = None if sizes is None else kind.parameters(sizes)
     if kind.code is not None:
         return _needs(_Stage(kind.mem_mb, kind.seconds), weights)
     needs = backend.needs(kind, recipe, weights, parts)
     if not kind.is_calibrated(recipe):
         return needs
-    rounding = _needs(_ROUNDING, None if weights is None else weights * parts)
-    return Needs(max(needs.mem_mb, rounding.mem_mb), max(needs.minutes, rounding.minutes))
+    minutes = job_minutes(None if weights is None else weights * parts, _ROUNDING_SECONDS)
+    return Needs(max(needs.mem_mb, rounding_mb(sizes, tokens)), max(needs.minutes, minutes))

@@ -56,6 +56,9 @@ FOLDER = TextFormat("a folder's path", "checkpoints/my-model", r"[^\x00-\x1f-][^
 CONFIG_FILE = TextFormat("a JSON file's relative path", "config/minicpm.json", rf"{_FILE}(/{_FILE})*\.json")
 TEXT_FILE = TextFormat("a text file's relative path", "texts/manual.txt", rf"{_FILE}(/{_FILE})*")
 CONFIG_KEY = TextFormat("a key of config.json", "pretraining_tp", r"[A-Za-z0-9_.-]+")
+TENSOR_NAMES = TextFormat(
+    "a tensor's name, in which '*' stands for any text", "model.layers.*.extra", r"[A-Za-z0-9_.*-]+"
+)
 TEXT = TextFormat("text of one or more characters without zero bytes", "Paris", r"[^\x00]+")
 
 

@@ -1,37 +1,54 @@
 """Reading config.json without silently skipping keys.
 
-Every key must be read by the family, be known not to affect the numbers, or be ignored explicitly by the user. Unknown
-keys are refused, because they may change what the model computes.
+Every key must be read by the family, be null, be known not to affect the numbers, or be ignored explicitly by the user.
+Other keys are refused, because they may change what the model computes. The same applies to rope parameters, which the
+user ignores as rope_scaling.KEY.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from axzoo.core.errors import AxzooError
+from axzoo.model.config_keys import causes, has_no_effect
 from axzoo.model.rope import ROPE_TYPES, is_positive_number, make_rope
+from axzoo.model.rope_parameters import rope_type_of, split_parameters
 from axzoo.model.spec import RopeSpec
 
-WITHOUT_EFFECT = frozenset({
-    "_attn_implementation", "_name_or_path", "architectures", "attention_dropout", "auto_map", "bos_token_id",
-    "chunk_size_feed_forward", "dtype", "embd_pdrop", "eos_token_id", "hidden_dropout", "id2label",
-    "initializer_range", "is_llama_config", "label2id", "max_length", "model_type", "output_attentions",
-    "output_hidden_states", "pad_token_id", "problem_type", "quantization_config", "resid_pdrop", "return_dict",
-    "torch_dtype", "transformers.js_config", "transformers_version", "unsloth_version", "use_cache",
-})  # fmt: skip
-"""Keys about training, tokens, stored dtypes or software. They do not affect what a decoder layer computes."""
-
 _REQUIRED: Any = object()
+_ROPE_KEYS = ("rope_parameters", "rope_scaling")
+_SAME_ACTIVATION = {
+    "gelu_accurate": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "swish": "silu",
+}
+"""Other names that transformers has for the same function."""
+
+
+def _printable(key: str) -> str:
+    """A key for a message of one line."""
+    return key if key.isprintable() else repr(key)
+
+
+def has_config_key(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a config.json has an ignorable `key`: one of its own, or a rope parameter as rope_scaling.KEY."""
+    outer, _, inner = key.partition(".")
+    ropes = [config[name] for name in _ROPE_KEYS if isinstance(config.get(name), dict)]
+    return key in config or (outer in _ROPE_KEYS and any(inner in rope for rope in ropes))
 
 
 class ConfigView:
-    """A config.json that records which keys were read."""
+    """A config.json that records which keys were read. `ignored` are the keys that the user vouches for."""
 
-    def __init__(self, values: Mapping[str, Any], path: Path) -> None:
+    def __init__(self, values: Mapping[str, Any], path: Path, ignored: Collection[str] = ()) -> None:
         self._values = values
         self._read: set[str] = set()
+        self._passed_over: set[str] = set()
+        self._ignored = frozenset(ignored)
         self.path = path
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
@@ -91,9 +108,17 @@ class ConfigView:
             raise self._wrong("num_attention_heads", heads, f"a multiple of num_key_value_heads, {kv_heads}")
         return heads, kv_heads
 
+    def activation(self, key: str, allowed: Collection[str], default: Any = _REQUIRED) -> Any:
+        """One of the `allowed` activation functions, also under another name of the same function."""
+        value = self._get(key, default)
+        same = _SAME_ACTIVATION.get(value, value) if isinstance(value, str) else value
+        if same not in list(allowed):
+            raise self._wrong(key, value, " or ".join(map(repr, allowed)))
+        return same
+
     def ignore(self, *keys: str) -> None:
-        """Marks keys as read that have no effect in this family."""
-        self._read.update(keys)
+        """Passes over keys that have no effect in this family."""
+        self._passed_over.update(keys)
 
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
@@ -115,24 +140,62 @@ class ConfigView:
         partial_rotary_factor; transformers 5 writes rope_parameters {"rope_theta": ..., "rope_type": ..., ...}.
         original_max_position_embeddings can be a key of config.json or one of the parameters.
 
-        Raises AxzooError for everything that `axzoo.model.rope.make_rope` refuses, and for two different values of
-        rope_theta or partial_rotary_factor.
+        Both may be there if they agree. Parameters that the rope type passes over are passed over.
+
+        Raises AxzooError for everything that `axzoo.model.rope.make_rope` refuses, for two different values of
+        rope_theta or partial_rotary_factor, and for parameters that may have an effect.
         """
-        scaling = self._mapping("rope_parameters") or self._mapping("rope_scaling")
+        given = {key: parameters for key in _ROPE_KEYS if (parameters := self._mapping(key))}
+        ropes = [
+            self._rope(key, parameters, head_dim, max_position_embeddings, partial_rotary_factor, types, theta)
+            for key, parameters in (given or {"rope_scaling": {}}).items()
+        ]
+        if ropes[0] != ropes[-1]:
+            raise AxzooError(
+                f"{self.path}: rope_parameters and rope_scaling contradict each other, and transformers uses only "
+                f"rope_scaling: pass a model_config that sets the wrong one to null"
+            )
+        return ropes[0]
+
+    def _rope(
+        self,
+        key: str,
+        scaling: dict[str, Any],
+        head_dim: int,
+        max_position_embeddings: int,
+        partial_rotary_factor: float | None,
+        types: Collection[str],
+        theta: float,
+    ) -> RopeSpec:
+        """The rotary embedding according to `scaling`, the value of `key`."""
         theta = self._in_or_beside(scaling, "rope_theta", theta)
         partial = self._in_or_beside(scaling, "partial_rotary_factor", partial_rotary_factor or 1.0)
         trained = self._get("original_max_position_embeddings", 0)
-        kind = scaling.pop("type", "default")
-        scaling.setdefault("rope_type", kind)
-        if scaling["rope_type"] in ROPE_TYPES and scaling["rope_type"] not in types:
-            raise self._wrong("rope_type", scaling["rope_type"], " or ".join(map(repr, types)))
-        if trained and scaling["rope_type"] != "default":
-            scaling["original_max_position_embeddings"] = trained
+        kind = rope_type_of(scaling)
+        if kind in ROPE_TYPES and kind not in types:
+            raise self._wrong("rope_type", kind, " or ".join(map(repr, types)))
+        ignored = {name.partition(".")[2] for name in self._ignored if name.partition(".")[0] in _ROPE_KEYS}
+        parameters, unknown = split_parameters(kind, scaling)
+        if refused := {name: cause for name, cause in unknown.items() if name not in ignored}:
+            raise self._refused_parameters(key, kind, refused)
+        self._read.update(f"{name}.{parameter}" for name in _ROPE_KEYS for parameter in parameters)
+        if trained and kind != "default":
+            parameters["original_max_position_embeddings"] = trained
         if partial > 1:
             raise self._wrong("partial_rotary_factor", partial, "above 0 and at most 1")
         if partial_rotary_factor is None and partial != 1:
             raise self._wrong("partial_rotary_factor", partial, "1, since this model_type rotates whole heads")
-        return make_rope(int(head_dim * partial), theta, scaling, max_position_embeddings)
+        return make_rope(int(head_dim * partial), theta, parameters, max_position_embeddings)
+
+    def _refused_parameters(self, key: str, kind: str, refused: Mapping[str, str]) -> AxzooError:
+        reasons = "".join(f". {cause}" for cause in refused.values() if cause)
+        names = shlex.join(f"{key}.{_printable(name)}" for name in refused)
+        shown = ", ".join(map(_printable, refused))
+        return AxzooError(
+            f"{self.path}: {key} has parameters that rope_type {kind!r} does not take: {shown}{reasons}. "
+            f"To pass over them as transformers does, list {names} under ignore_config_keys in the matrix or pass "
+            f"--ignore_config_keys {names}"
+        )
 
     def _in_or_beside(self, parameters: dict[str, Any], key: str, default: float) -> float:
         """A positive number, removed from `parameters` if it is there, else read from the config itself."""
@@ -170,20 +233,22 @@ class ConfigView:
             raise self._wrong(key, value, f"a list of 0 and 1 with an entry for each of the {layers} layers")
         return tuple(map(bool, value[:layers]))
 
-    def finish(self, ignored: Collection[str] = ()) -> None:
-        """Raises AxzooError for keys that were neither read nor `ignored` by the user, and for ignored ones that were
-        read."""
-        if read := sorted(set(ignored) & self._read & self._values.keys()):
+    def finish(self) -> None:
+        """Raises AxzooError for keys that may have an effect and were neither read nor ignored by the user, and for
+        ignored ones that were read."""
+        if read := sorted(key for key in self._ignored & self._read if has_config_key(self._values, key)):
             raise AxzooError(
                 f"{self.path}: {', '.join(read)} cannot be ignored, because the build depends on it: remove it from "
                 f"ignore_config_keys"
             )
-        unknown = sorted(set(self._values) - self._read - WITHOUT_EFFECT - set(ignored))
+        rest = sorted(set(self._values) - self._read - self._passed_over - self._ignored)
+        unknown = [key for key in rest if not has_no_effect(key, self._values)]
         if unknown:
+            names = [_printable(key) for key in unknown]
             raise AxzooError(
-                f"{self.path} has keys axzoo does not know: {', '.join(unknown)}. They may change what the model "
-                f"computes; if they do not, list them under ignore_config_keys in the matrix or pass "
-                f"--ignore_config_keys"
+                f"{self.path} has keys axzoo does not know: {', '.join(names)}. {causes(unknown)}They may change "
+                f"what the model computes; if they do not, list them under ignore_config_keys in the matrix or pass "
+                f"--ignore_config_keys {shlex.join(names)}"
             )
 
     def _get(self, key: str, default: Any) -> Any:

@@ -6,6 +6,7 @@ larger than memory can be run one layer at a time.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -19,6 +20,20 @@ from axzoo.model.spec import Activation, DecoderSpec, LayerSpec, NormSpec, PostS
 
 Weights = Mapping[str, Tensor]
 """fp32 tensors by role: linear weights [out_features, in_features], biases and norms [features]."""
+
+
+class StreamedWeights(Mapping[str, Tensor]):
+    """Weights that are read whenever they are used. Matrices are multiplied block by block, so none is in memory."""
+
+    @abstractmethod
+    def rows(self, role: str) -> Iterator[Tensor]:
+        """The matrix of a role as consecutive blocks of rows, fp32."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> int:
+        """The number of values of all tensors."""
+
 
 Past = tuple[Tensor, Tensor]
 """A layer's rotated keys and its values, each [tokens, num_key_value_heads, head_dim]."""
@@ -54,37 +69,48 @@ def rotate(x: Tensor, positions: Tensor, rope: RopeSpec, max_length: int) -> Ten
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
 
-def attention(spec: LayerSpec, weights: Weights, x: Tensor, past: Past | None, max_length: int) -> tuple[Tensor, Past]:
-    """Attention of normalized x [tokens, hidden_size] -> output [tokens, hidden_size], and `past` with x appended."""
-    context, past = attention_context(spec, weights, x, past, max_length)
-    return project(weights, "o_proj", context), past
-
-
 def attention_context(
     spec: LayerSpec, weights: Weights, x: Tensor, past: Past | None, max_length: int
 ) -> tuple[Tensor, Past]:
-    """Attention up to o_proj: x as above -> the context vectors [tokens, q_size], and `past` with x appended."""
+    """Attention up to o_proj: normalized x [tokens, hidden_size] -> the context vectors [tokens, q_size], and `past`
+    with x appended."""
+    start = 0 if past is None else len(past[0])
+    positions = torch.arange(start, start + len(x))
+    q, k, v = projections(spec, weights, x, positions, max_length)
+    if past is not None:
+        k, v = torch.cat([past[0], k]), torch.cat([past[1], v])
+    return attend(spec, q, k, v, is_masked(spec, positions, torch.arange(len(k)))), (k, v)
+
+
+def projections(
+    spec: LayerSpec, weights: Weights, x: Tensor, positions: Tensor, max_length: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of normalized x [tokens, hidden_size] at `positions` [tokens], each [tokens, heads,
+    head_dim]; queries and keys are rotated."""
 
     def heads(role: str, qk_norm: bool) -> Tensor:
         value = project(weights, f"{role}_proj", x).view(len(x), -1, spec.head_dim)
         return norm(NormSpec("rms_norm", spec.norm.eps), weights, value, f"{role}_norm") if qk_norm else value
 
-    start = 0 if past is None else len(past[0])
-    positions = torch.arange(start, start + len(x))
     q = rotate(heads("q", spec.qk_norm), positions, spec.rope, max_length)
     k = rotate(heads("k", spec.qk_norm), positions, spec.rope, max_length)
-    v = heads("v", False)
-    if past is not None:
-        k, v = torch.cat([past[0], k]), torch.cat([past[1], v])
+    return q, k, heads("v", False)
+
+
+def is_masked(spec: LayerSpec, queries: Tensor, keys: Tensor) -> Tensor:
+    """Whether a query at position `queries` [n] must not see a key at position `keys` [m]: bool [n, m]."""
+    distance = queries[:, None] - keys[None, :]
+    masked = distance < 0
+    return masked if spec.sliding_window is None else masked | (distance >= spec.sliding_window)
+
+
+def attend(spec: LayerSpec, q: Tensor, k: Tensor, v: Tensor, masked: Tensor) -> Tensor:
+    """Context vectors [n, q_size] of queries q [n, heads, head_dim] over keys and values [m, kv heads, head_dim],
+    except those that `masked` [n, m] hides."""
     group = spec.num_attention_heads // spec.num_key_value_heads
     scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(group, 1)) * spec.head_dim**-0.5
-    distance = positions[:, None] - torch.arange(len(k))[None, :]
-    masked = distance < 0
-    if spec.sliding_window is not None:
-        masked = masked | (distance >= spec.sliding_window)
     probabilities = scores.masked_fill(masked, float("-inf")).softmax(-1)
-    context = torch.einsum("hqk,khd->qhd", probabilities, v.repeat_interleave(group, 1))
-    return context.flatten(1), (k, v)
+    return torch.einsum("hqk,khd->qhd", probabilities, v.repeat_interleave(group, 1)).flatten(1)
 
 
 def mlp(spec: LayerSpec, weights: Weights, x: Tensor) -> Tensor:
@@ -121,11 +147,17 @@ def layer(
     """
     x = x * spec.input_scale
     normed = norm(spec.norm, weights, x, "input_norm")
-    attention_output, past = attention(spec, weights, normed, past, max_length)
-    x = x + attention_output * spec.residual_scale
+    context, past = attention_context(spec, weights, normed, past, max_length)
+    return add_branches(spec, weights, x, normed, context), past
+
+
+def add_branches(spec: LayerSpec, weights: Weights, x: Tensor, normed: Tensor, context: Tensor) -> Tensor:
+    """Adds attention and MLP to x [tokens, hidden_size], the scaled input of a layer. `normed` is x after the first
+    norm, `context` the result of `attend`."""
+    x = x + project(weights, "o_proj", context) * spec.residual_scale
     if not spec.parallel:
         normed = norm(spec.norm, weights, x, "mlp_norm")
-    return x + mlp(spec, weights, normed) * spec.residual_scale, past
+    return x + mlp(spec, weights, normed) * spec.residual_scale
 
 
 def post(spec: PostSpec, weights: Weights, x: Tensor) -> Tensor:
@@ -135,7 +167,11 @@ def post(spec: PostSpec, weights: Weights, x: Tensor) -> Tensor:
 
 def project(weights: Weights, role: str, x: Tensor) -> Tensor:
     """The linear layer of that role on x [..., in_features], with its bias if it has one."""
-    return F.linear(x, weights[f"{role}.weight"], weights.get(f"{role}.bias"))
+    bias = weights.get(f"{role}.bias")
+    if not isinstance(weights, StreamedWeights):
+        return F.linear(x, weights[f"{role}.weight"], bias)
+    y = torch.cat([F.linear(x, rows) for rows in weights.rows(f"{role}.weight")], -1)
+    return y if bias is None else y + bias
 
 
 @dataclass(frozen=True)
@@ -164,11 +200,12 @@ class Oracle:
             x, _ = self.layer(index, x)
             yield x
 
-    def logits(self, ids: Sequence[int]) -> Tensor:
-        """Logits [tokens, vocab_size] after each token."""
-        *_, x = self.hidden_states(ids)
+    def logits(self, ids: Sequence[int], first: int = 0) -> Tensor:
+        """Logits [tokens - first, vocab_size] after each token from number `first` on."""
+        for x in self.hidden_states(ids):
+            last = x
         with torch.inference_mode():
-            return post(self.spec.post, self.post_weights(), x)
+            return post(self.spec.post, self.post_weights(), last[first:])
 
     def greedy(self, prompt: Sequence[int], tokens: int) -> Iterator[tuple[int, Tensor]]:
         """Greedy decoding: yields `tokens` tokens, each with the logits [vocab_size] it was chosen from."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
-from axzoo.model.config_view import WITHOUT_EFFECT, ConfigView
+from axzoo.model.config_keys import WITHOUT_EFFECT
+from axzoo.model.config_view import ConfigView
 from axzoo.model.families import ConfigKeys, load_family, supported_model_types
 from axzoo.model.spec import DecoderSpec
 
@@ -85,10 +86,10 @@ def _model_type(config: Mapping[str, Any], override: Mapping[str, Any], path: Pa
 
 
 def _with_flat_rope(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with rope_parameters converted to the keys of transformers 4."""
+    """The config with rope_parameters converted to the keys of transformers 4, unless it has both."""
     flat = dict(config)
     parameters = flat.get("rope_parameters")
-    if isinstance(parameters, dict):
+    if isinstance(parameters, dict) and not flat.get("rope_scaling"):
         del flat["rope_parameters"]
         scaling = dict(parameters)
         flat |= {key: scaling.pop(key) for key in ("rope_theta", "partial_rotary_factor") if key in scaling}
@@ -138,12 +139,12 @@ def spec_of(config: Mapping[str, Any], path: Path, ignore_config_keys: Collectio
             f"{', '.join(supported_model_types())}. The config has {_architecture(config)}. "
             f"If the model has one of these architectures under another name, pass a model_config with that model_type"
         )
-    view = ConfigView(config, path)
+    view = ConfigView(config, path, ignore_config_keys)
     try:
         spec = load_family(model_type).decoder_spec(view)
     except AxzooError as error:
         raise error if str(path) in str(error) else AxzooError(f"{path}: {error}") from None
-    view.finish(ignore_config_keys)
+    view.finish()
     return spec
 
 

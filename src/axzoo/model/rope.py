@@ -21,20 +21,24 @@ from axzoo.model.spec import RopeSpec
 
 Frequencies = NDArray[np.float64]
 
-_ORIGINAL = "original_max_position_embeddings"
-_REQUIRED: dict[str, set[str]] = {
+ORIGINAL = "original_max_position_embeddings"
+"""The parameter with the training length in tokens."""
+
+REQUIRED: dict[str, set[str]] = {
     "default": set(),
     "linear": {"factor"},
-    "dynamic": {"factor", _ORIGINAL},
-    "llama3": {"factor", "low_freq_factor", "high_freq_factor", _ORIGINAL},
-    "yarn": {"factor", _ORIGINAL},
-    "longrope": {"short_factor", "long_factor", "factor", _ORIGINAL},
+    "dynamic": {"factor", ORIGINAL},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", ORIGINAL},
+    "yarn": {"factor", ORIGINAL},
+    "longrope": {"short_factor", "long_factor", "factor", ORIGINAL},
 }
-_OPTIONAL: dict[str, set[str]] = {
+OPTIONAL: dict[str, set[str]] = {
     "yarn": {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
     "longrope": {"attention_factor"},
 }
-ROPE_TYPES = tuple(_REQUIRED)
+"""The parameters of each rope type."""
+
+ROPE_TYPES = tuple(REQUIRED)
 """The supported rope types; "default" is unscaled."""
 
 _MAX_DIM = 1 << 16
@@ -53,17 +57,17 @@ def make_rope(
     Raises AxzooError for an unsupported type, and for missing, unknown or invalid parameters.
     """
     kind = "longrope" if scaling["rope_type"] == "su" else scaling["rope_type"]
-    if not isinstance(kind, str) or kind not in _REQUIRED:
-        raise AxzooError(f"rope_type {kind!r} is not supported; supported are: {', '.join(_REQUIRED)}")
+    if not isinstance(kind, str) or kind not in REQUIRED:
+        raise AxzooError(f"rope_type {kind!r} is not supported; supported are: {', '.join(REQUIRED)}")
     values = {key: value for key, value in scaling.items() if key != "rope_type" and value is not None}
-    if _ORIGINAL in _REQUIRED[kind]:
-        values.setdefault(_ORIGINAL, max_position_embeddings)
+    if ORIGINAL in REQUIRED[kind]:
+        values.setdefault(ORIGINAL, max_position_embeddings)
     if kind == "dynamic":
-        values[_ORIGINAL] = max_position_embeddings
+        values[ORIGINAL] = max_position_embeddings
     if kind == "longrope":
-        values.setdefault("factor", max_position_embeddings / _number(values, _ORIGINAL))
-    known = _REQUIRED[kind] | _OPTIONAL.get(kind, set())
-    if not _REQUIRED[kind] <= set(values) <= known:
+        values.setdefault("factor", max_position_embeddings / _number(values, ORIGINAL))
+    known = REQUIRED[kind] | OPTIONAL.get(kind, set())
+    if not REQUIRED[kind] <= set(values) <= known:
         raise AxzooError(
             f"rope_type {kind!r} takes the parameters {sorted(known)}, but the config has {sorted(values)}"
         )
@@ -84,17 +88,6 @@ def make_rope(
     rope = RopeSpec(theta, rotary_dim, interleaved, {"rope_type": kind, **values})
     frequencies(rope, max_position_embeddings)  # raises if the combination of parameters is invalid
     return rope
-
-
-def supported_length(rope: RopeSpec, max_position_embeddings: int) -> int:
-    """The longest sequence, in tokens, that a model with this rope supports.
-
-    `max_position_embeddings` is config.json's. For dynamic it is the training length, and for yarn it can be; the model
-    then supports `factor` times that length. For the other types it is the extended length already.
-    """
-    if rope.scaling["rope_type"] not in ("dynamic", "yarn"):
-        return max_position_embeddings
-    return max(max_position_embeddings, int(rope.scaling[_ORIGINAL] * rope.scaling["factor"]))
 
 
 def frequencies(rope: RopeSpec, positions: int) -> tuple[NDArray[np.float32], float]:
@@ -154,15 +147,15 @@ def _default_frequencies(theta: float, rotary_dim: int) -> Frequencies:
 def _dynamic(rope: RopeSpec, positions: int) -> Frequencies:
     """Dynamic NTK scaling: the base grows once the length exceeds the training length."""
     factor, dim = rope.scaling["factor"], rope.rotary_dim
-    length = max(positions, rope.scaling[_ORIGINAL])
-    growth = factor * length / rope.scaling[_ORIGINAL] - (factor - 1)
+    length = max(positions, rope.scaling[ORIGINAL])
+    growth = factor * length / rope.scaling[ORIGINAL] - (factor - 1)
     return _default_frequencies(rope.theta * growth ** (dim / (dim - 2)), dim)
 
 
 def _llama3(inv_freq: Frequencies, scaling: Mapping[str, Any]) -> Frequencies:
     """Llama 3.1: long wavelengths are divided by `factor`, short ones kept, with a linear blend in between."""
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    rotations = scaling[_ORIGINAL] * inv_freq / (2 * math.pi)
+    rotations = scaling[ORIGINAL] * inv_freq / (2 * math.pi)
     blend = np.clip((rotations - low) / (high - low), 0, 1)
     scaled: Frequencies = (1 - blend) * inv_freq / scaling["factor"] + blend * inv_freq
     return scaled
@@ -173,7 +166,7 @@ def _yarn(rope: RopeSpec, inv_freq: Frequencies) -> tuple[Frequencies, float]:
     scaling, dim = rope.scaling, rope.rotary_dim
 
     def correction_dim(rotations: float) -> float:
-        return dim * math.log(scaling[_ORIGINAL] / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
+        return dim * math.log(scaling[ORIGINAL] / (rotations * 2 * math.pi)) / (2 * math.log(rope.theta))
 
     low = correction_dim(scaling.get("beta_fast", 32))
     high = correction_dim(scaling.get("beta_slow", 1))
@@ -196,7 +189,7 @@ def _yarn_scale(factor: float, mscale: float) -> float:
 
 def _longrope(inv_freq: Frequencies, scaling: Mapping[str, Any], positions: int) -> tuple[Frequencies, float]:
     """LongRoPE (Ding et al., 2024): one factor per dimension, with a second set beyond the training length."""
-    trained, factor = scaling[_ORIGINAL], scaling["factor"]
+    trained, factor = scaling[ORIGINAL], scaling["factor"]
     stretch = scaling["long_factor"] if positions > trained else scaling["short_factor"]
     attention_factor = scaling.get("attention_factor")
     if attention_factor is None:

@@ -82,6 +82,17 @@ class RopeSpec(FromDict):
     scaling: dict[str, Any] = field(default_factory=lambda: {"rope_type": "default"})
 
 
+def supported_length(rope: RopeSpec, max_position_embeddings: int) -> int:
+    """The longest sequence, in tokens, that a model with this rope supports.
+
+    `max_position_embeddings` is config.json's. For dynamic it is the training length, and for yarn it can be; the model
+    then supports `factor` times that length. For the other types it is the extended length already.
+    """
+    if rope.scaling["rope_type"] not in ("dynamic", "yarn"):
+        return max_position_embeddings
+    return max(max_position_embeddings, int(rope.scaling["original_max_position_embeddings"] * rope.scaling["factor"]))
+
+
 @dataclass(frozen=True)
 class NormSpec(FromDict):
     """rms_norm (weight) or layer_norm (weight and bias). Raises SpecError for any other kind."""

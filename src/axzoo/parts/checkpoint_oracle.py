@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from axzoo.checkpoint import open_checkpoint
-from axzoo.checkpoint.tensors import Array, Checkpoint, row_blocks
+from axzoo.checkpoint.tensors import Checkpoint, row_blocks
 from axzoo.fetch.sources import checkpoint_folder
-from axzoo.model.oracle import Oracle, Weights
+from axzoo.model.oracle import Oracle, StreamedWeights
 from axzoo.parts.kind import PartId
 from axzoo.parts.kinds.embed import WEIGHT
 from axzoo.parts.lock_index import read_index
-from axzoo.parts.part import LockedTensor, Part, read_part
+from axzoo.parts.part import Part, read_part
 
 
 def checkpoint_oracle(locks: Path, source: Path, max_length: int) -> Oracle:
-    """An fp32 oracle for up to `max_length` positions. Each layer is read from `source` when it is needed."""
+    """An fp32 oracle for up to `max_length` positions. Weights are read from `source` when they are used."""
     checkpoint = open_checkpoint(checkpoint_folder(source))
     embedding = read_part(locks / PartId("embed").lock_file).tensors[WEIGHT].name
 
@@ -29,17 +29,35 @@ def checkpoint_oracle(locks: Path, source: Path, max_length: int) -> Oracle:
 
     return Oracle(
         spec=read_index(locks).spec,
-        layer_weights=lambda index: _tensors(checkpoint, read_part(locks / PartId("layer", index).lock_file)),
-        post_weights=lambda: _tensors(checkpoint, read_part(locks / PartId("post").lock_file)),
+        layer_weights=lambda index: CheckpointWeights(checkpoint, read_part(locks / PartId("layer", index).lock_file)),
+        post_weights=lambda: CheckpointWeights(checkpoint, read_part(locks / PartId("post").lock_file)),
         embed=embed,
         max_length=max_length,
     )
 
 
-def _tensors(checkpoint: Checkpoint, part: Part) -> Weights:
-    return {role: torch.from_numpy(_values(checkpoint, tensor)) for role, tensor in part.tensors.items()}
+class CheckpointWeights(StreamedWeights):
+    """The tensors of a part, read from the checkpoint whenever they are used. Indexing reads a whole tensor."""
 
+    def __init__(self, checkpoint: Checkpoint, part: Part) -> None:
+        self._checkpoint = checkpoint
+        self._tensors = part.tensors
+        self._parameters = part.parameters
 
-def _values(checkpoint: Checkpoint, tensor: LockedTensor) -> Array:
-    blocks = row_blocks(checkpoint, tensor.name, *tensor.rows)
-    return np.concatenate([block.astype(np.float32) for block in blocks])
+    def __getitem__(self, role: str) -> torch.Tensor:
+        return torch.cat(list(self.rows(role)))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def rows(self, role: str) -> Iterator[torch.Tensor]:
+        tensor = self._tensors[role]
+        for block in row_blocks(self._checkpoint, tensor.name, *tensor.rows):
+            yield torch.from_numpy(block.astype(np.float32))
+
+    @property
+    def parameters(self) -> int:
+        return self._parameters

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.local_files import find_checkpoint, remedy
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import atomic_path, read_json, require_space
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families import load_family
 from axzoo.model.spec import TensorRef
+from axzoo.parts.tensor_names import model_names
 from axzoo.weights.bf16 import Bf16Rounding, nearest_even, write_embedding
 
 NAME = "model.embed_tokens.weight"
@@ -80,7 +83,10 @@ def fp32_to_bf16(source: Path, output: Path, rounding: Bf16Rounding = nearest_ev
 
 
 def _embed_tensor(source: Path) -> TensorRef:
-    """The family's embedding tensor. Raises AxzooError unless the checkpoint has it with the required shape."""
+    """The family's embedding tensor, under its name in the files.
+
+    Raises AxzooError unless the checkpoint has it with the required shape.
+    """
     config, where = _config(source)
     family = load_family(str(config.get("model_type")))
     try:
@@ -88,35 +94,38 @@ def _embed_tensor(source: Path) -> TensorRef:
     except AxzooError as error:
         raise error if str(where) in str(error) else AxzooError(f"{where}: {error}") from None
     table = family.embed_tensor(spec)
-    found = _open(source).tensors.get(table.name)
-    if found is None:
+    tensors = _open(source).tensors
+    name = model_names(tensors, {table.name}, table.name).get(table.name)
+    if name is None:
         raise AxzooError(f"{source} has no tensor {table.name}, the embedding of a {spec.model_type} model")
-    if found.shape != table.shape:
+    if tensors[name].shape != table.shape:
         raise AxzooError(
-            f"{source}: tensor {table.name} has shape {list(found.shape)}, but {where} requires {list(table.shape)}"
+            f"{source}: tensor {name} has shape {list(tensors[name].shape)}, but {where} requires {list(table.shape)}"
         )
-    return table
+    return replace(table, name=name)
 
 
 def _config(source: Path) -> tuple[dict[str, Any], Path]:
     """The content of config.json, or its equivalent in a GGUF file, and the file to name in messages."""
-    if source.is_file():
+    gguf = find_checkpoint(source).gguf
+    if gguf is not None:
         from axzoo.checkpoint.gguf.conversion import model_config
         from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 
-        return model_config(GgufCheckpoint(source)), source
+        return model_config(GgufCheckpoint(gguf)), gguf
     path = source / "config.json"
     config = read_json(path)
     if not isinstance(config, dict):
-        raise AxzooError(f"{path} is not a mapping: fetch it again")
+        raise AxzooError(f"{path} is not a mapping: {remedy(source)}")
     return config, path
 
 
 def _open(source: Path) -> Checkpoint:
-    if source.is_file():
+    gguf = find_checkpoint(source).gguf
+    if gguf is not None:
         from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 
-        return GgufCheckpoint(source)
+        return GgufCheckpoint(gguf)
     return open_checkpoint(source)
 
 

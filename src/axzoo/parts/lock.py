@@ -9,11 +9,11 @@ values, and there must be no unexpected tensors.
 
 from __future__ import annotations
 
+import logging
 import math
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.local_files import remedy
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import canonical_json, read_json, sha256_of, write_json
+from axzoo.core.files import json_text, sha256_of, write_text
 from axzoo.model.families import Family, load_family
 from axzoo.model.reading import read_spec
 from axzoo.model.spec import DecoderSpec, TensorRef
@@ -31,14 +32,21 @@ from axzoo.parts.kind import PartId
 from axzoo.parts.kinds import KINDS, kind_of
 from axzoo.parts.lock_index import INDEX, LOCK_FORMAT, TOKENIZER_FILES
 from axzoo.parts.part import LockedTensor, Part
+from axzoo.parts.tensor_names import adds_nothing, model_names, problem, renamed, tied_contradiction, without_ignored
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Lock:
-    """The lock of a whole model in memory: its spec and its parts, ordered by kind."""
+    """The lock of a whole model in memory: its spec and its parts, ordered by kind.
+
+    `ignored` are the config keys and tensors that the user vouches for, by kind; kinds without any are left out.
+    """
 
     spec: DecoderSpec
     parts: tuple[Part, ...]
+    ignored: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def of_kind(self, kind: str) -> list[Part]:
         return [part for part in self.parts if part.id.kind == kind]
@@ -51,9 +59,13 @@ def make_lock(
     ignore_config_keys: Collection[str] = (),
     model_config: Path | None = None,
     threads: int = 1,
+    ignore_tensors: Sequence[str] = (),
 ) -> Lock:
     """Locks the checkpoint in `folder`: reads config.json, overridden by `model_config`, and digests every tensor,
     `threads` of them in parallel.
+
+    Tensors are found under the names that common tools give them (`model_names`), and locked under those names.
+    `ignore_tensors` are patterns of tensors that the user vouches for.
 
     Raises AxzooError when config.json has another model_type or layer count, has unknown keys, or does not match the
     tensors; and when a tensor is missing, unexpected, damaged, of the wrong shape or not finite.
@@ -63,30 +75,47 @@ def make_lock(
     checkpoint = open_checkpoint(folder)
     refs = {part: kind.tensors(family, spec, part.index) for kind in KINDS for part in kind.ids(spec.num_hidden_layers)}
     needed = {ref.name: ref for roles in refs.values() for ref in roles.values()}
-    tied = _tied_copies(spec, family, checkpoint)
-    _check_tensors(folder, checkpoint, needed | {copy.name: copy for copy in tied}, family.IGNORED_TENSORS)
-    for copy, original in tied.items():
-        _check_tied_head(folder, checkpoint, copy.name, original)
+    try:
+        names = model_names(checkpoint.tensors, needed, family.embed_tensor(spec).name)
+        other_models = getattr(family, "IGNORED_TENSORS", None)
+        extra = [name for name in names if name not in needed and not adds_nothing(name, other_models)]
+        extra = without_ignored(extra, ignore_tensors)
+    except AxzooError as error:
+        raise AxzooError(f"{folder}: {error}") from None
+    if example := renamed(names):
+        logger.info(f"tensors have other names than in transformers: {example}")
+    copies = [name for name in extra if name == _head(family, spec) and spec.tie_word_embeddings]
+    needed |= {name: replace(family.embed_tensor(spec), name=name) for name in copies}
+    extra = [name for name in extra if name not in copies and not _is_zero_bias(checkpoint, name, names, needed)]
+    missing = [name for name in needed if name not in names]
+    if missing or extra:
+        tied_head = None if spec.tie_word_embeddings else _head(family, spec)
+        raise AxzooError(f"{folder}: the checkpoint {problem(missing, extra, names, tied_head)}")
+    stored = {ref: replace(ref, name=names[ref.name]) for roles in refs.values() for ref in roles.values()}
+    _check_shapes(folder, checkpoint, [replace(ref, name=names[name]) for name, ref in needed.items()])
+    for name in copies:
+        _check_tied_head(folder, checkpoint, names[name], names[family.embed_tensor(spec).name])
 
-    largest_first = sorted({ref for roles in refs.values() for ref in roles.values()}, key=_size, reverse=True)
+    largest_first = sorted(stored.values(), key=_size, reverse=True)
     with ThreadPoolExecutor(threads) as pool:
         digested = pool.map(partial(digest_rows, folder, checkpoint), largest_first)
         locked = dict(zip(largest_first, digested, strict=True))
 
     def lock_part(part: PartId, roles: Mapping[str, TensorRef]) -> Part:
         part_spec = asdict(kind_of(part.kind).spec(spec, part.index))
-        return Part(part, part_spec, {role: locked[ref] for role, ref in roles.items()})
+        return Part(part, part_spec, {role: locked[stored[ref]] for role, ref in roles.items()})
 
-    return Lock(spec, tuple(lock_part(part, roles) for part, roles in refs.items()))
+    parts = tuple(lock_part(part, roles) for part, roles in refs.items())
+    ignored = {"config_keys": sorted(ignore_config_keys), "tensors": sorted(ignore_tensors)}
+    return Lock(spec, parts, {kind: names for kind, names in ignored.items() if names})
 
 
-def _tied_copies(spec: DecoderSpec, family: Family, checkpoint: Checkpoint) -> dict[TensorRef, str]:
-    """The lm_head tensor that some tied checkpoints also store, and the name of the embedding that it must equal."""
-    embedding = family.embed_tensor(spec)
-    copy = embedding.name.replace("model.embed_tokens", "lm_head")
-    if not spec.tie_word_embeddings or copy == embedding.name or copy not in checkpoint.tensors:
-        return {}
-    return {TensorRef(copy, embedding.shape): embedding.name}
+def _head(family: Family, spec: DecoderSpec) -> str | None:
+    """The name of the lm_head, which tied checkpoints may store as well; None if the family cannot tie it."""
+    own, tied = (
+        family.post_tensors(replace(spec, tie_word_embeddings=flag))["lm_head.weight"].name for flag in (False, True)
+    )
+    return None if own == tied else own
 
 
 def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, Any]) -> None:
@@ -95,44 +124,38 @@ def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, 
     for part in lock.parts:
         _write_changed(folder / part.id.lock_file, part.to_dict())
     files = {name: sha256_of(checkpoint / name) for name in TOKENIZER_FILES if (checkpoint / name).is_file()}
-    index = {"spec": lock.spec.to_dict(), "source": source, "tokenizer_files": files}
+    index: dict[str, Any] = {"spec": lock.spec.to_dict(), "source": source, "tokenizer_files": files}
+    if lock.ignored:
+        index["ignored"] = lock.ignored
     _write_changed(folder / INDEX, {"format": LOCK_FORMAT, **index})
 
 
 def _write_changed(path: Path, value: Mapping[str, Any]) -> None:
+    text = json_text(value)
     try:
-        unchanged = path.exists() and canonical_json(read_json(path)) == canonical_json(value)
-    except AxzooError:  # damaged: rewrite it
+        unchanged = path.read_bytes() == text.encode()
+    except OSError:
         unchanged = False
     if not unchanged:
-        write_json(path, value)
+        write_text(path, text)
 
 
-def _check_tensors(folder: Path, checkpoint: Checkpoint, needed: Mapping[str, TensorRef], ignored: str) -> None:
-    missing = [name for name in needed if name not in checkpoint.tensors]
-    extra = [name for name in checkpoint.tensors if name not in needed and not re.fullmatch(ignored, name)]
-    extra = [name for name in extra if not _adds_nothing(checkpoint, name, needed)]
-    if missing or extra:
-        problems = [f"is missing {_listed(missing)}"] if missing else []
-        problems += [f"has unexpected {_listed(extra)}"] if extra else []
-        raise AxzooError(
-            f"{folder}: the checkpoint {' and '.join(problems)}: check that config.json belongs to these weights"
-        )
-    for name, ref in needed.items():
-        info = checkpoint.tensors[name]
+def _check_shapes(folder: Path, checkpoint: Checkpoint, refs: Sequence[TensorRef]) -> None:
+    for ref in refs:
+        info = checkpoint.tensors[ref.name]
         if info.shape != ref.shape:
             raise AxzooError(
-                f"{folder / info.file}: tensor {name} has shape {list(info.shape)}, "
+                f"{folder / info.file}: tensor {ref.name} has shape {list(info.shape)}, "
                 f"but {folder / 'config.json'} requires {list(ref.shape)}"
             )
 
 
-def _adds_nothing(checkpoint: Checkpoint, name: str, needed: Collection[str]) -> bool:
+def _is_zero_bias(checkpoint: Checkpoint, name: str, names: Mapping[str, str], needed: Collection[str]) -> bool:
     """Whether this is an all-zero bias, which old AutoGPTQ versions added to every linear layer without one."""
     if not name.endswith(".bias") or name.removesuffix("bias") + "weight" not in needed:
         return False
-    shape = checkpoint.tensors[name].shape
-    return len(shape) == 1 and not any(block.any() for block in row_blocks(checkpoint, name, 0, shape[0]))
+    shape = checkpoint.tensors[names[name]].shape
+    return len(shape) == 1 and not any(block.any() for block in row_blocks(checkpoint, names[name], 0, shape[0]))
 
 
 def _size(ref: TensorRef) -> int:
@@ -151,7 +174,7 @@ def digest_rows(folder: Path, checkpoint: Checkpoint, ref: TensorRef) -> LockedT
         if not np.isfinite(block).all():
             raise AxzooError(
                 f"{folder / info.file}: tensor {ref.name} contains NaN or infinity: the checkpoint is damaged, "
-                f"download it again"
+                f"{remedy(folder)}"
             )
         digest.update(np.ascontiguousarray(block).view(np.uint8).data)
     return LockedTensor(ref.name, start, shape, digest.hexdigest())
@@ -162,11 +185,5 @@ def _check_tied_head(folder: Path, checkpoint: Checkpoint, head: str, embedding:
     pairs = zip(row_blocks(checkpoint, head, 0, rows), row_blocks(checkpoint, embedding, 0, rows), strict=True)
     if not all(np.array_equal(a, b) for a, b in pairs):
         raise AxzooError(
-            f"{folder / 'config.json'} sets tie_word_embeddings, but {head} differs from the embedding: "
-            f"set it to false if the model has its own lm_head"
+            f"{folder / 'config.json'} sets tie_word_embeddings, but {tied_contradiction(head, embedding)}"
         )
-
-
-def _listed(names: list[str], most: int = 5) -> str:
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ("tensor " if len(names) == 1 else "tensors ") + ", ".join(names[:most]) + rest

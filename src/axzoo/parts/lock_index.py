@@ -36,11 +36,15 @@ TOKENIZER_FILES = (
 
 @dataclass(frozen=True)
 class LockIndex:
-    """The content of index.json: the model's spec, its checkpoint's source, and the sha256 of each tokenizer file."""
+    """The content of index.json: the model's spec, its checkpoint's source, and the sha256 of each tokenizer file.
+
+    `ignored` are the config keys and tensors that the user vouched for, by kind.
+    """
 
     spec: DecoderSpec
     source: Mapping[str, Any]
     tokenizer_files: Mapping[str, str]
+    ignored: Mapping[str, list[str]]
 
 
 def read_index(folder: Path) -> LockIndex:
@@ -49,7 +53,8 @@ def read_index(folder: Path) -> LockIndex:
     data = read_json(path)
     require_format(data, LOCK_FORMAT, path, f"remove {folder} and build again", oldest=LOCK_FORMAT)
     try:
-        return LockIndex(DecoderSpec.from_dict(data["spec"]), data["source"], dict(data["tokenizer_files"]))
+        spec, ignored = DecoderSpec.from_dict(data["spec"]), dict(data.get("ignored", {}))
+        return LockIndex(spec, data["source"], dict(data["tokenizer_files"]), ignored)
     except SpecError as error:
         raise AxzooError(f"{path}: {error}: remove {folder} and build again") from None
     except (KeyError, TypeError, ValueError):

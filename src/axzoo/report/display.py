@@ -20,6 +20,7 @@ from snakemake.settings.enums import Quietness
 from snakemake_interface_logger_plugins.base import LogHandlerBase
 
 from axzoo.core.console import SUCCESS, format_elapsed, log_to_console, open_console, stage_bars
+from axzoo.core.machine import out_of_memory_kills
 from axzoo.matrix.batches import stage_of
 from axzoo.parts.kinds import KINDS
 from axzoo.report.events import (
@@ -34,7 +35,15 @@ from axzoo.report.events import (
     Progress,
     read_record,
 )
-from axzoo.report.failures import config_block, display_path, log_tail, without_control
+from axzoo.report.failures import (
+    append_line,
+    config_block,
+    display_path,
+    end_of,
+    log_tail,
+    without_calls,
+    without_control,
+)
 
 STAGES = {
     "fetch": "fetching checkpoints",
@@ -78,6 +87,7 @@ class _Run:
     jobs: dict[int, JobStarted] = field(default_factory=dict)  # unfinished jobs by ID
     failed: set[int] = field(default_factory=set)
     failed_commands: dict[int | None, CommandFailed] = field(default_factory=dict)  # by thread, until JobFailed
+    memory_kills: int | None = None  # by Linux, of any process, before the run
 
 
 class LogHandler(LogHandlerBase):
@@ -113,8 +123,8 @@ class LogHandler(LogHandlerBase):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._show(record)
-        except Exception:  # an exception here would end the queue thread and silence the rest of the run
-            self.handleError(record)
+        except Exception as error:  # an exception here would end the queue thread and silence the rest of the run
+            self._print(f"{record.getMessage()} (cannot be shown better: {error!r})")
 
     def close(self) -> None:
         """Restore the terminal and report how a failed run ended. Snakemake calls this twice."""
@@ -155,6 +165,7 @@ class LogHandler(LogHandlerBase):
         elif self.common_settings.dryrun:
             self._log(logging.INFO, "all", "This was a dry run: nothing was built.")
         self.run.plan, self.run.started = plan.jobs, record.created
+        self.run.memory_kills = out_of_memory_kills()
 
     def _job_started(self, job: JobStarted, record: logging.LogRecord) -> None:
         if self.common_settings.dryrun:
@@ -223,6 +234,15 @@ class LogHandler(LogHandlerBase):
         facts = [f"rule {failure.rule} failed", wildcards, command.how if command else "", failure.message]
         facts += [f"{name}={value}" for name, value in failure.facts.items()]
         self._log(logging.ERROR, failure.rule, "; ".join(filter(None, facts)))
+        end = end_of(
+            command.how if command else "",
+            "\n".join([failure.message, *(line for log in failure.logs[1:] for line in _tail(log))]),
+            job.mem_mb if job else None,
+            not failure.facts and out_of_memory_kills() != self.run.memory_kills,  # jobs without facts ran here
+        )
+        written = [append_line(log, f"axzoo: {end}") for log in failure.logs[:1] if end]
+        if end and not all(written or [False]):
+            self._print(f"    {end}", style="bold red")
         tails = [self._print_log(log) for log in failure.logs]
         if not any(tails) and failure.command:
             self._print(f"    {failure.command}")
@@ -244,6 +264,8 @@ class LogHandler(LogHandlerBase):
 
     def _message(self, kind: MessageKind, record: logging.LogRecord) -> None:
         text = without_control(self.format(record))
+        if record.levelno >= logging.ERROR and not self.common_settings.verbose:
+            text = without_calls(text)
         if kind is MessageKind.REASONS:  # a dry run lists individual jobs only with -p
             lines = text.splitlines()
             text = "\n".join([*lines[:1], _HOW_TO_LIST_JOBS, *lines[2:]])
@@ -263,6 +285,13 @@ class LogHandler(LogHandlerBase):
 
     def _print(self, text: str, style: str = "") -> None:
         self.console.print(Text(without_control(text), style=style), soft_wrap=True)
+
+
+def _tail(log: Path) -> list[str]:
+    try:
+        return log_tail(log)
+    except OSError:
+        return []
 
 
 def planned_parts(plan: Mapping[str, int], stage: str) -> int | None:

@@ -23,7 +23,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from axzoo.core.console import open_standard_streams
 from axzoo.core.errors import AxzooError
+from axzoo.report.failures import without_calls
 
 _FILE_REASONS = ("missing_output", "incomplete_output", "updated_input", "updated_input_run")
 _PLAIN_REASONS = (
@@ -39,7 +41,8 @@ _PLAIN_REASONS = (
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a job runs. `kind` is the name of an attribute of Snakemake's class Reason.
+    """Why a job runs. `kind` is the name of an attribute of Snakemake's class Reason, or the kind of a Difference from
+    a receipt.
 
     `files` are the files concerned. `before` and `now` are the differences from the last run: param values for
     "params_changed", input files for "input_changed".
@@ -73,9 +76,9 @@ def planned_jobs(targets: Sequence[str], matrix: Path | None) -> list[PlannedJob
     """
     command = [sys.executable, "-P", "-m", "axzoo.report.events"]
     command += [] if matrix is None else [f"--configfile={matrix}"]
-    done = subprocess.run([*command, "--", *targets], capture_output=True, text=True)
+    done = subprocess.run([*command, "--", *targets], capture_output=True, encoding="utf-8", errors="surrogateescape")
     if done.returncode:
-        raise AxzooError(f"snakemake cannot plan this build:\n{done.stderr.strip()}")
+        raise AxzooError(f"snakemake cannot plan this build:\n{without_calls(done.stderr.strip())}")
     return [_job_of(json.loads(line)) for line in done.stdout.splitlines()]
 
 
@@ -91,6 +94,7 @@ def print_plan(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("targets", nargs="*")
     parser.add_argument("--configfile", type=Path)
     args = parser.parse_args(arguments)
+    open_standard_streams()
     with contextlib.redirect_stdout(sys.stderr):  # a Snakefile may print; stdout is for the plan
         jobs = _plan(args.targets, [args.configfile] if args.configfile else [])
     if jobs is None:
@@ -112,6 +116,10 @@ def _plan(targets: Sequence[str], configfiles: Sequence[Path]) -> list[PlannedJo
         ResourceSettings,
     )
 
+    from axzoo.report.startup import leave_matrices_to_axzoo, use_writable_cache
+
+    leave_matrices_to_axzoo()
+    use_writable_cache(Path.cwd())
     # With these quiet settings, a dry run ends as soon as the plan is made: Snakemake does not visit each job.
     output = OutputSettings(dryrun=True, nocolor=True, quiet={Quietness.RULES, Quietness.PROGRESS})
     with SnakemakeApi(output) as api:
@@ -141,8 +149,9 @@ def _jobs_in(dag: Any) -> Iterator[PlannedJob]:
 
 def _reasons(reason: Any, job: Any, dag: Any) -> tuple[Reason, ...]:
     """One Reason for each attribute of Snakemake's Reason that is set."""
-    if reason.forced:  # this plan forces only interrupted jobs
-        return (Reason("incomplete_output", _names(dag.forcefiles.intersection(job.output))),)
+    noted = _noted(job, dag)
+    if reason.forced:  # this plan forces only interrupted jobs, and jobs whose files differ from their receipts
+        return noted or (Reason("incomplete_output", _names(dag.forcefiles.intersection(job.output))),)
     files = {kind: set(getattr(reason, kind)) for kind in _FILE_REASONS}
     files["updated_input"] -= files["updated_input_run"]
     found = [Reason(kind, _names(files[kind])) for kind in _FILE_REASONS if files[kind]]
@@ -154,7 +163,16 @@ def _reasons(reason: Any, job: Any, dag: Any) -> tuple[Reason, ...]:
     if changed := reason.params_changed:
         before, now = (tuple(map(_value, sorted(side))) for side in (changed.only_old, changed.only_new))
         found.append(Reason("params_changed", before=before, now=now))
-    return tuple(found)
+    return (*noted, *found)
+
+
+def _noted(job: Any, dag: Any) -> tuple[Reason, ...]:
+    """Differences that the Snakefile found, by kind."""
+    comparison = dag.workflow.globals.get("COMPARISON")
+    found: dict[str, list[str]] = {}
+    for difference in comparison.noted.get(job.output[0], ()) if comparison else ():
+        found.setdefault(difference.kind, []).append(difference.file)
+    return tuple(Reason(kind, _names(files)) for kind, files in found.items())
 
 
 def _value(text: str) -> Any:
@@ -185,10 +203,13 @@ class Planned:
 
 @dataclass(frozen=True)
 class JobStarted:
+    """`mem_mb` is the memory that the job requests, in MB."""
+
     jobid: int
     rule: str
     wildcards: Mapping[str, str]
     log: Path | None
+    mem_mb: int | None = None
 
 
 @dataclass(frozen=True)
@@ -291,7 +312,9 @@ def read_record(record: logging.LogRecord) -> Event:
             return Planned(data["stats"])
         case "job_info":
             log = next(iter(data["log"]), None)
-            return JobStarted(data["jobid"], data["rule_name"], data["wildcards"], None if log is None else Path(log))
+            memory = (data.get("resources") or {}).get("mem_mb")
+            path = None if log is None else Path(log)
+            return JobStarted(data["jobid"], data["rule_name"], data["wildcards"], path, memory)
         case "shellcmd":
             return CommandShown(data.get("cmd") or data.get("shellcmd") or "")
         case "job_finished":

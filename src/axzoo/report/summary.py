@@ -49,19 +49,27 @@ def _verdict_in(path: Path) -> Any:
 
 
 def _level_1(check: Any) -> str:
-    worst, layer = worst_cosine(check)
-    return (
-        f"{_verdict(check)}: {len(check['layers'])} layers against fp32, worst token's cosine {_number(worst)} "
-        f"in layer {layer} (at least {check['thresholds']['min_layer_cosine']})"
-    )
+    worst = worst_cosine(check)
+    cost = "" if worst is None else f", worst token's cosine {_number(worst[0])} in layer {worst[1]}"
+    return f"{_verdict(check)}: {len(check['layers'])} layers against fp32{cost}{_remarks(check)}"
 
 
 def _level_2(check: Any) -> str:
     end = "hit eos" if check["hit_eos"] else "no eos"
     return (
         f"{_verdict(check)}: {len(check['steps'])} tokens, {end}, top-1 agreement with fp32 "
-        f"{check['top1_agreement']:.3f}, mean KL {_number(check['mean_kl'])}"
+        f"{check['top1_agreement']:.3f}, mean KL {_number(check['mean_kl'])}{_remarks(check)}"
     )
+
+
+def _remarks(check: Any) -> str:
+    """What failed, or which thresholds the cost of quantization exceeds."""
+    if not check["passed"]:
+        failures = check.get("failures", [])
+        return (
+            f"; {failures[0]}" + (f" (and {len(failures) - 1} more)" if len(failures) > 1 else "") if failures else ""
+        )
+    return "".join(f"; WARNING: {warning}" for warning in check.get("warnings", []))
 
 
 def _number(value: float | None) -> str:

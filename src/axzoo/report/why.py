@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axzoo.backends import DEFAULT
+from axzoo.matrix.comparison import CHANGED, EDITED, MISSING, OUTDATED
 from axzoo.matrix.document import read_document
 from axzoo.parts.lock import Lock, make_lock
 from axzoo.parts.part import read_part
@@ -26,6 +27,10 @@ _FILES = {
     "incomplete_output": "incomplete, its last job was interrupted",
     "updated_input": "changed",
     "updated_input_run": "will be rebuilt",
+    MISSING: "missing",
+    EDITED: "not what was built",
+    CHANGED: "changed",
+    OUTDATED: "built from other inputs",
 }
 _PLAIN = {
     "code_changed": "its command changed",
@@ -127,7 +132,14 @@ def _tensor_changes(build: Build) -> list[str]:
     if not (folder / "config.json").exists():
         return ["not fetched yet, so there is nothing to hash"]
     config = None if build.model_config is None else Path(build.model_config)
-    lock = make_lock(folder, build.model_type, build.num_hidden_layers, build.ignore_config_keys, config)
+    lock = make_lock(
+        folder,
+        build.model_type,
+        build.num_hidden_layers,
+        build.ignore_config_keys,
+        config,
+        ignore_tensors=build.ignore_tensors,
+    )
     return changed_tensors(build.locks, lock) or ["no tensor changed"]
 
 

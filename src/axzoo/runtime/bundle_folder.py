@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
+from axzoo.tokenizer.tokenizer_folder import vocabulary_file
 
 _T = TypeVar("_T")
 
@@ -39,9 +40,13 @@ class Bundle(ModelFiles):
     eos: bool
     mmap_embedding: bool
 
+    def uses_chat(self, other_tokenizer: bool) -> bool:
+        """Whether prompts go through the chat template. A bundle without a tokenizer leaves that to the other one."""
+        return self.chat or (other_tokenizer and vocabulary_file(self.tokenizer) is None)
+
 
 def open_bundle(folder: Path) -> Bundle:
-    """Read a bundle's config.json and check that its files exist. Only post_config.json may be missing.
+    """Read a bundle's config.json and check that its files exist. post_config.json and the tokenizer may be missing.
 
     Raises AxzooError when the folder is not a bundle, files are missing, or config.json is invalid or names a file
     outside the bundle.
@@ -121,10 +126,7 @@ class _Config:
 
 
 def _require_files(bundle: Bundle) -> None:
-    tokenizer = bundle.tokenizer / "tokenizer.json"
-    if not tokenizer.is_file() and (bundle.tokenizer / "tokenizer.model").is_file():
-        tokenizer = bundle.tokenizer / "tokenizer.model"
-    required = (*bundle.layers, bundle.post, bundle.embedding, tokenizer)
+    required = (*bundle.layers, bundle.post, bundle.embedding)
     missing = [path for path in required if not path.is_file()]
     if missing:
         names = ", ".join(str(path.relative_to(bundle.folder)) for path in missing[:3])

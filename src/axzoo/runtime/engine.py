@@ -9,21 +9,23 @@ share one thread pool: with private pools, runs were measured to be 12 to 25 tim
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from axzoo.backends.host.contract import loadable_header
+from axzoo.backends.host.outline import map_file
 from axzoo.core.dtypes import NUMPY_DTYPES, ONNX_DTYPES
 from axzoo.core.errors import AxzooError
 from axzoo.parts.groups import ShapeGroup, TensorSpec
+from axzoo.runtime.exact.session import ExactSession, Typed
+from axzoo.runtime.threads import session_options, threads
 
 FileMode = Literal["exact", "fast"]
 
@@ -123,17 +125,18 @@ class InferenceSession:
         if unknown:
             known = ", ".join(tensor.name for tensor in group.outputs)
             raise ValueError(f"{self._path}: no output named {', '.join(sorted(unknown))}; the outputs are {known}")
-        binding = self._session.io_binding()
+        inputs = {}
         for tensor in group.inputs:
             array = arrays[tensor.name]
             if tensor.name in group.unused:
                 array = np.empty((1, 0, self._groups[0].inputs[0].shape[2]), array.dtype)
-            binding.bind_input(tensor.name, "cpu", 0, ONNX_DTYPES[tensor.dtype], array.shape, array.ctypes.data)
+            inputs[tensor.name] = array, ONNX_DTYPES[tensor.dtype]
         results = {tensor.name: np.empty(tensor.shape, NUMPY_DTYPES[tensor.dtype]) for tensor in group.outputs}
-        for tensor in group.outputs:
-            array = results[tensor.name]
-            binding.bind_output(tensor.name, "cpu", 0, ONNX_DTYPES[tensor.dtype], array.shape, array.ctypes.data)
-        run_bound(self._session, binding, self._path)
+        outputs = {tensor.name: (results[tensor.name], ONNX_DTYPES[tensor.dtype]) for tensor in group.outputs}
+        try:
+            self._session.run(inputs, outputs)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class
+            raise AxzooError(f"{self._path} failed to run on the given inputs ({_first_line(error)})") from None
         return [results[name] for name in names]
 
     def _group(self, index: int) -> ShapeGroup:
@@ -179,12 +182,8 @@ def _choose_provider(providers: str | Sequence[Provider] | None) -> str:
 
 
 def shared_options() -> ort.SessionOptions:
-    """Return options for a session that uses the process-wide thread pool."""
-    _share_threads()
-    options = ort.SessionOptions()
-    options.use_per_session_threads = False
-    options.log_severity_level = 3
-    return options
+    """Return options for a session of fast mode."""
+    return session_options(threads())
 
 
 def run_bound(session: ort.InferenceSession, binding: ort.IOBinding, name: object) -> None:
@@ -195,16 +194,19 @@ def run_bound(session: ort.InferenceSession, binding: ort.IOBinding, name: objec
         raise AxzooError(f"{name} failed to run on the given inputs ({_first_line(error)})") from None
 
 
-Loaded = tuple[ort.InferenceSession, tuple[ShapeGroup, ...]]
+class Session(Protocol):
+    """A loaded file, without its shape groups."""
+
+    def run(self, inputs: Mapping[str, Typed], results: Mapping[str, Typed]) -> None: ...
+
+
+Loaded = tuple[Session, tuple[ShapeGroup, ...]]
 
 
 def _load(source: Path | bytes, path: Path) -> Loaded:
     groups = loadable_header(source, path).groups
-    options = shared_options()
-    options.add_session_config_entry("session.disable_quant_qdq", "1")
-    model = source if isinstance(source, bytes) else str(source)
     try:
-        return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]), groups
+        return ExactSession(memoryview(source if isinstance(source, bytes) else map_file(source))), groups
     except Exception as error:  # ONNX Runtime's exceptions share no base class
         raise AxzooError(f"{path} cannot be loaded ({_first_line(error)}): build it again") from None
 
@@ -215,18 +217,25 @@ def _load_fast(source: Path | bytes, path: Path) -> Loaded:
 
     graph = FusedGraph(EIGHT_BIT)
     header = graph.add(source, path)
-    return graph.load(shared_options()), header.groups
+    return _WholeGraph(graph.load(shared_options())), header.groups
+
+
+class _WholeGraph:
+    """A session that runs the graph of a file as a whole."""
+
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
+
+    def run(self, inputs: Mapping[str, Typed], results: Mapping[str, Typed]) -> None:
+        binding = self._session.io_binding()
+        for name, (array, dtype) in inputs.items():
+            binding.bind_input(name, "cpu", 0, dtype, array.shape, array.ctypes.data)
+        for name, (array, dtype) in results.items():
+            binding.bind_output(name, "cpu", 0, dtype, array.shape, array.ctypes.data)
+        self._session.run_with_iobinding(binding)
 
 
 def _first_line(error: Exception) -> str:
     """Return the start of ONNX Runtime's message, made printable: it may quote names from the file."""
     line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return "".join(char if char.isprintable() else "?" for char in line[:300])
-
-
-@functools.cache
-def _share_threads() -> None:
-    """Size the process-wide thread pool: OMP_NUM_THREADS, which Snakemake sets per job, or all available CPUs."""
-    limit = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(limit) if limit.isdecimal() and int(limit) else len(os.sched_getaffinity(0))
-    ort.set_global_thread_pool_sizes(threads, 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from axzoo.core.errors import AxzooError
+from axzoo.runtime.shortcomings import NO_END, NO_TEMPLATE
 from axzoo.tokenizer.chat_template import Message
 
 if TYPE_CHECKING:
@@ -78,11 +79,20 @@ class TextStream(Protocol):
 
 @dataclass(frozen=True)
 class ChatTokenizer:
-    """What a chat needs of a tokenizer. `eos` are the ids that end an answer."""
+    """What a chat needs of a tokenizer. `eos` are the ids that end an answer.
+
+    `has_template` says whether the tokenizer defines how to encode a conversation.
+    """
 
     encode: Encode
     stream: Callable[[], TextStream]
     eos: frozenset[int]
+    has_template: bool
+
+    def shortcomings(self, as_text: bool) -> list[str]:
+        """What the model lacks, in words. `as_text`: prompts are continued as text although --raw was not given."""
+        missing = [f"no chat template: {NO_TEMPLATE}"] if as_text and not self.has_template else []
+        return missing + ([] if self.eos else [f"no end token: {NO_END}"])
 
 
 def open_tokenizer(choice: TokenizerChoice, chat: bool) -> ChatTokenizer:
@@ -97,15 +107,21 @@ def open_tokenizer(choice: TokenizerChoice, chat: bool) -> ChatTokenizer:
     if not chat:
         raise AxzooError("--raw needs a local tokenizer: a tokenizer server always applies its chat template")
     server = connect_tokenizer(choice.source)
-    complete = PromptEnds.of(choice, server.bos_token_id, server.eos_token_ids)
-    return ChatTokenizer(_completed(complete, server.encode_chat), server.stream, _ends(choice, server.eos_token_ids))
+    encode = _completed(PromptEnds.of(choice, server.bos_token_id, server.eos_token_ids), server.encode_chat)
+    return ChatTokenizer(encode, server.stream, _ends(choice, server.eos_token_ids), has_template=True)
 
 
 def load_local(choice: TokenizerChoice) -> LocalTokenizer:
     """Load a local tokenizer. If it has no chat template, it gets the prompt format of its type."""
     from axzoo.tokenizer.local import load_tokenizer
+    from axzoo.tokenizer.tokenizer_folder import vocabulary_file
 
     path = Path(choice.source)
+    if choice.kind is None and path.name == "tokenizer" and vocabulary_file(path) is None:
+        raise AxzooError(
+            f"{path.parent} has no tokenizer, so it cannot read text: give the folder with that of the model, "
+            f"`axzoo run --filename_tokenizer_model DIR` or `axzoo serve --tokenizer DIR`"
+        )
     model_type = None if choice.kind is None else "llama"  # these types read a tokenizer.model as Llama does
     tokenizer = load_tokenizer(path if path.is_dir() else path.parent, model_type)
     if tokenizer.chat is not None or choice.kind is None:
@@ -120,13 +136,14 @@ def load_local(choice: TokenizerChoice) -> LocalTokenizer:
 
 def local_chat(tokenizer: LocalTokenizer, choice: TokenizerChoice, chat: bool) -> ChatTokenizer:
     """Prepare a local tokenizer for chat; see `open_tokenizer`."""
-    encode = tokenizer.encode_chat if chat else _raw(tokenizer)
-    complete = PromptEnds.of(choice, tokenizer.bos_token_id, tokenizer.eos_token_ids)
-    return ChatTokenizer(_completed(complete, encode), tokenizer.stream, _ends(choice, tokenizer.eos_token_ids))
+    encode: Encode = tokenizer.encode_chat if chat else _raw(tokenizer)
+    encode = _completed(PromptEnds.of(choice, tokenizer.bos_token_id, tokenizer.eos_token_ids), encode)
+    ends = _ends(choice, tokenizer.eos_token_ids)
+    return ChatTokenizer(encode, tokenizer.stream, ends, has_template=tokenizer.chat is not None)
 
 
 def _ends(choice: TokenizerChoice, eos_token_ids: Sequence[int]) -> frozenset[int]:
-    return frozenset(eos_token_ids) if choice.eos_token_ids is None else choice.eos_token_ids
+    return choice.eos_token_ids or frozenset(eos_token_ids)
 
 
 def _raw(tokenizer: LocalTokenizer) -> Encode:
@@ -159,7 +176,8 @@ class TokenizerChoice:
     """The tokenizer to use.
 
     `source` is a folder or a file in it, or a URL if `kind` is HTTP. `kind` None is the tokenizer of a bundle, which
-    uses its chat template and no built-in prompt format. `eos_token_ids`, if given, override those of the tokenizer.
+    uses its chat template and no built-in prompt format. `eos_token_ids`, if there are any, override those of the
+    tokenizer.
     """
 
     kind: int | None

@@ -38,7 +38,7 @@ FLAGS = (
     Flag("eos", False, "end the prompt with the eos token", True),
     Flag("use_topk", False, "use the top token of a post layer built with --post_topk; no sampling", True),
     Flag("use_mmap_load_embed", False, "memory-map the embedding file instead of reading it into memory", True),
-    Flag("dynamic_load_axmodel_layer", False, "load each layer only while it runs: little memory, slow", True),
+    Flag("dynamic_load_axmodel_layer", False, "load each layer only while it runs: less memory in fast mode", True),
     Flag("post_config_path", "post_config.json", "sampling settings; greedy if the file is missing", True),
     Flag("live_print", False, "print the answer while it is generated", True),
     Flag("continue", False, "ask for more prompts after the first answer", True),
@@ -123,7 +123,7 @@ def _from_bundle(args: argparse.Namespace, given: dict[str, Any]) -> Setup:
         "continue": False,
     } | given
     tokenizer = _tokenizer(given.get("tokenizer_type"), values, bundle.eos_token_ids)
-    chat = bundle.chat and not args.raw
+    chat = bundle.uses_chat("filename_tokenizer_model" in given) and not args.raw
     system = bundle.system_prompt if args.system is None else args.system
     return _setup(args, bundle.folder.resolve().name, bundle, tokenizer, values, chat, system)
 

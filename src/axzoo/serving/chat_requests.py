@@ -142,12 +142,14 @@ def _message(turn: Fields) -> Message:
     if role not in _ROLES:
         raise turn.error("role", f"must be one of {', '.join(_ROLES)}, not {role[:40]!r}")
     turn.refuse(_UNSUPPORTED_IN_MESSAGES)
-    return {"role": _ROLES[role], "content": _content(turn)}
+    return {"role": _ROLES[role], "content": _content(turn, role)}
 
 
-def _content(turn: Fields) -> str:
+def _content(turn: Fields, role: str) -> str:
+    """Return the text of a message. Only answers may have null, which clients send for an empty one."""
     if not isinstance(turn.value("content"), list):
-        return turn.required(turn.text("content"), "content")
+        text = turn.text("content")
+        return "" if text is None and role == "assistant" else turn.required(text, "content")
     return "".join(map(_part, turn.children("content", _MAX_MESSAGES) or []))
 
 

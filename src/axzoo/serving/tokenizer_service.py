@@ -18,7 +18,7 @@ from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 from axzoo.serving.fields import shown
 from axzoo.serving.tokenizer_requests import DecodeRequest, EncodeRequest, ResetRequest
-from axzoo.tokenizer.conversation import Conversation, chat_encoder, mark_sent, new_conversation, turn_end_id
+from axzoo.tokenizer.conversation import Conversation, chat_encoder, end_id, mark_sent, new_conversation
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 from axzoo.tokenizer.stream import StreamDecoder
 from axzoo.tokenizer.tokenizer_folder import ChatEncoder
@@ -224,7 +224,7 @@ class TokenizerService:
 def make_service(served: ServedTokenizer) -> TokenizerService:
     """Make a service without users."""
     tokenizer = served.tokenizer
-    bos, eos = tokenizer.bos_token_id, turn_end_id(tokenizer, served.chat)
+    bos, eos = tokenizer.bos_token_id, end_id(tokenizer, served.chat)
     return TokenizerService(
         tokenizer=tokenizer,
         encode_chat=chat_encoder(tokenizer, served.chat),

@@ -39,6 +39,10 @@ _LINK_REFUSED = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.EOP
 _READ_ONLY = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
+USERS = "users"
+"""Folder in the store with one file for each bundle that was built with it."""
+
+
 def content_key(determinants: Mapping[str, Any]) -> str:
     """The key of the entry that these JSON values determine."""
     return hashlib.sha256(canonical_json(determinants).encode()).hexdigest()
@@ -117,6 +121,18 @@ class Store:
             locked_folder(Path(folder)),
         ):
             yield Path(folder)
+
+    def register(self, receipts: Path, bundle: Path) -> None:
+        """Records a folder of receipts and its bundle, so that garbage collection in any project that shares the store
+        knows which entries the bundle uses."""
+        known = {"receipts": str(receipts.resolve()), "bundle": str(bundle.resolve())}
+        path = self.root / USERS / content_key(known)
+        try:
+            if not path.exists():
+                write_json(path, known)
+        except OSError as error:
+            if error.errno not in _READ_ONLY:  # nothing is collected from a read-only store
+                raise
 
     def intact(self, key: str) -> Entry | None:
         """The entry if its data matches the sha256 in its receipt, else None. Does not change its mtime."""

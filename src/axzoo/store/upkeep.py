@@ -17,7 +17,7 @@ from typing import Any
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import TEMPORARY_SUFFIX, read_json
 from axzoo.core.locks import is_locked, locked_store
-from axzoo.store import Store
+from axzoo.store import USERS, Store
 
 _FOLDER = re.compile(r"[0-9a-f]{2}")
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -102,8 +102,9 @@ def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir())
 
 
-def used_by(receipts: Path) -> dict[str, list[str]]:
-    """Maps the key of each used entry to the sorted bundles ("AX650/NAME") that use it.
+def used_by(receipts: Path, store: Store | None = None) -> dict[str, list[str]]:
+    """Maps the key of each used entry to the sorted bundles that use it: "AX650/NAME", or the folder of a bundle of
+    another project that shares `store`.
 
     `receipts` contains CHIP/NAME/*.json, and the bundles are next to it in CHIP/NAME. A bundle whose folder was removed
     uses nothing.
@@ -119,7 +120,41 @@ def used_by(receipts: Path) -> dict[str, list[str]]:
             continue
         for key in {_key(path) for path in folder.glob("*.json")}:
             users.setdefault(key, []).append(bundle.as_posix())
+    for folder, bundle in _elsewhere(store, receipts) if store else ():
+        if bundle.is_dir():
+            for key in {_key(path) for path in folder.glob("*.json") if _is_receipt(path)}:
+                users.setdefault(key, []).append(str(bundle))
     return users
+
+
+def forget_removed_bundles(store: Store) -> None:
+    """Removes the records of bundles whose folders were removed. Those of a project that cannot be reached are kept."""
+    for record, _, bundle in _users(store):
+        if not bundle.exists() and bundle.parent.parent.is_dir():
+            record.unlink(missing_ok=True)
+
+
+def _elsewhere(store: Store, receipts: Path) -> Iterator[tuple[Path, Path]]:
+    """The folders of receipts outside `receipts`, and their bundles."""
+    for _, folder, bundle in _users(store):
+        if not folder.is_relative_to(receipts.resolve()):
+            yield folder, bundle
+
+
+def _users(store: Store) -> Iterator[tuple[Path, Path, Path]]:
+    """The records of bundles that were built with the store: the record's path, the receipts and the bundle."""
+    for record in sorted(filter(lambda path: _KEY.fullmatch(path.name), (store.root / USERS).glob("*"))):
+        try:
+            content = read_json(record)
+            yield record, Path(content["receipts"]), Path(content["bundle"])
+        except (KeyError, TypeError):
+            raise AxzooError(f"{record} is damaged: remove it and build the bundles of its project again") from None
+
+
+def _is_receipt(path: Path) -> bool:
+    """Whether a file is the receipt of a part: `axzoo compile` may be told to write it to any folder."""
+    content = read_json(path)
+    return isinstance(content, dict) and {"key", "sha256"} <= content.keys()
 
 
 def _key(receipt: Path) -> str:

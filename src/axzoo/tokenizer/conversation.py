@@ -5,50 +5,27 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
 
 from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import Message
+from axzoo.tokenizer.end_tokens import turn_end_id
 from axzoo.tokenizer.local import LocalTokenizer
 from axzoo.tokenizer.tokenizer_folder import ChatEncoder
 
-_QUESTION = {"role": "user", "content": "?"}
 
+def end_id(tokenizer: LocalTokenizer, chat: bool) -> int | None:
+    """Return the id of the one token that a host program is told to end an answer at, or None if it is unknown.
 
-def turn_end_id(tokenizer: LocalTokenizer, chat: bool) -> int | None:
-    """Return the id of the token that ends an answer, or None if it is unknown.
+    With `chat`, this is the token that the chat template writes after an answer. Without it, or if it writes none, it
+    is the eos_token, else the first of `eos_token_ids`.
 
-    This is the first token after an answer in the chat template that is one of `eos_token_ids`, else the first special
-    token there. Without a template, or if it adds no such token, it is the eos_token, else the first of
-    `eos_token_ids`.
-
-    The eos_token alone is not enough: Llama-3 and Phi-3 end answers with another token, and a folder that holds only a
-    tokenizer has no generation_config.json that lists it.
+    The eos_token alone is not enough: Llama-3 and Phi-3 end answers with another token.
     """
-    if chat:
-        suffix = _suffix_of_answer(tokenizer)
-        for ends in (tokenizer.eos_token_ids, [index for index in suffix if _is_special(tokenizer, index)]):
-            if found := [index for index in suffix if index in ends]:
-                return found[0]
+    turn_end = turn_end_id(tokenizer) if chat else None
+    if turn_end is not None:
+        return turn_end
     eos = tokenizer.eos_token_id
     return eos if eos is not None else next(iter(tokenizer.eos_token_ids), None)
-
-
-def _suffix_of_answer(tokenizer: LocalTokenizer) -> list[int]:
-    """Return the ids that the template writes after an answer: the common suffix of two different answers."""
-    try:
-        one, other = (
-            tokenizer.encode_chat([_QUESTION, {"role": "assistant", "content": answer}], add_generation_prompt=False)
-            for answer in ("!", "a")
-        )
-    except AxzooError:
-        return []
-    pairs = zip(reversed(one), reversed(other), strict=False)
-    return [index for index, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)][::-1]
-
-
-def _is_special(tokenizer: LocalTokenizer, index: int) -> bool:
-    return tokenizer.decode([index]) != tokenizer.decode([index], skip_special_tokens=False)
 
 
 MAX_CHARACTERS = 1 << 18

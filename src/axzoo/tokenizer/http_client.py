@@ -17,9 +17,9 @@ from urllib.parse import quote
 import httpx2
 
 from axzoo.core.errors import AxzooError
+from axzoo.tokenizer.added_tokens import is_token_id
 from axzoo.tokenizer.chat_template import Message
 from axzoo.tokenizer.stream import StreamDecoder
-from axzoo.tokenizer.tokenizer_folder import is_token_id
 
 _TIMEOUT_SECONDS = 10
 """Timeout for connecting and for a response. ax-llm's client waits one second."""

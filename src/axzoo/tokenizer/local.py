@@ -1,22 +1,30 @@
-"""Loads the tokenizer of a folder from tokenizer.json, else tokenizer.model, and the config files beside it."""
+"""Loads the tokenizer of a folder, from the file with its vocabulary and the config files beside it."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import NO_VARIABLES, ChatRenderer, Message
+from axzoo.tokenizer.end_tokens import distinct, turn_end_id
 from axzoo.tokenizer.stream import StreamDecoder
 from axzoo.tokenizer.tokenizer_folder import (
+    MERGES,
+    VOCABULARY,
     ChatEncoder,
     LoadedBackend,
     TokenizerBackend,
     TokenizerFolder,
     read_tokenizer_folder,
+    vocabulary_file,
 )
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,13 +32,14 @@ class LocalTokenizer:
     """Converts text to token ids and back.
 
     `special_tokens` maps bos_token, eos_token, ... to their text. `chat` encodes conversations, and is None if the
-    checkpoint does not define how. `renderer` renders the chat template, if that is how.
+    checkpoint does not define how. `renderer` renders the chat template, if that is how. `declared_end_ids` are the ids
+    that its files say end an answer.
     """
 
     folder: Path
     backend: TokenizerBackend
     special_tokens: Mapping[str, str]
-    eos_token_ids: tuple[int, ...]
+    declared_end_ids: tuple[int, ...]
     chat_template: str | None
     chat: ChatEncoder | None
     renderer: ChatRenderer | None = None
@@ -43,6 +52,12 @@ class LocalTokenizer:
     def eos_token_id(self) -> int | None:
         """The eos_token of tokenizer_config.json. All tokens that end an answer are in `eos_token_ids`."""
         return _id_of(self.backend, self.special_tokens, "eos_token")
+
+    @cached_property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end an answer: the declared ones, and what the chat template writes after an answer."""
+        end = turn_end_id(self)
+        return distinct([*self.declared_end_ids, *([] if end is None else [end])])
 
     @property
     def vocab_size(self) -> int:
@@ -93,12 +108,12 @@ class LocalTokenizer:
 
 
 def load_tokenizer(folder: Path, model_type: str | None = None) -> LocalTokenizer:
-    """Load the tokenizer of a folder from tokenizer.json, else from tokenizer.model.
+    """Load the tokenizer of a folder from tokenizer.json, else tokenizer.model, else vocab.json and merges.txt.
 
     tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json, chat_template.jinja and
     config.json are read too if they exist. `model_type` is used if config.json is missing.
 
-    Raises AxzooError when neither tokenizer file exists, a file is not valid, or a tokenizer.model is of an unsupported
+    Raises AxzooError when none of these files exists, one is not valid, or a tokenizer.model is of an unsupported
     class.
     """
     files = read_tokenizer_folder(folder)
@@ -110,23 +125,55 @@ def load_tokenizer(folder: Path, model_type: str | None = None) -> LocalTokenize
         folder=folder,
         backend=loaded.backend,
         special_tokens=loaded.special_tokens,
-        eos_token_ids=_eos_token_ids(files, loaded),
+        declared_end_ids=_declared_end_ids(files, loaded),
         chat_template=files.chat_template,
         chat=loaded.chat if renderer is None else _template_encoder(renderer, loaded),
         renderer=renderer,
     )
 
 
-def _load_backend(files: TokenizerFolder, model_type: str | None) -> LoadedBackend:
-    if (files.path / "tokenizer.json").is_file():
-        from axzoo.tokenizer.tokenizer_json import load_tokenizer_json
+def find_tokenizer(folder: Path) -> LocalTokenizer | None:
+    """Load the tokenizer of a folder, or return None if it has none. Raises AxzooError when its files are not valid."""
+    return None if vocabulary_file(folder) is None else load_tokenizer(folder)
 
-        return LoadedBackend(load_tokenizer_json(files.path / "tokenizer.json"), files.special_tokens)
-    if (files.path / "tokenizer.model").is_file():
+
+def require_rows(tokenizer: LocalTokenizer, rows: int) -> None:
+    """Check that the embedding of the model has a row for each token, up to `rows`.
+
+    A pad_token without one is accepted with a warning: fine-tunes have it, and it is never part of a prompt. Raises
+    AxzooError for any other token.
+    """
+    beyond = tokenizer.backend.tokens_from(rows)
+    pad = tokenizer.special_tokens.get("pad_token")
+    if beyond and beyond == [pad]:
+        logger.warning(f"{tokenizer.folder}: the pad_token {pad!r} has no row in the model's embedding of {rows} rows")
+    elif beyond:
+        more = f" and {len(beyond) - 3} more" if len(beyond) > 3 else ""
+        raise AxzooError(
+            f"{tokenizer.folder}: the tokenizer does not belong to this model, whose embedding has {rows} rows: "
+            f"{', '.join(repr(token)[:40] for token in beyond[:3])}{more} would need higher rows. Use the tokenizer "
+            f"files of the model"
+        )
+
+
+def _load_backend(files: TokenizerFolder, model_type: str | None) -> LoadedBackend:
+    name = vocabulary_file(files.path)
+    if name is None:
+        raise AxzooError(
+            f"{files.path} has no tokenizer that axzoo can read: neither tokenizer.json, nor tokenizer.model, nor "
+            f"{VOCABULARY} with {MERGES}. Add the files of the tokenizer"
+        )
+    if name == "tokenizer.model":
         from axzoo.tokenizer.piece_models import load_tokenizer_model
 
         return load_tokenizer_model(files, model_type)
-    raise AxzooError(f"{files.path} has no tokenizer.json or tokenizer.model: use a checkpoint that has one")
+    if name == VOCABULARY:
+        from axzoo.tokenizer.vocab_merges import load_vocab_merges
+
+        return LoadedBackend(load_vocab_merges(files, model_type), files.special_tokens)
+    from axzoo.tokenizer.tokenizer_json import load_tokenizer_json
+
+    return LoadedBackend(load_tokenizer_json(files), files.special_tokens)
 
 
 def _template_encoder(renderer: ChatRenderer, loaded: LoadedBackend) -> ChatEncoder:
@@ -136,12 +183,9 @@ def _template_encoder(renderer: ChatRenderer, loaded: LoadedBackend) -> ChatEnco
     return chat
 
 
-def _eos_token_ids(files: TokenizerFolder, loaded: LoadedBackend) -> tuple[int, ...]:
-    """generation_config.json lists all tokens that end an answer; tokenizer_config.json has only one of them."""
-    if files.eos_token_ids is not None:
-        return files.eos_token_ids
+def _declared_end_ids(files: TokenizerFolder, loaded: LoadedBackend) -> tuple[int, ...]:
     eos = _id_of(loaded.backend, loaded.special_tokens, "eos_token")
-    return loaded.eos_token_ids or (() if eos is None else (eos,))
+    return distinct([*files.eos_token_ids, *loaded.eos_token_ids, *([] if eos is None else [eos])])
 
 
 def _id_of(backend: TokenizerBackend, special_tokens: Mapping[str, str], name: str) -> int | None:

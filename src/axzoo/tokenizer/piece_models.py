@@ -10,13 +10,12 @@ import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
 from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import Message
-from axzoo.tokenizer.tokenizer_folder import LoadedBackend, TokenizerFolder, is_token_id
+from axzoo.tokenizer.tokenizer_folder import LoadedBackend, TokenizerFolder
 
 _MAX_BYTES = 64 << 20
 
@@ -49,6 +48,11 @@ class Pieces:
         index: int = self._processor.piece_to_id(token)
         return index if self._processor.id_to_piece(index) == token else None
 
+    def tokens_from(self, first_id: int) -> list[str]:
+        pieces = {index: self._processor.id_to_piece(index) for index in range(first_id, self._size)}
+        added = {index: text for index, text in self._added_text.items() if index >= first_id}
+        return [text for _, text in sorted((pieces | added).items())]
+
 
 def load_processor(path: Path) -> SentencePieceProcessor:
     """Read a tokenizer.model. Raises AxzooError when the file is not a SentencePiece model, or larger than 64 MiB."""
@@ -59,9 +63,9 @@ def load_processor(path: Path) -> SentencePieceProcessor:
         for index in range(processor.get_piece_size()):
             processor.id_to_piece(index)  # fail now if a piece is not UTF-8
     except (RuntimeError, UnicodeDecodeError):
-        raise AxzooError(f"{path} is not a SentencePiece model: fetch it again") from None
+        raise AxzooError(f"{path} is not a SentencePiece model: the file is damaged") from None
     if processor.get_piece_size() == 0:
-        raise AxzooError(f"{path} has no pieces: fetch it again")
+        raise AxzooError(f"{path} has no pieces: the file is damaged")
     return processor
 
 
@@ -101,6 +105,9 @@ class LlamaPieces:
     def token_to_id(self, token: str) -> int | None:
         return self._pieces.token_to_id(token)
 
+    def tokens_from(self, first_id: int) -> list[str]:
+        return self._pieces.tokens_from(first_id)
+
     def _encode_part(self, part: str) -> list[int]:
         return [self._added[part]] if part in self._added else self._pieces.encode(part)
 
@@ -110,19 +117,24 @@ def llama_pieces(
 ) -> LlamaPieces:
     """Make the backend. `special_tokens` come from the JSON files or from the tokenizer.model itself.
 
-    Raises AxzooError when tokenizer_config.json is not valid or sets `legacy: false`.
+    Raises AxzooError when tokenizer_config.json sets `legacy: false`, or an added token needs other rules.
     """
     config = files.config
     if config.get("legacy") is False:
         raise AxzooError(
             f"{files.path}: tokenizer_config.json sets legacy: false, which needs a tokenizer.json: add one"
         )
-    listed = _listed_tokens(files)
-    added = {**files.added_tokens, **{text: index for text, (index, _) in listed.items()}}
-    named = {*special_tokens.values(), *_additional_tokens(config)}
-    pieces = Pieces(processor, added)
-    added |= {text: index for text in named if (index := pieces.token_to_id(text)) is not None}
-    special = {index for index, is_special in listed.values() if is_special} | {added[t] for t in named if t in added}
+    tokens = files.tokens
+    if any(token.lstrip or token.rstrip or token.single_word for token in (*tokens.listed, *tokens.named.values())):
+        raise AxzooError(
+            f"{files.path}: an added token sets lstrip, rstrip or single_word, which needs a tokenizer.json: add one"
+        )
+    added = {token.text: token.id for token in tokens.listed if token.id is not None}
+    special = {token.id for token in tokens.listed if token.special and token.id is not None}
+    for text in (*special_tokens.values(), *(token.text for token in tokens.extra)):
+        index = Pieces(processor, added).token_to_id(text)
+        added[text] = _next_id(processor, added) if index is None else index
+        special.add(added[text])
     bos, eos = (added.get(special_tokens.get(name, "")) for name in ("bos_token", "eos_token"))
     return LlamaPieces(
         processor,
@@ -133,26 +145,10 @@ def llama_pieces(
     )
 
 
-def _additional_tokens(config: Mapping[str, Any]) -> list[str]:
-    tokens = config.get("additional_special_tokens")
-    return [token for token in tokens if isinstance(token, str)] if isinstance(tokens, list) else []
-
-
-def _listed_tokens(files: TokenizerFolder) -> dict[str, tuple[int, bool]]:
-    """Read `added_tokens_decoder` as text -> (id, whether the token is special)."""
-    path = files.path / "tokenizer_config.json"
-    try:
-        listed = dict(files.config.get("added_tokens_decoder") or {})
-        if any(token.get(flag) for token in listed.values() for flag in ("lstrip", "rstrip", "single_word")):
-            raise AxzooError(
-                f"{path}: an added token sets lstrip, rstrip or single_word, which needs a tokenizer.json: add one"
-            )
-        found = {str(token["content"]): (int(index), bool(token.get("special"))) for index, token in listed.items()}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise AxzooError(f"{path}: added_tokens_decoder is not valid: fetch it again") from None
-    if not all(is_token_id(index) for index, _ in found.values()):
-        raise AxzooError(f"{path}: added_tokens_decoder has token ids out of range: fetch it again")
-    return found
+def _next_id(processor: SentencePieceProcessor, added: Mapping[str, int]) -> int:
+    """The id of a special token that is neither a piece nor listed: the number of all others, as in transformers."""
+    size: int = processor.get_piece_size()
+    return size + sum(index >= size for index in added.values())
 
 
 CHATGLM_TOKENS = (
@@ -204,6 +200,9 @@ class ChatGlmPieces:
 
     def token_to_id(self, token: str) -> int | None:
         return self._pieces.token_to_id(token)
+
+    def tokens_from(self, first_id: int) -> list[str]:
+        return self._pieces.tokens_from(first_id)
 
 
 _LLAMA = ("LlamaTokenizer", "LlamaTokenizerFast", "LlamaTokenizerWrapper", "CodeLlamaTokenizer")

@@ -8,81 +8,68 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json, require_size
+from axzoo.core.files import require_size
+from axzoo.tokenizer.added_tokens import AddedTokens, read_added_tokens, read_object
 from axzoo.tokenizer.chat_template import Message
+from axzoo.tokenizer.end_tokens import configured_end_ids
 
+VOCABULARY, MERGES = "vocab.json", "merges.txt"
 _MAX_TEMPLATE_BYTES = 4 << 20
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+def vocabulary_file(folder: Path) -> str | None:
+    """The name of the file with the tokenizer's vocabulary, by precedence, or None if the folder has no tokenizer.
+
+    Raises AxzooError when it is a symbolic link to nothing.
+    """
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    for names in (("tokenizer.json",), ("tokenizer.model",), (VOCABULARY, MERGES)):
+        if present.issuperset(names):
+            for path in (folder / name for name in names):
+                if not path.is_file():
+                    raise AxzooError(f"{path} is not a file, or a link to nothing: copy the tokenizer's files again")
+            return names[0]
+    return None
 
 
 @dataclass(frozen=True)
 class TokenizerFolder:
     """Settings from the JSON files of a tokenizer folder.
 
-    `config` is special_tokens_map.json updated with tokenizer_config.json, and `special_tokens` maps bos_token,
-    eos_token, ... to their text. `added_tokens` comes from added_tokens.json, `model_config` from the checkpoint's
-    config.json, and `eos_token_ids` from generation_config.json (None if not listed there).
+    `config` is tokenizer_config.json, `model_config` the checkpoint's config.json. `tokens` come from several files.
+    `eos_token_ids` are those of generation_config.json and config.json.
     """
 
     path: Path
     config: Mapping[str, Any]
-    special_tokens: Mapping[str, str]
-    added_tokens: Mapping[str, int]
+    tokens: AddedTokens
     chat_template: str | None
-    eos_token_ids: tuple[int, ...] | None
+    eos_token_ids: tuple[int, ...]
     model_config: Mapping[str, Any]
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """The texts of bos_token, eos_token, ..."""
+        return {name: token.text for name, token in self.tokens.named.items()}
 
 
 def read_tokenizer_folder(path: Path) -> TokenizerFolder:
     """Read the files that exist; all are optional. Raises AxzooError when one is not valid."""
-    config = {**_read_object(path / "special_tokens_map.json"), **_read_object(path / "tokenizer_config.json")}
+    config, model_config = read_object(path / "tokenizer_config.json"), read_object(path / "config.json")
     return TokenizerFolder(
         path=path,
         config=config,
-        special_tokens=_special_tokens(config),
-        added_tokens=_added_tokens(path / "added_tokens.json"),
+        tokens=read_added_tokens(path, config, model_config.get("model_type")),
         chat_template=_chat_template(path, config),
-        eos_token_ids=_eos_token_ids(path / "generation_config.json"),
-        model_config=_read_object(path / "config.json"),
+        eos_token_ids=configured_end_ids(path),
+        model_config=model_config,
     )
-
-
-def is_token_id(value: object) -> bool:
-    """Whether a value is in the range of token ids."""
-    return type(value) is int and 0 <= value < 1 << 31
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    data = read_json(path)
-    if not isinstance(data, dict):
-        raise AxzooError(f"{path} must hold a JSON object")
-    return data
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    """Read tokens given as text, or as an object with the text in "content"."""
-    found = {}
-    for name in _SPECIAL_TOKENS:
-        token = config.get(name)
-        text = token.get("content") if isinstance(token, dict) else token
-        if isinstance(text, str):
-            found[name] = text
-    return found
-
-
-def _added_tokens(path: Path) -> dict[str, int]:
-    tokens = _read_object(path)
-    if not all(is_token_id(index) for index in tokens.values()):
-        raise AxzooError(f"{path} must map tokens to their ids")
-    return tokens
 
 
 def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """Read chat_template.jinja, else the chat_template of tokenizer_config.json.
 
-    The latter is a string, or a list of named templates, of which "default" is used.
+    The latter is a string, or several templates with names, of which "default" is used.
     """
     path = folder / "chat_template.jinja"
     if path.is_file():
@@ -93,18 +80,10 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
             raise AxzooError(f"{path} is not UTF-8: {error}") from error
     template = config.get("chat_template")
     if isinstance(template, list):
-        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}.get("default")
+        template = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+    if isinstance(template, dict):
+        template = template.get("default")
     return template if isinstance(template, str) else None
-
-
-def _eos_token_ids(path: Path) -> tuple[int, ...] | None:
-    listed = _read_object(path).get("eos_token_id")
-    if listed is None:
-        return None
-    ids = listed if isinstance(listed, list) else [listed]
-    if not all(map(is_token_id, ids)):
-        raise AxzooError(f"{path}: eos_token_id must be a token id or a list of them, not {listed!r}")
-    return tuple(ids)
 
 
 ChatEncoder = Callable[[Sequence[Message], bool], list[int]]
@@ -127,13 +106,16 @@ class TokenizerBackend(Protocol):
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token given as text, or None if there is no such token."""
 
+    def tokens_from(self, first_id: int) -> list[str]:
+        """Return the texts of the tokens with `first_id` and higher ids, ordered by id."""
+
 
 @dataclass(frozen=True)
 class LoadedBackend:
     """A tokenizer backend and the settings that come with it.
 
-    `special_tokens` maps bos_token, eos_token, ... to their text, and `eos_token_ids` end an answer. `chat` encodes
-    conversations, and is None if that needs a chat template.
+    `special_tokens` maps bos_token, eos_token, ... to their text, and `eos_token_ids` end an answer by the rules of the
+    tokenizer's class. `chat` encodes conversations, and is None if that needs a chat template.
     """
 
     backend: TokenizerBackend

@@ -7,20 +7,24 @@ the bytes were measured.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from axzoo.core.errors import AxzooError
 from axzoo.weights.recipe import Recipe
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The limits of the checks. The first two apply to each layer (level 1), the others to the generated answer
-    (level 2)."""
+    """What quantization usually costs at most. The first three apply to each layer (level 1), the others to the
+    generated answer (level 2)."""
 
     min_layer_cosine: float
     max_delta_l2: float
+    max_delta_l2_p95: float
     max_mean_kl: float
     min_top1_agreement: float
 
@@ -48,19 +52,27 @@ class StorageFormat:
     post: tuple[float, float] = (0.0, 1.0)
 
 
-FLOAT = Thresholds(min_layer_cosine=0.99999, max_delta_l2=0.01, max_mean_kl=0.01, min_top1_agreement=0.9)
-BF16 = replace(FLOAT, min_layer_cosine=0.9999, max_delta_l2=0.03)
+TAIL = 2.0
+"""The 95th percentile of the delta's error, relative to the limit of the median."""
+
+
+def _usual(cosine: float, delta_l2: float, mean_kl: float, top1_agreement: float) -> Thresholds:
+    return Thresholds(cosine, delta_l2, TAIL * delta_l2, mean_kl, top1_agreement)
+
+
+FLOAT = _usual(0.99999, 0.01, mean_kl=0.01, top1_agreement=0.9)
+BF16 = _usual(0.9999, 0.03, mean_kl=0.01, top1_agreement=0.9)
 """For bf16 weights or hidden states, whose rounding dominates the error."""
-S8 = Thresholds(min_layer_cosine=0.999, max_delta_l2=0.06, max_mean_kl=0.05, min_top1_agreement=0.8)
-S4 = Thresholds(min_layer_cosine=0.8, max_delta_l2=0.6, max_mean_kl=4.0, min_top1_agreement=0.3)
-S4_MSE = replace(S4, min_layer_cosine=0.4, max_delta_l2=0.8)
+S8 = _usual(0.997, 0.06, mean_kl=0.05, top1_agreement=0.8)
+S4 = _usual(0.8, 0.6, mean_kl=4.0, top1_agreement=0.3)
+S4_MSE = _usual(0.4, 0.8, mean_kl=4.0, top1_agreement=0.3)
 """Without gptq, the mse rule clips the largest weights, which has a strong effect on single layers."""
-S4_GPTQ = replace(S4, max_delta_l2=0.9)
+S4_GPTQ = _usual(0.8, 0.9, mean_kl=4.0, top1_agreement=0.3)
 """GPTQ reduces the error summed over many tokens, not the delta of each token."""
-S4_MSE_GPTQ = replace(S4, min_layer_cosine=0.9, max_delta_l2=0.55)
-S4_GROUPS = Thresholds(min_layer_cosine=0.85, max_delta_l2=0.5, max_mean_kl=2.5, min_top1_agreement=0.4)
-S4_GROUPS_MSE = replace(S4_GROUPS, min_layer_cosine=0.75, max_delta_l2=0.6)
-S4_GROUPS_GPTQ = replace(S4_GROUPS, max_delta_l2=0.65)
+S4_MSE_GPTQ = _usual(0.9, 0.55, mean_kl=4.0, top1_agreement=0.3)
+S4_GROUPS = _usual(0.85, 0.5, mean_kl=2.5, top1_agreement=0.4)
+S4_GROUPS_MSE = _usual(0.75, 0.6, mean_kl=2.5, top1_agreement=0.4)
+S4_GROUPS_GPTQ = _usual(0.85, 0.65, mean_kl=2.5, top1_agreement=0.4)
 
 FORMATS: Mapping[str, StorageFormat] = {
     "fp32": StorageFormat("32", 4, 4, FLOAT),
@@ -126,15 +138,31 @@ def embedding_storage() -> dict[str, Any]:
     return {"weight_type": "bf16", "rounding": Recipe.rounding}
 
 
-def thresholds_of(recipe: Recipe) -> Thresholds:
-    """The thresholds for the weight type of the layers, with level 2 relaxed to those of the post layer's type."""
+def thresholds_of(recipe: Recipe, limits: Mapping[str, float] | None = None) -> Thresholds:
+    """The thresholds for the weight type of the layers, with level 2 relaxed to those of the post layer's type.
+    `limits` are a matrix entry's own, by name."""
     layers = _layer_thresholds(recipe)
     kl, agreement = FORMATS[recipe.post_weight_type].post
-    return replace(
+    usual = replace(
         layers,
         max_mean_kl=max(layers.max_mean_kl, kl),
         min_top1_agreement=min(layers.min_top1_agreement, agreement),
     )
+    return replace(usual, **(limits or {}))
+
+
+def parse_limits(text: str) -> dict[str, float]:
+    """Parses the option `--thresholds`: a JSON object of numbers, by the names of Thresholds. Raises AxzooError."""
+    try:
+        limits = json.loads(text)
+    except (ValueError, RecursionError):
+        limits = None
+    names = list(Thresholds.__dataclass_fields__)
+    if not isinstance(limits, dict) or not set(limits) <= set(names):
+        raise AxzooError(f"--thresholds {text!r:.80} must be a JSON object with some of the keys {', '.join(names)}")
+    if any(type(value) not in (int, float) or not math.isfinite(value) for value in limits.values()):
+        raise AxzooError(f"--thresholds {text!r:.80} must contain numbers only")
+    return limits
 
 
 def _layer_thresholds(recipe: Recipe) -> Thresholds:

@@ -384,7 +384,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("llama: Llama-3.2-1B", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ("llama: Llama-3.2-1B", {"sliding_window": 32}, "does not know: sliding_window"),
     ("llama: Llama-3.2-1B", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, but must be 1"),
-    ("qwen2: Qwen2-0.5B-Instruct", {"use_mrope": True}, "use_mrope is True, but must be False"),
     ("qwen2: Qwen2-0.5B-Instruct", {"use_sliding_window": "no"}, "use_sliding_window is 'no'"),
     ("qwen2: Qwen2-0.5B-Instruct", {"max_window_layers": -1}, "max_window_layers is -1"),
     ("qwen3: Qwen3-0.6B", {"head_dim": 31}, "needs an even number of dimensions from 2 to 65536, not 31"),
@@ -399,11 +398,6 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("phi: phi-2", {"hidden_act": "gelu"}, "hidden_act is 'gelu', but must be 'gelu_new'"),
     ("phi: phi-2", {"qk_layernorm": True}, "qk_layernorm is True, but must be False"),
     ("phi: phi-2", {"tie_word_embeddings": True}, "tie_word_embeddings is True"),
-    (
-        "phi3: Phi-3-mini-128k as first published, with rope_type su",
-        {"attention_bias": True},
-        "attention_bia",
-    ),
     ("minicpm: MiniCPM-2B-sft, tied by default", {"scale_depth": 0}, "scale_depth is 0, but must be a positive"),
     (
         "minicpm: MiniCPM-2B-128k, four times the training length",

@@ -14,8 +14,7 @@ from axzoo.backends.host.builder import GraphBuilder
 from axzoo.backends.host.container import Pieces, serialize, value_info
 from axzoo.backends.host.operators import Vectors, linear, mlp, norm, scaled, topk
 from axzoo.core.errors import AxzooError
-from axzoo.model.rope import supported_length
-from axzoo.model.spec import LayerSpec, PostSpec
+from axzoo.model.spec import LayerSpec, PostSpec, supported_length
 from axzoo.parts.groups import ShapeGroup, layer_groups, post_groups
 from axzoo.weights.encoding import layer_format, post_format
 from axzoo.weights.recipe import Recipe

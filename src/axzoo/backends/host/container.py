@@ -38,10 +38,10 @@ def size(pieces: Pieces) -> int:
 def field(number: int, content: Iterable[bytes | memoryview]) -> Pieces:
     """Encodes field `number` of a message; `content` is bytes or an encoded message."""
     pieces = tuple(content)
-    return (_varint(number << 3 | _LENGTH_DELIMITED) + _varint(size(pieces)), *pieces)
+    return (varint(number << 3 | _LENGTH_DELIMITED) + varint(size(pieces)), *pieces)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     """Encodes an integer with seven bits per byte, the lowest first; the high bit is set if another byte follows."""
     encoded = bytearray()
     while value > 0x7F:

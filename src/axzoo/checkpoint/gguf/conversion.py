@@ -1,8 +1,7 @@
-"""Converts a llama GGUF file back to a Hugging Face checkpoint: config.json, tokenizer, fp32 tensors."""
+"""Converts a GGUF file back to a Hugging Face checkpoint: config.json, tokenizer, fp32 tensors."""
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,9 @@ import numpy as np
 
 from axzoo.checkpoint.gguf.reader import GgufCheckpoint
 from axzoo.checkpoint.gguf.vocabulary import build_tokenizer, special_tokens_map, tokenizer_config
-from axzoo.checkpoint.tensors import DTYPES, Checkpoint, row_blocks
+from axzoo.checkpoint.writing import tensor_bytes, write_safetensors
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import atomic_path, megabytes, require_space, write_json, write_text
+from axzoo.core.files import megabytes, require_space, write_json, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -21,42 +20,51 @@ logger = logging.getLogger(__name__)
 _KNOWN = frozenset({
     "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.layer_norm_rms_epsilon",
     "attention.value_length", "block_count", "context_length", "embedding_length", "feed_forward_length",
-    "rope.dimension_count", "rope.freq_base", "vocab_size",
+    "rope.dimension_count", "rope.freq_base", "rope.scaling.factor", "rope.scaling.finetuned",
+    "rope.scaling.original_context_length", "rope.scaling.type", "tensor_data_layout", "vocab_size",
 })  # fmt: skip
+_ONLY = {
+    "llama": {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "mlp_bias": False},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False},
+}
+"""Keys of config.json that only one architecture has."""
 _REQUIRED: Any = object()
 
 
 def model_config(gguf: GgufCheckpoint) -> dict[str, Any]:
     """The checkpoint's config.json.
 
-    Raises AxzooError for a `llama.` key that is missing, has the wrong type, or is unknown and may change the numbers.
+    Raises AxzooError for a key of the architecture that is missing, has the wrong type, or is unknown and may change
+    the numbers.
     """
-    unknown = sorted(key for key in gguf.metadata if key.startswith("llama.") and key[6:] not in _KNOWN)
+    kind = gguf.architecture
+    unknown = [key for key in gguf.metadata if key.startswith(f"{kind}.") and key[len(kind) + 1 :] not in _KNOWN]
     if unknown:
-        raise AxzooError(f"{gguf.path} cannot be converted: it sets {', '.join(unknown)}, which axzoo does not know")
+        found = ", ".join(sorted(unknown))
+        raise AxzooError(f"{gguf.path} cannot be converted: it sets {found}, which axzoo does not know")
     hidden, heads = _integer(gguf, "embedding_length"), _integer(gguf, "attention.head_count")
     head_dim = _integer(gguf, "attention.key_length", hidden // heads)
     for key in ("rope.dimension_count", "attention.value_length"):
         if _integer(gguf, key, head_dim) != head_dim:
-            raise AxzooError(f"{gguf.path} cannot be converted: llama.{key} must equal the head dimension, {head_dim}")
+            raise AxzooError(f"{gguf.path} cannot be converted: {kind}.{key} must equal the head dimension, {head_dim}")
+    if kind != "llama" and head_dim != hidden // heads:
+        raise AxzooError(f"{gguf.path} cannot be converted: a {kind} has heads of {hidden // heads}, not {head_dim}")
     embedding = gguf.tensors.get("model.embed_tokens.weight")
     if embedding is None or _integer(gguf, "vocab_size", embedding.shape[0]) != embedding.shape[0]:
-        raise AxzooError(f"{gguf.path} has no token embedding with llama.vocab_size rows: fetch it again")
+        raise AxzooError(f"{gguf.path} has no token embedding with {kind}.vocab_size rows: the file is damaged")
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_bias": False,
-        "head_dim": head_dim,
+        **_ONLY[kind],
+        **({"head_dim": head_dim} if kind == "llama" else {}),
         "hidden_act": "silu",
         "hidden_size": hidden,
         "intermediate_size": _integer(gguf, "feed_forward_length"),
         "max_position_embeddings": _integer(gguf, "context_length"),
-        "mlp_bias": False,
-        "model_type": "llama",
+        "model_type": kind,
         "num_attention_heads": heads,
         "num_hidden_layers": _integer(gguf, "block_count"),
         "num_key_value_heads": _integer(gguf, "attention.head_count_kv", heads),
         "rms_norm_eps": _decimal(gguf, "attention.layer_norm_rms_epsilon"),
-        "rope_scaling": None,
+        "rope_scaling": _rope_scaling(gguf),
         "rope_theta": _decimal(gguf, "rope.freq_base", 10000.0),
         "tie_word_embeddings": "lm_head.weight" not in gguf.tensors,
         "torch_dtype": "float32",
@@ -65,55 +73,65 @@ def model_config(gguf: GgufCheckpoint) -> dict[str, Any]:
     }
 
 
-def token_ids(gguf: GgufCheckpoint) -> dict[str, int]:
-    """generation_config.json: bos_token_id, eos_token_id and pad_token_id, where the file has them."""
-    keys = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
-    stored = {ours: gguf.metadata.get(f"tokenizer.ggml.{theirs}") for ours, theirs in keys.items()}
-    return {key: value for key, value in stored.items() if isinstance(value, int)}
+def _rope_scaling(gguf: GgufCheckpoint) -> dict[str, Any] | None:
+    """rope_scaling of config.json. Raises AxzooError for a type that is not none or linear.
+
+    A factor for each frequency is written as longrope with the same factors for every length, and without its scaling
+    of attention: this is what llama.cpp computes, whatever rule the factors come from.
+    """
+    kind, factors = gguf.get("rope.scaling.type", "none"), gguf.rope_factors
+    if kind not in ("none", "linear") or (kind == "linear" and factors is not None):
+        raise AxzooError(
+            f"{gguf.path} cannot be converted: {gguf.architecture}.rope.scaling.type is {kind!r:.80}, but only none "
+            f"and linear are converted"
+        )
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": _decimal(gguf, "rope.scaling.factor")}
+    if factors is None:
+        return None
+    length = _integer(gguf, "context_length")
+    same = {"short_factor": list(factors), "long_factor": list(factors)}
+    return {
+        "rope_type": "longrope",
+        **same,
+        "attention_factor": 1.0,
+        "factor": 1.0,
+        "original_max_position_embeddings": length,
+    }
+
+
+def token_ids(gguf: GgufCheckpoint) -> dict[str, Any]:
+    """generation_config.json: bos_token_id, eos_token_id and pad_token_id, where the file has them.
+
+    The end of a turn and of a message end an answer too: they make eos_token_id a list.
+    """
+    keys = {"bos_token_id": "bos", "pad_token_id": "padding"}
+    stored = {ours: gguf.metadata.get(f"tokenizer.ggml.{theirs}_token_id") for ours, theirs in keys.items()}
+    ends = [gguf.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    known = list(dict.fromkeys(index for index in ends if isinstance(index, int)))
+    eos = {"eos_token_id": known[0] if len(known) == 1 else known} if known else {}
+    return {key: value for key, value in stored.items() if isinstance(value, int)} | eos
 
 
 def _integer(gguf: GgufCheckpoint, key: str, default: Any = _REQUIRED) -> int:
-    value = gguf.metadata.get(f"llama.{key}", default)
+    value = gguf.get(key, default)
     if type(value) is not int or not 0 < value < 1 << 31:
-        raise AxzooError(f"{gguf.path}: llama.{key} is {_describe(value)}, but must be a positive integer")
+        name = f"{gguf.architecture}.{key}"
+        raise AxzooError(f"{gguf.path}: {name} is {_describe(value)}, but must be a positive integer")
     return value
 
 
 def _decimal(gguf: GgufCheckpoint, key: str, default: Any = _REQUIRED) -> float:
     """A float32 as the shortest decimal that rounds to it: 1e-05, not 9.999999747e-06."""
-    value = gguf.metadata.get(f"llama.{key}", default)
+    value = gguf.get(key, default)
     if type(value) is not float or not 0 < value < float("inf"):
-        raise AxzooError(f"{gguf.path}: llama.{key} is {_describe(value)}, but must be a positive number")
+        name = f"{gguf.architecture}.{key}"
+        raise AxzooError(f"{gguf.path}: {name} is {_describe(value)}, but must be a positive number")
     return float(str(np.float32(value)))
 
 
 def _describe(value: Any) -> str:
     return "missing" if value is _REQUIRED else repr(value)[:80]
-
-
-def tensor_bytes(checkpoint: Checkpoint, name: str) -> int:
-    info = checkpoint.tensors[name]
-    return int(np.prod(info.shape)) * DTYPES[info.dtype].itemsize
-
-
-def write_safetensors(path: Path, checkpoint: Checkpoint) -> None:
-    """Writes every tensor of `checkpoint`, all of one dtype, sorted by name: the same bytes as the library would write.
-
-    The file is written atomically. Raises OSError when it cannot be written.
-    """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name in sorted(checkpoint.tensors):
-        info, size = checkpoint.tensors[name], tensor_bytes(checkpoint, name)
-        header[name] = {"dtype": info.dtype, "shape": info.shape, "data_offsets": [offset, offset + size]}
-        offset += size
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in sorted(checkpoint.tensors):
-            for block in row_blocks(checkpoint, name, 0, checkpoint.tensors[name].shape[0]):
-                file.write(np.ascontiguousarray(block).view(np.uint8).data)
 
 
 FILES = (
@@ -136,7 +154,7 @@ def convert(path: Path, output: Path) -> None:
     config, tokenizer = model_config(gguf), build_tokenizer(gguf)
     if tokenizer.get_vocab_size() > config["vocab_size"]:
         raise AxzooError(
-            f"{path} has more tokens than the {config['vocab_size']} rows of its embedding: fetch it again"
+            f"{path} has more tokens than the {config['vocab_size']} rows of its embedding: the file is damaged"
         )
     small = {
         "config.json": config,

@@ -40,21 +40,27 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-_LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.([a-z_]+)\.weight")
+_LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.([a-z_]+)\.(weight|bias)")
+ARCHITECTURES = {"llama": frozenset[str](), "qwen2": frozenset({"attn_q", "attn_k", "attn_v"})}
+"""The architectures that are converted, and which of their matrices have a bias."""
+_ROPE_FACTORS = "rope_freqs.weight"
+"""What the rotary frequencies are divided by (Llama-3.1)."""
 
 
-def hugging_face_name(name: str) -> str | None:
-    """Hugging Face's name for a GGUF tensor, or None for a tensor that a plain llama does not have."""
+def hugging_face_name(name: str, architecture: str = "llama") -> str | None:
+    """Hugging Face's name for a GGUF tensor, or None for a tensor that the architecture does not have."""
     if name in _TOP:
         return _TOP[name]
     match = _LAYER_NAME.fullmatch(name)
     if match is None or match[2] not in _LAYER:
         return None
-    return f"model.layers.{match[1]}.{_LAYER[match[2]]}.weight"
+    if match[3] == "bias" and match[2] not in ARCHITECTURES[architecture]:
+        return None
+    return f"model.layers.{match[1]}.{_LAYER[match[2]]}.{match[3]}"
 
 
 def is_permuted(name: str) -> bool:
-    """Whether llama.cpp permutes the rows of this tensor, given by its Hugging Face name."""
+    """Whether llama.cpp permutes the rows of this tensor of a llama, given by its Hugging Face name."""
     return name.endswith((".q_proj.weight", ".k_proj.weight"))
 
 
@@ -67,10 +73,11 @@ def row_order(rows: NDArray[np.int64], head_dim: int) -> NDArray[np.int64]:
 
 
 class GgufCheckpoint:
-    """A llama in a GGUF file, presented as a Hugging Face checkpoint: names, row order, fp32 values.
+    """A model in a GGUF file, presented as a Hugging Face checkpoint: names, row order, fp32 values.
 
-    `metadata` holds the file's keys and values as stored. Raises AxzooError for another architecture, for tensors that
-    llama does not have, and for a file that is damaged or contradicts itself.
+    `metadata` holds the file's keys and values as stored, and `rope_factors` what the rotary frequencies are divided
+    by. Raises AxzooError for an unsupported architecture, for tensors that it does not have, and for a file that is
+    damaged or contradicts itself.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,22 +85,26 @@ class GgufCheckpoint:
         self.path = path
         self.metadata = header.metadata
         architecture = header.metadata.get("general.architecture")
-        if architecture != "llama":
-            raise AxzooError(f"{path} has architecture {architecture!r}, but axzoo converts only llama from GGUF")
+        if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+            known = " and ".join(ARCHITECTURES)
+            raise AxzooError(f"{path} has architecture {architecture!r:.80}, but axzoo converts only {known} from GGUF")
+        self.architecture = architecture
         self._data = np.memmap(path, np.uint8, mode="r")
         self._raw: dict[str, RawTensor] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for raw in header.tensors:
-            name = hugging_face_name(raw.name)
+            name = _ROPE_FACTORS if raw.name == _ROPE_FACTORS else hugging_face_name(raw.name, architecture)
             if name is None:
                 raise AxzooError(
-                    f"{path} cannot be converted: it has tensor {raw.name}, which a plain llama does not have"
+                    f"{path} cannot be converted: it has tensor {raw.name}, which a plain {architecture} does not have"
                 )
             _check_extent(path, header, raw, self._data.size)
             self._raw[name] = raw
-            self.tensors[name] = TensorInfo(name, path.name, "F32", raw.shape)
+            if name != _ROPE_FACTORS:
+                self.tensors[name] = TensorInfo(name, path.name, "F32", raw.shape)
         self._data_start = header.data_start
         self._head_dim = self._checked_head_dim()
+        self.rope_factors = self._rope_factors()
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows `start` to `stop`, at least one, in Hugging Face's order, dequantized to fp32."""
@@ -105,7 +116,8 @@ class GgufCheckpoint:
         if len(raw.shape) == 1:
             return self._dequantize(stored, kind, name).reshape(-1)[start:stop]
         rows = np.arange(start, stop)
-        chosen = stored[row_order(rows, self._head_dim)] if is_permuted(name) else stored[start:stop]
+        permuted = self.architecture == "llama" and is_permuted(name)
+        chosen = stored[row_order(rows, self._head_dim)] if permuted else stored[start:stop]
         return self._dequantize(chosen, kind, name).reshape(stop - start, *raw.shape[1:])
 
     def _dequantize(self, blocks: NDArray[np.uint8], kind: Any, name: str) -> NDArray[np.float32]:
@@ -118,13 +130,31 @@ class GgufCheckpoint:
             ) from None
         return values
 
+    def get(self, key: str, default: Any = None) -> Any:
+        """A value of the metadata, whose key starts with the architecture."""
+        return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def _rope_factors(self) -> tuple[float, ...] | None:
+        if _ROPE_FACTORS not in self._raw:
+            return None
+        shape = self._raw[_ROPE_FACTORS].shape
+        if shape != (self._head_dim // 2,):
+            raise AxzooError(
+                f"{self.path}: tensor {_ROPE_FACTORS} has shape {list(shape)}, but half the head dimension is "
+                f"{self._head_dim // 2}: the file is damaged"
+            )
+        factors = self.read_rows(_ROPE_FACTORS, 0, shape[0])
+        if not np.isfinite(factors).all() or factors.min() <= 0:
+            raise AxzooError(f"{self.path}: tensor {_ROPE_FACTORS} must have positive values: the file is damaged")
+        return tuple(map(float, factors))
+
     def _checked_head_dim(self) -> int:
-        heads, hidden = self.metadata.get("llama.attention.head_count"), self.metadata.get("llama.embedding_length")
+        heads, hidden = self.get("attention.head_count"), self.get("embedding_length")
         if not isinstance(heads, int) or not isinstance(hidden, int) or heads < 1 or hidden < heads:
             raise AxzooError(
-                f"{self.path}: head_count {heads!r} and embedding_length {hidden!r} are not valid: fetch it again"
+                f"{self.path}: head_count {heads!r} and embedding_length {hidden!r} are not valid: the file is damaged"
             )
-        head_dim = self.metadata.get("llama.attention.key_length", hidden // heads)
+        head_dim = self.get("attention.key_length", hidden // heads)
         if not isinstance(head_dim, int) or head_dim < 2 or head_dim % 2:
             raise AxzooError(f"{self.path}: the head dimension {head_dim!r} is not a positive even number")
         for name, info in self.tensors.items():
@@ -150,9 +180,9 @@ def _check_extent(path: Path, header: GgufHeader, raw: RawTensor, file_size: int
         raise AxzooError(f"{path}: tensor {raw.name} has unknown type {raw.type_code}")
     block, _ = GGML_QUANT_SIZES[GGMLQuantizationType(raw.type_code)]
     if raw.shape[-1] % block or raw.offset % header.alignment:
-        raise AxzooError(f"{path}: tensor {raw.name} does not consist of whole, aligned blocks: fetch the file again")
+        raise AxzooError(f"{path}: tensor {raw.name} does not consist of whole, aligned blocks: the file is damaged")
     if header.data_start + raw.offset + _stored_bytes(raw) > file_size:
-        raise AxzooError(f"{path} ends before the data of tensor {raw.name}: fetch it again")
+        raise AxzooError(f"{path} ends before the data of tensor {raw.name}: copy or download the file again")
 
 
 MAX_HEADER_BYTES = 256 << 20
@@ -194,7 +224,7 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _parse(_Cursor(view))
     except (struct.error, ValueError) as error:  # an empty file, a field beyond the end, a string that is not UTF-8
-        raise AxzooError(f"{path} is not a readable GGUF file ({error}): fetch it again") from None
+        raise AxzooError(f"{path} is not a readable GGUF file ({error}): copy or download the file again") from None
 
 
 class _Cursor:

@@ -8,8 +8,11 @@ A family file only maps names and values; it computes nothing. It defines
     embed_tensor(spec: DecoderSpec) -> TensorRef
     CONFIG_KEYS: the keys a `--model_config` may have beyond the common ones
     ROPE_TYPES: the supported rope types
-    IGNORED_TENSORS: a regular expression for tensors that hold no weights, because they are derived from the config
     PARITY_TESTS: the tests that compare it with an independent implementation
+
+and, if the checkpoints contain other models as well,
+
+    IGNORED_TENSORS: a regular expression for their tensors
 
 To add a family, add its file here and a line to the table in tests/model/families/test_parity.py.
 """
@@ -20,11 +23,13 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from axzoo.core.errors import AxzooError
-from axzoo.model.config_view import ConfigView
-from axzoo.model.spec import DecoderSpec, TensorRef
+
+if TYPE_CHECKING:
+    from axzoo.model.config_view import ConfigView  # imports numpy, which planning does not need
+    from axzoo.model.spec import DecoderSpec, TensorRef
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,6 @@ class ConfigKeys:
 class Family(Protocol):
     CONFIG_KEYS: ConfigKeys
     ROPE_TYPES: tuple[str, ...]
-    IGNORED_TENSORS: str
     PARITY_TESTS: str
 
     def decoder_spec(self, config: ConfigView) -> DecoderSpec: ...

@@ -32,7 +32,6 @@ CONFIG_KEYS = ConfigKeys(
     ),
 )  # fmt: skip
 ROPE_TYPES = ("default",)
-IGNORED_TENSORS = r"transformer\.rotary_pos_emb\.inv_freq"
 PARITY_TESTS = "tests/model/families/test_published_parity.py -k chatglm"
 
 # Scaling the scores down and up again, dtypes of intermediate results, dropout: no effect in fp32 inference.

@@ -11,7 +11,6 @@ from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
 __all__ = [
     "CONFIG_KEYS",
-    "IGNORED_TENSORS",
     "PARITY_TESTS",
     "ROPE_TYPES",
     "decoder_spec",
@@ -21,13 +20,10 @@ __all__ = [
 ]
 
 CONFIG_KEYS = ConfigKeys()
-IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/model/families/test_parity.py -k llama"
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:
-    config.choice("pretraining_tp", [1], 1)
-    config.choice("rope_interleaved", [False], False)
     hidden_size, vocab_size = config.size("hidden_size"), config.size("vocab_size")
     heads, kv_heads = config.heads()
     head_dim = config.size("head_dim", hidden_size // heads)
@@ -48,7 +44,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             norm=norm,
             rope=config.rope(head_dim, positions),
             max_position_embeddings=positions,
-            hidden_act=config.choice("hidden_act", ["silu"], "silu"),
+            hidden_act=config.activation("hidden_act", ["silu"], "silu"),
             qkv_bias=bias,
             o_bias=bias,
             mlp_bias=config.flag("mlp_bias", False),

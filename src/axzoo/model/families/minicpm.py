@@ -9,7 +9,6 @@ from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
 __all__ = [
     "CONFIG_KEYS",
-    "IGNORED_TENSORS",
     "PARITY_TESTS",
     "ROPE_TYPES",
     "decoder_spec",
@@ -20,16 +19,15 @@ __all__ = [
 
 CONFIG_KEYS = ConfigKeys(own=("dim_model_base", "scale_depth", "scale_emb"))
 ROPE_TYPES = ("default", "linear", "dynamic")
-IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/model/families/test_published_parity.py -k minicpm"
 
 
 def decoder_spec(config: ConfigView, model_type: str = "minicpm") -> DecoderSpec:
-    config.choice("pretraining_tp", [1], 1)
     hidden_size, vocab_size = config.size("hidden_size"), config.size("vocab_size")
     heads, kv_heads = config.heads()
     layers = config.size("num_hidden_layers")
     head_dim = hidden_size // heads
+    config.choice("head_dim", [head_dim], head_dim)
     positions = config.size("max_position_embeddings")
     norm = NormSpec("rms_norm", config.number("rms_norm_eps"))
     bias = config.flag("attention_bias", False)
@@ -47,7 +45,7 @@ def decoder_spec(config: ConfigView, model_type: str = "minicpm") -> DecoderSpec
             norm=norm,
             rope=config.rope(head_dim, positions, types=ROPE_TYPES),
             max_position_embeddings=positions,
-            hidden_act=config.choice("hidden_act", ["silu"], "silu"),
+            hidden_act=config.activation("hidden_act", ["silu"], "silu"),
             qkv_bias=bias,
             o_bias=bias,
             residual_scale=config.number("scale_depth", 1) / layers**0.5,

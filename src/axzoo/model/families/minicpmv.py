@@ -9,7 +9,7 @@ from axzoo.model.spec import DecoderSpec, TensorRef
 
 CONFIG_KEYS = minicpm.CONFIG_KEYS
 ROPE_TYPES = minicpm.ROPE_TYPES
-IGNORED_TENSORS = r"(vpm|resampler)\..*|llm\.model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
+IGNORED_TENSORS = r"(vpm|resampler)\..*"
 PARITY_TESTS = "tests/model/families/test_published_parity.py -k minicpmv"
 
 VISION_KEYS = (

@@ -10,7 +10,6 @@ from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, TensorR
 
 __all__ = [
     "CONFIG_KEYS",
-    "IGNORED_TENSORS",
     "PARITY_TESTS",
     "ROPE_TYPES",
     "decoder_spec",
@@ -20,7 +19,6 @@ __all__ = [
 ]
 
 CONFIG_KEYS = ConfigKeys({"rms_norm_eps": "layer_norm_eps"}, {"norm_type": "layer_norm"}, ("qk_layernorm",))
-IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/model/families/test_parity.py -k phi"
 
 
@@ -46,7 +44,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             norm=norm,
             rope=config.rope(head_dim, positions, partial_rotary_factor=0.5),
             max_position_embeddings=positions,
-            hidden_act=config.choice("hidden_act", ["gelu_new"]),
+            hidden_act=config.activation("hidden_act", ["gelu_new"]),
             gated=False,
             parallel=True,
             qkv_bias=True,

@@ -10,7 +10,6 @@ from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, TensorR
 
 __all__ = [
     "CONFIG_KEYS",
-    "IGNORED_TENSORS",
     "PARITY_TESTS",
     "ROPE_TYPES",
     "decoder_spec",
@@ -21,12 +20,10 @@ __all__ = [
 
 ROPE_TYPES = ("default", "longrope")
 CONFIG_KEYS = ConfigKeys(implied={"norm_type": "rms_norm"})
-IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/model/families/test_parity.py -k phi3"
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:
-    config.choice("attention_bias", [False], False)
     hidden_size, vocab_size = config.size("hidden_size"), config.size("vocab_size")
     heads, kv_heads = config.heads()
     layers = config.size("num_hidden_layers")
@@ -47,7 +44,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             norm=norm,
             rope=config.rope(head_dim, positions, partial_rotary_factor=1.0, types=ROPE_TYPES),
             max_position_embeddings=positions,
-            hidden_act=config.choice("hidden_act", ["silu"], "silu"),
+            hidden_act=config.activation("hidden_act", ["silu"], "silu"),
         ),
         post=PostSpec(hidden_size, vocab_size, norm),
         sliding_windows=config.sliding_windows(layers, config.optional_size("sliding_window")),

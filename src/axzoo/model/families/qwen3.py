@@ -11,7 +11,6 @@ from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, TensorR
 
 __all__ = [
     "CONFIG_KEYS",
-    "IGNORED_TENSORS",
     "PARITY_TESTS",
     "ROPE_TYPES",
     "decoder_spec",
@@ -21,7 +20,6 @@ __all__ = [
 ]
 
 CONFIG_KEYS = ConfigKeys()
-IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/model/families/test_parity.py -k qwen3"
 
 
@@ -47,7 +45,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             norm=norm,
             rope=config.rope(head_dim, positions),
             max_position_embeddings=positions,
-            hidden_act=config.choice("hidden_act", ["silu"], "silu"),
+            hidden_act=config.activation("hidden_act", ["silu"], "silu"),
             qk_norm=True,
             qkv_bias=bias,
             o_bias=bias,

@@ -10,7 +10,6 @@ from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec
 
 __all__ = [
     "CONFIG_KEYS",
-    "IGNORED_TENSORS",
     "PARITY_TESTS",
     "ROPE_TYPES",
     "decoder_spec",
@@ -20,12 +19,10 @@ __all__ = [
 ]
 
 CONFIG_KEYS = ConfigKeys(own=("layer_types", "no_rope_layer_interval", "no_rope_layers"))
-IGNORED_TENSORS = r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 PARITY_TESTS = "tests/model/families/test_parity.py -k smollm3"
 
 
 def decoder_spec(config: ConfigView) -> DecoderSpec:
-    config.ignore("max_window_layers", "pretraining_tp")  # other families' keys, which SmolLM3 does not read
     hidden_size, vocab_size = config.size("hidden_size"), config.size("vocab_size")
     heads, kv_heads = config.heads()
     layers = config.size("num_hidden_layers")
@@ -48,7 +45,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             norm=norm,
             rope=config.rope(head_dim, positions, theta=2000000.0),
             max_position_embeddings=positions,
-            hidden_act=config.choice("hidden_act", ["silu"], "silu"),
+            hidden_act=config.activation("hidden_act", ["silu"], "silu"),
             qkv_bias=bias,
             o_bias=bias,
             mlp_bias=config.flag("mlp_bias", False),

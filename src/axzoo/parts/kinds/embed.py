@@ -34,7 +34,6 @@ class Embed(PartKind):
     name = "embed"
     label = "extracting embeddings"
     suffix = ".bin"
-    checks = ("check_generation",)
     code = "axzoo.weights.bf16"
     on_device = False
 

@@ -22,7 +22,6 @@ class Post(PartKind):
 
     name = "post"
     label = "building llm post layer"
-    checks = ("check_generation",)
     priority = 1
 
     def tail(self, recipe: Recipe, index: int | str | None = None) -> str:

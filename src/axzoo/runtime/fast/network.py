@@ -5,7 +5,6 @@ The files are fused at load time. A call takes any number of tokens and writes t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,12 +171,6 @@ _MIN_PROMPT_TOKENS = 8
 There, 8 tokens take as long as in the decode session, 16 tokens two thirds of the time, and 128 tokens half.
 """
 
-_MEMORY_PER_WEIGHT_BYTE = 2.25
-"""Bytes in memory per byte of int8 weights in a file: 1.25 for decode, scales included, and 1 for prefill.
-
-A byte of int4 weights takes 3.5 bytes, so a model that this estimate rejects would not fit in any case.
-"""
-
 _NO_HIDDEN_STATES = "fast mode does not expose hidden states: load the model in exact mode"
 
 
@@ -188,8 +181,8 @@ class FusedNetwork:
     16-bit activations. It is skipped if the SIXTEEN_BIT kernel does not support all weights, or is not exact on this
     processor.
 
-    `on_step` is called after each layer and the post layer. Raises AxzooError when a file is missing or damaged, the
-    layers do not match each other, or this machine does not have the memory for two copies of the weights.
+    `on_step` is called after each layer and the post layer. Raises AxzooError when a file is missing or damaged, or the
+    layers do not match each other.
     """
 
     def __init__(self, paths: Sequence[Path], post: Path, on_step: Callable[[], None], separate_prefill: bool) -> None:
@@ -201,8 +194,6 @@ class FusedNetwork:
         in_place = model.has_in_place_caches
         if separate_prefill:
             separate_prefill = model.supports(SIXTEEN_BIT) and has_exact_int8_matmul(shared_options())
-        if separate_prefill:
-            _require_memory((*paths, post))
         self._sessions = [model.load()]
         del model  # the session has its own copy of the weights: free these before the second session is loaded
         if separate_prefill:
@@ -249,14 +240,3 @@ class FusedNetwork:
         run_bound(self._sessions[which], binding, "the fused model")
         self.used += len(rows)
         return outputs
-
-
-def _require_memory(files: Sequence[Path]) -> None:
-    """Raise AxzooError when two copies of the weights take more memory than the machine has."""
-    needed = int(_MEMORY_PER_WEIGHT_BYTE * sum(path.stat().st_size for path in files))
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > memory:
-        raise AxzooError(
-            f"--mode fast-prompts keeps two copies of the weights, which take {needed >> 20} MB, but this machine has "
-            f"{memory >> 20} MB: use --mode fast"
-        )

@@ -1,0 +1,66 @@
+"""How far a file's results may be from the oracle's on the same weights: the rounding of one number, and fp32 noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+FP32_NOISE = 2e-5
+"""Error of a sum in fp32, relative to the largest value of its row. Different orders of addition gave up to 2e-5."""
+
+FLIPPED = 0.05
+"""Share of results that may round to the neighbouring number because of fp32 noise. Right files gave up to 0.01."""
+
+DECIDABLE = 64
+"""Fewest results from which that share is computed."""
+
+_MANTISSA = {"fp32": 24, "fp16": 11, "bf16": 8}
+_SMALLEST = {"fp32": 2.0**-149, "fp16": 2.0**-24, "bf16": 2.0**-133}
+_TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """Results of a file compared with the oracle's, row by row.
+
+    `worst` is the largest error in units of the error allowed, at row `row`; it is at most 1 in a right file. `flipped`
+    is the share of results that are not the oracle's result, correctly rounded, among those large enough that fp32
+    noise rarely changes their rounding; None if there are too few.
+    """
+
+    worst: float
+    row: int
+    flipped: float | None
+
+    @property
+    def is_close(self) -> bool:
+        return self.worst <= 1 and (self.flipped is None or self.flipped <= FLIPPED)
+
+
+def closeness(got: Tensor, want: Tensor, scale: Tensor, state: str) -> Closeness:
+    """Compares got [n, width] with the unrounded want [n, width]; both fp32, `got` stored as `state` ("bf16", ...).
+
+    `scale` [n] is the magnitude of the numbers that were added up for each row. A result that is not finite is
+    infinitely far away.
+    """
+    half = half_step(want, state)
+    noise = FP32_NOISE * scale[:, None] + want.abs() * 2.0**-22
+    error = (got - want).abs() / (half + noise).clamp_min(1e-38)
+    error = torch.where(got.isfinite(), error, torch.inf)
+    rows = error.amax(1)
+    row = int(rows.argmax())
+    if state == "fp32":
+        return Closeness(float(rows[row]), row, None)
+    decidable = noise < 0.05 * half
+    count = int(decidable.sum())
+    flipped = ((got != want.to(_TORCH[state]).float()) & decidable).sum() / max(count, 1)
+    return Closeness(float(rows[row]), row, float(flipped) if count >= DECIDABLE else None)
+
+
+def half_step(values: Tensor, state: str) -> Tensor:
+    """Half the distance between neighbouring numbers of type `state` at fp32 `values`."""
+    _, exponent = torch.frexp(values)
+    step = torch.ldexp(torch.ones_like(values), exponent - _MANTISSA[state])
+    return step.clamp_min(_SMALLEST[state]) / 2

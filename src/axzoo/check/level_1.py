@@ -1,0 +1,64 @@
+"""Check level 1 of a whole bundle: its layers, post layer and embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from axzoo.bundle.manifest import Manifest
+from axzoo.check.layers import LayerCheck, check_layers
+from axzoo.check.locked import LockedCheckpoint
+from axzoo.check.post_layer import FileCheck, check_embedding, check_post
+from axzoo.parts.checkpoint_oracle import checkpoint_oracle
+from axzoo.parts.lock_index import read_index
+from axzoo.runtime.bundle_folder import Bundle
+
+
+@dataclass(frozen=True)
+class Level1:
+    """The checks of all files of a bundle, and what concerns the bundle as a whole."""
+
+    layers: tuple[LayerCheck, ...]
+    files: tuple[FileCheck, ...]
+    of_bundle: tuple[str, ...]
+
+    @property
+    def faults(self) -> list[str]:
+        """Why the files are not right; empty if they are."""
+        layers = [f"layer {check.layer}: {fault}" for check in self.layers for fault in check.faults]
+        files = [f"{check.file}: {fault}" for check in self.files for fault in check.faults]
+        return [*self.of_bundle, *layers, *files]
+
+
+def check_files(
+    bundle: Bundle,
+    manifest: Manifest,
+    locks: Path,
+    source: Path,
+    ids: Sequence[int],
+    on_layer: Callable[[LayerCheck], None] = lambda _check: None,
+) -> Level1:
+    """Checks the files of a bundle against the checkpoint locked in `locks`. `ids` are the tokens of the prompt.
+
+    A file that cannot be loaded is a fault, and the others are still checked. Raises AxzooError when the prompt does
+    not fit, or the checkpoint cannot be read.
+    """
+    recipe, oracle = manifest.recipe, checkpoint_oracle(locks, source, manifest.recipe.positions)
+    checkpoint = LockedCheckpoint(locks, source)
+    layers = []
+    for check in check_layers(bundle, oracle, ids, recipe):
+        on_layer(check)
+        layers.append(check)
+    files = (
+        check_post(bundle.post, checkpoint, oracle.spec.post, recipe),
+        check_embedding(bundle.embedding, checkpoint),
+    )
+    faults = []
+    if manifest.spec != read_index(locks).spec:
+        faults.append("the manifest describes another model than the lock: build the bundle again")
+    if len(layers) != oracle.spec.num_hidden_layers:
+        faults.append(f"{len(layers)} layers were checked, but the model has {oracle.spec.num_hidden_layers}")
+    read = {path.name for path in (*bundle.layers, bundle.post, bundle.embedding)}
+    faults += [f"{name} is a part of the bundle, but was not read" for name in sorted(manifest.parts.keys() - read)]
+    return Level1(tuple(layers), files, tuple(faults))

@@ -1,0 +1,165 @@
+"""Check level 1 of the post layer and of the embedding: whether their files are right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from axzoo.backends.host.contents import FileContents, read_contents
+from axzoo.check.closeness import Closeness, closeness
+from axzoo.check.layers import SEED
+from axzoo.check.locked import LockedCheckpoint
+from axzoo.check.stored_weights import (
+    POST_CODES,
+    Storage,
+    StoredWeights,
+    as_tensor,
+    layout_fault,
+    scales_of,
+    weight_faults,
+    wrong_rows,
+)
+from axzoo.core.dtypes import NUMPY_DTYPES
+from axzoo.core.errors import AxzooError
+from axzoo.model.oracle import norm
+from axzoo.model.spec import PostSpec
+from axzoo.parts.groups import post_groups
+from axzoo.parts.kind import PartId
+from axzoo.parts.kinds.embed import WEIGHT as EMBEDDING
+from axzoo.runtime.engine import InferenceSession
+from axzoo.weights.recipe import Recipe
+
+HEAD = "lm_head.weight"
+
+TOKENS = 4
+"""Random hidden states that the post layer reads, and one small enough for the epsilon of its norm to matter."""
+
+TOPK_ERROR = 1e-3
+"""Relative error of probabilities."""
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """The check of the post layer or the embedding: `faults` says why the file is not right; empty if it is."""
+
+    file: str
+    faults: tuple[str, ...]
+    closeness: Closeness | None = None
+
+
+def check_embedding(path: Path, checkpoint: LockedCheckpoint) -> FileCheck:
+    """Compares every row of the table with the checkpoint's, rounded to bf16."""
+    shape = checkpoint.part(PartId("embed")).tensors[EMBEDDING].shape
+    if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1]:
+        return FileCheck(path.name, (f"{path.name} does not hold {shape[0]} rows of {shape[1]} bf16 numbers",))
+    table: NDArray[Any] = np.memmap(path, ml_dtypes.bfloat16, "r", shape=(shape[0], shape[1]))
+    wrong, start = [], 0
+    for block in checkpoint.blocks(PartId("embed"), EMBEDDING):
+        stop = start + len(block)
+        rows = torch.from_numpy(block).to(torch.bfloat16)
+        differs = (as_tensor(table[start:stop]) != rows).any(1)  # NaN differs
+        wrong.append(differs)
+        start = stop
+    differing = torch.cat(wrong).nonzero()[:, 0]
+    if not len(differing):
+        return FileCheck(path.name, ())
+    text = f"{len(differing)} of {shape[0]} rows differ from the checkpoint's, the first is {int(differing[0])}"
+    return FileCheck(path.name, (text,))
+
+
+def check_post(path: Path, checkpoint: LockedCheckpoint, spec: PostSpec, recipe: Recipe) -> FileCheck:
+    """Compares the weights of the post layer with the checkpoint's, and its results with those of the oracle on the
+    stored weights. lm_head is read in blocks of rows."""
+    try:
+        contents, session = read_contents(path), InferenceSession(path)
+    except AxzooError as error:
+        return FileCheck(path.name, (str(error),))
+    if contents.header.groups != post_groups(spec, recipe):
+        return FileCheck(path.name, (f"{path.name} has shape groups that do not match the recipe",))
+    given = _states(spec, recipe)
+    names = [tensor.name for tensor in session.get_outputs()]
+    with np.errstate(all="ignore"):
+        runs = [session.run(names, {"input": row[None, None]}) for row in given]
+    got = {name: np.concatenate([run[i][0] for run in runs]) for i, name in enumerate(names)}
+    del session
+    part = PartId("post")
+    storage = Storage(recipe.post_weight_type, POST_CODES.get(recipe.post_weight_type))
+    vectors = {role: checkpoint.tensor(part, role) for role in checkpoint.part(part).tensors if role != HEAD}
+    small = FileContents({k: t for k, t in contents.tensors.items() if k != HEAD}, contents.header, contents._model)
+    stored = StoredWeights(small)
+    faults = weight_faults(small, stored, vectors, storage)
+    shape = checkpoint.part(part).tensors[HEAD].shape
+    problem = layout_fault(contents, HEAD, (shape[0], shape[1]), storage) if HEAD in contents.tensors else "is missing"
+    if problem or any(role not in stored for role in vectors):
+        return FileCheck(path.name, (*faults, *([f"{HEAD} {problem}"] if problem else [])))
+    with torch.inference_mode():
+        normed = norm(spec.norm, stored, torch.from_numpy(given.astype(np.float32)), "norm")
+        logits, wrong = [], ""
+        for block, fault in _head_blocks(contents, checkpoint, storage):
+            logits.append(normed * spec.logit_scale @ block.T)
+            wrong = wrong or fault
+        want = torch.cat(logits, 1)
+        if "lm_head.bias" in stored:
+            want = want + stored["lm_head.bias"]
+    faults += [f"{HEAD} {wrong}"] if wrong else []
+    close, found = _compare(got, want, normed, recipe)
+    return FileCheck(path.name, (*faults, *found), close)
+
+
+def _states(spec: PostSpec, recipe: Recipe) -> NDArray[Any]:
+    """Hidden states [n, hidden_size] for the post layer."""
+    states = np.random.default_rng(SEED).standard_normal((TOKENS + 1, spec.hidden_size))
+    states[-1] *= spec.norm.eps**0.5
+    return states.astype(NUMPY_DTYPES[recipe.hidden_state_type])
+
+
+def _head_blocks(
+    contents: FileContents, checkpoint: LockedCheckpoint, storage: Storage
+) -> Iterator[tuple[Tensor, str]]:
+    """lm_head in blocks of dequantized rows [rows, hidden_size], each with what is wrong with it."""
+    values, scales, start = contents.tensors[HEAD].array(), scales_of(contents, HEAD), 0
+    for block in checkpoint.blocks(PartId("post"), HEAD):
+        wanted = torch.from_numpy(block)
+        stop = start + len(block)
+        part = values[:, start:stop]
+        scale = None if scales is None else scales[:, start:stop]
+        found = as_tensor(part).float().T
+        found = found if scale is None else found * scale.T
+        wrong, reason = wrong_rows(part, scale, found, wanted, storage)
+        first = int(wrong.nonzero()[0, 0]) + start if bool(wrong.any()) else None
+        yield found, "" if first is None else f"{reason}, the first such row is {first}"
+        start = stop
+
+
+def _compare(
+    got: dict[str, NDArray[Any]], logits: Tensor, normed: Tensor, recipe: Recipe
+) -> tuple[Closeness | None, list[str]]:
+    """Compares outputs by name [n, width] with the oracle's logits [n, vocab_size] and normalized hidden state."""
+    faults, found = [], []
+    for name, want in (("output", logits), ("postnorm", normed)):
+        if name in got:
+            results = torch.from_numpy(got[name].astype(np.float32))
+            found.append(closeness(results, want, want.abs().amax(1), recipe.hidden_state_type))
+            if not found[-1].is_close:
+                faults.append(
+                    f"{name} differs from the oracle's on the same weights by {found[-1].worst:.1f} times the allowed "
+                    "error"
+                )
+    if "prob" in got:
+        want = logits.softmax(-1)
+        indices, prob = torch.from_numpy(got["indices"].astype(np.int64)), torch.from_numpy(got["prob"])
+        valid = bool(((indices >= 0) & (indices < want.shape[1])).all())
+        best = want.topk(indices.shape[1]).values
+        chosen = want.gather(1, indices) if valid else torch.full_like(best, torch.nan)
+        right = ((chosen - best).abs() <= TOPK_ERROR * best) & ((prob - chosen).abs() <= TOPK_ERROR * best)
+        if not bool(right.all()):
+            faults.append("the most probable tokens differ from the oracle's on the same weights")
+    return max(found, key=lambda close: close.worst, default=None), faults

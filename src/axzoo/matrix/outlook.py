@@ -1,0 +1,139 @@
+"""What is known about builds before they start: missing files, settings beyond the model, and gigabytes to fetch.
+
+Snakemake imports this module while planning, so it reads only small files and needs no network. numpy is imported only
+to read the config.json of a checkpoint on this machine.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from axzoo.core.errors import AxzooError
+from axzoo.fetch.sources import RECEIPT, FolderSource, HubSource, is_complete, source_keys
+from axzoo.matrix.build import RESULTS, Build
+from axzoo.matrix.resources import parameters
+from axzoo.model.spec import DecoderSpec, supported_length
+from axzoo.parts.lock_index import INDEX, read_index
+from axzoo.weights.recipe import WEIGHT_GROUP_SIZES, Recipe
+
+BYTES_PER_WEIGHT = 2
+"""Of bf16 and fp16, in which almost all models are published."""
+
+
+def refuse_problems(builds: Iterable[Build]) -> None:
+    """Raises one AxzooError with a line for each problem of `builds` that is known before they start."""
+    problems = list(dict.fromkeys(problem for build in builds for problem in build_problems(build)))
+    if problems:
+        raise AxzooError("\n".join(problems))
+
+
+def build_problems(build: Build) -> Iterator[str]:
+    """What will make a build fail, as far as it is known without a download: missing files, a config.json that axzoo
+    does not support, settings that exceed the model."""
+    missing = [
+        (key, path)
+        for key, path in (
+            ("path", build.source.path if isinstance(build.source, FolderSource) else None),
+            ("model_config", build.model_config),
+            ("calibration_text", build.calibration_text),
+        )
+        if path is not None and not Path(path).exists()
+    ]
+    if missing:
+        yield from (
+            f"models.{build.model}.{key}: {path} does not exist: give the path of an existing "
+            + ("checkpoint folder or GGUF file" if key == "path" else "file")
+            for key, path in missing
+        )
+        return
+    try:
+        spec = known_spec(build)
+    except AxzooError as error:
+        yield f"models.{build.model}: {error}"
+        return
+    if spec is not None and (problem := recipe_problem(spec, build.recipe)):
+        yield f"models.{build.model}: {problem}"
+
+
+def known_spec(build: Build) -> DecoderSpec | None:
+    """The model's spec, from a checkpoint on this machine or from the lock of a fetched one; None if it is not known.
+
+    Raises AxzooError when there is no checkpoint, or its config is not supported or contradicts the matrix.
+    """
+    if isinstance(build.source, FolderSource):
+        return _local_spec(build, Path(build.source.path))
+    if build.model_config is not None:
+        return None  # the file may have changed since the lock was made
+    if not (build.locks / INDEX).exists() or not is_complete(build.checkpoint, build.source):
+        return None
+    try:
+        index = read_index(build.locks)
+    except AxzooError:
+        return None  # the lock is made again
+    keys = source_keys(build.source)
+    return index.spec if {key: index.source.get(key) for key in keys} == keys else None
+
+
+def _local_spec(build: Build, path: Path) -> DecoderSpec | None:
+    from axzoo.fetch.folder import local_checkpoint
+    from axzoo.model.reading import read_spec
+
+    found = local_checkpoint(str(path))
+    if found.gguf is None:
+        override = None if build.model_config is None else Path(build.model_config)
+        return read_spec(path, build.model_type, build.num_hidden_layers, build.ignore_config_keys, override)
+    if (build.locks / INDEX).exists() or build.model_config is not None:
+        return None  # reading the header of a GGUF file takes too long for each plan
+    from axzoo.checkpoint.gguf.conversion import model_config
+    from axzoo.checkpoint.gguf.reader import GgufCheckpoint
+    from axzoo.model.reading import spec_of
+
+    return spec_of(model_config(GgufCheckpoint(found.gguf)), found.gguf, build.ignore_config_keys)
+
+
+def recipe_problem(spec: DecoderSpec, recipe: Recipe) -> str | None:
+    """What is wrong if the recipe exceeds the model's positions or vocabulary, or its weight group size does not divide
+    the input features; starts with the key."""
+    supported = supported_length(spec.layer.rope, spec.layer.max_position_embeddings)
+    if recipe.positions > supported:
+        return (
+            f"kv_cache_len {recipe.kv_cache_len} needs {recipe.positions} positions, and the model supports "
+            f"{supported} (max_position_embeddings and rope scaling of config.json): lower it"
+        )
+    if recipe.post_topk > spec.vocab_size:
+        return f"post_topk {recipe.post_topk} exceeds the vocabulary of {spec.vocab_size} tokens: lower it"
+    widths = sorted({spec.layer.hidden_size, spec.layer.q_size, spec.layer.intermediate_size})
+    if recipe.weight_group_size and any(width % recipe.weight_group_size for width in widths):
+        fitting = [size for size in WEIGHT_GROUP_SIZES if size and not any(width % size for width in widths)]
+        return (
+            f"weight_group_size {recipe.weight_group_size} does not divide the input features of every matrix, "
+            f"{' and '.join(map(str, widths))}: use {', '.join(map(str, [*fitting, 0]))}"
+        )
+    return None
+
+
+def to_fetch(builds: Iterable[Build]) -> str | None:
+    """A line that says how much the hub's models take that are not fetched yet; None if there are none.
+
+    The size is estimated from the `sizes` of the matrix, because planning needs no network. `axzoo fetch` logs the
+    exact size before it downloads.
+    """
+    models = {
+        build.model: build
+        for build in builds
+        if isinstance(build.source, HubSource) and not (build.checkpoint / RECEIPT).exists()
+    }
+    if not models:
+        return None
+    known = [parameters(build.num_hidden_layers, dict(build.sizes)) for build in models.values() if build.sizes]
+    needed = BYTES_PER_WEIGHT * sum(known)
+    unknown = len(models) - len(known)
+    what = next(iter(models)) if len(models) == 1 else f"{len(models)} models"
+    if not known:
+        return f"to fetch: {what}; the size is not known, because the matrix has no sizes"
+    free = shutil.disk_usage(next(path for path in (RESULTS, *RESULTS.absolute().parents) if path.exists())).free
+    room = f"; the disk has only {free / 1e9:.1f} GB left" if free < needed else ""
+    without = f", and {unknown} of unknown size" if unknown else ""
+    return f"to fetch: {what}, about {needed / 1e9:.1f} GB, estimated from sizes{without}{room}"

@@ -1,0 +1,59 @@
+"""Runs an .axmodel in exact mode: stage by stage, with the products between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from axzoo.core.dtypes import ONNX_DTYPES
+from axzoo.runtime.exact.products import exact_options, multiply
+from axzoo.runtime.exact.stages import divide
+
+Typed = tuple[NDArray[Any], int]
+"""A contiguous array and the number of its ONNX type, which numpy may not know."""
+
+_FP32 = ONNX_DTYPES["fp32"]
+
+
+class ExactSession:
+    """A model whose weights stay in `content`, usually a mapped file.
+
+    Raises ValueError or LookupError when its graph is not one that axzoo writes, and whatever ONNX Runtime raises when
+    it rejects a stage.
+    """
+
+    def __init__(self, content: memoryview) -> None:
+        self._stages = [(stage, _load(stage.model)) for stage in divide(content)]
+
+    def run(self, inputs: Mapping[str, Typed], results: Mapping[str, Typed]) -> None:
+        """Run the model on `inputs`, and write its outputs into the arrays `results`."""
+        values = dict(inputs)
+        for stage, session in self._stages:
+            if session is not None:
+                binding = session.io_binding()
+                for name in stage.inputs:
+                    array, dtype = values[name]
+                    binding.bind_input(name, "cpu", 0, dtype, array.shape, array.ctypes.data)
+                for name in stage.outputs:
+                    if name in results:
+                        array, dtype = results[name]
+                        binding.bind_output(name, "cpu", 0, dtype, array.shape, array.ctypes.data)
+                    else:
+                        binding.bind_output(name, "cpu")
+                session.run_with_iobinding(binding)
+                for name, value in zip(stage.outputs, binding.get_outputs(), strict=True):
+                    if name not in results:
+                        values[name] = value.numpy(), _FP32
+            for product in stage.products:
+                x, _ = values[product.input]
+                y = multiply(x.reshape(-1, x.shape[-1]), product.matrix)
+                values[product.output] = y.reshape(*x.shape[:-1], y.shape[-1]), _FP32
+
+
+def _load(model: bytes) -> ort.InferenceSession | None:
+    if not model:
+        return None
+    return ort.InferenceSession(model, exact_options(), providers=["CPUExecutionProvider"])
