@@ -2,8 +2,8 @@
 
     python scripts/bench_checks.py BUNDLE BEFORE AFTER [--verb check-layers] [--rounds 5] [--threads 1]
 
-BUNDLE is a finished bundle in the `results` folder of a project; BEFORE and AFTER are checkouts. With one thread, CPU
-time is comparable on a busy machine too: idle threads that wait for work do not count. Prints the medians.
+BUNDLE is a finished bundle in a project's `results` folder; BEFORE and AFTER are checkouts. With one thread, CPU time
+is comparable even on a busy machine: threads that wait for work do not count. Prints the medians.
 """
 
 from __future__ import annotations

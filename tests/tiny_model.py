@@ -146,7 +146,7 @@ class Built:
     receipts: tuple[Path, ...]
 
     def _paths(self, kind: str) -> list[Path]:
-        parts = [part for part in part_ids(self.num_hidden_layers) if part.kind == kind]
+        parts = [part for part in part_ids(self) if part.kind == kind]
         return [self.folder / kind_of(kind).file_name(self.model_type, self.recipe, part.index) for part in parts]
 
     @property
@@ -200,7 +200,7 @@ def build(checkpoint: Checkpoint, recipe: Recipe, root: Path, text: Path | None 
     if calibration:
         calibrate(locks, checkpoint.source, calibration, text, 512)
     files = []
-    for part, path in zip(part_ids(checkpoint.layers), (*built.layers, built.post, built.embedding), strict=True):
+    for part, path in zip(part_ids(built), (*built.layers, built.post, built.embedding), strict=True):
         files.append(PartFile(locks / part.lock_file, path, root / "receipts" / f"{path.stem}.json"))
     layers, rest = files[: checkpoint.layers], files[checkpoint.layers :]
     build_parts(PartJob(layers, checkpoint.source, root / "store", recipe, "host", "AX650", calibration))

@@ -78,7 +78,7 @@ class LazyBackend(Backend):
     def __init__(self, yields: bool, write: Callable[[Path], object] = lambda path: None) -> None:
         self.yields, self.write = yields, write
 
-    def identity(self, chip: str) -> dict[str, Any]:
+    def identity(self, kind: PartKind, chip: str) -> dict[str, Any]:
         if chip != "AX650":
             raise KeyError(chip)
         return {}

@@ -83,6 +83,10 @@ def test_manifest_is_complete_and_correct(bundle: Path, built: Built) -> None:
         "rounding": "nearest",
         "post_topk": 0,
         "ret_postnorm": False,
+        "embedding_scale": "graph",
+        "image_size": 280,
+        "image_slices": False,
+        "vpm_two_stage": False,
     }
     assert manifest["spec"]["num_hidden_layers"] == 2
     parts = manifest["parts"]

@@ -198,7 +198,10 @@ def test_image_size_is_rejected(qwen: Checkpoint, tmp_path: Path, capsys: pytest
     }
     (folder / "config.json").write_text(json.dumps({**kept, "model_type": "minicpmv", "vision_encoder": "vit"}))
     error = build_error(capsys, tmp_path, "--input_path", folder, "--image_size", "224")
-    assert error.startswith("--image_size 224: axzoo does not build the vision tower of minicpmv yet: omit")
+    assert "vision_encoder is 'vit', but must be 'vit_so400m_patch14_siglip_384.webli'" in error
+    (folder / "config.json").write_text(json.dumps({**kept, "model_type": "minicpmv"}))
+    error = build_error(capsys, tmp_path, "--input_path", folder, "--image_size", "225")
+    assert error == "image_size 225 is not a multiple of the patch size 14 up to 980: use 224\n"
 
 
 def test_checkpoint_folder_is_rejected_as_output(

@@ -15,7 +15,7 @@ from axzoo.model.config_view import ConfigView
 from axzoo.model.families.llama import decoder_spec
 from axzoo.model.reading import read_spec
 from axzoo.model.rope import frequencies
-from axzoo.tokenizer.local import load_tokenizer
+from axzoo.tokenizer.local import find_tokenizer, load_tokenizer
 
 SCORED = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [1.0]}
 
@@ -196,6 +196,18 @@ def test_the_ends_of_turns_and_messages_end_an_answer(
     folder = converted(tiny, tmp_path, changes=changes)
     assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == ends
     assert set(load_tokenizer(folder).eos_token_ids) == {*(ends if isinstance(ends, list) else [ends]), 2}
+
+
+def test_a_file_without_a_tokenizer_becomes_a_checkpoint_without_one(tiny: Tiny, tmp_path: Path) -> None:
+    output = tmp_path / "checkpoint"
+    output.mkdir()
+    convert(tiny.write(tmp_path / "with.gguf"), output)
+    changes = {"tokenizer.ggml.model": "none", "tokenizer.ggml.eos_token_id": 7}
+    written = convert(tiny.write(tmp_path / "without.gguf", changes), output)
+    assert written == sorted(["config.json", "generation_config.json", "model.safetensors"])
+    assert sorted(path.name for path in output.iterdir()) == written  # those of the other file are gone
+    assert find_tokenizer(output) is None
+    assert json.loads((output / "config.json").read_text())["eos_token_id"] == 7
 
 
 def test_a_qwen2_is_converted(tiny: Tiny, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 from axzoo.fetch import fetch
-from axzoo.fetch.sources import FolderSource, checkpoint_folder
+from axzoo.fetch.sources import FolderSource, checkpoint_folder, stamped_file
 from axzoo.parts.lock import make_lock
 from tiny_model import EXACT, LAYERS, Checkpoint
 
@@ -47,8 +47,7 @@ def test_the_converted_checkpoint_locks_like_the_original(checkpoint: Checkpoint
     assert all((tmp_path / "output" / name).read_bytes() == (folder / name).read_bytes() for name in small)
     assert set(receipt["converted_from"]["files"]) == {SINGLE, *small}
     assert receipt["converted_from"]["root"] == str(folder)
-    status = (folder / SINGLE).stat()
-    assert receipt["converted_from"]["files"][SINGLE] == {"size": status.st_size, "modified_ns": status.st_mtime_ns}
+    assert receipt["converted_from"]["files"][SINGLE] == stamped_file(folder / SINGLE).to_dict()
     fetched = make_lock(checkpoint_folder(tmp_path / "output/source.json"), "llama", LAYERS)
     assert fetched == make_lock(checkpoint.folder, "llama", LAYERS)
 

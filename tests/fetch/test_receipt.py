@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 
 from axzoo.core.errors import AxzooError
-from axzoo.fetch.sources import HubSource, PypiSource, checkpoint_folder, hashed_file, is_complete, write_receipt
+from axzoo.fetch.sources import (
+    FetchedFiles,
+    HubSource,
+    PypiSource,
+    checkpoint_folder,
+    hashed_file,
+    is_complete,
+    write_receipt,
+)
 
 SOURCE = HubSource("org/model", "main")
 
@@ -13,7 +21,8 @@ SOURCE = HubSource("org/model", "main")
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "config.json").write_text("{}")
-    write_receipt(tmp_path, SOURCE, {"config.json": hashed_file(tmp_path / "config.json")}, commit="c" * 40)
+    files = FetchedFiles({"config.json": hashed_file(tmp_path / "config.json")})
+    write_receipt(tmp_path, SOURCE, files, commit="c" * 40)
     return tmp_path
 
 
@@ -31,6 +40,17 @@ def test_a_missing_or_truncated_file_is_not_complete(folder: Path) -> None:
     assert not is_complete(folder, SOURCE)
 
 
+def test_an_edited_file_of_the_same_size_is_not_complete(folder: Path) -> None:
+    (folder / "config.json").write_text("[]")
+    assert not is_complete(folder, SOURCE)
+
+
+def test_a_copied_file_is_complete(folder: Path) -> None:
+    (folder / "copy").write_text("{}")
+    (folder / "copy").replace(folder / "config.json")
+    assert is_complete(folder, SOURCE)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"source": 1}', '{"source": {}, "root": 1, "files": {}}'])
 def test_a_damaged_receipt_is_not_complete(folder: Path, content: str) -> None:
     (folder / "source.json").write_text(content)
@@ -39,7 +59,7 @@ def test_a_damaged_receipt_is_not_complete(folder: Path, content: str) -> None:
 
 @pytest.mark.parametrize(("root", "expected"), [(".", "."), ("/elsewhere/model", "/elsewhere/model")])
 def test_the_receipt_records_the_folder_of_the_files(folder: Path, root: str, expected: str) -> None:
-    write_receipt(folder, SOURCE, {}, root=root)
+    write_receipt(folder, SOURCE, FetchedFiles({}, root))
     assert checkpoint_folder(folder / "source.json") == folder / expected
 
 

@@ -38,7 +38,7 @@ def test_checkpoint_folder(qwen: Checkpoint, monkeypatch: pytest.MonkeyPatch) ->
     model = read(Path())
     assert (model.path, model.name) == (qwen.folder, "Qwen2-tiny")
     assert (model.spec.model_type, model.spec.num_hidden_layers) == ("qwen2", 2)
-    assert (model.has_chat_template, model.has_vision_tower) == (True, False)
+    assert (model.has_chat_template, model.spec.vision) == (True, None)
 
 
 def test_model_without_chat_template(qwen: Checkpoint, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_vision_tower_is_detected(tmp_path: Path) -> None:
     for key in ("head_dim", "mlp_bias", "layer_types"):
         config.pop(key, None)
     (folder / "config.json").write_text(json.dumps(config | {"rope_theta": rope["rope_theta"]}))
-    assert read(folder).has_vision_tower
+    assert read(folder).spec.vision is not None
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
         Path(path).write_text("{}")
     of_model = build.model_type, build.num_hidden_layers, build.ignore_config_keys, build.ignore_tensors
     made_from = facts(build.checkpoint / "source.json", *of_model, Path("override.json"), SIZES)
-    write_made_from(build.locks, made_from, part_ids(build.num_hidden_layers))
+    write_made_from(build.locks, made_from, part_ids(build))
     return build
 
 

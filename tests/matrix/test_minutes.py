@@ -117,7 +117,7 @@ def test_memory_of_gptq_rounding_follows_tokens_and_widths(
 def test_memory_of_calibration_follows_tokens_and_widths() -> None:
     build, *_ = load_zoo(CONFIG / "zoo.yaml", CONFIG / "chips.yaml").builds_of("Qwen2-0.5B-Instruct")
     narrow = dict(build.sizes) | {"hidden_size": 896, "intermediate_size": 4864}
-    wide = narrow | {"intermediate_size": 2 * 4864}
+    wide = narrow | {"hidden_size": 2 * 896}
 
     def needs(sizes: dict[str, int], tokens: int) -> int:
         return replace(build, sizes=tuple(sizes.items()), calibration_tokens=tokens).needs("calibrate").mem_mb

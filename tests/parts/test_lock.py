@@ -80,7 +80,7 @@ def test_round_trip(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "embed.json", "index.json", "layer_0.json", "layer_1.json", "post.json",
     ]  # fmt: skip
-    assert read_parts(tmp_path, LAYERS) == list(lock.parts)
+    assert read_parts(tmp_path, lock.spec) == list(lock.parts)
     index = read_index(tmp_path)
     assert index.source == {"path": "there"}
     assert index.spec == lock.spec

@@ -134,7 +134,7 @@ def _needed(model_type: str) -> list[str]:
     layer = LayerSpec(32, 48, 4, 2, 8, NormSpec("rms_norm", 1e-5), RopeSpec(1e4, 8), 128)
     spec = DecoderSpec(model_type, LAYERS, 262, False, layer, PostSpec(32, 262, layer.norm))
     family = load_family(model_type)
-    refs = [kind.tensors(family, spec, part.index) for kind in KINDS for part in kind.ids(spec.num_hidden_layers)]
+    refs = [kind.tensors(family, spec, part.index) for kind in KINDS for part in kind.ids(spec)]
     return list(dict.fromkeys(ref.name for roles in refs for ref in roles.values()))
 
 

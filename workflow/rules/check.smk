@@ -63,3 +63,27 @@ rule check_generation:
     shell:
         "axzoo check-generation {params.folder:q} --lock {params.lock:q} --source {input.source:q} "
         "{params.prompt:q} {params.limits:q} {params.expect:q} --output {output:q} > {log:q} 2>&1"
+
+
+rule check_vision:
+    input:
+        unpack(bundle_inputs),
+        manifest="results/{chip}/{model}-{tag}/manifest.json",
+        source=ancient(input_path(CHECKPOINT)),
+    output:
+        "results/checks/{chip}/{model}-{tag}/vision.json",
+    log:
+        "results/checks/{chip}/{model}-{tag}/vision.log",
+    benchmark:
+        "results/benchmarks/check_vision/{chip}/{model}-{tag}.tsv"
+    threads: 4
+    resources:
+        mem_mb=job_memory("check_vision"),
+        runtime=lambda w, attempt: PLAN.build(w).needs("check_vision").minutes * attempt,
+    params:
+        lock=lambda w, input: input.get("lock", f"results/locks/{w.model}"),
+        folder=lambda w, input: os.path.dirname(input.manifest),
+        code=PLAN.check_vision_code,
+    shell:
+        "axzoo check-vision {params.folder:q} --lock {params.lock:q} --source {input.source:q} "
+        "--output {output:q} > {log:q} 2>&1"

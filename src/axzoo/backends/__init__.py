@@ -24,7 +24,7 @@ from axzoo.parts.kind import PartId, PartKind, RowReader
 from axzoo.weights.recipe import Recipe
 
 if TYPE_CHECKING:
-    from axzoo.weights.stored import StoredWeight
+    from axzoo.weights.stored import StoredWeight  # unfollowed: only a type
 
 DEFAULT = "host"
 _GROUP = "axzoo.backends"
@@ -79,9 +79,10 @@ class Backend(ABC):
     runs_here: ClassVar[bool]
 
     @abstractmethod
-    def identity(self, chip: str) -> dict[str, Any]:
-        """Everything that determines a compiled file, other than the part's spec, tensors and recipe: code, tool and
-        version, options, environment. Plain JSON values; they become part of store keys and Snakemake params."""
+    def identity(self, kind: PartKind, chip: str) -> dict[str, Any]:
+        """Everything that determines the compiled files of a kind, other than the part's spec, tensors and recipe:
+        code, tool and version, options, environment. Plain JSON values; they become part of store keys and Snakemake
+        params."""
 
     @abstractmethod
     def refusal(self, model_type: str, chip: str, recipe: Recipe) -> str | None:
@@ -135,9 +136,9 @@ def _checked(backend: Any, name: str) -> Backend:
 
 
 @cache  # a backend may run its tool to learn the tool's version
-def _identity(backend: Backend, chip: str) -> dict[str, Any]:
+def _identity(backend: Backend, kind: PartKind, chip: str) -> dict[str, Any]:
     try:
-        return backend.identity(chip)
+        return backend.identity(kind, chip)
     except AxzooError:
         raise
     except Exception as error:  # any exception of another package's code
@@ -148,7 +149,7 @@ def compiler_identity(kind: PartKind, recipe: Recipe, backend: Backend, chip: st
     """What determines a part's file other than its spec, tensors and recipe: axzoo's own code or the backend."""
     if kind.code is not None:
         return {"code": fingerprint(kind.code)}
-    identity = {"backend": backend.name, **_identity(backend, chip)}
+    identity = {"backend": backend.name, **_identity(backend, kind, chip)}
     if kind.is_calibrated(recipe):
         identity["rounder"] = fingerprint("axzoo.calibrate.rounding")
     return identity

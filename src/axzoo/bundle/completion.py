@@ -104,7 +104,7 @@ def complete_bundle(plan: BundlePlan) -> None:
 def _all_parts(plan: BundlePlan, spec: DecoderSpec, read: Sequence[Receipt]) -> list[Receipt]:
     """The receipts of all parts of the model, ordered by kind. Raises AxzooError when one is missing or superfluous."""
     receipts = {receipt.part: receipt for receipt in read}
-    wanted = part_ids(spec.num_hidden_layers)
+    wanted = part_ids(spec, plan.recipe)
     if set(receipts) != set(wanted) or len(receipts) != len(plan.receipts):
         missing = [part.name for part in wanted if part not in receipts]
         raise AxzooError(
@@ -181,7 +181,8 @@ def _conversation(plan: BundlePlan, vocab_size: int) -> dict[str, Any]:
 
 def _runtime_config(plan: BundlePlan, spec: DecoderSpec, conversation: Mapping[str, Any]) -> dict[str, Any]:
     """config.json: the keys of ax-llm and of axzoo's runtime."""
-    parts = {key: value for kind in KINDS for key, value in kind.config(spec, plan.recipe).items()}
+    built = [kind for kind in KINDS if kind.is_built(plan.recipe) and kind.ids(spec)]
+    parts = {key: value for kind in built for key, value in kind.config(spec, plan.recipe).items()}
     return {
         "model_name": plan.name,
         "tokenizer_type": 2,
@@ -192,8 +193,15 @@ def _runtime_config(plan: BundlePlan, spec: DecoderSpec, conversation: Mapping[s
         "bos": 0,
         "eos": 0,
         "use_mmap_load_embed": 1,
+        **_embedding_scale(spec, plan.recipe),
         **conversation,
     }
+
+
+def _embedding_scale(spec: DecoderSpec, recipe: Recipe) -> dict[str, Any]:
+    """The factor by which the host program multiplies embedding rows, if it does."""
+    scaled = recipe.embedding_scale == "host" and spec.embedding_scale != 1
+    return {"embedding_scale": spec.embedding_scale} if scaled else {}
 
 
 def _run_script(config: Mapping[str, Any]) -> str:

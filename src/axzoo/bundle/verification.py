@@ -108,7 +108,7 @@ def _contradictions(folder: Path, manifest: Manifest) -> Iterator[str]:
         bundle = open_bundle(folder)
         yield from _of_config(bundle, manifest)
         for kind in KINDS:
-            ids = kind.ids(manifest.spec.num_hidden_layers)
+            ids = kind.ids(manifest.spec)
             for part, path in zip(ids, kind.paths(bundle), strict=False):  # _of_config reports different numbers
                 yield from _of_part(kind, part, path, manifest, backend)
     except AxzooError as error:

@@ -119,7 +119,7 @@ def calibrate(locks: Path, source: Path, output: Path, text: Path | None, tokens
         raise AxzooError(f"{tokens} tokens are fewer than one sequence: give at least {LENGTH}")
     digest = None if text is None else sha256_of(text)
     oracle = checkpoint_oracle(locks, source, LENGTH)
-    names = [LOCK_INDEX, *(part.lock_file for part in part_ids(oracle.spec.num_hidden_layers))]
+    names = [LOCK_INDEX, *(part.lock_file for part in part_ids(oracle.spec))]
     inputs = calibration_inputs({name: sha256_of(locks / name) for name in names}, digest, tokens)
     ids = _tokens(oracle, checkpoint_folder(source), text, tokens // LENGTH)
     origin: dict[str, Any] = {"tokens": ids.numel(), "length": LENGTH}

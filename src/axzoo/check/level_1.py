@@ -45,6 +45,8 @@ def check_files(
     not fit, or the checkpoint cannot be read.
     """
     recipe, oracle = manifest.recipe, checkpoint_oracle(locks, source, manifest.recipe.positions)
+    if recipe.embedding_scale == "host":
+        oracle = oracle.scaled_by_host()
     checkpoint = LockedCheckpoint(locks, source)
     layers = []
     for check in check_layers(bundle, oracle, ids, recipe):
@@ -59,6 +61,7 @@ def check_files(
         faults.append("the manifest describes another model than the lock: build the bundle again")
     if len(layers) != oracle.spec.num_hidden_layers:
         faults.append(f"{len(layers)} layers were checked, but the model has {oracle.spec.num_hidden_layers}")
-    read = {path.name for path in (*bundle.layers, bundle.post, bundle.embedding)}
+    others = bundle.vision_files.values()  # check-vision reads them
+    read = {path.name for path in (*bundle.layers, bundle.post, bundle.embedding, *others)}
     faults += [f"{name} is a part of the bundle, but was not read" for name in sorted(manifest.parts.keys() - read)]
     return Level1(tuple(layers), files, tuple(faults))

@@ -22,6 +22,7 @@ from axzoo.check.stored_weights import (
     Storage,
     StoredWeights,
     as_tensor,
+    dequantized,
     layout_fault,
     scales_of,
     weight_faults,
@@ -129,10 +130,9 @@ def _head_blocks(
     for block in checkpoint.blocks(PartId("post"), HEAD):
         wanted = torch.from_numpy(block)
         stop = start + len(block)
-        part = values[:, start:stop]
+        part = as_tensor(values[:, start:stop]).T.contiguous()
         scale = None if scales is None else scales[:, start:stop]
-        found = as_tensor(part).float().T
-        found = found if scale is None else found * scale.T
+        found = dequantized(part, scale)
         wrong, reason = wrong_rows(part, scale, found, wanted, storage)
         first = int(wrong.nonzero()[0, 0]) + start if bool(wrong.any()) else None
         yield found, "" if first is None else f"{reason}, the first such row is {first}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from axzoo.weights.recipe import (
+    EMBEDDING_SCALES,
     HIDDEN_STATE_TYPES,
     POST_WEIGHT_TYPES,
     ROUNDINGS,
@@ -183,9 +184,24 @@ def add_hidden_state_type(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_vision_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--image_size", type=int, metavar="N", help="vision models: pixels per side of images (280)")
+    parser.add_argument(
+        "--image_slices", action="store_true", help="vision models: also build for slices of large pictures"
+    )
+    parser.add_argument("--vpm_two_stage", action="store_true", help="vision models: tower and resampler in two files")
+    parser.add_argument(
+        "--embedding_scale",
+        choices=EMBEDDING_SCALES,
+        help="who scales the embedding of models that need it: layer 0 (graph) or the host program (host for vision "
+        "models, else graph)",
+    )
+
+
 def recipe_from(args: argparse.Namespace) -> Recipe:
     """The recipe given by the arguments. Fields without an argument keep their defaults."""
-    given = {name: getattr(args, name) for name in Recipe.__dataclass_fields__ if hasattr(args, name)}
+    options = {name: getattr(args, name, None) for name in Recipe.__dataclass_fields__}
+    given = {name: value for name, value in options.items() if value is not None}
     if "last_kv_cache_len" in given:
         given["last_kv_cache_len"] = tuple(given["last_kv_cache_len"])
     return Recipe(**given)

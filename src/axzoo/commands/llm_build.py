@@ -8,7 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from axzoo.commands._arguments import add_hidden_state_type, add_layer_recipe, add_post_recipe, recipe_from
+from axzoo.commands._arguments import (
+    add_hidden_state_type,
+    add_layer_recipe,
+    add_post_recipe,
+    add_vision_recipe,
+    recipe_from,
+)
 from axzoo.core.console import SUCCESS
 
 logger = logging.getLogger(__name__)
@@ -58,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", default="1+1=", help=r"prompt for the checks, without a chat template; \n is a newline (1+1=)"
     )
-    parser.add_argument("--image_size", type=int, metavar="N", help="not supported yet: vision towers are not built")
+    add_vision_recipe(parser)
     parser.add_argument(
         "--ignore_config_keys", nargs="+", default=[], metavar="KEY", help="unknown config.json keys to accept"
     )
@@ -75,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from dataclasses import replace
     from functools import partial
 
     from axzoo.core.errors import AxzooError
@@ -91,7 +98,9 @@ def run(args: argparse.Namespace) -> None:
     check_output_path(args.output_path)
     override = read_override(args.model_config, args.model_type)
     model = read_model(args.input_path, override, args.model_config or Path("--model_type"), args.ignore_config_keys)
-    _check_image_size(args.image_size, model)
+    _check_vision_options(args, model)
+    if args.embedding_scale is None:
+        recipe = replace(recipe, embedding_scale="graph" if model.spec.vision is None else "host")
     refuse_recipe(model.spec, recipe)
     with open_project(args.work_path) as project:
         entry = _entry(args, model, recipe) | _calibration(args, project)
@@ -139,20 +148,22 @@ def _check_calibration_options(args: argparse.Namespace, recipe: Recipe) -> None
             raise AxzooError(f"--{name} is for --rounding {calibrated}: add that, or omit --{name}")
 
 
-def _check_image_size(image_size: int | None, model: InputModel) -> None:
+def _check_vision_options(args: argparse.Namespace, model: InputModel) -> None:
+    """Raises AxzooError when options of a vision model are given for a model without one, or the size is not valid."""
     from axzoo.core.errors import AxzooError
+    from axzoo.parts.image_groups import vision_groups
+    from axzoo.weights.recipe import Recipe
 
-    if image_size is None:
+    if model.spec.vision is not None:
+        vision_groups(model.spec.vision, ("tower",), Recipe(image_size=args.image_size or Recipe.image_size))
         return
-    if model.has_vision_tower:
-        raise AxzooError(
-            f"--image_size {image_size}: axzoo does not build the vision tower of {model.spec.model_type} yet: omit "
-            f"--image_size to build the language model only"
-        )
-    raise AxzooError(
-        f"--image_size {image_size}: {model.name} is a {model.spec.model_type} model without a vision tower: omit "
-        f"--image_size"
-    )
+    for name in ("image_size", "image_slices", "vpm_two_stage"):
+        value = getattr(args, name)
+        if value:
+            option = f"--{name}" if value is True else f"--{name} {value}"
+            raise AxzooError(
+                f"{option}: {model.name} is a {model.spec.model_type} model without a vision tower: omit --{name}"
+            )
 
 
 def _entry(args: argparse.Namespace, model: InputModel, recipe: Recipe) -> dict[str, Any]:

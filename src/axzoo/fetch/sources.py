@@ -8,7 +8,7 @@ converted from files on this machine, "converted_from" records those in the same
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def is_complete(output: Path, source: Source) -> bool:
     """Whether `output` contains a receipt for exactly `source`, and every file listed there is as it says."""
     try:
         content = read_json(output / RECEIPT)
-        return is_receipt_of(content, source) and not any(changed_files(content, output, Digests()))
+        return is_receipt_of(content, source) and not any(changed_files(content, output, Digests().sha256))
     except (AxzooError, KeyError, TypeError, AttributeError):
         return False  # no receipt, or a damaged one: fetch again
 
@@ -133,9 +133,9 @@ def is_receipt_of(content: Any, source: Source) -> bool:
     return {key: content["source"].get(key) for key in keys} == keys
 
 
-def changed_files(content: Any, output: Path, digests: Digests) -> Iterator[Path]:
+def changed_files(content: Any, output: Path, sha256_of: Callable[[Path, Stamp], str]) -> Iterator[Path]:
     """The files listed in source.json's `content` that are missing or not what it says. Files with another stamp are
-    hashed; without a recorded sha256, they count as changed.
+    hashed by `sha256_of`; without a recorded sha256, they count as changed.
 
     Raises KeyError, TypeError or AttributeError when the content is damaged.
     """
@@ -147,7 +147,7 @@ def changed_files(content: Any, output: Path, digests: Digests) -> Iterator[Path
             if now == recorded:
                 continue
             sha256 = record.get("sha256")
-            if sha256 is None or now.size != record["size"] or digests.sha256(path, now) != sha256:
+            if sha256 is None or now.size != record["size"] or sha256_of(path, now) != sha256:
                 yield path
         except OSError:
             yield path

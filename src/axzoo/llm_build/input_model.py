@@ -22,6 +22,7 @@ from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import KINDS
 from axzoo.tokenizer.local import LocalTokenizer, find_tokenizer, require_rows
+from axzoo.weights.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -38,25 +39,27 @@ class InputModel:
     spec: DecoderSpec
     tokenizer: LocalTokenizer | None  # None if there is none, and for a GGUF file, where fetch converts it
     has_chat_template: bool
-    has_vision_tower: bool
 
     @property
     def sizes(self) -> dict[str, int]:
         """The `sizes` of a matrix entry: parameters per layer and in the post layer, and the layer's widths."""
-        sized = {kind.name: self._parameters(kind) for kind in KINDS if kind.on_device}
+        built = [kind for kind in KINDS if kind.is_built(Recipe()) and kind.ids(self.spec)]
+        sized = {kind.name: self._parameters(kind) for kind in built if kind.on_device}
         return {**sized, **{name: getattr(self.spec.layer, field) for name, field in WIDTHS.items()}}
 
     @property
     def parameters(self) -> int:
         """Parameters of the whole model. Tied embeddings are counted once."""
         tied = self.spec.tie_word_embeddings
-        counted = [kind for kind in KINDS if kind.on_device or not tied]
-        return sum(self._parameters(kind) * len(kind.ids(self.spec.num_hidden_layers)) for kind in counted)
+        counted = [kind for kind in KINDS if kind.is_built(Recipe()) and (kind.on_device or not tied)]
+        return sum(self._parameters(kind) * len(kind.ids(self.spec)) for kind in counted)
 
     def _parameters(self, kind: PartKind) -> int:
         """Parameters of one part of a kind. A fused tensor that several roles refer to is counted once."""
-        first = kind.ids(self.spec.num_hidden_layers)[0]
-        tensors = kind.tensors(load_family(self.spec.model_type), self.spec, first.index)
+        parts = kind.ids(self.spec)
+        if not parts:
+            return 0
+        tensors = kind.tensors(load_family(self.spec.model_type), self.spec, parts[0].index)
         shapes = {tensor.name: tensor.shape for tensor in tensors.values()}
         return sum(map(math.prod, shapes.values()))
 
@@ -98,7 +101,6 @@ def read_model(
     if tokenizer is not None:
         require_rows(tokenizer, spec.vocab_size)
     template = gguf.metadata.get("tokenizer.chat_template") if gguf else None
-    vision_keys = getattr(load_family(spec.model_type), "VISION_KEYS", ())
     name = _entry_name(path)
     return InputModel(
         path=root if path.is_dir() or file is None else file,
@@ -107,7 +109,6 @@ def read_model(
         spec=spec,
         tokenizer=tokenizer,
         has_chat_template=isinstance(template, str) if tokenizer is None else tokenizer.chat is not None,
-        has_vision_tower=any(key in config for key in vision_keys),
     )
 
 

@@ -133,7 +133,7 @@ def part_rules(builds: Iterable[Batched], per_job: int | None = None) -> list[Pa
 
 
 def _batches(build: Batched, kind: PartKind, per_job: int | None) -> list[tuple[str, ...]]:
-    parts, sizes = kind.ids(build.num_hidden_layers), build.size_table
+    parts, sizes = kind.ids(build) if kind.is_built(build.recipe) else (), build.size_table
     if not parts:
         return []
     if parts[0].index is None:

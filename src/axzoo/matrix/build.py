@@ -126,7 +126,7 @@ class Build:
     @cached_property
     def parts(self) -> dict[str, PartId]:
         """The model's parts by file name in the bundle, ordered by kind."""
-        return {self.file_name(part): part for part in part_ids(self.num_hidden_layers)}
+        return {self.file_name(part): part for part in part_ids(self, self.recipe)}
 
     def file_name(self, part: PartId) -> str:
         return kind_of(part.kind).file_name(self.model_type, self.recipe, part.index)
@@ -150,7 +150,7 @@ class Build:
     @cached_property
     def lock_names(self) -> list[str]:
         """The names of all files of the lock: the index and one file per part."""
-        return [INDEX, *(part.lock_file for part in self.parts.values())]
+        return [INDEX, *(part.lock_file for part in part_ids(self))]
 
     @property
     def lock_files(self) -> list[str]:
@@ -183,7 +183,8 @@ class Build:
         """The reports of the checks; empty if axzoo's engine cannot run the backend's files."""
         if not self.backend.runs_here:
             return []
-        names = dict.fromkeys(check for kind in KINDS for check in kind.checks)
+        kinds = {kind_of(part.kind) for part in self.parts.values()}
+        names = dict.fromkeys(check for kind in KINDS if kind in kinds for check in kind.checks)
         return [f"{self.checks}/{name.removeprefix('check_')}.json" for name in names]
 
     # Inputs
@@ -205,14 +206,17 @@ class Build:
         for kind in KINDS:
             if kind.name == stage:
                 return part_needs(kind, self.recipe, self.backend, sizes, parts, self.calibration_tokens)
-        weights = None if sizes is None else parameters(self.num_hidden_layers, sizes)
+        weights = None if sizes is None else parameters(self, self.recipe, sizes)
+        if stage == "check_vision":
+            vision = [kind for kind in KINDS if stage in kind.checks and kind.is_built(self.recipe)]
+            return stage_needs(stage, sum(kind.parameters(sizes or {}) for kind in vision))
         if stage == "calibrate":
             needs = calibration_needs(weights)
             return Needs(needs.mem_mb + states_mb(sizes, self.calibration_tokens), needs.minutes)
         if stage == "check_layers" and sizes is not None:  # holds one layer and the embedding
             return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"])
         if stage == "check_generation" and sizes is not None:
-            return stage_needs(stage, weights, held=stored_bytes(self.recipe, self.num_hidden_layers, sizes))
+            return stage_needs(stage, weights, held=stored_bytes(self.recipe, self, sizes))
         return stage_needs(stage, weights)
 
     # Arguments of commands

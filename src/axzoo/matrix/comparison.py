@@ -70,6 +70,7 @@ class Comparison:
         self._seen: dict[str, Build] = {}
         self._files: dict[str, tuple[Stamp, Any]] = {}
         self._checkpoints: dict[str, tuple[Difference, ...]] = {}
+        self._locks: dict[str, tuple[Difference, ...]] = {}
         self._now = time.time_ns()
         self._ahead: set[str] = set()
         self._has_jobs = False
@@ -104,7 +105,7 @@ class Comparison:
             if isinstance(build.source, FolderSource):
                 yield from _of_folder(build.source, content)
             shown = build.source.path if isinstance(build.source, FolderSource) else ""
-            for path in changed_files(content, build.checkpoint, self.digests):
+            for path in changed_files(content, build.checkpoint, lambda *file: self.digests.sha256(*file)):
                 if path.is_relative_to(build.checkpoint):
                     yield Difference(EDITED if path.exists() else MISSING, str(path))
                 elif path.exists():  # otherwise named already
@@ -112,8 +113,14 @@ class Comparison:
         except (AxzooError, OSError, KeyError, TypeError, AttributeError):
             yield Difference(EDITED, str(receipt))
 
-    def of_lock(self, build: Build) -> Iterator[Difference]:
-        """Differences between made_from.json and the inputs and files of the lock."""
+    def of_lock(self, build: Build) -> tuple[Difference, ...]:
+        """Differences between made_from.json and the inputs and files of the lock. They are determined only once,
+        before the lock is made again."""
+        if build.model not in self._locks:
+            self._locks[build.model] = tuple(self._of_lock(build))
+        return self._locks[build.model]
+
+    def _of_lock(self, build: Build) -> Iterator[Difference]:
         path = build.locks / MADE_FROM
         if self._stamp(path) is None:
             return
@@ -133,7 +140,7 @@ class Comparison:
     def is_locked(self, build: Build) -> bool:
         """Whether the lock is complete and up to date, so that jobs need not wait for the lock job."""
         exist = self._stamp(build.locks / MADE_FROM) and self._stamp(build.checkpoint / RECEIPT)
-        return exist is not None and not self.of_checkpoint(build) and not any(self.of_lock(build))
+        return exist is not None and not self.of_checkpoint(build) and not self.of_lock(build)
 
     def of_parts(self, build: Build, names: Iterable[str]) -> Iterator[Difference]:
         """Differences between the receipts of these parts, their files and the inputs of their jobs. Requires a lock

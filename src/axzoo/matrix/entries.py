@@ -29,8 +29,9 @@ from axzoo.matrix.chips import ChipTable, load_chips
 from axzoo.matrix.document import read_document
 from axzoo.matrix.resources import device_memory
 from axzoo.matrix.validation import report, validate
-from axzoo.model.families import supported_model_types
+from axzoo.model.families import VISION_MODEL_TYPES, supported_model_types
 from axzoo.weights.recipe import (
+    EmbeddingScale,
     HiddenStateType,
     PostWeightType,
     Recipe,
@@ -142,6 +143,20 @@ class Defaults(BaseModel):
     hidden_state_type: HiddenStateType = Field(
         default=Recipe.hidden_state_type, description="Type of the hidden state between layers and the KV cache."
     )
+    embedding_scale: EmbeddingScale | None = Field(
+        default=None,
+        description="Who scales the embedding of models that need it: layer 0 (graph) or the host program; null: host "
+        "for models with a vision model, else graph.",
+    )
+    image_size: Annotated[int, Field(strict=True, ge=14, le=980)] = Field(
+        default=Recipe.image_size, description="Vision models: height and width of images in pixels."
+    )
+    image_slices: bool = Field(
+        default=Recipe.image_slices, strict=True, description="Vision models: also build for slices of large pictures."
+    )
+    vpm_two_stage: bool = Field(
+        default=Recipe.vpm_two_stage, strict=True, description="Vision models: tower and resampler in two files."
+    )
     prefill_len: _Length = Field(
         default=Recipe.prefill_len, description="Tokens per prefill chunk; 0 builds decode only."
     )
@@ -174,6 +189,7 @@ class Sizes(BaseModel):
     kv_width: _Count = Field(description="num_key_value_heads * head_dim.")
     hidden_size: _Count | None = Field(default=None, description="For the memory of jobs with rounding gptq.")
     intermediate_size: _Count | None = Field(default=None, description="For the memory of jobs with rounding gptq.")
+    vision: _Count | None = Field(default=None, description="Number of parameters of the vision model, if it has one.")
 
 
 class ModelEntry(Defaults):
@@ -276,6 +292,8 @@ class Zoo(BaseModel):
         )
         for chip, weight_type, backend in product(own.chips, own.weight_type, own.backend):
             shared = {key: getattr(own, key) for key in Recipe.__dataclass_fields__ if key != "weight_type"}
+            if own.embedding_scale is None:
+                shared["embedding_scale"] = "host" if own.model_type in VISION_MODEL_TYPES else "graph"
             recipe = Recipe(weight_type=weight_type, **shared)
             refusal = load_backend(backend).refusal(own.model_type, chip, recipe)
             if refusal:
@@ -283,7 +301,7 @@ class Zoo(BaseModel):
             yield Build(
                 chip=chip,
                 npu_memory_mb=self._chips.memory_mb(chip),
-                memory=device_memory(recipe, own.num_hidden_layers, own.sizes.model_dump()) if own.sizes else None,
+                memory=device_memory(recipe, own, own.sizes.model_dump(exclude_none=True)) if own.sizes else None,
                 model=name,
                 model_type=own.model_type,
                 num_hidden_layers=own.num_hidden_layers,

@@ -127,7 +127,7 @@ def to_fetch(builds: Iterable[Build]) -> str | None:
     }
     if not models:
         return None
-    known = [parameters(build.num_hidden_layers, dict(build.sizes)) for build in models.values() if build.sizes]
+    known = [parameters(build, build.recipe, dict(build.sizes)) for build in models.values() if build.sizes]
     needed = BYTES_PER_WEIGHT * sum(known)
     unknown = len(models) - len(known)
     what = next(iter(models)) if len(models) == 1 else f"{len(models)} models"

@@ -138,6 +138,10 @@ class Plan:
         return fingerprint("axzoo.commands.check_layers")
 
     @property
+    def check_vision_code(self) -> str:
+        return fingerprint("axzoo.commands.check_vision")
+
+    @property
     def check_generation_code(self) -> str:
         return fingerprint("axzoo.commands.check_generation")
 

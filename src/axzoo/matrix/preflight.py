@@ -156,4 +156,4 @@ def _longest_cache(build: Build, fitting: int, memory_mb: int) -> int:
 
 
 def _fits(build: Build, recipe: Recipe, memory_mb: int) -> bool:
-    return device_memory(recipe, build.num_hidden_layers, dict(build.sizes)).total_mb <= memory_mb
+    return device_memory(recipe, build, dict(build.sizes)).total_mb <= memory_mb

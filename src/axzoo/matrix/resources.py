@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from axzoo.backends import Backend, Needs, job_minutes
 from axzoo.calibrate import HELD_BYTES
-from axzoo.parts.kind import PartKind
+from axzoo.parts.kind import ModelOutline, PartKind
 from axzoo.parts.kinds import KINDS
 from axzoo.weights.formats import FORMATS
 from axzoo.weights.recipe import Recipe
@@ -35,17 +35,17 @@ class DeviceMemory:
         return self.weights_mb + self.kv_cache_mb
 
 
-def device_memory(recipe: Recipe, num_hidden_layers: int, sizes: Sizes) -> DeviceMemory:
+def device_memory(recipe: Recipe, model: ModelOutline, sizes: Sizes) -> DeviceMemory:
     """The memory of weights and KV cache. The embedding does not count, because it stays in host memory.
 
     For each cached token and layer, K and V have `kv_width` = num_key_value_heads * head_dim values each.
     """
     weights = sum(
-        FORMATS[kind.weight_type(recipe)].bytes_on_device * kind.parameters(sizes) * len(kind.ids(num_hidden_layers))
+        FORMATS[kind.weight_type(recipe)].bytes_on_device * kind.parameters(sizes) * len(kind.ids(model))
         for kind in KINDS
-        if kind.on_device
+        if kind.on_device and kind.is_built(recipe)
     )
-    cached = 2 * num_hidden_layers * recipe.kv_cache_len * sizes["kv_width"]
+    cached = 2 * model.num_hidden_layers * recipe.kv_cache_len * sizes["kv_width"]
     cache = FORMATS[recipe.hidden_state_type].bytes_stored * cached
     return DeviceMemory(weights_mb=round(weights / 1e6), kv_cache_mb=round(cache / 1e6))
 
@@ -68,6 +68,7 @@ _STAGES: Mapping[str, _Stage] = {
     "bundle": _Stage(500, 0.1),
     "check_layers": _Stage(400, 0.5, bytes_per_weight=8),  # two fp32 copies: oracle and engine
     "check_generation": _Stage(700, 1.0, bytes_per_weight=1),  # the mapped files, in bytes
+    "check_vision": _Stage(500, 1.0, bytes_per_weight=3),  # stored up to twice while loading, fp32 one block at a time
 }
 """The times are more than ten times those of SmolLM2-135M on two cores (docs/performance.md), because cluster nodes
 differ. Fetching and calibration have a larger margin."""
@@ -79,11 +80,6 @@ TOKENS = 8192
 """Calibration tokens, unless the matrix says otherwise."""
 
 
-_CALIBRATION_THREADS = 4
-_SEQUENCES = 8
-"""Sequences of 256 tokens that a thread of `calibrate` processes at once."""
-
-
 def rounding_mb(sizes: Sizes | None, tokens: int) -> int:
     """The memory of calibration-aware rounding: one layer's weights and codes, its activations for all tokens, the
     attention scores of 8 sequences, and the Hessian of the widest input with its factors."""
@@ -93,12 +89,9 @@ def rounding_mb(sizes: Sizes | None, tokens: int) -> int:
 
 
 def states_mb(sizes: Sizes | None, tokens: int) -> int:
-    """The memory of `axzoo calibrate` besides the weights: the hidden states of all tokens, and the activations and
-    attention scores of the sequences that threads process at once."""
-    _, hidden, inner = _widths(sizes)
-    running = min(tokens, _CALIBRATION_THREADS * _SEQUENCES * 256)
-    states = 3 * 4 * tokens * hidden
-    return round((states + _activations(hidden, inner, running)) / 1e6 + _CALIBRATION_THREADS * hidden / 10)
+    """The memory of the hidden states of `axzoo calibrate` for more than TOKENS tokens, which its stage includes."""
+    _, hidden, _ = _widths(sizes)
+    return round(12 * hidden * max(0, tokens - TOKENS) / 1e6)
 
 
 def _widths(sizes: Sizes | None) -> tuple[int, int, int]:
@@ -120,23 +113,24 @@ _WITH_SCALES = 1.1
 """Size of stored weights with scales and tables, relative to the weights alone."""
 
 
-def stored_bytes(recipe: Recipe, num_hidden_layers: int, sizes: Sizes) -> int:
+def stored_bytes(recipe: Recipe, model: ModelOutline, sizes: Sizes) -> int:
     """The size of all compiled files on the device, without the embedding."""
     return round(
         sum(
             _WITH_SCALES
             * FORMATS[kind.weight_type(recipe)].bytes_stored
             * kind.parameters(sizes)
-            * len(kind.ids(num_hidden_layers))
+            * len(kind.ids(model))
             for kind in KINDS
-            if kind.on_device
+            if kind.on_device and kind.is_built(recipe)
         )
     )
 
 
-def parameters(num_hidden_layers: int, sizes: Sizes) -> int:
+def parameters(model: ModelOutline, recipe: Recipe, sizes: Sizes) -> int:
     """The number of parameters of all parts on the device."""
-    return sum(kind.parameters(sizes) * len(kind.ids(num_hidden_layers)) for kind in KINDS if kind.on_device)
+    built = (kind for kind in KINDS if kind.on_device and kind.is_built(recipe))
+    return sum(kind.parameters(sizes) * len(kind.ids(model)) for kind in built)
 
 
 def stage_needs(stage: str, weights: int | None, held: int | None = None) -> Needs:

@@ -97,6 +97,17 @@ class ConfigView:
             raise self._wrong(key, value, "a string")
         return value
 
+    def sizes(self, key: str, defaults: Mapping[str, int]) -> dict[str, int]:
+        """A mapping of positive integers with the keys of `defaults`, which provide missing ones. Raises AxzooError for
+        other keys and values."""
+        values = self._mapping(key)
+        if unknown := sorted(values.keys() - defaults.keys()):
+            raise self._wrong(f"{key}.{unknown[0]}", values[unknown[0]], f"one of {', '.join(defaults)}")
+        for name, value in values.items():
+            if type(value) is not int or not 0 < value < 1 << 31:
+                raise self._wrong(f"{key}.{name}", value, "a positive integer")
+        return {**defaults, **values}
+
     def heads(self) -> tuple[int, int]:
         """num_attention_heads and num_key_value_heads, which defaults to the former.
 

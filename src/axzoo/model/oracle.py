@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 import torch
@@ -186,6 +186,15 @@ class Oracle:
     post_weights: Callable[[], Weights]
     embed: Callable[[Sequence[int]], Tensor]
     max_length: int = 1
+
+    def scaled_by_host(self) -> Oracle:
+        """The same model, whose embedding rows are scaled, and rounded to bf16, before layer 0."""
+        scale = self.spec.embedding_scale
+        return replace(
+            self,
+            spec=replace(self.spec, embedding_scale=1.0),
+            embed=lambda ids: (self.embed(ids) * scale).bfloat16().float(),
+        )
 
     def layer(self, index: int, x: Tensor, past: Past | None = None) -> tuple[Tensor, Past]:
         """Runs layer `index` on x [tokens, hidden_size], which follows the tokens of `past`."""

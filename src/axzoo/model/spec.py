@@ -62,6 +62,9 @@ class FromDict:
 
 def _restored(wanted: Any, value: Any) -> Any:
     """A field's value from its JSON form: nested specs from mappings, tuples from lists."""
+    members = [member for member in get_args(wanted) if isinstance(member, type) and issubclass(member, FromDict)]
+    if members and value is not None:  # `VisionSpec | None`
+        wanted = members[0]
     if isinstance(wanted, type) and issubclass(wanted, FromDict):
         return wanted.from_dict(value)
     return tuple(value) if isinstance(value, list) else value
@@ -160,12 +163,50 @@ class PostSpec(FromDict):
 
 
 @dataclass(frozen=True)
+class VisionSpec(FromDict):
+    """A tower of `num_hidden_layers` blocks on patches of `patch_size` pixels, and its resampler.
+
+    `position_grid` is the side of the grid for which the learned positions were trained; they are interpolated for
+    others. The resampler returns `query_grid` ** 2 rows of `output_size` values, from `resampler_heads` heads.
+    All norms are layer norms with `eps`. The activation is the exact GELU. Large pictures are cut into at most
+    `max_slice_nums` slices of about `scale_resolution` pixels square.
+    """
+
+    patch_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    position_grid: int
+    output_size: int
+    query_grid: int
+    resampler_heads: int
+    eps: float = 1e-6
+    max_slice_nums: int = 9
+    scale_resolution: int = 448
+
+    @property
+    def queries(self) -> int:
+        """The number of embedding rows that replace an image."""
+        return self.query_grid**2
+
+    @property
+    def patch_values(self) -> int:
+        """The number of values of one RGB patch."""
+        return 3 * self.patch_size**2
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """The rows and columns of patches of an image whose sides are multiples of `patch_size`."""
+        return height // self.patch_size, width // self.patch_size
+
+
+@dataclass(frozen=True)
 class DecoderSpec(FromDict):
     """A whole model. `layer` is what all layers share; `layer_spec(i)` describes layer i.
 
     `embedding_scale` multiplies the embedding rows; it is applied by layer 0. `sliding_windows` has one entry per
     layer, or is empty if no layer has a window. `rotary_layers` says for each layer whether it rotates queries and
-    keys, or is empty if every layer does.
+    keys, or is empty if every layer does. `vision` is the vision model of a multimodal model.
     """
 
     model_type: str
@@ -177,6 +218,7 @@ class DecoderSpec(FromDict):
     embedding_scale: float = 1.0
     sliding_windows: tuple[int | None, ...] = ()
     rotary_layers: tuple[bool, ...] = ()
+    vision: VisionSpec | None = None
 
     def layer_spec(self, index: int) -> LayerSpec:
         window = self.sliding_windows[index] if self.sliding_windows else None

@@ -11,7 +11,7 @@ import torch
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks
 from axzoo.fetch.sources import checkpoint_folder
-from axzoo.model.oracle import Oracle, StreamedWeights
+from axzoo.model.oracle import Oracle, StreamedWeights, Weights
 from axzoo.parts.kind import PartId
 from axzoo.parts.kinds.embed import WEIGHT
 from axzoo.parts.lock_index import read_index
@@ -34,6 +34,11 @@ def checkpoint_oracle(locks: Path, source: Path, max_length: int) -> Oracle:
         embed=embed,
         max_length=max_length,
     )
+
+
+def part_weights(locks: Path, source: Path, part: PartId) -> Weights:
+    """The fp32 tensors of a part of a locked checkpoint by role, read whenever one is used."""
+    return CheckpointWeights(open_checkpoint(checkpoint_folder(source)), read_part(locks / part.lock_file))
 
 
 class CheckpointWeights(StreamedWeights):

@@ -38,6 +38,17 @@ class CompiledFiles(Protocol):
     def post(self) -> Path: ...
     @property
     def embedding(self) -> Path: ...
+    @property
+    def vision_files(self) -> Mapping[str, Path]: ...
+
+
+class ModelOutline(Protocol):
+    """What is known of a model before its checkpoint is read: a build's, or a spec's properties."""
+
+    @property
+    def model_type(self) -> str: ...
+    @property
+    def num_hidden_layers(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -90,9 +101,13 @@ class PartKind(ABC):
     priority: ClassVar[int] = 0
     on_device: ClassVar[bool] = True
 
-    def ids(self, num_hidden_layers: int) -> tuple[PartId, ...]:
-        """The parts of this kind in a model with `num_hidden_layers` layers; one by default."""
+    def ids(self, model: ModelOutline) -> tuple[PartId, ...]:
+        """The parts of this kind in a model; one by default, empty if the model has none."""
         return (PartId(self.name),)
+
+    def is_built(self, recipe: Recipe) -> bool:
+        """Whether builds with this recipe have the parts of this kind. Locks have those of every kind."""
+        return True
 
     def stem(self, model_type: str, recipe: Recipe) -> str:
         """The model-specific start of the file name; "" if the name is the same for all models."""

@@ -73,7 +73,7 @@ def make_lock(
     spec = read_spec(folder, model_type, num_hidden_layers, ignore_config_keys, model_config)
     family = load_family(model_type)
     checkpoint = open_checkpoint(folder)
-    refs = {part: kind.tensors(family, spec, part.index) for kind in KINDS for part in kind.ids(spec.num_hidden_layers)}
+    refs = {part: kind.tensors(family, spec, part.index) for kind in KINDS for part in kind.ids(spec)}
     needed = {ref.name: ref for roles in refs.values() for ref in roles.values()}
     try:
         names = model_names(checkpoint.tensors, needed, family.embed_tensor(spec).name)

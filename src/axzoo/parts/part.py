@@ -11,7 +11,7 @@ from typing import Any
 from axzoo.checkpoint.tensors import Array, Checkpoint, row_blocks, rows_digest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json, require_format
-from axzoo.parts.kind import PartId, PartKind
+from axzoo.parts.kind import ModelOutline, PartId, PartKind
 from axzoo.parts.kinds import KINDS, kind_of
 from axzoo.parts.lock_index import LOCK_FORMAT
 
@@ -71,9 +71,9 @@ def read_part(path: Path) -> Part:
         raise AxzooError(f"{path} is damaged: remove {path.parent} and build again") from None
 
 
-def read_parts(folder: Path, num_hidden_layers: int, kinds: Iterable[PartKind] = KINDS) -> list[Part]:
+def read_parts(folder: Path, model: ModelOutline, kinds: Iterable[PartKind] = KINDS) -> list[Part]:
     """Reads the parts of `kinds` from a lock's folder, in that order. Raises AxzooError as `read_part` does."""
-    return [read_part(folder / part.lock_file) for kind in kinds for part in kind.ids(num_hidden_layers)]
+    return [read_part(folder / part.lock_file) for kind in kinds for part in kind.ids(model)]
 
 
 def verified_blocks(checkpoint: Checkpoint, tensor: LockedTensor) -> Iterator[Array]:

@@ -53,6 +53,7 @@ STAGES = {
     "bundle": "bundling",
     "check_layers": "checking layers",
     "check_generation": "checking generation",
+    "check_vision": "checking vision model",
 }
 """Labels by stage. A stage without a label is shown by the name of its rule."""
 

@@ -25,6 +25,7 @@ from typing import Any
 
 from axzoo.core.console import open_standard_streams
 from axzoo.core.errors import AxzooError
+from axzoo.matrix.comparison import OUTDATED
 from axzoo.report.failures import without_calls
 
 _FILE_REASONS = ("missing_output", "incomplete_output", "updated_input", "updated_input_run")
@@ -151,6 +152,10 @@ def _reasons(reason: Any, job: Any, dag: Any) -> tuple[Reason, ...]:
     """One Reason for each attribute of Snakemake's Reason that is set."""
     noted = _noted(job, dag)
     if reason.forced:  # this plan forces only interrupted jobs, and jobs whose files differ from their receipts
+        changed = dag.workflow.persistence.params_changed(job) if noted else None  # says which inputs are others
+        if changed:
+            noted = tuple(reason for reason in noted if reason.kind != OUTDATED)
+            return (*noted, _changed_params(changed))
         return noted or (Reason("incomplete_output", _names(dag.forcefiles.intersection(job.output))),)
     files = {kind: set(getattr(reason, kind)) for kind in _FILE_REASONS}
     files["updated_input"] -= files["updated_input_run"]
@@ -161,9 +166,13 @@ def _reasons(reason: Any, job: Any, dag: Any) -> tuple[Reason, ...]:
         current = set(job.input)
         found.append(Reason("input_changed", before=_names(recorded - current), now=_names(current - recorded)))
     if changed := reason.params_changed:
-        before, now = (tuple(map(_value, sorted(side))) for side in (changed.only_old, changed.only_new))
-        found.append(Reason("params_changed", before=before, now=now))
+        found.append(_changed_params(changed))
     return (*noted, *found)
+
+
+def _changed_params(changed: Any) -> Reason:
+    before, now = (tuple(map(_value, sorted(side))) for side in (changed.only_old, changed.only_new))
+    return Reason("params_changed", before=before, now=now)
 
 
 def _noted(job: Any, dag: Any) -> tuple[Reason, ...]:

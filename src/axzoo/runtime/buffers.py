@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,12 @@ class Embedding:
     """The embedding table, bf16 [vocab_size, hidden_size].
 
     With `mmap`, the file is memory-mapped and only the requested rows are read from disk; otherwise it is read whole.
+    Rows are multiplied by `scale` and rounded to bf16.
+
     Raises AxzooError when the file is missing or its size does not match the table.
     """
 
-    def __init__(self, path: Path, vocab_size: int, hidden_size: int, mmap: bool = True) -> None:
+    def __init__(self, path: Path, vocab_size: int, hidden_size: int, mmap: bool = True, scale: float = 1.0) -> None:
         if not path.is_file():
             raise AxzooError(f"{path} is missing: build the bundle again")
         expected, found = vocab_size * hidden_size * _BYTES_PER_VALUE, path.stat().st_size
@@ -73,6 +76,7 @@ class Embedding:
                 f"build the bundle again"
             )
         shape = (vocab_size, hidden_size)
+        self._scale = scale
         self._table: NDArray[Any] = (
             np.memmap(path, np.uint16, "r", shape=shape) if mmap else np.fromfile(path, np.uint16).reshape(shape)
         )
@@ -87,4 +91,47 @@ class Embedding:
         if index.size and not (index.min() >= 0 and index.max() < len(self._table)):
             outside = next(i for i in ids if not 0 <= i < len(self._table))
             raise AxzooError(f"token id {outside} is out of range: the embedding has ids 0 to {len(self._table) - 1}")
-        return self._table[index].view(ml_dtypes.bfloat16)
+        rows: NDArray[Any] = self._table[index].view(ml_dtypes.bfloat16)
+        return rows if self._scale == 1 else (rows.astype(np.float32) * self._scale).astype(ml_dtypes.bfloat16)
+
+
+_MAX_EXTRA_BLOCKS = 64
+
+
+class ExtraRows:
+    """Rows besides those of the embedding, such as the rows of images, with ids from `vocab_size` upwards.
+
+    The ids allow prompts with images to be compared and cached like text. The most recent blocks of rows are kept, and
+    those that the context uses.
+    """
+
+    def __init__(self, embedding: Embedding) -> None:
+        self._embedding = embedding
+        self._blocks: dict[bytes, tuple[int, NDArray[Any]]] = {}
+        self._next = embedding.vocab_size
+
+    def add(self, rows: NDArray[Any], in_use: Sequence[int]) -> list[int]:
+        """Return the ids of `rows` [n, hidden_size]; equal rows that were added before keep theirs."""
+        rows = np.ascontiguousarray(rows)
+        key = hashlib.sha256(rows.view(np.uint8).data).digest()
+        first, _ = block = self._blocks.pop(key, (self._next, rows))
+        self._blocks[key] = block
+        self._next = max(self._next, first + len(rows))
+        self._drop_oldest(set(in_use))
+        return list(range(first, first + len(rows)))
+
+    def _drop_oldest(self, in_use: set[int]) -> None:
+        for key, (first, _) in list(self._blocks.items())[:-_MAX_EXTRA_BLOCKS]:
+            if first not in in_use:
+                del self._blocks[key]
+
+    def rows(self, ids: Sequence[int]) -> NDArray[Any]:
+        """Return a copy of the rows, bf16 [len(ids), hidden_size]. Raises AxzooError when an id is unknown."""
+        if all(i < self._embedding.vocab_size for i in ids):
+            return self._embedding.rows(ids)
+        extra = {first + i: row for first, block in self._blocks.values() for i, row in enumerate(block)}
+        rows = self._embedding.rows([0 if i in extra else i for i in ids])
+        for position, i in enumerate(ids):
+            if i in extra:
+                rows[position] = extra[i]
+        return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,17 +17,41 @@ _MAX_LAYERS = 1000
 
 
 @dataclass(frozen=True)
+class VisionFiles:
+    """The files of a vision model by part kind: `vision`, or `encoder` and `resampler`; and the image's size.
+
+    Large pictures can be cut into `max_slice_nums` slices of about `scale_resolution` pixels square.
+    """
+
+    files: Mapping[str, Path]
+    height: int
+    width: int
+    max_slice_nums: int = 9
+    scale_resolution: int = 448
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelFiles:
-    """The compiled files of a model, and the shape of the embedding, which its raw file does not record."""
+    """The compiled files of a model, and the shape of the embedding, which its raw file does not record.
+
+    The host multiplies the rows of text tokens by `embedding_scale`.
+    """
 
     layers: tuple[Path, ...]
     post: Path
     embedding: Path
     vocab_size: int
     hidden_size: int
+    vision: VisionFiles | None = None
+    embedding_scale: float = 1.0
+
+    @property
+    def vision_files(self) -> Mapping[str, Path]:
+        """The files of the vision model by part kind; empty without one."""
+        return {} if self.vision is None else self.vision.files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bundle(ModelFiles):
     """The files of a complete bundle and the settings of its host program."""
 
@@ -78,9 +103,22 @@ def open_bundle(folder: Path) -> Bundle:
         bos=config.flag("bos", 0),
         eos=config.flag("eos", 0),
         mmap_embedding=config.flag("use_mmap_load_embed", 1),
+        vision=_vision(config),
+        embedding_scale=config.get("embedding_scale", float, 1.0),
     )
     _require_files(bundle)
     return bundle
+
+
+def _vision(config: _Config) -> VisionFiles | None:
+    keys = {"encoder": "filename_vpm_encoder_axmodel", "resampler": "filename_vpm_resampler_axmodel"}
+    if not config.has(keys["resampler"]):
+        return None
+    if not config.flag("vpm_two_stage", 0):
+        keys = {"vision": keys["resampler"]}
+    files = {kind: config.file(key) for kind, key in keys.items()}
+    names = ("vpm_height", "vpm_width", "max_slice_nums", "scale_resolution")
+    return VisionFiles(files, *(config.get(name, int) for name in names))
 
 
 class _Config:
@@ -92,6 +130,9 @@ class _Config:
         if not isinstance(data, dict):
             raise AxzooError(f"{path} must hold a JSON object")
         self._data: dict[str, Any] = data
+
+    def has(self, key: str) -> bool:
+        return key in self._data
 
     def get(self, key: str, kind: type[_T], default: _T | None = None) -> _T:
         value = self._data.get(key, default)
@@ -126,7 +167,7 @@ class _Config:
 
 
 def _require_files(bundle: Bundle) -> None:
-    required = (*bundle.layers, bundle.post, bundle.embedding)
+    required = (*bundle.layers, bundle.post, bundle.embedding, *bundle.vision_files.values())
     missing = [path for path in required if not path.is_file()]
     if missing:
         names = ", ".join(str(path.relative_to(bundle.folder)) for path in missing[:3])

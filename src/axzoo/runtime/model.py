@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from axzoo.core.errors import AxzooError
-from axzoo.runtime.buffers import Embedding
+from axzoo.runtime.buffers import Embedding, ExtraRows
 from axzoo.runtime.bundle_folder import ModelFiles, open_bundle
 from axzoo.runtime.decoder import Decoder, HiddenHook, LayerSession
 from axzoo.runtime.engine import FileMode, InferenceSession, NodeArg
@@ -110,6 +110,7 @@ class Model:
     """Embedding and network, with a context that `prefill` and `decode` extend.
 
     `tokens` are the ids in the context. With `has_topk`, the post layer returns only the k most probable tokens.
+    Rows that are not in the embedding, such as an image's, get ids of their own (`add_rows`).
     """
 
     def __init__(self, embedding: Embedding, network: Network) -> None:
@@ -118,6 +119,7 @@ class Model:
         self.geometry = network.geometry
         self._vocab_size = embedding.vocab_size
         self.has_topk = network.has_topk
+        self._rows = ExtraRows(embedding)
         self.tokens: tuple[int, ...] = ()
 
     @property
@@ -142,12 +144,16 @@ class Model:
         """Clear the context."""
         self.rewind(0)
 
+    def add_rows(self, rows: NDArray[Any]) -> list[int]:
+        """Return token ids for rows [n, hidden_size] to use in prompts. Equal rows get equal ids."""
+        return self._rows.add(rows, self.tokens)
+
     def prefill(self, ids: Sequence[int], on_hidden: HiddenHook | None = None) -> NDArray[np.float32]:
         """Append a prompt to the context and return the logits [V] for the next token.
 
         Raises AxzooError when the prompt is empty, does not fit, or contains an id that the embedding does not have.
         """
-        outputs = self._network.prefill(self._embedding.rows(ids), on_hidden)
+        outputs = self._network.prefill(self._rows.rows(ids), on_hidden)
         self.tokens += tuple(ids)
         return self._logits(outputs)
 
@@ -202,7 +208,7 @@ def load_files(
 
     Raises AxzooError when a file is missing or damaged, or the files do not match each other.
     """
-    embedding = Embedding(files.embedding, files.vocab_size, files.hidden_size, mmap_embedding)
+    embedding = Embedding(files.embedding, files.vocab_size, files.hidden_size, mmap_embedding, files.embedding_scale)
     on_step()
     network = _load_network(files, mode, on_step, layers_on_demand)
     if network.geometry.hidden_size != files.hidden_size:

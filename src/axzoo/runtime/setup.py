@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from axzoo.core.errors import AxzooError
-from axzoo.runtime.bundle_folder import ModelFiles, open_bundle
-from axzoo.runtime.prompting import HTTP, PROMPT_FORMATS, TokenizerChoice
+from axzoo.core.files import read_json
+from axzoo.runtime.bundle_folder import ModelFiles, VisionFiles, open_bundle
+from axzoo.runtime.prompting import HTTP, MINICPM, PROMPT_FORMATS, TokenizerChoice
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ FLAGS = (
     Flag("use_topk", False, "use the top token of a post layer built with --post_topk; no sampling", True),
     Flag("use_mmap_load_embed", False, "memory-map the embedding file instead of reading it into memory", True),
     Flag("dynamic_load_axmodel_layer", False, "load each layer only while it runs: less memory in fast mode", True),
+    Flag("filename_vpm_resampler_axmodel", "", "vision model; with vpm_two_stage its resampler"),
+    Flag("filename_vpm_encoder_axmodel", "", "with vpm_two_stage: the vision model's tower"),
+    Flag("vpm_width", 280, "width of the vision model's images"),
+    Flag("vpm_height", 280, "height of the vision model's images"),
+    Flag("vpm_two_stage", False, "the vision model is two files"),
     Flag("post_config_path", "post_config.json", "sampling settings; greedy if the file is missing", True),
     Flag("live_print", False, "print the answer while it is generated", True),
     Flag("continue", False, "ask for more prompts after the first answer", True),
@@ -46,13 +52,17 @@ FLAGS = (
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of main_prefill. A flag that is not given is None, so that a bundle's setting applies."""
+    """Add the flags of main_prefill, the ones of its vision branch also as misspelled there (axmodedl).
+
+    A flag that is not given is None, so that a bundle's setting applies.
+    """
     group = parser.add_argument_group("flags of main_prefill")
     for flag in FLAGS:
         kind = type(flag.default)
         shown = int(flag.default) if isinstance(flag.default, bool) else flag.default
+        misspelled = [f"--{flag.name}".replace("_axmodel", "_axmodedl")] if "vpm" in flag.name else []
         group.add_argument(
-            f"--{flag.name}",
+            *dict.fromkeys([f"--{flag.name}", *misspelled]),
             type=_boolean if kind is bool else kind,
             metavar={bool: "0|1", int: "N", str: "TEXT"}[kind],
             help=f"{flag.help} ({str(shown).replace('%', '%%')})",
@@ -100,6 +110,8 @@ def read_setup(args: argparse.Namespace) -> Setup:
         embedding=Path(values["filename_tokens_embed"]),
         vocab_size=values["tokens_embed_num"],
         hidden_size=values["tokens_embed_size"],
+        vision=_vision(values),
+        embedding_scale=_embedding_scale(Path(values["filename_tokens_embed"]).parent / "config.json"),
     )
     name = files.post.parent.resolve().name
     tokenizer = _tokenizer(values["tokenizer_type"], values, None)
@@ -122,8 +134,10 @@ def _from_bundle(args: argparse.Namespace, given: dict[str, Any]) -> Setup:
         "live_print": True,
         "continue": False,
     } | given
-    tokenizer = _tokenizer(given.get("tokenizer_type"), values, bundle.eos_token_ids)
     chat = bundle.uses_chat("filename_tokenizer_model" in given) and not args.raw
+    if bundle.vision is not None and not chat and not args.raw and "tokenizer_type" not in given:
+        given, chat = {**given, "tokenizer_type": MINICPM}, True  # MiniCPM-V 2.0 has no chat template
+    tokenizer = _tokenizer(given.get("tokenizer_type"), values, bundle.eos_token_ids)
     system = bundle.system_prompt if args.system is None else args.system
     return _setup(args, bundle.folder.resolve().name, bundle, tokenizer, values, chat, system)
 
@@ -165,6 +179,26 @@ def _tokenizer(kind: int | None, values: dict[str, Any], eos_token_ids: frozense
     if kind != HTTP and is_url:
         raise AxzooError(f"--filename_tokenizer_model {source} is a URL: add --tokenizer_type 2")
     return TokenizerChoice(kind, source, values["bos"], values["eos"], eos_token_ids)
+
+
+def _vision(values: dict[str, Any]) -> VisionFiles | None:
+    names = {"resampler": values["filename_vpm_resampler_axmodel"], "encoder": values["filename_vpm_encoder_axmodel"]}
+    if not names["resampler"]:
+        return None
+    if not values["vpm_two_stage"]:
+        names = {"vision": names["resampler"]}
+    elif not names["encoder"]:
+        raise AxzooError("--vpm_two_stage 1 needs the tower's file: add --filename_vpm_encoder_axmodel FILE")
+    files = {kind: Path(name) for kind, name in names.items()}
+    return VisionFiles(files, values["vpm_height"], values["vpm_width"])
+
+
+def _embedding_scale(config: Path) -> float:
+    """The factor for embedding rows, which no flag of main_prefill gives: from the bundle's config.json, or 1."""
+    scale = read_json(config).get("embedding_scale", 1.0) if config.is_file() else 1.0
+    if not isinstance(scale, float):
+        raise AxzooError(f"{config}: embedding_scale must be a number, not {scale!r:.80}")
+    return scale
 
 
 def _layers(template: str, count: int) -> tuple[Path, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -128,6 +128,13 @@ def layer_format(recipe: Recipe) -> WeightFormat:
         codes=partial(full_range_codes, levels=levels),
         group_size=recipe.weight_group_size,
     )
+
+
+def vision_format(recipe: Recipe, columns: int) -> WeightFormat:
+    """The weight format of a vision matrix with `columns` input features: that of decoder layers, with one scale per
+    row where the group size does not divide them."""
+    divides = not recipe.weight_group_size or columns % recipe.weight_group_size == 0
+    return layer_format(recipe if divides else replace(recipe, weight_group_size=0))
 
 
 def post_format(weight_type: PostWeightType) -> WeightFormat:

@@ -13,6 +13,7 @@ HiddenStateType = Literal["fp32", "fp16", "bf16"]
 WeightGroupSize = Literal[0, 32, 64, 128]
 ScaleRule = Literal["vendor", "mse"]
 Rounding = Literal["nearest", "gptq"]
+EmbeddingScale = Literal["graph", "host"]
 
 WEIGHT_TYPES: tuple[WeightType, ...] = get_args(WeightType)
 POST_WEIGHT_TYPES: tuple[PostWeightType, ...] = get_args(PostWeightType)
@@ -20,6 +21,7 @@ HIDDEN_STATE_TYPES: tuple[HiddenStateType, ...] = get_args(HiddenStateType)
 WEIGHT_GROUP_SIZES: tuple[WeightGroupSize, ...] = get_args(WeightGroupSize)
 SCALE_RULES: tuple[ScaleRule, ...] = get_args(ScaleRule)
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+EMBEDDING_SCALES: tuple[EmbeddingScale, ...] = get_args(EmbeddingScale)
 INTEGER_WEIGHT_TYPES: tuple[WeightType, ...] = ("s8", "s4")
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
@@ -29,8 +31,10 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "weight_group_size": WEIGHT_GROUP_SIZES,
     "scale_rule": SCALE_RULES,
     "rounding": ROUNDINGS,
+    "embedding_scale": EMBEDDING_SCALES,
 }
 _POST_FIELDS = ("post_weight_type", "post_topk", "ret_postnorm")
+_VISION_FIELDS = ("image_size", "image_slices", "vpm_two_stage")
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,10 @@ class Recipe:
     Integer weights have one scale per `weight_group_size` input features of an output row (0: one per row).
     `scale_rule` chooses the scales, `rounding` the integers. If `post_topk` is k > 0, the post layer outputs the k most
     probable tokens instead of logits. With `ret_postnorm` it also outputs the normalized hidden state.
+
+    `embedding_scale` says who multiplies the embedding rows of a model that scales them: layer 0, or the host program.
+    A vision model takes images of `image_size` pixels square, with `image_slices` also the sizes into which large
+    pictures are cut. With `vpm_two_stage` its tower and its resampler are two files.
 
     Raises AxzooError when the fields contradict each other.
     """
@@ -58,9 +66,13 @@ class Recipe:
     rounding: Rounding = "nearest"
     post_topk: int = 0
     ret_postnorm: bool = False
+    embedding_scale: EmbeddingScale = "graph"
+    image_size: int = 280
+    image_slices: bool = False
+    vpm_two_stage: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("prefill_len", "kv_cache_len", "post_topk"):
+        for key in ("prefill_len", "kv_cache_len", "post_topk", "image_size"):
             if type(getattr(self, key)) is not int:
                 raise AxzooError(f"recipe: {key} is {getattr(self, key)!r:.80}, but must be an integer")
         lengths = self.last_kv_cache_len
@@ -146,12 +158,19 @@ class Recipe:
             if getattr(self, key) not in allowed or isinstance(getattr(self, key), bool):
                 expected = " or ".join(map(repr, allowed))
                 raise AxzooError(f"recipe: {key} is {getattr(self, key)!r:.80}, but must be {expected}")
-        if type(self.ret_postnorm) is not bool:
-            raise AxzooError(f"recipe: ret_postnorm is {self.ret_postnorm!r:.80}, but must be true or false")
+        for key in ("ret_postnorm", "image_slices", "vpm_two_stage"):
+            if type(getattr(self, key)) is not bool:
+                raise AxzooError(f"recipe: {key} is {getattr(self, key)!r:.80}, but must be true or false")
 
     def for_layers(self) -> dict[str, Any]:
         """The fields that decoder layers depend on."""
-        return {key: value for key, value in self.to_dict().items() if key not in _POST_FIELDS}
+        others = _POST_FIELDS + _VISION_FIELDS + (("embedding_scale",) if self.embedding_scale == "graph" else ())
+        return {key: value for key, value in self.to_dict().items() if key not in others}
+
+    def for_vision(self) -> dict[str, Any]:
+        """The fields that the vision model depends on."""
+        storage = ("weight_type", "hidden_state_type", "weight_group_size", "scale_rule")
+        return {key: getattr(self, key) for key in (*storage, *_VISION_FIELDS)}
 
     def for_post(self) -> dict[str, Any]:
         """The fields that the post layer depends on."""

@@ -11,7 +11,7 @@ import pytest
 from axzoo.core.errors import AxzooError
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families import load_family, supported_model_types
-from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec, TensorRef
+from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec, TensorRef, VisionSpec
 
 PATH = Path("there/config.json")
 RMS, RMS_6, LAYER_NORM = NormSpec("rms_norm", 1e-5), NormSpec("rms_norm", 1e-6), NormSpec("layer_norm", 1e-5)
@@ -99,6 +99,20 @@ LONGROPE = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.5, 3.5,
 MINICPM = {**USUAL, "model_type": "minicpm", "scale_emb": 12, "dim_model_base": 16, "scale_depth": 1.4}
 MINICPM_LAYER = _layer(RopeSpec(10000.0, 8), residual_scale=1.4 / 3**0.5)
 EMBED, QKV = "model.embed_tokens.weight", ("q_proj", "k_proj", "v_proj")
+
+SO400M = VisionSpec(
+    patch_size=14,
+    hidden_size=1152,
+    intermediate_size=4304,
+    num_hidden_layers=26,
+    num_attention_heads=16,
+    position_grid=27,
+    output_size=48,
+    query_grid=8,
+    resampler_heads=1,
+)
+"""timm's vit_so400m_patch14_siglip_384 without its last block."""
+
 
 CASES: dict[str, Case] = {
     "llama: Llama-3.2-1B": Case(
@@ -287,7 +301,7 @@ CASES: dict[str, Case] = {
             "scale_resolution": 448, "slice_mode": True, "tie_word_embeddings": False,
             "vision_encoder": "vit_so400m_patch14_siglip_384.webli",
         },
-        _spec("minicpmv", MINICPM_LAYER, RMS, {"logit_scale": 16 / 48}, embedding_scale=12.0),
+        _spec("minicpmv", MINICPM_LAYER, RMS, {"logit_scale": 16 / 48}, embedding_scale=12.0, vision=SO400M),
         _llama_tensors("llm."),
         _llama_post(prefix="llm."),
         f"llm.{EMBED}",

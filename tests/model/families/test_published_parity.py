@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from published import chatglm, minicpm
 from safetensors.torch import save_file
 from torch import Tensor
 
+import tiny_vision
 from axzoo.backends.part_job import PartFile, PartJob, build_parts
 from axzoo.check.metrics import cosine
 from axzoo.core.errors import AxzooError
@@ -28,6 +28,7 @@ from axzoo.runtime.decoder import Decoder
 from axzoo.runtime.engine import InferenceSession
 from axzoo.runtime.model import LayerwiseNetwork, Model
 from axzoo.weights.recipe import Recipe
+from published import chatglm, minicpm
 from tiny_model import EXACT
 
 PROMPT, TOKENS = 21, EXACT.kv_cache_len
@@ -53,8 +54,8 @@ TABLE: dict[str, tuple[ModuleType, dict[str, Any]]] = {
         minicpm.config(hidden_size=56, num_attention_heads=7, num_key_value_heads=1, vocab_size=263),
     ),
     "minicpm, every default": (minicpm, {k: v for k, v in minicpm.config().items() if k not in WITH_DEFAULTS}),
-    "minicpmv": (minicpm, minicpm.vision_config()),
-    "minicpmv, tied, gqa": (minicpm, minicpm.vision_config(tie_word_embeddings=True, **GQA)),
+    "minicpmv": (minicpm, tiny_vision.config(vocab_size=263)),
+    "minicpmv, tied, gqa": (minicpm, tiny_vision.config(vocab_size=263, tie_word_embeddings=True, **GQA)),
     "chatglm, 2 groups of 6 heads": (chatglm, chatglm.config()),
     "chatglm, rope_ratio 50": (chatglm, chatglm.config(rope_ratio=50, seq_length=32)),
     "chatglm, as transformers saves it again": (
@@ -83,7 +84,7 @@ class Checkpoint:
         return str(self.config["model_type"])
 
     @property
-    def layers(self) -> int:
+    def num_hidden_layers(self) -> int:
         return int(self.config.get("num_hidden_layers") or self.config["num_layers"])
 
     @property
@@ -116,7 +117,8 @@ def _make_checkpoint(folder: Path, definition: ModuleType, config: Mapping[str, 
     weights = {name: _random(name, shape) for name, shape in definition.shapes(config).items()}
     stored = weights
     if config["model_type"] == "minicpmv":
-        stored = {f"llm.{name}": tensor for name, tensor in weights.items()} | _vision_tensors()
+        vision = tiny_vision.vision_model(config["hidden_size"]).tensors()
+        stored = {f"llm.{name}": tensor for name, tensor in weights.items()} | vision
     save_file(stored, folder / "model.safetensors")
     write_json(folder / "config.json", config)
     write_json(folder / "source.json", {"source": {"path": "tiny"}, "root": ".", "files": {}})
@@ -132,18 +134,6 @@ def _random(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape) * shape[1] ** -0.5
 
 
-def _vision_tensors() -> dict[str, Tensor]:
-    """A few tensors that MiniCPM-V 2 has besides its language model."""
-    shapes = {
-        "vpm.patch_embed.proj.weight": (8, 3, 14, 14),
-        "vpm.pos_embed": (1, 4, 8),
-        "vpm.blocks.0.attn.qkv.bias": (24,),
-        "resampler.query": (4, 36),
-        "resampler.attn.in_proj_weight": (108, 36),
-    }
-    return {name: torch.randn(shape) for name, shape in shapes.items()}
-
-
 @pytest.fixture(scope="module", params=TABLE.values(), ids=list(TABLE))
 def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return _make_checkpoint(tmp_path_factory.mktemp("published"), *request.param)
@@ -152,10 +142,12 @@ def variant(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def _build(checkpoint: Checkpoint, recipe: Recipe, root: Path) -> Model:
     """Builds lock, layers, post layer and embedding under `root` and loads them in exact mode."""
     locks = root / "locks"
-    write_lock(make_lock(checkpoint.folder, checkpoint.model_type, checkpoint.layers), locks, checkpoint.folder, {})
+    write_lock(
+        make_lock(checkpoint.folder, checkpoint.model_type, checkpoint.num_hidden_layers), locks, checkpoint.folder, {}
+    )
 
     folder = root / "bundle"
-    parts = part_ids(checkpoint.layers)
+    parts = [part for part in part_ids(checkpoint) if part.kind in ("layer", "post", "embed")]
     files = [PartFile(locks / part.lock_file, folder / part.name, root / part.name) for part in parts]
     build_parts(PartJob(files, checkpoint.source, root / "store", recipe, "host", "AX650"))
     *layers, post, embed = (file.output for file in files)
@@ -179,19 +171,19 @@ def _assert_close(found: NDArray[np.float32], wanted: NDArray[np.float32], toler
 
 
 def test_the_oracle_agrees_with_the_published_code(variant: Checkpoint, tmp_path: Path) -> None:
-    write_lock(make_lock(variant.folder, variant.model_type, variant.layers), tmp_path, variant.folder, {})
+    write_lock(make_lock(variant.folder, variant.model_type, variant.num_hidden_layers), tmp_path, variant.folder, {})
     oracle = checkpoint_oracle(tmp_path, variant.source, EXACT.positions)
     _assert_close(oracle.logits(variant.ids).numpy(), variant.logits(), 2e-5)
 
 
 def test_the_built_model_agrees_with_the_published_code(variant: Checkpoint, tmp_path: Path) -> None:
     model = _build(variant, EXACT, tmp_path)
-    _assert_close(_all_logits(model, variant.layers, variant.ids), variant.logits(), 2e-4)
+    _assert_close(_all_logits(model, variant.num_hidden_layers, variant.ids), variant.logits(), 2e-4)
 
 
 def test_bf16_hidden_states_are_close(variant: Checkpoint, tmp_path: Path) -> None:
     model = _build(variant, replace(EXACT, hidden_state_type="bf16"), tmp_path)
-    found, wanted = _all_logits(model, variant.layers, variant.ids), variant.logits()
+    found, wanted = _all_logits(model, variant.num_hidden_layers, variant.ids), variant.logits()
     assert min(map(cosine, found, wanted)) >= 0.9999
 
 

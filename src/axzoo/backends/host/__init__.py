@@ -11,6 +11,8 @@ from axzoo.core.errors import AxzooError
 from axzoo.core.fingerprint import fingerprint
 from axzoo.parts.groups import ShapeGroup
 from axzoo.parts.kind import PartKind
+from axzoo.parts.kinds import kind_of
+from axzoo.parts.kinds.vision import Vision
 from axzoo.weights.formats import FORMATS
 from axzoo.weights.recipe import Recipe
 
@@ -35,8 +37,10 @@ class HostBackend(Backend):
     name = "host"
     runs_here = True
 
-    def identity(self, chip: str) -> dict[str, Any]:
-        return {"code": fingerprint("axzoo.backends.host.compiler")}
+    def identity(self, kind: PartKind, chip: str) -> dict[str, Any]:
+        return {
+            "code": fingerprint(f"axzoo.backends.host.{'vision_graph' if isinstance(kind, Vision) else 'compiler'}")
+        }
 
     def refusal(self, model_type: str, chip: str, recipe: Recipe) -> str | None:
         return None
@@ -50,12 +54,15 @@ class HostBackend(Backend):
 
     def compile(self, orders: Iterable[Order], folder: Path) -> Iterator[Mapping[str, Any]]:
         from axzoo.backends.host.compiler import compile_layer, compile_post
+        from axzoo.backends.host.vision_graph import compile_vision
 
         for order in orders:
             if order.part.kind == "layer":
                 compiled = compile_layer(order.spec, order.recipe, order.shapes, order.read, order.stored)
             elif order.part.kind == "post":
                 compiled = compile_post(order.spec, order.recipe, order.shapes, order.read)
+            elif isinstance(kind := kind_of(order.part.kind), Vision):
+                compiled = compile_vision(kind.name, order.spec, kind.stages, order.recipe, order.shapes, order.read)
             else:
                 raise AxzooError(f"the host backend does not compile parts of kind {order.part.kind!r}")
             with order.output.open("wb") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,8 @@ def compile_layer(
         else:
             vectors[role] = np.concatenate(list(read(role))).astype(np.float32)
     groups = layer_groups(spec, recipe)
+    if recipe.embedding_scale == "host":
+        spec = replace(spec, input_scale=1.0)
     graph = _layer_graph(spec, recipe.hidden_state_type, recipe.positions, groups, weights, vectors)
     about = _about(recipe, {name: weight.error for name, weight in weights.items()})
     return Compiled(serialize(graph, "decoder_layer", groups, about), about)

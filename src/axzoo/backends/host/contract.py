@@ -15,9 +15,10 @@ from axzoo.core.errors import AxzooError
 from axzoo.parts.groups import ShapeGroup, TensorSpec, layer_group
 
 OPERATORS = frozenset(
-    ("Add", "Attention", "Cast", "Concat", "DequantizeLinear", "GatherElements", "Gelu", "GreaterOrEqual",
-     "LayerNormalization", "MatMul", "Mul", "RMSNormalization", "Range", "Reshape", "RotaryEmbedding", "Shape",
-     "Sigmoid", "Softmax", "Squeeze", "Sub", "TopK", "Unsqueeze", "Where")
+    ("Add", "Attention", "Cast", "Concat", "DequantizeLinear", "Div", "Gather", "GatherElements", "Gelu",
+     "GreaterOrEqual", "LayerNormalization", "MatMul", "Mul", "RMSNormalization", "Range", "Reshape",
+     "RotaryEmbedding", "Shape", "Sigmoid", "Slice", "Softmax", "SpaceToDepth", "Squeeze", "Sub", "TopK", "Transpose",
+     "Unsqueeze", "Where")
 )  # fmt: skip
 """All operators that axzoo writes. None of them contains a subgraph, reads a file or uses random numbers."""
 
@@ -99,8 +100,10 @@ def _check_kind(header: Header, outline: Outline) -> None:
         _check_layer(header.groups, _rows(outline))
     elif header.kind == "post":
         _check_post(header.groups)
+    elif header.kind in ("vision", "encoder", "resampler"):
+        _check_vision(header)
     else:
-        raise ValueError(f"its kind is {header.kind!r:.80}, not decoder_layer or post")
+        raise ValueError(f"its kind is {header.kind!r:.80}, not decoder_layer, post, vision, encoder or resampler")
 
 
 def _check_layer(groups: tuple[ShapeGroup, ...], rows: int | None) -> None:
@@ -128,6 +131,27 @@ def _rows(outline: Outline) -> int | None:
     if len(shapes) != 1 or len(shapes[0]) != 2:
         raise ValueError("its graph has no rotary tables")
     return shapes[0][0]
+
+
+def _check_vision(header: Header) -> None:
+    """The groups must be those of images: pixels or rows of patches in, rows out."""
+    pixels = header.kind != "resampler"
+    ids = [] if header.kind == "encoder" else ["pos_embed_ids"]
+    for group in header.groups:
+        first, last = group.inputs[0], group.outputs[0]
+        if (
+            [tensor.name for tensor in group.inputs] != ["input", *ids]
+            or [tensor.name for tensor in group.outputs] != ["output"]
+            or first.dtype not in (("uint8",) if pixels else _STATES)
+            or len(first.shape) != (4 if pixels else 3)
+            or first.shape[0] != 1
+            or (pixels and first.shape[3] != 3)
+            or any((tensor.dtype, len(tensor.shape)) != ("int32", 1) for tensor in group.inputs[1:])
+            or last.dtype not in _STATES
+            or len(last.shape) != 3
+            or group.unused
+        ):
+            raise ValueError(f"its shape groups are not those of a vision model's {header.kind}")
 
 
 def _check_post(groups: tuple[ShapeGroup, ...]) -> None:

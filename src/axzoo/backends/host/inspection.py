@@ -85,8 +85,8 @@ def _has_valid_types(header: Header) -> bool:
     return isinstance(errors, dict) and all(type(error) is float and math.isfinite(error) for error in errors.values())
 
 
-_HEADER_KINDS = {"layer": "decoder_layer", "post": "post"}
-"""The kind in a file's header, by part kind."""
+_HEADER_KINDS = {"layer": "decoder_layer"}
+"""The kind in a file's header, for part kinds whose name differs from it."""
 
 
 def contradictions(path: Path, kind: str, groups: tuple[ShapeGroup, ...], about: Mapping[str, Any]) -> Iterator[str]:
@@ -96,8 +96,9 @@ def contradictions(path: Path, kind: str, groups: tuple[ShapeGroup, ...], about:
     if found.header is None:
         yield f"{path.name} was not built by axzoo"
         return
-    if found.header.kind != _HEADER_KINDS[kind]:
-        yield f"{path.name} is a {found.header.kind!r}, not a {_HEADER_KINDS[kind]!r}"
+    expected = _HEADER_KINDS.get(kind, kind)
+    if found.header.kind != expected:
+        yield f"{path.name} is a {found.header.kind!r}, not a {expected!r}"
     if found.header.groups != groups:
         yield f"{path.name} has shape groups that do not match the manifest's spec and recipe"
     if any(about.get(key, value) != value for key, value in found.header.about.items()):

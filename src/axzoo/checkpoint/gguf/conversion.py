@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from axzoo.checkpoint.gguf.reader import GgufCheckpoint
-from axzoo.checkpoint.gguf.vocabulary import build_tokenizer, special_tokens_map, tokenizer_config
+from axzoo.checkpoint.gguf.vocabulary import build_tokenizer, has_tokenizer, special_tokens_map, tokenizer_config
 from axzoo.checkpoint.writing import tensor_bytes, write_safetensors
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import megabytes, require_space, write_json, write_text
@@ -142,30 +142,34 @@ FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-"""The files that `convert` writes."""
+"""The files that `convert` can write."""
 
 
-def convert(path: Path, output: Path) -> None:
-    """Converts the GGUF file at `path` into the existing folder `output`. Equal files give equal bytes.
+def convert(path: Path, output: Path) -> list[str]:
+    """Converts the GGUF file at `path` into the existing folder `output`, and returns the names of the files there.
 
-    Raises AxzooError when the file is damaged, or its architecture or tokenizer is not supported.
+    Equal files give equal bytes. A file without a tokenizer becomes a checkpoint without one. Raises AxzooError when
+    the file is damaged, or its architecture or tokenizer is not supported.
     """
     gguf = GgufCheckpoint(path)
-    config, tokenizer = model_config(gguf), build_tokenizer(gguf)
-    if tokenizer.get_vocab_size() > config["vocab_size"]:
+    config, tokenizer = model_config(gguf), build_tokenizer(gguf) if has_tokenizer(gguf) else None
+    if tokenizer is not None and tokenizer.get_vocab_size() > config["vocab_size"]:
         raise AxzooError(
             f"{path} has more tokens than the {config['vocab_size']} rows of its embedding: the file is damaged"
         )
-    small = {
-        "config.json": config,
-        "generation_config.json": token_ids(gguf),
-        "special_tokens_map.json": special_tokens_map(gguf),
-        "tokenizer_config.json": tokenizer_config(gguf, config["max_position_embeddings"]),
-    }
+    small: dict[str, Any] = {"config.json": config, "generation_config.json": token_ids(gguf)}
+    if tokenizer is not None:
+        small["special_tokens_map.json"] = special_tokens_map(gguf)
+        small["tokenizer_config.json"] = tokenizer_config(gguf, config["max_position_embeddings"])
     size = sum(tensor_bytes(gguf, name) for name in gguf.tensors)
     require_space(output, size)
     logger.info(f"converting {len(gguf.tensors)} tensors to {megabytes(size)} of fp32")
     write_safetensors(output / "model.safetensors", gguf)
-    write_text(output / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
+    if tokenizer is not None:
+        write_text(output / "tokenizer.json", tokenizer.to_str(pretty=True) + "\n")
     for name, value in small.items():
         write_json(output / name, value)
+    written = sorted(["model.safetensors", *(["tokenizer.json"] if tokenizer is not None else []), *small])
+    for name in set(FILES).difference(written):  # of an earlier fetch
+        (output / name).unlink(missing_ok=True)
+    return written

@@ -16,6 +16,11 @@ _MAX_PIECE, _MAX_CHARACTERS = 512, 1 << 23
 """Limits for pieces with scores, since a piece can be cut anywhere. Llama-2's have at most 16, and 200,000 in total."""
 
 
+def has_tokenizer(gguf: GgufCheckpoint) -> bool:
+    """Whether the file has a vocabulary."""
+    return gguf.metadata.get("tokenizer.ggml.model", "none") not in ("none", "no_vocab")
+
+
 def build_tokenizer(gguf: GgufCheckpoint) -> Tokenizer:
     """The tokenizer of tokenizer.json. Raises AxzooError for an unsupported kind, or a damaged vocabulary."""
     model = _get(gguf, "model", str)

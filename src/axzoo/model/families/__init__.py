@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from axzoo.model.config_view import ConfigView  # imports numpy, which planning does not need
     from axzoo.model.spec import DecoderSpec, TensorRef
 
+if TYPE_CHECKING:
+    from axzoo.model.config_view import ConfigView
+
 
 @dataclass(frozen=True)
 class ConfigKeys:
@@ -54,6 +57,10 @@ class Family(Protocol):
     def layer_tensors(self, spec: DecoderSpec, layer: int) -> Mapping[str, TensorRef]: ...
     def post_tensors(self, spec: DecoderSpec) -> Mapping[str, TensorRef]: ...
     def embed_tensor(self, spec: DecoderSpec) -> TensorRef: ...
+
+
+VISION_MODEL_TYPES = frozenset({"minicpmv"})
+"""The families whose spec has a vision model. Plans need to know it before config.json is read."""
 
 
 def supported_model_types() -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from axzoo.model.spec import DecoderSpec, LayerSpec
 from axzoo.parts.groups import ShapeGroup, layer_groups
-from axzoo.parts.kind import CompiledFiles, PartId, PartKind
+from axzoo.parts.kind import CompiledFiles, ModelOutline, PartId, PartKind
 from axzoo.weights.formats import is_calibrated, layer_storage  # unfollowed: describes files
 from axzoo.weights.recipe import Recipe
 
@@ -23,8 +23,8 @@ class Layer(PartKind):
     name = "layer"
     label = "building llm decode layers"
 
-    def ids(self, num_hidden_layers: int) -> tuple[PartId, ...]:
-        return tuple(PartId(self.name, index) for index in range(num_hidden_layers))
+    def ids(self, model: ModelOutline) -> tuple[PartId, ...]:
+        return tuple(PartId(self.name, index) for index in range(model.num_hidden_layers))
 
     def stem(self, model_type: str, recipe: Recipe) -> str:
         return f"{model_type}_p{recipe.prefill_len}" if recipe.prefill_len else model_type

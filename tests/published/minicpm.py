@@ -98,10 +98,17 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     return {EMBEDDING: (vocab, hidden), **layers, "model.norm.weight": (hidden,), **head}
 
 
-def logits(config: Config, weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-    """Logits [tokens, vocab_size] after each of ids [tokens], as one pass over the whole sequence gives them."""
+def logits(
+    config: Config, weights: Mapping[str, Tensor], ids: Tensor, images: Mapping[int, Tensor] | None = None
+) -> Tensor:
+    """Logits [tokens, vocab_size] after each of ids [tokens], as one pass over the whole sequence gives them.
+
+    `images` are rows [n, hidden_size] by the position of the first token that they replace; they are not scaled.
+    """
     rotation = _rotations(config, len(ids))
     hidden = weights[EMBEDDING][ids] * config.get("scale_emb", 1)
+    for start, rows in (images or {}).items():
+        hidden[start : start + len(rows)] = rows
     share = config.get("scale_depth", 1) / config["num_hidden_layers"] ** 0.5
     for index in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{index}."

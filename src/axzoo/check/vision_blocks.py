@@ -1,0 +1,139 @@
+"""The check of a vision model: every block of the compiled files against the fp32 oracle, on a generated picture.
+
+Each block of the oracle gets the input that the file's block had, so the error of a block does not include the errors
+of earlier ones. The last entry compares the rows that the files return with those of the whole oracle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from axzoo.backends.host.contract import loadable_header
+from axzoo.check.metrics import cosine, relative_l2
+from axzoo.core.dtypes import NUMPY_DTYPES, ONNX_DTYPES
+from axzoo.model import vision_oracle
+from axzoo.model.oracle import Weights
+from axzoo.model.spec import VisionSpec
+from axzoo.model.vision_positions import position_ids
+from axzoo.runtime.bundle_folder import VisionFiles
+from axzoo.runtime.images import Pixels
+from axzoo.runtime.threads import session_options, threads
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class BlockLimits:
+    """The smallest cosine and the largest relative L2 error of a sound block."""
+
+    min_cosine: float
+    max_relative_l2: float
+
+
+LIMITS: Mapping[str, BlockLimits] = {
+    "fp32": BlockLimits(0.9999, 0.01),
+    "fp16": BlockLimits(0.9998, 0.02),
+    "bf16": BlockLimits(0.9998, 0.02),
+    "s8": BlockLimits(0.999, 0.05),
+    "s4": BlockLimits(0.95, 0.35),
+}
+"""By weight type. Sound blocks of random models are at most half as far from 1 and 0."""
+
+
+@dataclass(frozen=True)
+class BlockCheck:
+    """The smallest cosine of a row with the oracle's, and the relative L2 error of all rows; for a block, that of what
+    it adds to its input, because a large input would hide errors."""
+
+    name: str
+    cosine: float
+    relative_l2: float
+
+    def passes(self, limits: BlockLimits) -> bool:
+        """Whether both are within the limits; NaN is not."""
+        return self.cosine >= limits.min_cosine and self.relative_l2 <= limits.max_relative_l2
+
+
+def generated_picture(height: int, width: int) -> Pixels:
+    """A generated RGB picture: a gradient, circles and noise."""
+    rng = np.random.default_rng(SEED)
+    rows, columns = np.mgrid[:height, :width] / max(height, width)
+    picture = np.stack([rows, columns, 1 - rows], axis=-1) * 200
+    for _ in range(6):
+        center, radius, color = rng.random(2), rng.uniform(0.05, 0.3), rng.uniform(0, 255, 3)
+        picture[(rows - center[0]) ** 2 + (columns - center[1]) ** 2 < radius**2] = color
+    return np.clip(picture + rng.normal(0, 20, picture.shape), 0, 255).astype(np.uint8)
+
+
+def check_vision(files: VisionFiles, spec: VisionSpec, weights: Weights) -> Iterator[BlockCheck]:
+    """Yields one result for the patches, each block, the tower's output, and the rows that the files return.
+
+    `weights` are the checkpoint's by role; they may be read when they are used.
+    """
+    picture = generated_picture(files.height, files.width)
+    image = torch.from_numpy(picture)
+    ids = position_ids(*spec.grid(files.height, files.width))
+    names = ["patch/positions/Add", *(f"blocks.{i}/mlp/Add" for i in range(spec.num_hidden_layers))]
+    names.append("norm/LayerNormalization")
+    tower = files.files.get("vision") or files.files["encoder"]
+    found, outputs = _run(tower, {"input": picture[None], "pos_embed_ids": ids}, names)
+    with torch.inference_mode():
+        patches, *blocks, normed = (torch.from_numpy(found[name][0]) for name in names)
+        yield _compared("patches", patches, vision_oracle.patches(spec, weights, image))
+        for index, (given, got) in enumerate(zip([patches, *blocks], blocks, strict=False)):
+            yield _compared(f"block {index}", got, vision_oracle.block(spec, weights, index, given), given)
+        last = blocks[-1] if blocks else patches
+        yield _compared("tower", normed, vision_oracle.tower_output(spec, weights, last))
+        if "resampler" in files.files:
+            _, outputs = _run(files.files["resampler"], {"input": outputs, "pos_embed_ids": ids}, [])
+        whole = vision_oracle.resampler(spec, weights, vision_oracle.tower(spec, weights, image), ids)
+        yield _compared("rows", torch.from_numpy(outputs[0].astype(np.float32)), whole)
+
+
+def _compared(name: str, got: Tensor, want: Tensor, given: Tensor | None = None) -> BlockCheck:
+    rows = [cosine(mine, theirs) for mine, theirs in zip(got.numpy(), want.numpy(), strict=True)]
+    worst = min(rows) if np.isfinite(rows).all() else float("nan")
+    start = torch.zeros_like(got) if given is None else given
+    return BlockCheck(name, worst, relative_l2((got - start).numpy(), (want - start).numpy()))
+
+
+def _run(
+    path: Path, feed: Mapping[str, NDArray[Any]], names: list[str]
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[Any]]:
+    """Run a file. Returns the values `names` inside its graph, fp32, and its output.
+
+    Weights are dequantized when they are used, so memory holds them as stored.
+    """
+    group = loadable_header(path, path).groups[0]
+    model = onnx.load(path)
+    for name in names:
+        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    options = session_options(threads())
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    content = model.SerializeToString()
+    del model
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    del content
+    binding = session.io_binding()
+    held = []
+    for tensor in group.inputs:
+        array = np.ascontiguousarray(feed[tensor.name].astype(NUMPY_DTYPES[tensor.dtype]))
+        held.append(array)  # until the session has run
+        binding.bind_input(tensor.name, "cpu", 0, ONNX_DTYPES[tensor.dtype], array.shape, array.ctypes.data)
+    output = np.empty(group.outputs[0].shape, NUMPY_DTYPES[group.outputs[0].dtype])
+    binding.bind_output("output", "cpu", 0, ONNX_DTYPES[group.outputs[0].dtype], output.shape, output.ctypes.data)
+    for name in names:
+        binding.bind_output(name, "cpu")
+    session.run_with_iobinding(binding)
+    values = binding.get_outputs()[1:]
+    return {name: value.numpy() for name, value in zip(names, values, strict=True)}, output
