@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import importlib
 import os
@@ -215,3 +216,34 @@ def test_closed_pipe() -> None:
     done = subprocess.run([sys.executable, "-u", "-m", "axzoo.cli", "schema"], stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert (done.returncode, done.stderr) == (1, b"")
+
+
+def _advice() -> list[tuple[str, str, list[str]]]:
+    """Commands in the messages of the package: (file, verb, options)."""
+    found = []
+    for path in sorted(Path(axzoo.__file__).parent.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        texts = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+        for node in texts:
+            if id(node) not in docstrings:
+                for verb, rest in re.findall(r"[`']axzoo ([a-z][a-z_-]*)([^`'\n]*)", str(node.value)):
+                    found.append((path.name, verb, re.findall(r"(?<= )--?[a-z][a-z_-]*", rest)))
+    return found
+
+
+ADVICE = _advice()
+
+
+def test_messages_advise_commands() -> None:
+    assert {"verify", "pack", "report"} <= {verb for _, verb, _ in ADVICE}
+
+
+@pytest.mark.parametrize(("file", "verb", "options"), ADVICE)
+def test_advised_commands_exist(file: str, verb: str, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb.replace("_", "-") in VERBS, file
+    for words in ([verb, "--help"], [verb, "verify", "--help"])[: 2 if verb == "store" else 1]:
+        with pytest.raises(SystemExit):
+            main(words)
+    known = set(re.findall(r"--?[a-z][a-z_-]*", capsys.readouterr().out))
+    assert set(options) <= known, file

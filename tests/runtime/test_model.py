@@ -188,7 +188,7 @@ def test_invalid_prompts_are_refused(bundle: Path, build_bundle: BuildBundle) ->
 
     model = load_model(bundle)
     assert_refused(model, [], "the prompt is empty")
-    assert_refused(model, [*IDS, 1], "has 16 tokens, but the context holds only 15")
+    assert_refused(model, [*IDS, 1], "has 16 tokens, but the context holds only 15: shorten the prompt, or build")
     assert_refused(model, [VOCAB_SIZE], f"token id {VOCAB_SIZE} is out of range")
     assert_refused(model, [-1], "token id -1 is out of range")
     model.prefill(IDS[:9])

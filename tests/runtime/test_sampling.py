@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from axzoo.core.errors import AxzooError
 from axzoo.runtime.post_config import GREEDY, PostConfig, read_post_config
-from axzoo.runtime.sampling import penalize, sample, top_k, top_p
+from axzoo.runtime.sampling import Adjustments, penalize, sample, top_k, top_logprobs, top_p
 
 LOGITS = arrays(np.float32, st.integers(1, 40), elements=st.floats(-50, 50, width=32))
 
@@ -146,3 +146,87 @@ def test_invalid_files_are_refused(tmp_path: Path, text: str, message: str) -> N
     with pytest.raises(AxzooError, match=message) as caught:
         read_post_config(path)
     assert str(path) in str(caught.value)
+
+
+EXTREME = [1e-45, 1e-38, 1e-6, 1e-3, 1.0, 1e3, 3e38]
+"""Values that fp32 can represent."""
+
+
+@given(
+    arrays(
+        np.float32,
+        st.integers(1, 20),
+        elements=st.one_of(st.floats(allow_nan=False, allow_infinity=False, width=32), st.just(-np.inf)),
+    ),
+    st.sampled_from(EXTREME),
+    st.sampled_from(EXTREME),
+    st.booleans(),
+    st.integers(0, 3),
+)
+def test_extreme_settings_never_give_nan(
+    logits: np.ndarray, temperature: float, penalty: float, top_p: bool, recent: int
+) -> None:
+    logits[0] = 0.5  # at least one finite logit
+    config = PostConfig(True, temperature, True, penalty, 20, top_p, 0.9, not top_p, 10)
+    generated = [index % logits.size for index in range(recent)]
+    with np.errstate(all="raise", under="ignore"):
+        chosen = sample(logits, generated, config, _rng(), Adjustments(min_p=0.1, frequency_penalty=2.0))
+    assert 0 <= chosen < logits.size
+
+
+def test_a_temperature_near_zero_chooses_the_most_probable_token() -> None:
+    logits = np.array([1, 3, 2.9999], np.float32)
+    for temperature in (1e-45, 1e-38, 1e-6):
+        assert {sample(logits, [], PostConfig(temperature=temperature), _rng(seed)) for seed in range(30)} == {1}
+
+
+@pytest.mark.parametrize("key", ["temperature", "repetition_penalty"])
+@pytest.mark.parametrize("value", [1e-300, 1e-46, 1e39, 1e300, math.inf, math.nan, 10**400, -(10**400), -1e-300, 0])
+def test_numbers_are_checked_in_fp32(key: str, value: float) -> None:
+    with pytest.raises(AxzooError, match=f"^{key} must be above 0( and finite in fp32)?, not .{{1,40}}$"):
+        PostConfig(**{key: value})
+
+
+@pytest.mark.parametrize("key", ["penalty_window", "top_k"])
+@pytest.mark.parametrize("value", [10**400, 1 << 31, -1])
+def test_whole_numbers_fit_the_board(key: str, value: int) -> None:
+    with pytest.raises(AxzooError, match=f"^{key} must be . or more and below 2\\*\\*31, not .{{1,40}}$"):
+        PostConfig(**{key: value})
+
+
+PLAIN = replace(GREEDY, enable_top_p_sampling=True, top_p=1.0)
+
+
+def _drawn(config: PostConfig, adjustments: Adjustments, generated: list[int] | None = None) -> set[int]:
+    logits = np.log(np.array([0.4, 0.3, 0.2, 0.1], np.float32))
+    return {sample(logits, generated or [], config, _rng(seed), adjustments) for seed in range(200)}
+
+
+def test_adjustments_limit_the_candidates() -> None:
+    assert _drawn(PLAIN, Adjustments()) == {0, 1, 2, 3}
+    assert _drawn(PLAIN, Adjustments(top_k=2)) == {0, 1}
+    assert _drawn(replace(PLAIN, top_p=0.5), Adjustments(top_k=3)) == {0, 1}
+    assert _drawn(PLAIN, Adjustments(min_p=0.4)) == {0, 1, 2}
+    assert _drawn(replace(GREEDY, enable_top_k_sampling=True, top_k=4), Adjustments(min_p=0.7)) == {0, 1}
+
+
+def test_penalties_and_bias_change_the_logits() -> None:
+    assert _drawn(GREEDY, Adjustments(presence_penalty=1.0), [0, 0]) == {1}
+    assert _drawn(GREEDY, Adjustments(frequency_penalty=0.2), [0]) == {0}
+    assert _drawn(GREEDY, Adjustments(frequency_penalty=0.2), [0, 0]) == {1}
+    assert _drawn(GREEDY, Adjustments(logit_bias={3: 100.0})) == {3}
+    with pytest.raises(AxzooError, match="logit_bias: token ids must be below 4, not 4"):
+        _drawn(GREEDY, Adjustments(logit_bias={4: 1.0}))
+
+
+@given(LOGITS)
+def test_logprobs_are_those_of_the_model(logits: np.ndarray) -> None:
+    expected = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64) - logits.max()).sum()) - logits.max()
+    chosen, best = top_logprobs(logits, len(logits) - 1, 3)
+    assert chosen == pytest.approx(expected[-1], abs=1e-5)
+    assert [token for token, _ in best] == top_k(logits, 3)[0].tolist()
+    np.testing.assert_allclose([value for _, value in best], [expected[token] for token, _ in best], atol=1e-5)
+
+
+def test_logprobs_of_impossible_tokens_are_finite() -> None:
+    assert top_logprobs(np.array([0, -np.inf], np.float32), 1, 2) == (-9999.0, [(0, 0.0), (1, -9999.0)])

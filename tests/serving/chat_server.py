@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+ACCESS = " | INFO     | axzoo.serving.doors:"
 
 
 @dataclass(frozen=True)
@@ -29,31 +32,48 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, dict[str, Any]]:
+    def ask(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, Any]]:
         """Send a request without any checks; return the status and the JSON body."""
-        status, text = self._ask(method, path, body)
+        status, text, _ = self.send(method, path, body, headers)
         return status, json.loads(text)
 
-    def _ask(self, method: str, path: str, body: bytes) -> tuple[int, str]:
+    def send(
+        self, method: str, path: str, body: bytes = b"", headers: dict[str, str] | None = None
+    ) -> tuple[int, str, dict[str, str]]:
+        """Send a request without any checks; return the status, the body and the headers."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, headers or {})
             response = connection.getresponse()
-            return response.status, response.read().decode()
+            return response.status, response.read().decode(), {k.lower(): v for k, v in response.getheaders()}
         finally:
             connection.close()
 
     def ask_text(self, **body: Any) -> tuple[int, str]:
         """Like `chat`, but return the body as text, because a stream is not JSON."""
-        return self._ask("POST", "/v1/chat/completions", json.dumps(body).encode())
+        return self.send("POST", "/v1/chat/completions", json.dumps(body).encode())[:2]
 
     def chat(self, **body: Any) -> tuple[int, dict[str, Any]]:
         return self.ask("POST", "/v1/chat/completions", json.dumps(body).encode())
 
     @property
     def log(self) -> str:
-        """The stderr of the server."""
-        return self.errors.read_text()
+        """The stderr of the server, without the access log."""
+        return "".join(line for line in self._lines() if ACCESS not in line)
+
+    def logged(self, text: str) -> bool:
+        """Whether a message of the access log contains a text. Messages are written a moment after the response."""
+        until = time.monotonic() + 5
+        while not any(text in line for line in self._lines() if ACCESS in line):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
+
+    def _lines(self) -> list[str]:
+        return self.errors.read_text().splitlines(keepends=True)
 
     @property
     def resident_mb(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from axzoo.serving.answers import StopText
+from axzoo.serving.stop_text import StopText
 
 LETTERS = st.text("ab", max_size=12)
 

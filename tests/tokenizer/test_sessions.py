@@ -46,3 +46,29 @@ def test_uids_are_unique() -> None:
     sessions = UserSessions(limit=5, max_idle=100)
     assert len({_add(sessions) for _ in range(100)}) == 100
     assert sessions.get("") is None
+
+
+def _grow(sessions: UserSessions, uid: str, characters: int) -> None:
+    session = sessions.get(uid)
+    assert session is not None
+    session.conversation = Conversation(({"role": "user", "content": "x" * characters},))
+    sessions.count_memory(uid)
+
+
+def test_the_memory_of_all_sessions_is_limited() -> None:
+    """The largest sessions are evicted, so that no user can evict those with small conversations."""
+    sessions = UserSessions(limit=100, max_idle=100, clock=Clock(), max_bytes=10_000)
+    small, first, second, third = (_add(sessions) for _ in range(4))
+    _grow(sessions, small, 10)
+    _grow(sessions, first, 1200)  # 4,800 bytes
+    _grow(sessions, second, 1000)
+    assert len(sessions) == 4
+    _grow(sessions, third, 1000)
+    assert [sessions.get(uid) is not None for uid in (small, first, second, third)] == [True, False, True, True]
+    _grow(sessions, third, 10_000)  # alone too large: the one that grows stays, and the next one replaces it
+    assert [sessions.get(uid) is not None for uid in (small, second, third)] == [False, False, True]
+    _grow(sessions, third, 10)
+    sessions.count_memory("nobody")
+    for _ in range(20):
+        _grow(sessions, _add(sessions), 100)
+    assert len(sessions) == 21

@@ -120,23 +120,46 @@ def test_conversations_do_not_mix(server: Server, byte_level: Path) -> None:
         ("POST", "/encode", b"\xff\xfe", 400, "Invalid JSON"),
         ("POST", "/encode", b"[" * 500_000, 400, "Invalid JSON: recursion limit"),
         ("POST", "/encode", b'{"text": "\\ud800"}', 400, "Invalid JSON"),
-        ("POST", "/encode", b'["text"]', 400, "Input should be an object"),
-        ("POST", "/encode", b"{}", 400, "text: Field required"),
-        ("POST", "/encode", b'{"text": 5}', 400, "text: Input should be a valid string"),
+        ("POST", "/encode", b'["text"]', 400, "the body must be a JSON object, not a list"),
+        ("POST", "/encode", b"{}", 400, "text: missing"),
+        ("POST", "/encode", b'{"text": 5}', 400, "text: must be a string, not a number"),
         ("POST", "/encode", b'{"text": "a", "img_prompt": true}', 400, "no vision tower"),
         ("POST", "/encode", b'{"text": "a", "uid": "nobody"}', 400, "Invalid uid"),
+        ("POST", "/encode", b'{"text": "%s"}' % (b"a" * 262_145), 400, "more than 262144 characters: shorten it"),
+        ("POST", "/encode", b'{"text": null}', 400, "text: must not be null"),
+        (
+            "POST",
+            "/encode",
+            b'{"text": "a", "img_prompt": "no"}',
+            400,
+            "img_prompt: must be true or false, not a string",
+        ),
+        ("POST", "/encode", b'{"text": "a", "uid": 5}', 400, "uid: must be a string, not a number"),
+        ("POST", "/encode", b'{"text": "a", "last_reply": []}', 400, "last_reply: must be a string, not a list"),
+        ("POST", "/decode", b'{"token_ids": null}', 400, "token_ids: must not be null"),
+        ("POST", "/decode", b'{"token_ids": "1"}', 400, "token_ids: must be a list, not a string"),
+        (
+            "POST",
+            "/decode",
+            b'{"token_ids": [%s]}' % (b"9" * 400),
+            400,
+            "ids must be below 421, not a number with many",
+        ),
+        ("POST", "/decode", b'{"token_ids": [null]}', 400, "token_ids.0: must be a whole number"),
+        ("POST", "/reset", b'{"uid": null}', 400, "uid: must not be null"),
+        ("POST", "/reset", b'{"uid": "nobody", "system_prompt": 5}', 400, "system_prompt: must be a string"),
         ("POST", "/encode", b'{"text": "' + b"a" * 10_000_000 + b'"}', 413, "more than 1048576 bytes"),
         ("POST", "/encode", (b"a" * 100_000 for _ in range(100)), 413, "more than 1048576 bytes"),
         ("POST", "/decode", b'{"token_ids": [1e999]}', 400, "token_ids.0"),
         ("POST", "/decode", b'{"token_ids": [1.5]}', 400, "token_ids.0"),
         ("POST", "/decode", b'{"token_ids": [true]}', 400, "token_ids.0"),
-        ("POST", "/decode", b'{"token_ids": [-1]}', 400, "token_ids.0: Input should be greater"),
+        ("POST", "/decode", b'{"token_ids": [-1]}', 400, "token_ids.0: must be a whole number of 0 or more"),
         ("POST", "/decode", b'{"token_ids": [5, 421]}', 400, "ids must be below 421, not 421"),
         ("POST", "/decode", b'{"token_ids": [99999999999999999999999]}', 400, "ids must be below 421"),
         ("POST", "/decode", json.dumps({"token_ids": [1] * 70_000}).encode(), 400, "at most 65536 items"),
         ("POST", "/decode", b'{"token_ids": [1], "uid": "nobody"}', 400, "Invalid uid"),
         ("POST", "/reset", b'{"uid": "nobody"}', 400, "Invalid uid"),
-        ("POST", "/reset", b"{}", 400, "uid: Field required"),
+        ("POST", "/reset", b"{}", 400, "uid: missing"),
         ("GET", "/reset", None, 400, "Invalid uid"),
         ("GET", "/bos_id?uid=nobody", None, 400, "Invalid uid"),
         ("GET", "/eos_id?uid=", None, 400, "Invalid uid"),
@@ -153,8 +176,23 @@ def test_bad_requests(server: Server, method: str, path: str, body: object, stat
     assert server.get("/bos_id").status == 200
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [{"uid": None}, {"last_reply": None}, {"img_prompt": None}, {"img_prompt": False}, {"num_img": 0}, {"x": None}],
+)
+def test_null_means_absent(server: Server, extra: dict[str, object]) -> None:
+    plain = server.post("/encode", {"text": "a"})
+    answer = server.post("/encode", {"text": "a"} | extra)
+    assert (answer.status, answer.body) == (200, plain.body)
+    assert answer.headers.get("x-axzoo-ignored") == ("num_img" if "num_img" in extra else None)
+    ids = {"token_ids": [1, 2]}
+    assert server.post("/decode", ids | {"uid": None}).body == server.post("/decode", ids).body
+    uid = {"uid": server.get("/get_uid").body["uid"]}
+    assert server.post("/reset", uid | {"system_prompt": None}).body == server.post("/reset", uid).body
+
+
 def test_clients_that_disconnect(server: Server) -> None:
-    head = b"POST /encode HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    head = b"POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
     for sent in (b"", b"POST /enc", head, head + b'{"text": "'):
         for _ in range(20):
             with socket.create_connection(("127.0.0.1", server.port)) as client:
@@ -183,7 +221,7 @@ def test_the_number_of_connections_is_limited(byte_level: Path) -> None:
 
 
 def test_slow_clients(byte_level: Path) -> None:
-    head = b"POST /encode HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+    head = b"POST /encode HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
     with short_timeout_server(byte_level) as server:
         for sent, status in ((b"", b"400"), (b"GET /bos_id HT", b"400"), (head, b"408"), (head + b'{"te', b"408")):
             with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
@@ -202,7 +240,7 @@ def test_a_kept_alive_connection_with_an_incomplete_request_is_closed(byte_level
         short_timeout_server(byte_level) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=5) as client,
     ):
-        client.sendall(b"GET /bos_id HTTP/1.1\r\nHost: x\r\n\r\nGET /eos_id HT")
+        client.sendall(b"GET /bos_id HTTP/1.1\r\nHost: localhost\r\n\r\nGET /eos_id HT")
         answer = b""
         while chunk := client.recv(1000):
             answer += chunk

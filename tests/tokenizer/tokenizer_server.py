@@ -20,8 +20,9 @@ from axzoo.serving.tokenizer_app import TOO_MANY_CONNECTIONS, make_app
 from axzoo.serving.tokenizer_service import load_served_tokenizer
 from axzoo.serving.tokenizer_service import make_service
 from axzoo.serving import http as server
+from axzoo.serving.origins import AccessRules
 server.REQUEST_TIMEOUT = 0.5
-app = make_app(make_service(load_served_tokenizer(Path(sys.argv[1]))), body_seconds=0.5)
+app = make_app(make_service(load_served_tokenizer(Path(sys.argv[1]))), AccessRules(), body_seconds=0.5)
 server.serve(app, "127.0.0.1", 0, lambda port: print(f"ready :{port}", flush=True), TOO_MANY_CONNECTIONS)
 """
 

@@ -112,6 +112,28 @@ count = int_in_range(0)
 port = int_in_range(0, (1 << 16) - 1)
 
 
+def add_doors(parser: argparse.ArgumentParser, default_port: int) -> None:
+    """Add the arguments of a server: where it listens, and who may use it."""
+    parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 for all (localhost)")
+    parser.add_argument(
+        "--port", type=port, default=default_port, help=f"port to listen on; 0 for a free one ({default_port})"
+    )
+    parser.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name under which clients reach this server; may be repeated",
+    )
+    parser.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="origin of web pages that may use this server, such as https://example.org; may be repeated; * for all",
+    )
+
+
 def add_layer_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-w", "--weight_type", choices=WEIGHT_TYPES, default="s8", help="type of layer weights (s8)")
     parser.add_argument("--prefill_len", type=int, default=0, metavar="N", help="tokens per prefill step (0: none)")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from axzoo.commands._arguments import add_mode, count, port
+from axzoo.commands._arguments import add_doors, add_mode, count
 
 logger = logging.getLogger(__name__)
 
@@ -18,8 +18,7 @@ OUT_OF_MEMORY = "free some memory; --mode exact needs the least, because the wei
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a built model, results/<chip>/<name>")
-    parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 for all (localhost)")
-    parser.add_argument("--port", type=port, default=8000, help="port to listen on; 0 for a free one (8000)")
+    add_doors(parser, 8000)
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder of the tokenizer (that of the bundle)")
     add_mode(parser, "fast-prompts if it fits in memory, else fast, else exact")
     parser.add_argument(
@@ -36,11 +35,14 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.runtime.memory import choose_mode
     from axzoo.runtime.model import load_files
     from axzoo.runtime.post_config import read_post_config
-    from axzoo.runtime.prompting import TokenizerChoice, open_tokenizer
+    from axzoo.runtime.prompting import TokenizerChoice, load_local, local_chat
     from axzoo.serving.answers import AnswerQueue
     from axzoo.serving.chat_app import TOO_MANY_CONNECTIONS, ServedModel, make_app
     from axzoo.serving.http import serve
+    from axzoo.serving.origins import access_rules
+    from axzoo.serving.prompts import PromptEncoder
 
+    rules = access_rules(args.host, args.allow_host, args.allow_origin)
     bundle = open_bundle(args.bundle)
     require_engine(args.bundle)
     mode = choose_mode(bundle, args.mode, ["fast-prompts", "fast", "exact"])
@@ -49,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
     with stage_bars(open_console(sys.stderr)) as bars:
         bar = bars.add_task(f"loading {args.bundle.name}", total=len(bundle.layers) + 3)
         chat = bundle.uses_chat(args.tokenizer is not None)
-        tokenizer = open_tokenizer(choice, chat)
+        local = load_local(choice)
+        tokenizer = local_chat(local, choice, chat)
         bars.advance(bar)
         model = load_files(bundle, mode, lambda: bars.advance(bar), bundle.mmap_embedding)
     name = args.bundle.resolve().name
@@ -57,7 +60,9 @@ def run(args: argparse.Namespace) -> None:
         logger.warning(f"{name} has {missing}")
     created = int((args.bundle / "config.json").stat().st_mtime)
     sampling = read_post_config(Path(bundle.post_config))
-    app = make_app(ServedModel(name, created, AnswerQueue(model, tokenizer, args.queue), sampling))
+    prompts = PromptEncoder(local, choice, chat)
+    answers = AnswerQueue(model, tokenizer, prompts, args.queue)
+    app = make_app(ServedModel(name, created, answers, prompts, sampling), rules)
 
     def on_ready(port: int) -> None:
         print(f"{name} at http://{args.host}:{port}", flush=True)

@@ -8,14 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from axzoo.commands._arguments import port
+from axzoo.commands._arguments import add_doors
 
 OUT_OF_MEMORY = "free some memory and run again"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="localhost", help="address to listen on; 0.0.0.0 for all (localhost)")
-    parser.add_argument("--port", type=port, default=12345, help="port to listen on; 0 for a free one (12345)")
+    add_doors(parser, 12345)
     parser.add_argument(
         "--model",
         "--model_path",
@@ -33,9 +32,11 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from axzoo.serving.http import serve
+    from axzoo.serving.origins import access_rules
     from axzoo.serving.tokenizer_app import TOO_MANY_CONNECTIONS, make_app
     from axzoo.serving.tokenizer_service import load_served_tokenizer, make_service
 
+    rules = access_rules(args.host, args.allow_host, args.allow_origin)
     served = load_served_tokenizer(args.model)
     if args.system is not None:
         served = replace(served, system_prompt=args.system)
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     def on_ready(port: int) -> None:
         print(f"tokenizer of {args.model} at http://{args.host}:{port}", flush=True)
 
-    serve(make_app(make_service(served)), args.host, args.port, on_ready, TOO_MANY_CONNECTIONS)
+    serve(make_app(make_service(served), rules), args.host, args.port, on_ready, TOO_MANY_CONNECTIONS)
 
 
 def _exit(*_: Any) -> None:

@@ -96,8 +96,8 @@ def require_room(geometry: Geometry, used: int, count: int) -> None:
     if not count:
         raise AxzooError("the prompt is empty: give the model at least one token")
     if used + count > geometry.max_token_len:
-        cached = f", {used} of them cached" if used else ""
+        cached, reset = (f", {used} of them cached", "reset the conversation, ") if used else ("", "")
         raise AxzooError(
             f"the prompt has {used + count} tokens{cached}, but the context holds only {geometry.max_token_len}: "
-            "shorten the prompt, reset the conversation, or build with a larger kv_cache_len"
+            f"shorten the prompt, {reset}or build with a larger kv_cache_len"
         )

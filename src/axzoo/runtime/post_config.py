@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import struct
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -42,14 +43,35 @@ class PostConfig:
             if type(value) is not kind and not (kind is float and type(value) is int):
                 raise AxzooError(f"{field.name} must be of type {kind.__name__}, not {value!r}")
         for name, valid, requirement in (
-            ("temperature", 0 < self.temperature < math.inf, "above 0"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "above 0"),
-            ("penalty_window", self.penalty_window >= 0, "0 or more"),
+            ("temperature", self.temperature > 0, "above 0"),
+            ("temperature", _fits_fp32(self.temperature), "above 0 and finite in fp32"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("repetition_penalty", _fits_fp32(self.repetition_penalty), "above 0 and finite in fp32"),
+            ("penalty_window", 0 <= self.penalty_window < _INT_LIMIT, "0 or more and below 2**31"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k >= 1, "1 or more"),
+            ("top_k", 1 <= self.top_k < _INT_LIMIT, "1 or more and below 2**31"),
         ):
             if not valid:
-                raise AxzooError(f"{name} must be {requirement}, not {getattr(self, name)}")
+                raise AxzooError(f"{name} must be {requirement}, not {short_number(getattr(self, name))}")
+
+
+_INT_LIMIT = 1 << 31  # the board's host program reads these keys as 32-bit integers
+
+
+def _fits_fp32(value: float) -> bool:
+    """Whether a positive number is still positive and finite in fp32, in which logits are computed."""
+    try:
+        (narrow,) = struct.unpack("<f", struct.pack("<f", value))
+    except (OverflowError, struct.error):
+        return False
+    return bool(0 < narrow < math.inf)
+
+
+def short_number(value: float) -> str:
+    """Return a number for a message. An integer with very many digits is shortened."""
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        return "a number with more than 19 digits"
+    return repr(value)
 
 
 GREEDY = PostConfig(enable_temperature=False, enable_top_k_sampling=False)

@@ -100,27 +100,18 @@ def open_tokenizer(choice: TokenizerChoice, chat: bool) -> ChatTokenizer:
 
     Raises AxzooError when the tokenizer is missing or invalid, or the server does not respond.
     """
-    if choice.kind == HTTP:
-        from axzoo.tokenizer.http_client import connect_tokenizer
+    if choice.kind != HTTP:
+        return local_chat(load_local(choice), choice, chat)
+    from axzoo.tokenizer.http_client import connect_tokenizer
 
-        if not chat:
-            raise AxzooError("--raw needs a local tokenizer: a tokenizer server always applies its chat template")
-        server, has_template = connect_tokenizer(choice.source), True
-        encode: Encode = server.encode_chat
-        stream: Callable[[], TextStream] = server.stream
-        bos, ends = server.bos_token_id, server.eos_token_ids
-    else:
-        tokenizer = _load(choice)
-        encode = tokenizer.encode_chat if chat else _raw(tokenizer)
-        stream, has_template = tokenizer.stream, tokenizer.chat is not None
-        bos, ends = tokenizer.bos_token_id, tokenizer.eos_token_ids
-    first = [bos] if choice.bos and bos is not None else []
-    last = list(ends[:1]) if choice.eos else []
-    eos = choice.eos_token_ids or frozenset(ends)
-    return ChatTokenizer(_add_missing(first, encode, last), stream, eos, has_template)
+    if not chat:
+        raise AxzooError("--raw needs a local tokenizer: a tokenizer server always applies its chat template")
+    server = connect_tokenizer(choice.source)
+    encode = _completed(PromptEnds.of(choice, server.bos_token_id, server.eos_token_ids), server.encode_chat)
+    return ChatTokenizer(encode, server.stream, _ends(choice, server.eos_token_ids), has_template=True)
 
 
-def _load(choice: TokenizerChoice) -> LocalTokenizer:
+def load_local(choice: TokenizerChoice) -> LocalTokenizer:
     """Load a local tokenizer. If it has no chat template, it gets the prompt format of its type."""
     from axzoo.tokenizer.local import load_tokenizer
     from axzoo.tokenizer.tokenizer_folder import vocabulary_file
@@ -143,18 +134,41 @@ def _load(choice: TokenizerChoice) -> LocalTokenizer:
     return dataclasses.replace(tokenizer, chat=chat)
 
 
+def local_chat(tokenizer: LocalTokenizer, choice: TokenizerChoice, chat: bool) -> ChatTokenizer:
+    """Prepare a local tokenizer for chat; see `open_tokenizer`."""
+    encode: Encode = tokenizer.encode_chat if chat else _raw(tokenizer)
+    encode = _completed(PromptEnds.of(choice, tokenizer.bos_token_id, tokenizer.eos_token_ids), encode)
+    ends = _ends(choice, tokenizer.eos_token_ids)
+    return ChatTokenizer(encode, tokenizer.stream, ends, has_template=tokenizer.chat is not None)
+
+
+def _ends(choice: TokenizerChoice, eos_token_ids: Sequence[int]) -> frozenset[int]:
+    return choice.eos_token_ids or frozenset(eos_token_ids)
+
+
 def _raw(tokenizer: LocalTokenizer) -> Encode:
     return lambda messages: tokenizer.encode("".join(message["content"] for message in messages))
 
 
-def _add_missing(first: list[int], encode: Encode, last: list[int]) -> Encode:
-    """Add the tokens `first` and `last` to every prompt that does not already begin and end with them."""
+@dataclass(frozen=True)
+class PromptEnds:
+    """The tokens that every prompt begins and ends with."""
 
-    def encode_complete(messages: Sequence[Message]) -> list[int]:
-        ids = encode(messages)
-        return [*(first if ids[: len(first)] != first else []), *ids, *(last if ids[-1:] != last else [])]
+    first: list[int]
+    last: list[int]
 
-    return encode_complete
+    @classmethod
+    def of(cls, choice: TokenizerChoice, bos: int | None, ends: Sequence[int]) -> PromptEnds:
+        return cls([bos] if choice.bos and bos is not None else [], list(ends[:1]) if choice.eos else [])
+
+    def add(self, ids: list[int]) -> list[int]:
+        """Add the tokens to a prompt that does not already begin and end with them."""
+        before = self.first if ids[: len(self.first)] != self.first else []
+        return [*before, *ids, *(self.last if ids[-1:] != self.last else [])]
+
+
+def _completed(complete: PromptEnds, encode: Encode) -> Encode:
+    return lambda messages: complete.add(encode(messages))
 
 
 @dataclass(frozen=True)

@@ -6,49 +6,22 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
+from axzoo.core.errors import AxzooError
 from axzoo.runtime.generate import Generation, PrefixReuse
 from axzoo.runtime.model import Model
-from axzoo.runtime.post_config import PostConfig
 from axzoo.runtime.prompting import ChatTokenizer
-from axzoo.runtime.sampling import sample
-from axzoo.tokenizer.chat_template import Message
-
-
-class StopText:
-    """Ends an answer before the first of the texts in `stops`. Text that may be the start of one is held back."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = stops
-        self._held = ""
-        self.found = False
-
-    def push(self, piece: str) -> str:
-        """Return the text that is safe to pass on after `piece` has arrived."""
-        text = self._held + piece
-        ends = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if ends:
-            self.found, self._held = True, ""
-            return text[: min(ends)]
-        kept = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - kept :]
-        return text[: len(text) - kept]
-
-    def flush(self) -> str:
-        """Return the text held back, after the last piece."""
-        rest, self._held = self._held, ""
-        return rest
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest suffix of `text` that is a proper prefix of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((count for count in range(longest, 0, -1) if text.endswith(stop[:count])), 0)
-
+from axzoo.runtime.sampling import sample, top_logprobs
+from axzoo.serving.chat_requests import ChatPrompt, TextPrompt
+from axzoo.serving.clients import Client, Exchange
+from axzoo.serving.generation_fields import GenerationSettings
+from axzoo.serving.prompts import PromptEncoder
+from axzoo.serving.stop_text import StopText
 
 _T = TypeVar("_T")
 
@@ -59,18 +32,29 @@ class QueueFull(Exception):
 
 @dataclass(frozen=True)
 class Question:
-    """A request to the model. `stop` are texts that end the answer; without `token_limit`, the context limits it."""
+    """A request to the model. `logprobs` is the number of alternatives for each token, or None for no logprobs."""
 
-    messages: Sequence[Message]
-    sampling: PostConfig
-    seed: int | None
-    stop: Sequence[str]
-    token_limit: int | None
+    client: Client
+    prompt: ChatPrompt | TextPrompt
+    settings: GenerationSettings
+    logprobs: int | None = None
 
-    @property
-    def repeatable(self) -> bool:
-        """Whether the same question must always get the same answer."""
-        return self.seed is not None or not self.sampling.is_random
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """An answer token, its log probability, and the most probable tokens at its position, as (text, logprob)."""
+
+    text: str
+    logprob: float
+    alternatives: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer, in whole characters. `logprobs` are those of its tokens, if the question asks for them."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,72 +73,140 @@ class AnswerSummary:
     tokens_per_second: float
 
 
+@dataclass
+class _Answer:
+    """An answer in progress. `steps` has one entry for each token that was chosen, if the question has logprobs."""
+
+    generation: Generation
+    tokens: Iterator[int]
+    prompt_tokens: int
+    cached: int
+    steps: list[TokenLogprob] = field(default_factory=list)
+
+
 class AnswerQueue:
     """Answers one question at a time; up to `max_waiting` others wait.
 
     The context of the model is kept, so that a continued conversation is not read again. All steps of the model run in
-    a single thread, so that a step whose client has disconnected cannot overlap with the next answer.
+    a single thread, so that a step whose client has disconnected cannot overlap with the next answer. Prompts are
+    encoded in another single thread, because encoding a long one takes much memory.
     """
 
-    def __init__(self, model: Model, tokenizer: ChatTokenizer, max_waiting: int) -> None:
+    def __init__(self, model: Model, tokenizer: ChatTokenizer, prompts: PromptEncoder, max_waiting: int) -> None:
         self._model = model
         self._reuse = PrefixReuse(model)
         self._tokenizer = tokenizer
+        self._prompts = prompts
         self._max_waiting = max_waiting
-        self._waiting = 0
+        self._last: Exchange | None = None  # the one whose tokens the context holds
+        self.waiting = 0
+        """Questions that wait or are being answered."""
         self._model_lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "model")
+        self._encoder = ThreadPoolExecutor(1, "tokenizer")
 
-    async def answer(self, question: Question) -> AsyncGenerator[str | AnswerSummary]:
-        """Yield the pieces of the answer as they are generated, as whole characters, followed by its summary.
+    async def answer(self, question: Question) -> AsyncGenerator[Piece | AnswerSummary]:
+        """Yield the pieces of the answer as they are generated, followed by its summary.
 
         Raises QueueFull when too many questions wait. Raises AxzooError when the question cannot be encoded or does not
         fit the context.
         """
         with self._queued():
-            ids = await asyncio.to_thread(self._tokenizer.encode, question.messages)
+            ids = await self._run(self._encoder, lambda: self._prompts.encode(question.prompt))
             async with self._model_lock:
                 async for piece in self._pieces(ids, question):
                     yield piece
 
-    async def _pieces(self, ids: list[int], question: Question) -> AsyncGenerator[str | AnswerSummary]:
-        stream, stops = self._tokenizer.stream(), StopText(question.stop)
-        generation, tokens, cached = await self._run_step(lambda: self._start(ids, question))
-        count = 0
-        while not stops.found and (token := await self._run_step(lambda: next(tokens, None))) is not None:
-            count += 1
-            if piece := stops.push(stream.push(token)):
-                yield piece
-        if not stops.found:
-            rest = stops.push(stream.flush(truncated=generation.stop_reason != "eos"))
-            if rest := rest + stops.flush():
-                yield rest
-        reason: Literal["stop", "length"] = "stop" if stops.found or generation.stop_reason == "eos" else "length"
-        yield AnswerSummary(reason, len(ids), cached, count, generation.ttft, generation.tokens_per_second)
-
-    def _start(self, ids: list[int], question: Question) -> tuple[Generation, Iterator[int], int]:
-        """Prepare an answer. Return it, its iterator, and the number of cached prompt tokens."""
-        rng = np.random.default_rng(None if question.seed is None else question.seed % (1 << 64))
-        cached = self._reuse.rewind(ids, question.repeatable)
-        generation = Generation(
-            self._model,
-            ids[cached:],
-            lambda logits, answer: sample(logits, answer, question.sampling, rng),
-            self._tokenizer.eos,
-            question.token_limit,
+    async def _pieces(self, ids: list[int], question: Question) -> AsyncGenerator[Piece | AnswerSummary]:
+        stream, stops = self._tokenizer.stream(), StopText(question.settings.stop)
+        answer = await self._run(self._thread, lambda: self._start(ids, question))
+        pending = PendingLogprobs(answer.steps)
+        text, count = "", 0
+        try:
+            while (
+                not stops.found
+                and (token := await self._run(self._thread, lambda: next(answer.tokens, None))) is not None
+            ):
+                count += 1
+                if piece := stops.push(stream.push(token)):
+                    text += piece
+                    yield pending.piece(piece, count, stops.found)
+            if not stops.found:
+                rest = stops.push(stream.flush(truncated=answer.generation.stop_reason != "eos"))
+                rest += stops.flush()
+                if rest or pending.has_logprobs(count):
+                    text += rest
+                    yield pending.piece(rest, count, stops.found)
+        finally:
+            self._last = Exchange(question.client, question.prompt, text)
+        ended = stops.found or answer.generation.stop_reason == "eos"
+        speed = answer.generation.tokens_per_second
+        yield AnswerSummary(
+            "stop" if ended else "length", len(ids), answer.cached, count, answer.generation.ttft, speed
         )
-        return generation, iter(generation), cached
 
-    async def _run_step(self, step: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, step)
+    def _start(self, ids: list[int], question: Question) -> _Answer:
+        """Prepare an answer. Raises AxzooError when the prompt does not fit the context, which is then unchanged."""
+        room = self._model.geometry.max_token_len
+        if len(ids) > room:
+            raise AxzooError(
+                f"the prompt has {len(ids)} tokens, but the context holds only {room}: send fewer or shorter messages, "
+                "or build with a larger kv_cache_len"
+            )
+        settings = question.settings
+        rng = np.random.default_rng(None if settings.seed is None else settings.seed % (1 << 64))
+        if self._last is None or not self._last.may_be_reused_by(question.client, question.prompt):
+            self._model.reset()
+        self._last = None
+        cached = self._reuse.rewind(ids, settings.repeatable)
+        steps: list[TokenLogprob] = []
+
+        def choose(logits: NDArray[np.float32], answer: Sequence[int]) -> int:
+            token = sample(logits, answer, settings.sampling, rng, settings.adjustments)
+            if question.logprobs is not None:
+                steps.append(self._logprob(logits, token, question.logprobs))
+            return token
+
+        generation = Generation(self._model, ids[cached:], choose, self._tokenizer.eos, settings.token_limit)
+        return _Answer(generation, iter(generation), len(ids), cached, steps)
+
+    def _logprob(self, logits: NDArray[np.float32], token: int, count: int) -> TokenLogprob:
+        chosen, best = top_logprobs(logits, token, count)
+        text = self._prompts.token_text
+        return TokenLogprob(text(token), chosen, tuple((text(other), logprob) for other, logprob in best))
+
+    async def _run(self, thread: ThreadPoolExecutor, step: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(thread, step)
 
     @contextmanager
     def _queued(self) -> Iterator[None]:
         """Count a question as waiting or being answered. Raises QueueFull when there are too many."""
-        if self._waiting > self._max_waiting:
+        if self.waiting > self._max_waiting:
             raise QueueFull
-        self._waiting += 1
+        self.waiting += 1
         try:
             yield
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
+
+
+class PendingLogprobs:
+    """Assigns the logprobs of tokens to the pieces of text that they belong to."""
+
+    def __init__(self, steps: Sequence[TokenLogprob]) -> None:
+        self._steps = steps
+        self._given = 0
+
+    def has_logprobs(self, count: int) -> bool:
+        return len(self._steps[self._given : count]) > 0
+
+    def piece(self, text: str, count: int, cut: bool) -> Piece:
+        """Return a piece with the tokens after the previous piece, of the first `count` tokens.
+
+        If the text was `cut` before a stop text, tokens that begin after its end are dropped.
+        """
+        found = list(self._steps[self._given : count])
+        self._given = count
+        while cut and found and sum(len(step.text) for step in found[:-1]) >= len(text):
+            found.pop()
+        return Piece(text, tuple(found))

@@ -1,4 +1,4 @@
-"""The chat server's ASGI application: OpenAI's chat protocol on top of axzoo.serving.answers, and the chat page.
+"""The chat server's ASGI application: OpenAI's protocol on top of axzoo.serving.answers, and the chat page.
 
 Errors are {"error": {"message", "type", "param", "code"}}, with status 4xx for invalid requests and 5xx for failures of
 the server.
@@ -6,31 +6,38 @@ the server.
 
 from __future__ import annotations
 
-import json
-import time
-import uuid
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from axzoo.core.errors import AxzooError
 from axzoo.runtime.post_config import PostConfig
-from axzoo.serving.answers import AnswerQueue, AnswerSummary, Question, QueueFull
-from axzoo.serving.chat_requests import ChatRequest
+from axzoo.serving.answers import AnswerQueue, AnswerSummary, Piece, Question, QueueFull
+from axzoo.serving.chat_requests import CompletionRequest, read_chat_request, read_text_request
+from axzoo.serving.clients import client_of
+from axzoo.serving.doors import add_doors
 from axzoo.serving.http import cancel_on_disconnect, read_body
+from axzoo.serving.ignored_keys import IGNORED_HEADER, header_value
+from axzoo.serving.origins import AccessRules, Refusal
+from axzoo.serving.prompts import PromptEncoder
+from axzoo.serving.replies import ChatReply, Reply, TextReply, event
+from axzoo.serving.request_counters import RequestCounters
 
 PAGE = Path(__file__).with_name("page.html")
 _SSE = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/metrics", "/health")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,9 @@ class ServedModel:
     name: str
     created: int
     answers: AnswerQueue
+    prompts: PromptEncoder
     sampling: PostConfig
+    metrics: RequestCounters = field(default_factory=RequestCounters)
 
 
 TOO_MANY_CONNECTIONS = JSONResponse(
@@ -51,7 +60,7 @@ TOO_MANY_CONNECTIONS = JSONResponse(
 """The response on a connection beyond the limit."""
 
 
-def make_app(served: ServedModel, body_seconds: float = 10.0) -> Starlette:
+def make_app(served: ServedModel, rules: AccessRules, body_seconds: float = 10.0) -> ASGIApp:
     """Make the ASGI application. A client has `body_seconds` to send the body of a request."""
 
     async def page(_: Request) -> Response:
@@ -59,6 +68,10 @@ def make_app(served: ServedModel, body_seconds: float = 10.0) -> Starlette:
 
     async def health(_: Request) -> Response:
         return JSONResponse({"status": "ok"})
+
+    async def metrics(_: Request) -> Response:
+        text = served.metrics.text(served.answers.waiting)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def models(_: Request) -> Response:
         return JSONResponse({"object": "list", "data": [_model_card(served)]})
@@ -69,31 +82,23 @@ def make_app(served: ServedModel, body_seconds: float = 10.0) -> Starlette:
         return JSONResponse(_model_card(served))
 
     async def chat(request: Request) -> Response:
-        body = _parse(await read_body(request, body_seconds))
-        if body.model != served.name:
-            raise _UnknownModel(body.model, served.name)
-        question = Question(
-            body.conversation, body.sampling(served.sampling), body.seed, body.stop or (), body.token_limit
-        )
-        reply = _Reply(served.name)
-        if not body.stream:
-            return JSONResponse(await cancel_on_disconnect(request.receive, _complete(served.answers, question, reply)))
-        with_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        pieces = served.answers.answer(question)
-        try:
-            first = await cancel_on_disconnect(request.receive, anext(pieces))  # errors can still set the status
-        except BaseException:
-            await pieces.aclose()
-            raise
-        return _EventStream(_events(first, pieces, reply, with_usage))
+        body = await read_body(request, body_seconds)
+        asked = read_chat_request(body, served.sampling, served.prompts.knows)
+        return await _respond(served, request, asked, ChatReply(served.name, asked.logprobs is not None))
 
-    return Starlette(
+    async def text(request: Request) -> Response:
+        asked = read_text_request(await read_body(request, body_seconds), served.sampling)
+        return await _respond(served, request, asked, TextReply(served.name, asked.logprobs is not None))
+
+    app = Starlette(
         routes=[
             Route("/", page),
             Route("/health", health),
+            Route("/metrics", metrics),
             Route("/v1/models", models),
             Route("/v1/models/{name}", model),
             Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", text, methods=["POST"]),
         ],
         exception_handlers={
             AxzooError: _bad_request,
@@ -104,71 +109,68 @@ def make_app(served: ServedModel, body_seconds: float = 10.0) -> Starlette:
         },
     )
 
+    def count(path: str, status: int) -> None:
+        served.metrics.requests[path if path in ("/", *_PATHS) else "other", status] += 1
+
+    return add_doors(app, rules, _refuse, count)
+
 
 class _UnknownModel(HTTPException):
     def __init__(self, name: str, served: str) -> None:
-        super().__init__(404, f"there is no model {name!r}: this server has {served}")
+        super().__init__(404, f"there is no model {name[:100]!r}: this server has {served}")
 
 
-class _Reply:
-    """Builds the JSON objects of an answer in OpenAI's format."""
-
-    def __init__(self, model: str) -> None:
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
-
-    def complete(self, text: str, summary: AnswerSummary) -> dict[str, Any]:
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": summary.reason}
-        return self._head | {"object": "chat.completion", "choices": [choice]} | _usage(summary)
-
-    def chunk(self, delta: dict[str, str], reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": reason}
-        return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
-
-    def usage(self, summary: AnswerSummary) -> dict[str, Any]:
-        return self._head | {"object": "chat.completion.chunk", "choices": []} | _usage(summary)
-
-
-def _usage(summary: AnswerSummary) -> dict[str, Any]:
-    """Return `usage`, and `timings`, which is an extension that other local servers have too."""
-    prompt, answer = summary.prompt_tokens, summary.answer_tokens
-    return {
-        "usage": {
-            "prompt_tokens": prompt,
-            "completion_tokens": answer,
-            "total_tokens": prompt + answer,
-            "prompt_tokens_details": {"cached_tokens": summary.cached_tokens},
-        },
-        "timings": {"ttft_ms": summary.ttft * 1e3, "tokens_per_second": summary.tokens_per_second},
-    }
+async def _respond(served: ServedModel, request: Request, asked: CompletionRequest, reply: Reply) -> Response:
+    """Answer a request, as a whole or as a stream."""
+    if asked.model != served.name:
+        raise _UnknownModel(asked.model, served.name)
+    question = Question(client_of(request), asked.prompt, asked.settings, asked.logprobs)
+    headers = {IGNORED_HEADER: header_value(asked.ignored)} if asked.ignored else {}
+    if not asked.stream:
+        work = _complete(served, question, reply)
+        return JSONResponse(await cancel_on_disconnect(request.receive, work), headers=headers)
+    pieces = served.answers.answer(question)
+    try:
+        first = await cancel_on_disconnect(request.receive, anext(pieces))  # errors can still set the status
+    except BaseException:
+        await pieces.aclose()
+        raise
+    return _EventStream(_events(served, first, pieces, reply, asked.with_usage), headers)
 
 
-async def _complete(answers: AnswerQueue, question: Question, reply: _Reply) -> dict[str, Any]:
-    text = ""
-    async with aclosing(answers.answer(question)) as pieces:
+async def _complete(served: ServedModel, question: Question, reply: Reply) -> dict[str, Any]:
+    found: list[Piece] = []
+    async with aclosing(served.answers.answer(question)) as pieces:
         async for piece in pieces:
             if isinstance(piece, AnswerSummary):
-                return reply.complete(text, piece)
-            text += piece
+                served.metrics.add_answer(piece)
+                return reply.complete(found, piece)
+            found.append(piece)
     raise AssertionError("an answer ends with an AnswerSummary")
 
 
 async def _events(
-    first: str | AnswerSummary, rest: AsyncGenerator[str | AnswerSummary], reply: _Reply, with_usage: bool
+    served: ServedModel,
+    first: Piece | AnswerSummary,
+    rest: AsyncGenerator[Piece | AnswerSummary],
+    reply: Reply,
+    with_usage: bool,
 ) -> AsyncGenerator[str]:
     """Yield the answer as server-sent events. An error in the middle of the answer is an event too."""
     try:
-        yield _event(reply.chunk({"role": "assistant", "content": ""}))
-        piece: str | AnswerSummary | None = first
-        while isinstance(piece, str):
-            yield _event(reply.chunk({"content": piece}))
+        if (head := reply.first()) is not None:
+            yield event(head)
+        piece: Piece | AnswerSummary = first
+        while isinstance(piece, Piece):
+            yield event(reply.chunk(piece))
             piece = await anext(rest)
-        assert isinstance(piece, AnswerSummary)
-        yield _event(reply.chunk({}, piece.reason))
+        served.metrics.add_answer(piece)
+        yield event(reply.last(piece.reason))
         if with_usage:
-            yield _event(reply.usage(piece))
+            yield event(reply.usage(piece))
         yield "data: [DONE]\n\n"
     except AxzooError as error:
-        yield _event(_error(str(error), "server_error"))
+        yield event(_error(str(error), "server_error"))
     finally:
         await rest.aclose()
 
@@ -176,8 +178,8 @@ async def _events(
 class _EventStream(Response):
     """Sends events as they are generated, until the answer ends or the client disconnects."""
 
-    def __init__(self, events: AsyncGenerator[str]) -> None:
-        super().__init__(headers=_SSE)
+    def __init__(self, events: AsyncGenerator[str], headers: dict[str, str]) -> None:
+        super().__init__(headers=_SSE | headers)
         del self.headers["content-length"]
         self._events = events
 
@@ -193,25 +195,16 @@ class _EventStream(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
-
-
 def _model_card(served: ServedModel) -> dict[str, Any]:
     return {"id": served.name, "object": "model", "created": served.created, "owned_by": "axzoo"}
 
 
-def _parse(body: bytes) -> ChatRequest:
-    try:
-        return ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise AxzooError(f"{where}: {first['msg']}" if where else first["msg"]) from None
-
-
 def _error(message: str, kind: str, code: str | None = None) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def _refuse(refusal: Refusal) -> Response:
+    return JSONResponse(_error(refusal.message, "invalid_request_error"), refusal.status)
 
 
 def _bad_request(_: Request, error: Exception) -> Response:
@@ -225,18 +218,21 @@ def _queue_full(_: Request, __: Exception) -> Response:
 
 def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
     if isinstance(error, _UnknownModel):
-        body = _error(error.detail, "invalid_request_error", "model_not_found")
+        body = _error(error.detail, kind, "model_not_found")
     elif error.status_code == 404:
-        body = _error(f"{request.url.path} does not exist: use /v1/chat/completions", "invalid_request_error")
+        path = request.url.path[:100]
+        body = _error(f"{path} does not exist: this server has {', '.join(_PATHS)}", kind)
     else:
-        body = _error(error.detail, "invalid_request_error")
+        body = _error(error.detail, kind)
     return JSONResponse(body, error.status_code, headers=error.headers)
 
 
 def _disconnected(_: Request, __: Exception) -> Response:
-    return Response(status_code=400)  # not sent: the client has disconnected
+    return Response(status_code=499)  # not sent, but logged: the client has disconnected
 
 
-def _internal_error(_: Request, __: Exception) -> Response:
+def _internal_error(_: Request, error: Exception) -> Response:
+    logger.error(f"internal error: {error!r:.300}")
     return JSONResponse(_error("internal error", "server_error"), 500)

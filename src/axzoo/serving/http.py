@@ -1,8 +1,9 @@
-"""Shared parts of axzoo's HTTP servers: limits on bodies and connections, timeouts, cancellation on disconnect."""
+"""Runs axzoo's HTTP servers: limits on bodies and connections, timeouts, cancellation on disconnect."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,11 +15,11 @@ from starlette.types import Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from axzoo.core.errors import AxzooError
+from axzoo.serving.background_log import log_in_background
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
     from starlette.responses import Response
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 MAX_BODY_BYTES = 1 << 20
@@ -77,9 +78,7 @@ STALL_TIMEOUT = 20.0
 """Seconds after which a connection is aborted if the client does not read its response."""
 
 
-def serve(
-    app: Starlette, host: str, port: int, on_ready: Callable[[int], None], too_many_connections: Response
-) -> None:
+def serve(app: ASGIApp, host: str, port: int, on_ready: Callable[[int], None], too_many_connections: Response) -> None:
     """Serve requests until SIGINT or SIGTERM, which is raised again after shutdown.
 
     Once the server accepts requests, `on_ready` is called with the port; with `port` 0, a free one is used.
@@ -87,7 +86,7 @@ def serve(
 
     Raises AxzooError when the server cannot listen on the address.
     """
-    with _listen(host, port) as listener:
+    with _listen(host, port) as listener, log_in_background():
 
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
             is_full = len(server.server_state.connections) > MAX_CONNECTIONS
@@ -130,15 +129,17 @@ class _UvicornServer(uvicorn.Server):
 class _TimeoutProtocol(H11Protocol):
     """Adds timeouts to uvicorn's protocol, which waits forever for a request head and for a client that does not read.
 
-    Every REQUEST_TIMEOUT seconds, a connection that has made no progress is closed.
+    Every REQUEST_TIMEOUT seconds, a connection that has made no progress is closed. Connections are numbered.
     """
 
+    _numbers = itertools.count()
     _idle_timer: asyncio.TimerHandle | None = None
     _stall_timer: asyncio.TimerHandle | None = None
     _last_cycle: Any = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, "connection": next(self._numbers)}  # in the scope of every request
         self._idle_timer = self.loop.call_later(REQUEST_TIMEOUT, self._close_if_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:

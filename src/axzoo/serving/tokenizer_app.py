@@ -6,28 +6,31 @@ failures of the server.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any
 
-from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from axzoo.core.errors import AxzooError
+from axzoo.serving.doors import add_doors
 from axzoo.serving.http import read_body
-from axzoo.serving.tokenizer_service import DecodeRequest, EncodeRequest, ResetRequest, TokenizerService
+from axzoo.serving.ignored_keys import IGNORED_HEADER, header_value
+from axzoo.serving.origins import AccessRules, Refusal
+from axzoo.serving.tokenizer_requests import ResetRequest, read_decode, read_encode, read_reset
+from axzoo.serving.tokenizer_service import TokenizerService
 
 TOO_MANY_CONNECTIONS = JSONResponse(
     {"error": "too many connections: try again in a moment"}, 503, {"Connection": "close"}
 )
 """The response on a connection beyond the limit."""
 
-_T = TypeVar("_T", EncodeRequest, DecodeRequest, ResetRequest)
 
-
-def make_app(service: TokenizerService, body_seconds: float = 10.0) -> Starlette:
+def make_app(service: TokenizerService, rules: AccessRules, body_seconds: float = 10.0) -> ASGIApp:
     """Make the ASGI application. A client has `body_seconds` to send the body of a request."""
 
     async def get_uid(_: Request) -> Response:
@@ -40,20 +43,22 @@ def make_app(service: TokenizerService, body_seconds: float = 10.0) -> Starlette
         return JSONResponse(service.get_eos_id(request.query_params.get("uid")))
 
     async def encode(request: Request) -> Response:
-        return JSONResponse(await service.encode(_parse(EncodeRequest, await read_body(request, body_seconds))))
+        body = read_encode(await read_body(request, body_seconds))
+        return _response(await service.encode(body), body.ignored)
 
     async def decode(request: Request) -> Response:
-        return JSONResponse(await service.decode(_parse(DecodeRequest, await read_body(request, body_seconds))))
+        body = read_decode(await read_body(request, body_seconds))
+        return _response(await service.decode(body), body.ignored)
 
     async def reset(request: Request) -> Response:
         if request.method == "POST":
-            body = _parse(ResetRequest, await read_body(request, body_seconds))
+            body = read_reset(await read_body(request, body_seconds))
         else:
             query = request.query_params
             body = ResetRequest(uid=query.get("uid", ""), system_prompt=query.get("system_prompt"))
-        return JSONResponse(await service.reset(body))
+        return _response(await service.reset(body), body.ignored)
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/get_uid", get_uid),
             Route("/bos_id", bos_id),
@@ -69,15 +74,15 @@ def make_app(service: TokenizerService, body_seconds: float = 10.0) -> Starlette
             Exception: _internal_error,
         },
     )
+    return add_doors(app, rules, _refuse)
 
 
-def _parse(kind: type[_T], body: bytes) -> _T:
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise AxzooError(f"{where}: {first['msg']}" if where else first["msg"]) from None
+def _response(content: dict[str, Any], ignored: Sequence[str]) -> Response:
+    return JSONResponse(content, headers={IGNORED_HEADER: header_value(ignored)} if ignored else {})
+
+
+def _refuse(refusal: Refusal) -> Response:
+    return JSONResponse({"error": refusal.message}, refusal.status)
 
 
 def _bad_request(_: Request, error: Exception) -> Response:
@@ -90,7 +95,7 @@ def _http_error(_: Request, error: Exception) -> Response:
 
 
 def _disconnected(_: Request, __: Exception) -> Response:
-    return Response(status_code=400)  # not sent: the client has disconnected
+    return Response(status_code=499)  # not sent, but logged: the client has disconnected
 
 
 def _internal_error(_: Request, __: Exception) -> Response:

@@ -7,48 +7,21 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
+from axzoo.serving.fields import shown
+from axzoo.serving.tokenizer_requests import DecodeRequest, EncodeRequest, ResetRequest
 from axzoo.tokenizer.conversation import Conversation, chat_encoder, end_id, mark_sent, new_conversation
 from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
 from axzoo.tokenizer.stream import StreamDecoder
 from axzoo.tokenizer.tokenizer_folder import ChatEncoder
-
-MAX_TOKEN_IDS = 1 << 16
-
-
-class _RequestBody(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class EncodeRequest(_RequestBody):
-    """POST /encode. With `uid`, `text` is the user's next question, and `last_reply` the answer to the previous one."""
-
-    text: str
-    uid: str | None = None
-    last_reply: str | None = None
-    img_prompt: bool = False
-
-
-class DecodeRequest(_RequestBody):
-    """POST /decode. With `uid`, the tokens continue the current answer to that user."""
-
-    token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MAX_TOKEN_IDS)]
-    uid: str | None = None
-
-
-class ResetRequest(_RequestBody):
-    """POST /reset. Starts a new conversation for that user."""
-
-    uid: str
-    system_prompt: str | None = None
 
 
 @dataclass
@@ -59,16 +32,29 @@ class UserSession:
     stream: StreamDecoder
     last_used: float
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    counted_bytes: int = 0
+    """What UserSessions counts for this session."""
+
+    @property
+    def bytes(self) -> int:
+        """The memory of the conversation, approximately."""
+        characters = sum(len(message["content"]) for message in self.conversation.messages)
+        return 4 * (characters + len(self.conversation.sent))
 
 
 class UserSessions:
     """User sessions by uid.
 
-    A session expires after `max_idle` seconds without use. Beyond `limit` sessions, the least recently used is evicted.
+    A session expires after `max_idle` seconds without use. Beyond `limit` sessions, the least recently used is evicted,
+    and beyond `max_bytes` of memory, the largest.
     """
 
-    def __init__(self, limit: int, max_idle: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, limit: int, max_idle: float, clock: Callable[[], float] = time.monotonic, max_bytes: int = 1 << 26
+    ) -> None:
         self._limit = limit
+        self._max_bytes = max_bytes
+        self._bytes = 0
         self._max_idle = max_idle
         self._clock = clock
         self._sessions: OrderedDict[str, UserSession] = OrderedDict()  # least recently used first
@@ -80,7 +66,7 @@ class UserSessions:
         """Start a session and return its uid."""
         self._expire()
         if len(self._sessions) >= self._limit:
-            self._sessions.popitem(last=False)
+            self._evict(next(iter(self._sessions)))
         uid = str(uuid.uuid4())
         self._sessions[uid] = UserSession(conversation, stream, self._clock())
         return uid
@@ -94,10 +80,24 @@ class UserSessions:
             self._sessions.move_to_end(uid)
         return session
 
+    def count_memory(self, uid: str) -> None:
+        """Count the memory of a session after a change, and evict others if all together have too much."""
+        session = self._sessions.get(uid)
+        if session is None:  # evicted while its request was handled
+            return
+        self._bytes += session.bytes - session.counted_bytes
+        session.counted_bytes = session.bytes
+        while self._bytes > self._max_bytes and len(self._sessions) > 1:
+            others = (other for other in self._sessions if other != uid)
+            self._evict(max(others, key=lambda other: self._sessions[other].counted_bytes))
+
     def _expire(self) -> None:
         deadline = self._clock() - self._max_idle
         while self._sessions and next(iter(self._sessions.values())).last_used < deadline:
-            self._sessions.popitem(last=False)
+            self._evict(next(iter(self._sessions)))
+
+    def _evict(self, uid: str) -> None:
+        self._bytes -= self._sessions.pop(uid).counted_bytes
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,8 @@ MAX_SESSIONS = 256
 MAX_IDLE_SECONDS = 3600.0
 _MAX_INLINE_IDS = 64
 """Up to this many ids are decoded in the event loop, which is faster than passing them to a thread."""
+_MAX_PARALLEL_CHARACTERS = 1 << 14
+"""Longer texts are encoded one at a time, because encoding takes several hundred bytes of memory per character."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,7 @@ class TokenizerService:
     eos_id: int
     vocab_size: int
     sessions: UserSessions
+    large: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "large"))
 
     def get_uid(self) -> dict[str, Any]:
         return {"uid": self.sessions.add(self.initial, self._stream())}
@@ -167,20 +170,27 @@ class TokenizerService:
         if body.img_prompt:
             raise AxzooError("img_prompt: this model has no vision tower; send the question without an image")
         if body.uid is None:
-            _, prompt, _ = await run_in_threadpool(self.initial.ask, body.text, None, self.encode_chat)
+            _, prompt, _ = await self._ask(self.initial, body)
             return {"token_ids": prompt}
         session = self._session(body.uid)
         async with session.lock:
-            session.conversation, prompt, diff = await run_in_threadpool(
-                session.conversation.ask, body.text, body.last_reply, self.encode_chat
-            )
+            session.conversation, prompt, diff = await self._ask(session.conversation, body)
             session.stream = self._stream()
+            self.sessions.count_memory(body.uid)
         return {"token_ids": prompt, "diff": diff}
+
+    async def _ask(self, conversation: Conversation, body: EncodeRequest) -> tuple[Conversation, list[int], list[int]]:
+        reply = None if body.uid is None else body.last_reply
+        characters = len(body.text) + len(reply or "") + sum(len(turn["content"]) for turn in conversation.messages)
+        if characters <= _MAX_PARALLEL_CHARACTERS:
+            return await run_in_threadpool(conversation.ask, body.text, reply, self.encode_chat)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.large, conversation.ask, body.text, reply, self.encode_chat)
 
     async def decode(self, body: DecodeRequest) -> dict[str, Any]:
         """Return the text of the ids. With a uid, an incomplete character is held back until its rest arrives."""
         if any(index >= self.vocab_size for index in body.token_ids):
-            raise AxzooError(f"token_ids: ids must be below {self.vocab_size}, not {max(body.token_ids)}")
+            raise AxzooError(f"token_ids: ids must be below {self.vocab_size}, not {shown(max(body.token_ids))}")
         if body.uid is None:
             return {"text": await _decode(lambda ids: self.tokenizer.decode(ids, False), body.token_ids)}
         session = self._session(body.uid)
@@ -191,8 +201,10 @@ class TokenizerService:
         session = self._session(body.uid)
         initial = self.initial if body.system_prompt is None else new_conversation(body.system_prompt)
         async with session.lock:
-            session.conversation = await run_in_threadpool(mark_sent, initial, self.encode_chat)
+            loop = asyncio.get_running_loop()
+            session.conversation = await loop.run_in_executor(self.large, mark_sent, initial, self.encode_chat)
             session.stream = self._stream()
+            self.sessions.count_memory(body.uid)
             return {"token_ids": list(session.conversation.sent)}
 
     def _stream(self) -> StreamDecoder:

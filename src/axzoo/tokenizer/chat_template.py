@@ -14,11 +14,14 @@ import sys
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from axzoo.core.errors import AxzooError
 
 Message = Mapping[str, str]
 """One turn: {"role": "system" | "user" | "assistant", "content": text}."""
+
+NO_VARIABLES: Mapping[str, object] = MappingProxyType({})
 
 MAX_TEMPLATE_CHARS = 1 << 20
 MAX_RENDERED_CHARS = 1 << 22
@@ -53,8 +56,10 @@ class ChatRenderer:
         self._process: subprocess.Popen[bytes] | None = None
         self._stop: weakref.finalize[[subprocess.Popen[bytes]], ChatRenderer] | None = None
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
-        """Return the text of a conversation.
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool, variables: Mapping[str, object] = NO_VARIABLES
+    ) -> str:
+        """Return the text of a conversation. `variables` are further template variables, such as enable_thinking.
 
         Raises AxzooError when the template is not valid, rejects the messages (`raise_exception`), violates the
         sandbox, or needs more than 2 s, 512 MiB or 4 Mi characters of output.
@@ -64,7 +69,8 @@ class ChatRenderer:
                 f"the chat template has {len(self._template)} characters; the limit is {MAX_TEMPLATE_CHARS}"
             )
         with self._lock:
-            line = self._request(_json_line([[dict(message) for message in messages], add_generation_prompt]))
+            turns = [dict(message) for message in messages]
+            line = self._request(_json_line([turns, add_generation_prompt, dict(variables)]))
         if not line.endswith(b"\n"):
             raise AxzooError(
                 f"the chat template does not finish within {CPU_SECONDS} s and {MEMORY_BYTES >> 20} MiB: fix it"

@@ -55,6 +55,8 @@ class Conversation:
         """
         answered, sent = self._answered(last_reply, encode)
         messages = (*answered, {"role": "user", "content": text})
+        if len(text) > MAX_CHARACTERS:
+            raise AxzooError(f"the text has more than {MAX_CHARACTERS} characters: shorten it")
         if sum(len(message["content"]) for message in messages) > MAX_CHARACTERS:
             raise AxzooError(f"the conversation has more than {MAX_CHARACTERS} characters: reset it")
         prompt = encode(messages, True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from axzoo.core.errors import AxzooError
-from axzoo.tokenizer.chat_template import ChatRenderer, Message
+from axzoo.tokenizer.chat_template import NO_VARIABLES, ChatRenderer, Message
 from axzoo.tokenizer.end_tokens import distinct, turn_end_id
 from axzoo.tokenizer.stream import StreamDecoder
 from axzoo.tokenizer.tokenizer_folder import (
@@ -31,7 +32,8 @@ class LocalTokenizer:
     """Converts text to token ids and back.
 
     `special_tokens` maps bos_token, eos_token, ... to their text. `chat` encodes conversations, and is None if the
-    checkpoint does not define how. `declared_end_ids` are the ids that its files say end an answer.
+    checkpoint does not define how. `renderer` renders the chat template, if that is how. `declared_end_ids` are the ids
+    that its files say end an answer.
     """
 
     folder: Path
@@ -40,6 +42,7 @@ class LocalTokenizer:
     declared_end_ids: tuple[int, ...]
     chat_template: str | None
     chat: ChatEncoder | None
+    renderer: ChatRenderer | None = None
 
     @property
     def bos_token_id(self) -> int | None:
@@ -69,8 +72,18 @@ class LocalTokenizer:
         _reject_surrogates(text)
         return self.backend.encode(text, add_special_tokens)
 
-    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
-        """Encode a conversation with the chat template.
+    def template_uses(self, variable: str) -> bool:
+        """Whether the name of a variable occurs in the chat template."""
+        template = self.chat_template if self.renderer is not None else None
+        return template is not None and re.search(rf"\b{re.escape(variable)}\b", template) is not None
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, object] = NO_VARIABLES,
+    ) -> list[int]:
+        """Encode a conversation with the chat template. `variables` are further variables of the template.
 
         Raises AxzooError when there is no template, it rejects the messages, or a message has unpaired surrogates.
         """
@@ -80,7 +93,10 @@ class LocalTokenizer:
             )
         for message in messages:
             _reject_surrogates(message["content"])
-        return self.chat(messages, add_generation_prompt)
+        if not variables or self.renderer is None:
+            return self.chat(messages, add_generation_prompt)
+        text = self.renderer.render(messages, add_generation_prompt, variables)
+        return self.backend.encode(text, add_special_tokens=False)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Decode token ids. Ids outside the vocabulary (padding rows of the embedding) decode to no text."""
@@ -102,13 +118,17 @@ def load_tokenizer(folder: Path, model_type: str | None = None) -> LocalTokenize
     """
     files = read_tokenizer_folder(folder)
     loaded = _load_backend(files, model_type)
+    renderer = None
+    if loaded.chat is None and files.chat_template is not None:
+        renderer = ChatRenderer(files.chat_template, loaded.special_tokens)
     return LocalTokenizer(
         folder=folder,
         backend=loaded.backend,
         special_tokens=loaded.special_tokens,
         declared_end_ids=_declared_end_ids(files, loaded),
         chat_template=files.chat_template,
-        chat=loaded.chat or _template_encoder(files.chat_template, loaded),
+        chat=loaded.chat if renderer is None else _template_encoder(renderer, loaded),
+        renderer=renderer,
     )
 
 
@@ -156,11 +176,7 @@ def _load_backend(files: TokenizerFolder, model_type: str | None) -> LoadedBacke
     return LoadedBackend(load_tokenizer_json(files), files.special_tokens)
 
 
-def _template_encoder(template: str | None, loaded: LoadedBackend) -> ChatEncoder | None:
-    if template is None:
-        return None
-    renderer = ChatRenderer(template, loaded.special_tokens)
-
+def _template_encoder(renderer: ChatRenderer, loaded: LoadedBackend) -> ChatEncoder:
     def chat(messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
         return loaded.backend.encode(renderer.render(messages, add_generation_prompt), add_special_tokens=False)
 

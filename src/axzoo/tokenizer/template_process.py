@@ -81,11 +81,15 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 def _render(
-    compiled: Template, special_tokens: dict[str, str], messages: list[dict[str, str]], add_generation_prompt: bool
+    compiled: Template,
+    special_tokens: dict[str, str],
+    messages: list[dict[str, str]],
+    add_generation_prompt: bool,
+    others: dict[str, object],
 ) -> str:
     pieces = []
     length = 0
-    variables = {**special_tokens, "tools": None, "documents": None, "messages": messages}
+    variables = {**others, **special_tokens, "tools": None, "documents": None, "messages": messages}
     for piece in compiled.generate(variables, add_generation_prompt=add_generation_prompt):
         pieces.append(piece)
         length += len(piece)
