@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -23,6 +24,10 @@ def test_every_type_has_a_format() -> None:
     assert set(FORMATS) == {*WEIGHT_TYPES, *POST_WEIGHT_TYPES, *HIDDEN_STATE_TYPES}
 
 
+def _model(layers: int) -> SimpleNamespace:
+    return SimpleNamespace(model_type="llama", num_hidden_layers=layers)
+
+
 @pytest.mark.parametrize(
     ("recipe", "memory"),
     [
@@ -37,7 +42,7 @@ def test_every_type_has_a_format() -> None:
     ],
 )
 def test_device_memory_by_hand(recipe: Recipe, memory: DeviceMemory) -> None:
-    assert device_memory(recipe, 10, {"layer": 100_000_000, "post": 100_000_000, "kv_width": 4000}) == memory
+    assert device_memory(recipe, _model(10), {"layer": 100_000_000, "post": 100_000_000, "kv_width": 4000}) == memory
 
 
 def test_build_that_does_not_fit_is_left_out_with_numbers(load: Load) -> None:
@@ -65,7 +70,7 @@ def test_without_sizes_nothing_is_left_out(load: Load) -> None:
     layer=st.integers(1, 10**9), post=st.integers(1, 10**9), kv_width=st.integers(1, 10**5), spare=st.integers(-2, 2)
 )
 def test_build_fits_if_and_only_if_memory_suffices(layer: int, post: int, kv_width: int, spare: int) -> None:
-    needed = device_memory(Recipe(), 2, {"layer": layer, "post": post, "kv_width": kv_width}).total_mb
+    needed = device_memory(Recipe(), _model(2), {"layer": layer, "post": post, "kv_width": kv_width}).total_mb
     table = ChipTable(chips={"A1": Chip(other_names=(), tops_int8=1, npu_memory_mb=max(1, needed + spare))})
     sizes = {"layer": layer, "post": post, "kv_width": kv_width}
     entry = {"path": "x", "model_type": "llama", "num_hidden_layers": 2, "chips": ["A1"], "sizes": sizes}

@@ -165,7 +165,7 @@ def test_the_estimate_is_near_published_sizes() -> None:
     published = {"Qwen2-0.5B-Instruct": 988e6, "Llama-3.2-1B-Instruct": 2.47e9, "SmolLM2-135M-Instruct": 269e6}
     for model, size in published.items():
         build = zoo.builds_of(model)[0]
-        estimate = outlook.BYTES_PER_WEIGHT * outlook.parameters(build.num_hidden_layers, dict(build.sizes))
+        estimate = outlook.BYTES_PER_WEIGHT * outlook.parameters(build, build.recipe, dict(build.sizes))
         assert estimate == pytest.approx(size, rel=0.1)
 
 

@@ -20,9 +20,9 @@ from axzoo.cli import main
 from axzoo.core.errors import AxzooError
 from axzoo.fetch import fetch
 from axzoo.fetch.sources import FolderSource
-from axzoo.model.families import load_family, supported_model_types
+from axzoo.model.families import VISION_MODEL_TYPES, load_family, supported_model_types
 from axzoo.model.reading import read_spec
-from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec
+from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec, VisionSpec
 from axzoo.parts.embedding_files import NPY, extract_embedding
 from axzoo.parts.kinds import KINDS
 from axzoo.parts.lock import Lock, make_lock
@@ -132,7 +132,8 @@ def test_every_family_is_found_under_other_names(model_type: str, change: str) -
 def _needed(model_type: str) -> list[str]:
     """The names of a family's tensors."""
     layer = LayerSpec(32, 48, 4, 2, 8, NormSpec("rms_norm", 1e-5), RopeSpec(1e4, 8), 128)
-    spec = DecoderSpec(model_type, LAYERS, 262, False, layer, PostSpec(32, 262, layer.norm))
+    vision = VisionSpec(14, 48, 96, 2, 4, 5, 32, 4, 2) if model_type in VISION_MODEL_TYPES else None
+    spec = DecoderSpec(model_type, LAYERS, 262, False, layer, PostSpec(32, 262, layer.norm), vision=vision)
     family = load_family(model_type)
     refs = [kind.tensors(family, spec, part.index) for kind in KINDS for part in kind.ids(spec)]
     return list(dict.fromkeys(ref.name for roles in refs for ref in roles.values()))
