@@ -47,8 +47,8 @@ def test_needs_of_a_build() -> None:
     assert build.needs("layer", 16) == HOST.needs(kind_of("layer"), Recipe(), sizes["layer"], 16)
     assert build.needs("layer", 16).minutes > build.needs("layer").minutes
     assert build.needs("post") == HOST.needs(kind_of("post"), Recipe(), sizes["post"])
-    assert parameters(32, sizes) == 32 * sizes["layer"] + sizes["post"]
-    assert build.needs("lock") == stage_needs("lock", parameters(32, sizes))
+    assert parameters(build, build.recipe, sizes) == 32 * sizes["layer"] + sizes["post"]
+    assert build.needs("lock") == stage_needs("lock", parameters(build, build.recipe, sizes))
     calibrated = replace(build, recipe=replace(build.recipe, rounding="gptq"))
     assert calibrated.needs("layer").minutes > build.needs("layer").minutes
     assert replace(build, sizes=()).needs("layer") == HOST.needs(kind_of("layer"), Recipe(), None)
@@ -71,7 +71,7 @@ def test_level_2_needs_the_bundles_bytes_and_calibration_a_bounded_part_of_the_m
     """Measured with Qwen2.5-7B's dimensions (docs/performance.md)."""
     build = next(build for build in load_zoo(CONFIG / "zoo.yaml").builds() if build.name == "Llama-2-7b-hf-w8a16")
     sizes = dict(build.sizes)
-    weights = parameters(32, sizes)
+    weights = parameters(build, build.recipe, sizes)
     assert weights < 1e6 * build.needs("check_generation").mem_mb < 1.3 * weights
     smaller = replace(build, recipe=replace(build.recipe, weight_type="s4"))
     assert smaller.needs("check_generation").mem_mb < 0.7 * build.needs("check_generation").mem_mb
