@@ -64,7 +64,7 @@ class _Stage:
 _STAGES: Mapping[str, _Stage] = {
     "fetch": _Stage(1000, 2.0),  # bf16 weights at 1 MB/s
     "lock": _Stage(1000, 0.1),
-    "calibrate": _Stage(1600, 20.0, bytes_per_weight=4, unknown_mb=4000),
+    "calibrate": _Stage(500, 20.0, bytes_per_weight=4, unknown_mb=2000),  # torch, and at most HELD_BYTES
     "bundle": _Stage(500, 0.1),
     "check_layers": _Stage(400, 0.5, bytes_per_weight=8),  # two fp32 copies: oracle and engine
     "check_generation": _Stage(700, 1.0, bytes_per_weight=1),  # the mapped files, in bytes
