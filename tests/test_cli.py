@@ -99,9 +99,9 @@ def test_errors_that_a_user_can_fix_are_one_line(
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb, advice", [("run", "--dynamic_load_axmodel_layer 1"), ("serve", "a smaller model")])
+@pytest.mark.parametrize("verb", ["run", "serve"])
 def test_each_verb_gives_its_own_advice_when_out_of_memory(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str, advice: str
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
     def fail(_: object) -> None:
         raise MemoryError
@@ -109,7 +109,7 @@ def test_each_verb_gives_its_own_advice_when_out_of_memory(
     monkeypatch.setattr(importlib.import_module(f"axzoo.commands.{verb}"), "run", fail)
     assert main([verb, "bundle"]) == 1
     error = capsys.readouterr().err
-    assert advice in error
+    assert "--mode exact needs the least" in error
     assert "snakemake" not in error
 
 

@@ -144,7 +144,8 @@ def overflow_from(position: int, value: float) -> Callable[[Built], None]:
         graph.initializer.append(numpy_helper.from_array(np.array([position], np.int64), "fault.position"))
         graph.initializer.append(numpy_helper.from_array(np.array([2], np.int64), "fault.axis"))
         new = [
-            helper.make_node("GreaterOrEqual", ["rope/positions", "fault.position"], ["fault/late"]),
+            helper.make_node("Cast", ["indices"], ["fault/positions"], to=onnx.TensorProto.INT64),
+            helper.make_node("GreaterOrEqual", ["fault/positions", "fault.position"], ["fault/late"]),
             helper.make_node("Cast", ["fault/late"], ["fault/int"], to=onnx.TensorProto.INT64),
             helper.make_node("Unsqueeze", ["fault/int", "fault.axis"], ["fault/column"]),
             helper.make_node("Cast", ["fault/column"], ["fault/chosen"], to=onnx.TensorProto.BOOL),

@@ -186,7 +186,7 @@ def test_level_1_finds_a_planted_fault(shop: Shop, tmp_path: Path, name: str) ->
     plant(built)
     found = check(built)
     assert found.faults, "the fault was not found"
-    assert any(words in fault for fault in found.faults)
+    assert any(words in fault for fault in found.faults), found.faults
     assert {check.layer for check in found.layers if check.faults} == {1}  # only the faulty file
 
 
