@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,9 @@ from axzoo.model.spec import LayerSpec
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
 from axzoo.parts.kind import PartId
 from axzoo.parts.part import Part, read_part, verified_blocks
+from axzoo.runtime.bundle_folder import ModelFiles
 from axzoo.tokenizer.local import load_tokenizer
+from axzoo.weights.bf16 import write_embedding
 from axzoo.weights.encoding import layer_format
 from axzoo.weights.formats import is_calibrated
 from axzoo.weights.recipe import HIDDEN_STATE_TYPES, Recipe
@@ -106,11 +107,24 @@ def main() -> None:
     tokenizer = load_tokenizer(checkpoint_folder(args.source))
     oracle = in_memory(checkpoint_oracle(args.lock, args.source, BASE.positions))
     ids = tokenizer.encode_chat([{"role": "user", "content": args.prompt}])
+    embed, tensors = locked.part(PartId("embed").lock_file)
+    (vocab_size, hidden_size), *_ = embed.shapes.values()
     print("| layers | -t | worst cosine | delta L2 |\n" + "|---" * 4 + "|", flush=True)
     for tag in args.tags or FORMATS:
         with tempfile.TemporaryDirectory() as folder:
-            for state, paths in layer_files(locked, replace(BASE, **FORMATS[tag]), Path(folder)).items():
-                checks = list(check_layers(SimpleNamespace(layers=paths), oracle, ids))  # type: ignore[arg-type]
+            embedding = Path(folder) / "embedding"
+            with embedding.open("wb") as file:
+                write_embedding(tensors.values(), file)
+            recipe = replace(BASE, **FORMATS[tag])
+            for state, paths in layer_files(locked, recipe, Path(folder)).items():
+                files = ModelFiles(
+                    layers=tuple(paths),
+                    post=Path(),
+                    embedding=embedding,
+                    vocab_size=vocab_size,
+                    hidden_size=hidden_size,
+                )
+                checks = list(check_layers(files, oracle, ids, replace(recipe, hidden_state_type=state)))
                 parts = [part for check in checks for part in (check.decode, check.prefill) if part]
                 worst, delta = min(part.cosine for part in parts), max(part.delta_l2 for part in parts)
                 print(f"| {tag} | {state} | {worst:.6f} | {delta:.4f} |", flush=True)

@@ -1,94 +1,41 @@
-"""A small model that is trained here to name six pictures: built in s8, it gives the right answer to each."""
+"""The trained model gives the right answer to each of its six pictures: by run, serve and the chat page."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import base64
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import openai
 import pytest
-import torch
-from PIL import Image, ImageDraw
-from safetensors.torch import save_file
-from torch.nn.functional import cross_entropy
+from playwright.sync_api import expect
 
-import tiny_vision
 from axzoo.cli import main
-from axzoo.runtime.images import read_picture, resized
-from axzoo.tokenizer.local import load_tokenizer
-from published import minicpm
-from vision_bundle import EXACT, make_bundle
+from six_pictures import NAMES, QUESTION, draw_all, trained_bundle
 
-QUESTION = "what is it?"
-NAMES = ("circle", "square", "cross", "stripes", "night", "grass")
-RECIPE = replace(EXACT, weight_type="s8", post_weight_type="s8", hidden_state_type="bf16")
-
-
-def draw(name: str, folder: Path) -> Path:
-    """A picture of 300 x 200 pixels, with noise."""
-    picture = Image.new("RGB", (300, 200), {"night": "navy", "grass": "green"}.get(name, "white"))
-    pen = ImageDraw.Draw(picture)
-    if name == "circle":
-        pen.ellipse((80, 30, 220, 170), fill="red")
-    elif name == "square":
-        pen.rectangle((90, 40, 210, 160), fill="blue")
-    elif name == "cross":
-        pen.line((40, 20, 260, 180), fill="black", width=30)
-        pen.line((260, 20, 40, 180), fill="black", width=30)
-    elif name == "stripes":
-        for left in range(0, 300, 60):
-            pen.rectangle((left, 0, left + 30, 200), fill="orange")
-    noise = np.random.default_rng(NAMES.index(name)).normal(0, 12, (200, 300, 3))
-    pixels = np.clip(np.asarray(picture) + noise, 0, 255).astype(np.uint8)
-    path = folder / f"{name}.png"
-    Image.fromarray(pixels).save(path)
-    return path
+sys.path.append(str(Path(__file__).parents[1] / "serving"))
+from chat_server import Server, chat_server
+from test_page import browser  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("pictures")
-    return {name: draw(name, folder) for name in NAMES}
+    return draw_all(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")
 def bundle(pictures: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("trained")
-    checkpoint, vision = tiny_vision.make_checkpoint(root / "checkpoint")
-    tokenizer = load_tokenizer(checkpoint)
-    block = f"<image>{'<unk>' * tiny_vision.QUERIES}</image>\n"
-    prompt = tokenizer.encode(f"<用户>{block}{QUESTION}<AI>", add_special_tokens=False)
-    prompt = [1, *prompt] if prompt[0] != 1 else prompt
-    start = prompt.index(tiny_vision.IMAGE) + 1
-    examples = []
-    for name, path in pictures.items():
-        answer = [*tokenizer.encode(name, add_special_tokens=False), 2]
-        examples.append(
-            (torch.tensor(prompt + answer), len(answer), torch.from_numpy(resized(read_picture(path), 70, 70)))
-        )
+    folder = trained_bundle(pictures, tmp_path_factory.mktemp("trained"))
+    (folder / "post_config.json").write_text('{"enable_temperature": false, "enable_top_k_sampling": false}')
+    return folder
 
-    config = tiny_vision.config()
-    torch.manual_seed(5)
-    weights = {name: torch.randn(shape) * (0.05 if len(shape) > 1 else 0) + (len(shape) == 1.0)
-               for name, shape in minicpm.shapes(config).items()}  # fmt: skip
-    parameters = [weight.requires_grad_() for weight in weights.values()]
-    optimizer = torch.optim.Adam([*parameters, *vision.parameters()], lr=3e-3)
-    for _ in range(400):
-        total = torch.zeros(())
-        for ids, length, image in examples:
-            grid = image.shape[0] // 14, image.shape[1] // 14
-            pixels = (image.permute(2, 0, 1)[None].float() / 255 - 0.5) / 0.5
-            rows = vision.resampler(vision.vpm(pixels), grid)[0]
-            logits = minicpm.logits(config, weights, ids, {start: rows})
-            total = total + cross_entropy(logits[-length - 1 : -1], ids[-length:])
-        optimizer.zero_grad()
-        total.backward()
-        optimizer.step()
-        if float(total) < 0.02:
-            break
-    stored = {f"llm.{name}": weight.detach() for name, weight in weights.items()} | vision.tensors()
-    save_file({name: weight.contiguous() for name, weight in stored.items()}, checkpoint / "model.safetensors")
-    return make_bundle(checkpoint, root, RECIPE)
+
+@pytest.fixture(scope="module")
+def server(bundle: Path) -> Iterator[Server]:
+    with chat_server(bundle) as running:
+        yield running
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -98,3 +45,58 @@ def test_run_names_the_picture(
     options = ["--greedy", "--max-tokens", "12", "--prompt", QUESTION, "--image", str(pictures[name])]
     assert main(["run", str(bundle), *options]) == 0
     assert capsys.readouterr().out.strip() == name
+
+
+def _parts(content: bytes) -> list[dict[str, Any]]:
+    url = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+    return [{"type": "image_url", "image_url": {"url": url, "detail": "auto"}}, {"type": "text", "text": QUESTION}]
+
+
+def test_serve_names_every_picture(server: Server, pictures: dict[str, Path]) -> None:
+    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+    model = client.models.list().data[0].id
+    for _ in range(2):  # a picture and its rows are cached
+        for name, path in pictures.items():
+            messages: Any = [{"role": "user", "content": _parts(path.read_bytes())}]
+            answer = client.chat.completions.create(model=model, messages=messages, max_tokens=12)
+            assert answer.choices[0].message.content == name
+
+
+REFUSED = {
+    "a foreign URL": ({"url": "https://example.com/x.png"}, "does not fetch pictures"),
+    "a file": ({"url": "file:///etc/passwd"}, "does not fetch pictures"),
+    "no base64": ({"url": "data:image/png,abc"}, "must be a data: URL with base64"),
+    "broken base64": ({"url": "data:image/png;base64,a"}, "is not valid base64"),
+    "no picture": ({"url": "data:image/png;base64,aGVsbG8="}, "picture 1 is not a picture"),
+    "no url": ({}, "image_url.url: missing"),
+    "a number": (3, "image_url: must be a string, not a number"),
+}
+
+
+@pytest.mark.parametrize(("image", "message"), REFUSED.values(), ids=list(REFUSED))
+def test_other_pictures_are_refused(server: Server, image: Any, message: str) -> None:
+    _, models = server.ask("GET", "/v1/models")
+    content = [{"type": "image_url", "image_url": image}, {"type": "text", "text": "x"}]
+    status, body = server.chat(model=models["data"][0]["id"], messages=[{"role": "user", "content": content}])
+    assert status == 400
+    assert message in body["error"]["message"]
+
+
+def test_the_page_names_the_picture(
+    server: Server,
+    pictures: dict[str, Path],
+    browser: Any,  # noqa: F811
+) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(server.url)
+    expect(page.get_by_role("button", name="Picture")).to_be_visible()
+    for name in ("night", "circle"):
+        page.locator("#file").set_input_files(str(pictures[name]))
+        expect(page.locator("#preview")).to_be_visible()
+        page.get_by_label("Question").fill(QUESTION)
+        page.get_by_role("button", name="Send").click()
+        expect(page.locator(".assistant").last).to_have_text(name)
+        expect(page.locator(".user img")).to_have_count(1)
+        page.get_by_role("button", name="New chat").click()
+    context.close()

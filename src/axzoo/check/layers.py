@@ -86,7 +86,7 @@ def check_layers(files: ModelFiles, oracle: Oracle, ids: Sequence[int], recipe: 
     """
     if not ids:
         raise AxzooError("level 1 needs a prompt of at least one token: use another one")
-    embedding = Embedding(files.embedding, files.vocab_size, files.hidden_size)
+    embedding = Embedding(files.embedding, files.vocab_size, files.hidden_size, scale=files.embedding_scale)
     return _LayerChecks(oracle, recipe, embedding, list(ids)).run(files)
 
 
@@ -114,7 +114,7 @@ class _LayerChecks:
             except AxzooError as error:
                 yield LayerCheck(index, (str(error),))
                 continue
-            file, wanted = LayerFile(session), self._oracle.layer_weights(index)
+            file, wanted = LayerFile(session), dict(self._oracle.layer_weights(index))  # read once
             first = self._graphs.setdefault(contents.structure(compared_tensors(wanted)) + repr(spec), index)
             sequence = given if first != index else self._long if index == 0 else self._lengthened(given)
             run = _read(file, spec, sequence, len(self._ids), first == index, self._rng)

@@ -7,9 +7,13 @@ import logging
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from axzoo.commands._arguments import add_doors, add_mode, count
+
+if TYPE_CHECKING:
+    from axzoo.runtime.bundle_folder import Bundle
+    from axzoo.serving.pictures import PictureEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.runtime.memory import choose_mode
     from axzoo.runtime.model import load_files
     from axzoo.runtime.post_config import read_post_config
-    from axzoo.runtime.prompting import TokenizerChoice, load_local, local_chat
+    from axzoo.runtime.prompting import MINICPM, TokenizerChoice, load_local, local_chat
     from axzoo.serving.answers import AnswerQueue
     from axzoo.serving.chat_app import TOO_MANY_CONNECTIONS, ServedModel, make_app
     from axzoo.serving.http import serve
@@ -47,10 +51,12 @@ def run(args: argparse.Namespace) -> None:
     require_engine(args.bundle)
     mode = choose_mode(bundle, args.mode, ["fast-prompts", "fast", "exact"])
     source = str(args.tokenizer or bundle.tokenizer)
-    choice = TokenizerChoice(None, source, bundle.bos, bundle.eos, bundle.eos_token_ids)
+    chat = bundle.uses_chat(args.tokenizer is not None)
+    kind = MINICPM if bundle.vision is not None and not chat else None  # MiniCPM-V 2.0 has no chat template
+    chat = chat or kind is not None
+    choice = TokenizerChoice(kind, source, bundle.bos, bundle.eos, bundle.eos_token_ids)
     with stage_bars(open_console(sys.stderr)) as bars:
         bar = bars.add_task(f"loading {args.bundle.name}", total=len(bundle.layers) + 3)
-        chat = bundle.uses_chat(args.tokenizer is not None)
         local = load_local(choice)
         tokenizer = local_chat(local, choice, chat)
         bars.advance(bar)
@@ -61,13 +67,23 @@ def run(args: argparse.Namespace) -> None:
     created = int((args.bundle / "config.json").stat().st_mtime)
     sampling = read_post_config(Path(bundle.post_config))
     prompts = PromptEncoder(local, choice, chat)
-    answers = AnswerQueue(model, tokenizer, prompts, args.queue)
+    answers = AnswerQueue(model, tokenizer, prompts, args.queue, _pictures(bundle))
     app = make_app(ServedModel(name, created, answers, prompts, sampling), rules)
 
     def on_ready(port: int) -> None:
         print(f"{name} at http://{args.host}:{port}", flush=True)
 
     serve(app, args.host, args.port, on_ready, TOO_MANY_CONNECTIONS)
+
+
+def _pictures(bundle: Bundle) -> PictureEncoder | None:
+    """The encoder of pictures; None if the model has no vision."""
+    if bundle.vision is None:
+        return None
+    from axzoo.runtime.image_encoder import VisionModel
+    from axzoo.serving.pictures import PictureEncoder
+
+    return PictureEncoder(VisionModel(bundle.vision))
 
 
 def _exit(*_: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,10 @@ from axzoo.serving.clients import Client, Exchange
 from axzoo.serving.generation_fields import GenerationSettings
 from axzoo.serving.prompts import PromptEncoder
 from axzoo.serving.stop_text import StopText
+
+if TYPE_CHECKING:
+    from axzoo.runtime.image_encoder import EncodedImage
+    from axzoo.serving.pictures import PictureEncoder
 
 _T = TypeVar("_T")
 
@@ -73,6 +77,14 @@ class AnswerSummary:
     tokens_per_second: float
 
 
+@dataclass(frozen=True)
+class _EncodedPrompt:
+    """The token ids of a prompt, with placeholders for the rows of its images."""
+
+    ids: list[int]
+    images: tuple[EncodedImage, ...] = ()
+
+
 @dataclass
 class _Answer:
     """An answer in progress. `steps` has one entry for each token that was chosen, if the question has logprobs."""
@@ -92,11 +104,19 @@ class AnswerQueue:
     encoded in another single thread, because encoding a long one takes much memory.
     """
 
-    def __init__(self, model: Model, tokenizer: ChatTokenizer, prompts: PromptEncoder, max_waiting: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: ChatTokenizer,
+        prompts: PromptEncoder,
+        max_waiting: int,
+        pictures: PictureEncoder | None = None,
+    ) -> None:
         self._model = model
         self._reuse = PrefixReuse(model)
         self._tokenizer = tokenizer
         self._prompts = prompts
+        self._pictures = pictures
         self._max_waiting = max_waiting
         self._last: Exchange | None = None  # the one whose tokens the context holds
         self.waiting = 0
@@ -105,6 +125,11 @@ class AnswerQueue:
         self._thread = ThreadPoolExecutor(1, "model")
         self._encoder = ThreadPoolExecutor(1, "tokenizer")
 
+    @property
+    def sees(self) -> bool:
+        """Whether prompts can have pictures."""
+        return self._pictures is not None
+
     async def answer(self, question: Question) -> AsyncGenerator[Piece | AnswerSummary]:
         """Yield the pieces of the answer as they are generated, followed by its summary.
 
@@ -112,14 +137,23 @@ class AnswerQueue:
         fit the context.
         """
         with self._queued():
-            ids = await self._run(self._encoder, lambda: self._prompts.encode(question.prompt))
+            prompt = await self._run(self._encoder, lambda: self._encode(question.prompt))
             async with self._model_lock:
-                async for piece in self._pieces(ids, question):
+                async for piece in self._pieces(prompt, question):
                     yield piece
 
-    async def _pieces(self, ids: list[int], question: Question) -> AsyncGenerator[Piece | AnswerSummary]:
+    def _encode(self, prompt: ChatPrompt | TextPrompt) -> _EncodedPrompt:
+        if self._pictures is None or isinstance(prompt, TextPrompt) or not prompt.pictures:
+            return _EncodedPrompt(self._prompts.encode(prompt))
+        from axzoo.serving.pictures import with_placeholders
+
+        images = self._pictures.encode(prompt.pictures)
+        return _EncodedPrompt(self._prompts.encode(with_placeholders(prompt, images)), tuple(images))
+
+    async def _pieces(self, prompt: _EncodedPrompt, question: Question) -> AsyncGenerator[Piece | AnswerSummary]:
         stream, stops = self._tokenizer.stream(), StopText(question.settings.stop)
-        answer = await self._run(self._thread, lambda: self._start(ids, question))
+        ids = prompt.ids
+        answer = await self._run(self._thread, lambda: self._start(prompt, question))
         pending = PendingLogprobs(answer.steps)
         text, count = "", 0
         try:
@@ -145,14 +179,18 @@ class AnswerQueue:
             "stop" if ended else "length", len(ids), answer.cached, count, answer.generation.ttft, speed
         )
 
-    def _start(self, ids: list[int], question: Question) -> _Answer:
+    def _start(self, prompt: _EncodedPrompt, question: Question) -> _Answer:
         """Prepare an answer. Raises AxzooError when the prompt does not fit the context, which is then unchanged."""
-        room = self._model.geometry.max_token_len
+        ids, room = prompt.ids, self._model.geometry.max_token_len
         if len(ids) > room:
             raise AxzooError(
                 f"the prompt has {len(ids)} tokens, but the context holds only {room}: send fewer or shorter messages, "
                 "or build with a larger kv_cache_len"
             )
+        if prompt.images:
+            from axzoo.runtime.image_encoder import insert_rows
+
+            ids = insert_rows(self._model, ids, prompt.images)
         settings = question.settings
         rng = np.random.default_rng(None if settings.seed is None else settings.seed % (1 << 64))
         if self._last is None or not self._last.may_be_reused_by(question.client, question.prompt):

@@ -26,7 +26,7 @@ from axzoo.serving.answers import AnswerQueue, AnswerSummary, Piece, Question, Q
 from axzoo.serving.chat_requests import CompletionRequest, read_chat_request, read_text_request
 from axzoo.serving.clients import client_of
 from axzoo.serving.doors import add_doors
-from axzoo.serving.http import cancel_on_disconnect, read_body
+from axzoo.serving.http import MAX_BODY_BYTES, MAX_PICTURE_BODY_BYTES, cancel_on_disconnect, read_body
 from axzoo.serving.ignored_keys import IGNORED_HEADER, header_value
 from axzoo.serving.origins import AccessRules, Refusal
 from axzoo.serving.prompts import PromptEncoder
@@ -62,6 +62,7 @@ TOO_MANY_CONNECTIONS = JSONResponse(
 
 def make_app(served: ServedModel, rules: AccessRules, body_seconds: float = 10.0) -> ASGIApp:
     """Make the ASGI application. A client has `body_seconds` to send the body of a request."""
+    max_body = MAX_PICTURE_BODY_BYTES if served.answers.sees else MAX_BODY_BYTES
 
     async def page(_: Request) -> Response:
         return HTMLResponse(PAGE.read_text(encoding="utf-8"))
@@ -82,8 +83,8 @@ def make_app(served: ServedModel, rules: AccessRules, body_seconds: float = 10.0
         return JSONResponse(_model_card(served))
 
     async def chat(request: Request) -> Response:
-        body = await read_body(request, body_seconds)
-        asked = read_chat_request(body, served.sampling, served.prompts.knows)
+        body = await read_body(request, body_seconds, max_body)
+        asked = read_chat_request(body, served.sampling, served.prompts.knows, served.answers.sees)
         return await _respond(served, request, asked, ChatReply(served.name, asked.logprobs is not None))
 
     async def text(request: Request) -> Response:
@@ -112,7 +113,7 @@ def make_app(served: ServedModel, rules: AccessRules, body_seconds: float = 10.0
     def count(path: str, status: int) -> None:
         served.metrics.requests[path if path in ("/", *_PATHS) else "other", status] += 1
 
-    return add_doors(app, rules, _refuse, count)
+    return add_doors(app, rules, _refuse, count, max_body)
 
 
 class _UnknownModel(HTTPException):
@@ -196,7 +197,8 @@ class _EventStream(Response):
 
 
 def _model_card(served: ServedModel) -> dict[str, Any]:
-    return {"id": served.name, "object": "model", "created": served.created, "owned_by": "axzoo"}
+    card: dict[str, Any] = {"id": served.name, "object": "model", "created": served.created, "owned_by": "axzoo"}
+    return {**card, "vision": True} if served.answers.sees else card
 
 
 def _error(message: str, kind: str, code: str | None = None) -> dict[str, Any]:

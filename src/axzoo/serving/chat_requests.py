@@ -20,6 +20,7 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 """Newer clients call the system role `developer`."""
 _MAX_MESSAGES = 1024
 _MAX_LOGPROBS = 20
+_MAX_PICTURES = 8
 _MAX_VARIABLES = 32
 _MAX_VARIABLE_CHARACTERS = 1024
 
@@ -46,11 +47,20 @@ _UNSUPPORTED_IN_MESSAGES: Unsupported = {
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A picture file, and the text that marks its place in a message."""
+
+    content: bytes
+    mark: str
+
+
+@dataclass(frozen=True)
 class ChatPrompt:
-    """A conversation, and template variables such as enable_thinking."""
+    """A conversation, template variables such as enable_thinking, and the pictures in its messages, in their order."""
 
     messages: tuple[Message, ...]
     variables: Mapping[str, object]
+    pictures: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,8 @@ TemplateKnows = Callable[[str], bool]
 """Whether the chat template uses the variable of that name."""
 
 
-def read_chat_request(body: bytes, default: PostConfig, knows: TemplateKnows) -> CompletionRequest:
-    """Read the body of a chat request. Settings that it omits come from `default`.
+def read_chat_request(body: bytes, default: PostConfig, knows: TemplateKnows, sees: bool = False) -> CompletionRequest:
+    """Read the body of a chat request. Settings that it omits come from `default`. A model that `sees` takes pictures.
 
     Raises AxzooError when it is not valid, or asks for something that is not implemented.
     """
@@ -86,7 +96,9 @@ def read_chat_request(body: bytes, default: PostConfig, knows: TemplateKnows) ->
     fields.refuse(_UNSUPPORTED_IN_CHAT)
     _refuse_tools(fields)
     _refuse_formats(fields)
-    prompt = ChatPrompt(_messages(fields), _variables(fields, knows))
+    pictures: list[Picture] | None = [] if sees else None
+    messages = _messages(fields, pictures)
+    prompt = ChatPrompt(messages, _variables(fields, knows), tuple(pictures or ()))
     top = fields.whole("top_logprobs", 0, _MAX_LOGPROBS)
     logprobs = (top or 0) if fields.flag("logprobs") else None
     if top and logprobs is None:
@@ -126,35 +138,44 @@ def _check_types(fields: Fields) -> None:
     others.child("metadata")
 
 
-def _messages(fields: Fields) -> tuple[Message, ...]:
+def _messages(fields: Fields, pictures: list[Picture] | None) -> tuple[Message, ...]:
+    """Read the messages. Their pictures are added to `pictures`; None means that there can be none."""
     turns = fields.required(fields.children("messages", _MAX_MESSAGES), "messages")
     if not turns:
         raise fields.error("messages", "must have at least one message")
-    messages = tuple(map(_message, turns))
+    messages = tuple(_message(turn, pictures) for turn in turns)
     length = sum(len(message["content"]) for message in messages)
     if length > MAX_CHARACTERS:
         raise fields.error("messages", f"must have at most {MAX_CHARACTERS} characters in total, not {length}")
     return messages
 
 
-def _message(turn: Fields) -> Message:
+def _message(turn: Fields, pictures: list[Picture] | None) -> Message:
     role = turn.required(turn.text("role"), "role")
     if role not in _ROLES:
         raise turn.error("role", f"must be one of {', '.join(_ROLES)}, not {role[:40]!r}")
     turn.refuse(_UNSUPPORTED_IN_MESSAGES)
-    return {"role": _ROLES[role], "content": _content(turn, role)}
+    return {"role": _ROLES[role], "content": _content(turn, role, pictures)}
 
 
-def _content(turn: Fields, role: str) -> str:
+def _content(turn: Fields, role: str, pictures: list[Picture] | None) -> str:
     """Return the text of a message. Only answers may have null, which clients send for an empty one."""
     if not isinstance(turn.value("content"), list):
         text = turn.text("content")
         return "" if text is None and role == "assistant" else turn.required(text, "content")
-    return "".join(map(_part, turn.children("content", _MAX_MESSAGES) or []))
+    parts = turn.children("content", _MAX_MESSAGES) or []
+    return "".join(_part(part, pictures if role == "user" else None) for part in parts)
 
 
-def _part(part: Fields) -> str:
+def _part(part: Fields, pictures: list[Picture] | None) -> str:
     kind = part.required(part.text("type"), "type")
+    if kind == "image_url" and pictures is not None:
+        from axzoo.serving.pictures import read_picture_part  # decodes pictures, which most models do not take
+
+        if len(pictures) == _MAX_PICTURES:
+            raise part.error("type", f"there are more than {_MAX_PICTURES} pictures")
+        pictures.append(read_picture_part(part))
+        return pictures[-1].mark
     if kind != "text":
         raise part.error("type", f"must be 'text', because this model accepts only text, not {kind[:40]!r}")
     return part.required(part.text("text"), "text")

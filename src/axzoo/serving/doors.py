@@ -18,7 +18,8 @@ from axzoo.serving.ignored_keys import IGNORED_HEADER, IgnoredKeys
 from axzoo.serving.origins import AccessRules, Refusal
 
 MAX_LARGE_BYTES = 8 << 20
-"""Limit for the bodies of all current requests together, beyond the first SMALL_BYTES of each."""
+"""Limit for the bodies of all current requests together, beyond the first SMALL_BYTES of each; twice the largest body
+if that is more."""
 SMALL_BYTES = 1 << 16
 
 logger = logging.getLogger(__name__)
@@ -29,9 +30,13 @@ Count = Callable[[str, int], None]
 
 
 def add_doors(
-    app: ASGIApp, rules: AccessRules, refuse: Callable[[Refusal], Response], count: Count = lambda path, status: None
+    app: ASGIApp,
+    rules: AccessRules,
+    refuse: Callable[[Refusal], Response],
+    count: Count = lambda path, status: None,
+    max_body: int = MAX_BODY_BYTES,
 ) -> ASGIApp:
-    """Wrap an application. `refuse` makes the response to a refused request."""
+    """Wrap an application with bodies of at most `max_body` bytes. `refuse` makes the response to a refused request."""
     if rules.origins:
         app = CORSMiddleware(
             app,
@@ -40,7 +45,7 @@ def add_doors(
             allow_headers=["*"],
             expose_headers=[IGNORED_HEADER],
         )
-    return _AccessLog(_Guard(_BodyMemory(app), rules, refuse), count)
+    return _AccessLog(_Guard(_BodyMemory(app, max_body), rules, refuse), count)
 
 
 class _Guard:
@@ -67,8 +72,10 @@ class _BodyMemory:
     A body counts with its Content-Length from the start, so that requests beyond the limit are refused before others.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, max_body: int) -> None:
         self._app = app
+        self._max_body = max_body
+        self._limit = max(MAX_LARGE_BYTES, 2 * max_body)
         self._used = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,9 +87,9 @@ class _BodyMemory:
             nonlocal received, held
             message = await receive()
             received += len(message.get("body", b""))
-            counted = min(max(size, received), MAX_BODY_BYTES)  # read_body drops what is beyond the limit
+            counted = min(max(size, received), self._max_body)  # read_body drops what is beyond the limit
             more = max(0, counted - SMALL_BYTES) - held
-            if self._used + more > MAX_LARGE_BYTES:
+            if self._used + more > self._limit:
                 raise HTTPException(
                     503, "too many large requests: try again in a moment", {"Connection": "close", "Retry-After": "2"}
                 )

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 
 
 MAX_BODY_BYTES = 1 << 20
+MAX_PICTURE_BODY_BYTES = 16 << 20
+"""For models that take pictures."""
 _MAX_DRAINED_BYTES = 64 << 20
 """Up to this many bytes of an oversized body are read and discarded, so that its sender can read the response."""
 
 
-async def read_body(request: Request, seconds: float) -> bytes:
+async def read_body(request: Request, seconds: float, max_bytes: int = MAX_BODY_BYTES) -> bytes:
     """Read the body. Raises HTTPException 408 when it takes longer than `seconds`, and 413 when it is too large."""
     body = bytearray()
     size = 0
@@ -35,14 +37,14 @@ async def read_body(request: Request, seconds: float) -> bytes:
         async with asyncio.timeout(seconds):
             async for chunk in request.stream():
                 size += len(chunk)
-                if size <= MAX_BODY_BYTES:
+                if size <= max_bytes:
                     body += chunk
                 elif size > _MAX_DRAINED_BYTES:
                     break
     except TimeoutError:
         raise HTTPException(408, f"the body did not arrive within {seconds:g} s", {"Connection": "close"}) from None
-    if size > MAX_BODY_BYTES:
-        raise HTTPException(413, f"the body has more than {MAX_BODY_BYTES} bytes", {"Connection": "close"})
+    if size > max_bytes:
+        raise HTTPException(413, f"the body has more than {max_bytes} bytes", {"Connection": "close"})
     return bytes(body)
 
 
