@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from axzoo.backends.host.builder import GraphBuilder
-from axzoo.runtime.engine import _share_threads  # a process has one kind of thread pool
+from axzoo.runtime.threads import session_options, threads
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -33,10 +33,8 @@ def run_block(make: Callable[[GraphBuilder], list[str]], rank: int = 3, **inputs
 
 def run_in_onnxruntime(make: Callable[[GraphBuilder], list[str]], rank: int = 3, **inputs: NDArray[Any]) -> Arrays:
     """The same with ONNX Runtime on the CPU, which dequantizes weights when it loads them."""
-    _share_threads()
     model = _model(make, rank, inputs)
-    options = ort.SessionOptions()
-    options.use_per_session_threads = False
+    options = session_options(threads())  # a process has one pool of threads
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in model.graph.output]

@@ -103,7 +103,7 @@ INCONSISTENCIES: dict[str, tuple[Callable[[Header, Model], object], str]] = {
     "weight in another file": (_point_outside, "weights in another file"),
     "a loop": (_loop, "it uses 'Loop', which axzoo never writes"),
     "a function": (_function, "it uses 'functions', which axzoo never writes"),
-    "another kind": (lambda h, _: h.update(kind="x" * 9000), "not decoder_layer or post"),
+    "another kind": (lambda h, _: h.update(kind="x" * 9000), "not decoder_layer, post, vision"),
     "a post layer": (lambda h, _: h.update(kind="post"), "not that of a post layer"),
 }
 

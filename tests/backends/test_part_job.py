@@ -19,7 +19,7 @@ from axzoo.backends import Backend, Needs, Order, compiler_identity, part_job
 from axzoo.backends.part_job import PartFile, PartJob, build_parts
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
-from axzoo.matrix.resources import part_needs
+from axzoo.matrix.resources import TOKENS, part_needs, rounding_mb
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import kind_of
 from axzoo.parts.lock import make_lock, write_lock
@@ -118,7 +118,7 @@ def test_backend_that_does_not_know_a_chip() -> None:
 
 def test_rounding_needs_memory_with_any_backend() -> None:
     gptq, sizes = replace(RECIPE, rounding="gptq"), {"layer": 10**6, "post": 10**6, "kv_width": 8}
-    assert part_needs(kind_of("layer"), gptq, LazyBackend(True), sizes).mem_mb == 8000
+    assert part_needs(kind_of("layer"), gptq, LazyBackend(True), sizes).mem_mb == rounding_mb(sizes, TOKENS) > 500
     assert part_needs(kind_of("post"), gptq, LazyBackend(True), sizes) == Needs(1, 1)
 
 

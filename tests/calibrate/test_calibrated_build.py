@@ -114,4 +114,8 @@ def test_calibration_with_generated_text(exact: Built, tmp_path: Path) -> None:
         index = read_json(tmp_path / name / "index.json")
         assert index["origin"] == {"tokens": 256, "length": 256, "seed": 0}
         assert np.shape(index["tokens"]) == (1, 256)
-    assert (tmp_path / "a/index.json").read_bytes() == (tmp_path / "b/index.json").read_bytes()
+    a, b = (read_json(tmp_path / name / "index.json") for name in ("a", "b"))
+    assert {**a, "files": sorted(a["files"])} == {
+        **b,
+        "files": sorted(b["files"]),
+    }  # not their times

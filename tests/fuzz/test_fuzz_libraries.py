@@ -151,7 +151,16 @@ def test_running_axmodel_files(mode: Mode, data: st.DataObject, s8: Built, tmp_p
             session.run(None, feed, shape_group=group)
         layers = (s8.layers[0] if path == s8.post else changed, s8.layers[1])
         post = changed if path == s8.post else s8.post
-        model = load_files(ModelFiles(layers, post, s8.embedding, SHAPE["vocab_size"], SHAPE["hidden_size"]), mode)
+        model = load_files(
+            ModelFiles(
+                layers=layers,
+                post=post,
+                embedding=s8.embedding,
+                vocab_size=SHAPE["vocab_size"],
+                hidden_size=SHAPE["hidden_size"],
+            ),
+            mode,
+        )
         model.prefill(range(9))
         model.decode(1)
 

@@ -192,7 +192,7 @@ def test_failing_tool_is_reported_and_leaves_no_files(environment: dict[str, str
     assert run.status != 0
     assert "stamp could not compile" in run.shown and "out of licenses" in run.shown
     assert not [name for name in project.files() if name.endswith(".axmodel")]
-    assert not list((project / "results/store").glob(".*"))
+    assert [path.name for path in (project / "results/store").glob(".*")] in ([], [".lock"])
     assert stamped.snakemake().status == 0
 
 

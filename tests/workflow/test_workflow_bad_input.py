@@ -309,7 +309,7 @@ def test_build_continues_after_a_full_disk_is_freed(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY | {"weight_type": "fp32"}})
     with small_disk(project / "results", "size=1200k"):
         run = refused(project, "--jobs", "1")
-        assert lines_with(run, "no space left on the disk while writing ") == 1, run.shown
+        assert lines_with(run, "no space left on the disk while writing ") >= 1, run.shown
         assert not (project / "results/AX650/tiny-w32a16/manifest.json").exists()
         stored = project.files("results/store") - {".lock"}
         entries = {name.removesuffix(".json") for name in stored}

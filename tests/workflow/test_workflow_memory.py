@@ -64,7 +64,7 @@ def test_four_checks_do_not_start_where_two_fit(rebuilt: Project, tmp_path: Path
 
 
 def test_a_job_that_can_never_fit_is_refused_with_advice_that_works(project: Project, tmp_path: Path) -> None:
-    project.write_matrix({"tiny": ENTRY | {"sizes": {"layer": 500_000_000, "post": 150_000_000, "kv_width": 64}}})
+    project.write_matrix({"tiny": ENTRY | {"sizes": {"layer": 20_000_000, "post": 2_000_000_000, "kv_width": 64}}})
     needed = build_of(project).needs("check_generation").mem_mb
     small = machine_with(needed + 499, tmp_path / "machine")  # 500 MB are reserved
     for arguments in ((), ("-n",)):

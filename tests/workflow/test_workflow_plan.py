@@ -33,7 +33,9 @@ def expected_parts(clone: Project, matrix: str) -> dict[str, int]:
     models = len({build.model for build in builds})
     layers = sum(build.num_hidden_layers for build in builds)
     each = dict.fromkeys(("post", "embed", "bundle", "check_layers", "check_generation"), len(builds))
-    return {"fetch": models, "lock": models, "layer": layers, **each}
+    seeing = sum(build.model_type == "minicpmv" for build in builds)
+    vision = {"vision": seeing, "check_vision": seeing} if seeing else {}
+    return {"fetch": models, "lock": models, "layer": layers, **each, **vision}
 
 
 def planned_parts(shown: str) -> dict[str, int]:

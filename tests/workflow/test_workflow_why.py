@@ -65,4 +65,4 @@ def test_failed_plan_is_reported(made: Project) -> None:
     (made / "config/zoo.yaml").write_text("models: {tiny: {path: nowhere}}\n")
     done = subprocess.run([axzoo, "why"], cwd=made.folder, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "axzoo: snakemake cannot plan this build:\nWorkflowError" in done.stderr
+    assert "axzoo: snakemake cannot plan this build:\nconfig/zoo.yaml:1: missing key 'model_type'" in done.stderr

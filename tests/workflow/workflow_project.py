@@ -105,8 +105,9 @@ class Project:
         return {name: (stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats.items()}
 
     def digests(self, folder: str) -> dict[str, str]:
-        """The sha256 of each file."""
-        return {name: sha256(self / folder / name) for name in self.files(folder)}
+        """The sha256 of each file, except records of times: stamps of files, and a bundle's receipt with its stamps."""
+        names = (name for name in self.files(folder) if not _has_times(folder, name))
+        return {name: sha256(self / folder / name) for name in names}
 
     def made(self) -> dict[str, str]:
         """The sha256 of each file in bundles, receipts, locks and store.
@@ -127,6 +128,12 @@ class Project:
             model = ["--model_type", "llama", "--num_hidden_layers", layers, "--output", "results/locks/tiny"]
             assert main(["lock", "--source", source, *model]) == 0
         return Project(folder)
+
+
+def _has_times(folder: str, name: str) -> bool:
+    """Whether a file of `folder` is results/digests.json or results/receipts/CHIP/NAME.json."""
+    path = Path(folder, name)
+    return path == Path("results/digests.json") or (path.parts[:2] == ("results", "receipts") and len(path.parts) == 4)
 
 
 def without_marks(digests: Mapping[str, str]) -> dict[str, str]:

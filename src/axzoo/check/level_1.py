@@ -11,6 +11,7 @@ from axzoo.check.layers import LayerCheck, check_layers
 from axzoo.check.locked import LockedCheckpoint
 from axzoo.check.post_layer import FileCheck, check_embedding, check_post
 from axzoo.parts.checkpoint_oracle import checkpoint_oracle
+from axzoo.parts.kinds import kind_of
 from axzoo.parts.lock_index import read_index
 from axzoo.runtime.bundle_folder import Bundle
 
@@ -61,7 +62,13 @@ def check_files(
         faults.append("the manifest describes another model than the lock: build the bundle again")
     if len(layers) != oracle.spec.num_hidden_layers:
         faults.append(f"{len(layers)} layers were checked, but the model has {oracle.spec.num_hidden_layers}")
-    others = bundle.vision_files.values()  # check-vision reads them
-    read = {path.name for path in (*bundle.layers, bundle.post, bundle.embedding, *others)}
-    faults += [f"{name} is a part of the bundle, but was not read" for name in sorted(manifest.parts.keys() - read)]
+    read = {path.name for path in (*bundle.layers, bundle.post, bundle.embedding)}
+    unread = [name for name in sorted(manifest.parts.keys() - read) if _is_covered(manifest, name)]
+    faults += [f"{name} is a part of the bundle, but was not read" for name in unread]
     return Level1(tuple(layers), files, tuple(faults))
+
+
+def _is_covered(manifest: Manifest, name: str) -> bool:
+    """Whether this check or level 2 has to read a part's file. Other kinds have checks of their own, or none."""
+    part = manifest.part_ids.get(name)
+    return part is None or not {"check_layers", "check_generation"}.isdisjoint(kind_of(part.kind).checks)

@@ -213,8 +213,8 @@ class Build:
         if stage == "calibrate":
             needs = calibration_needs(weights)
             return Needs(needs.mem_mb + states_mb(sizes, self.calibration_tokens), needs.minutes)
-        if stage == "check_layers" and sizes is not None:  # holds one layer and the embedding
-            return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"])
+        if stage == "check_layers" and sizes is not None:  # one layer; the post layer stays in its file
+            return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"] // 12)
         if stage == "check_generation" and sizes is not None:
             return stage_needs(stage, weights, held=stored_bytes(self.recipe, self, sizes))
         return stage_needs(stage, weights)
