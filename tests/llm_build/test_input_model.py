@@ -14,7 +14,7 @@ from axzoo.parts.lock import make_lock
 from tiny_model import Checkpoint, make_checkpoint
 
 OPTION = Path("--model_type")
-MINICPMV = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 8, "vision_encoder": "vit", "query_num": 64}
+MINICPMV = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 8, "query_num": 64}
 
 
 def read(folder: Path, **override: object) -> InputModel:

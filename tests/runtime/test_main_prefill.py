@@ -39,6 +39,11 @@ BOARD = {
     "post_config_path": "post_config.json",
     "live_print": False,
     "continue": False,
+    "filename_vpm_resampler_axmodel": "",
+    "filename_vpm_encoder_axmodel": "",
+    "vpm_width": 280,
+    "vpm_height": 280,
+    "vpm_two_stage": False,
 }
 """The flags of ax-llm's main_prefill, except --prompt, and their defaults."""
 
@@ -240,7 +245,8 @@ def test_the_guide_lists_every_option() -> None:
     """The defaults in its table match the code."""
     page = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
     rows = dict(re.findall(r"^\| `--(\w+)` \| `([^|`]+)` \|", page, re.MULTILINE))
-    shown = {flag.name: str(int(flag.default) if isinstance(flag.default, bool) else flag.default) for flag in FLAGS}
+    defaults = {flag.name: int(flag.default) if isinstance(flag.default, bool) else flag.default for flag in FLAGS}
+    shown = {name: str(default) or '""' for name, default in defaults.items()}
     assert rows == shown
     parser = argparse.ArgumentParser()
     run.add_arguments(parser)

@@ -164,4 +164,10 @@ def test_parts_depend_only_on_their_own_fields() -> None:
     both = replace(recipe, hidden_state_type="fp32")
     assert both.for_layers() != recipe.for_layers()
     assert both.for_post() != recipe.for_post()
-    assert set(recipe.for_layers()) | set(recipe.for_post()) == set(Recipe.__dataclass_fields__)
+    by_host = replace(recipe, embedding_scale="host")
+    assert by_host.for_layers() == {**recipe.for_layers(), "embedding_scale": "host"}
+    image = replace(recipe, image_size=448)
+    assert image.for_vision() != recipe.for_vision()
+    assert image.for_layers() == recipe.for_layers()
+    fields = {*by_host.for_layers(), *recipe.for_post(), *recipe.for_vision()}
+    assert fields == set(Recipe.__dataclass_fields__)
