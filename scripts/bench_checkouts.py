@@ -104,7 +104,7 @@ def time_build(project: Project) -> tuple[float, float]:
     """Without fetching, which the network determines."""
     for path in (project.folder / "results").iterdir():
         if path.name != "checkpoints":
-            shutil.rmtree(path)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     return project.time(DEMO)
 
 
