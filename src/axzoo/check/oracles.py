@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from axzoo.backends.host.contents import read_contents
 from axzoo.bundle.manifest import read_manifest
-from axzoo.checkpoint.tensors import Array
+from axzoo.check.stored_weights import as_tensor, dequantized, scales_of
 from axzoo.model.oracle import Oracle, StreamedWeights
 from axzoo.runtime.buffers import Embedding
 from axzoo.runtime.bundle_folder import open_bundle
@@ -40,45 +42,31 @@ class FileWeights(StreamedWeights):
     """The tensors of a compiled file, dequantized whenever they are used. Indexing dequantizes a whole tensor."""
 
     def __init__(self, path: Path) -> None:
-        import onnx
-
-        initializers = onnx.load(path).graph.initializer
-        self._arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in initializers}
+        self._contents = read_contents(path)
+        self._tensors = {name: t for name, t in self._contents.tensors.items() if name.endswith((".weight", ".bias"))}
 
     def __getitem__(self, role: str) -> torch.Tensor:
         return torch.cat(list(self.rows(role)))
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self._tensors)
 
     def rows(self, role: str) -> Iterator[torch.Tensor]:
-        values = self._arrays[role]
-        if values.ndim != 2 or not role.endswith(".weight"):
+        values = self._tensors[role].array()
+        if values.ndim != 2:
             yield torch.from_numpy(values.astype(np.float32))
             return
-        scales = self._arrays.get(f"{role.removesuffix('.weight')}.scale")
+        scales = scales_of(self._contents, role)
         for start in range(0, values.shape[1], _ROWS):
             part = slice(start, start + _ROWS)
-            yield _dequantized(values[:, part], None if scales is None else np.atleast_2d(scales)[:, part])
+            yield dequantized(as_tensor(values[:, part].T), None if scales is None else scales[:, part])
 
     @property
     def parameters(self) -> int:
-        return sum(array.size for array in self._arrays.values())
-
-
-def _dequantized(values: Array, scale: Array | None) -> torch.Tensor:
-    """Dequantizes a stored matrix [in_features, out_features] -> [out_features, in_features]; vectors are unchanged.
-
-    scale [out_features], or [groups, out_features] for groups of equal size along in_features.
-    """
-    numbers = values.astype(np.float32)
-    if scale is not None:
-        groups = np.atleast_2d(scale)
-        numbers = numbers * np.repeat(groups, len(numbers) // len(groups), axis=0)
-    return torch.from_numpy(np.ascontiguousarray(numbers.T))
+        return sum(math.prod(tensor.shape) for tensor in self._tensors.values())
 
 
 def in_memory(oracle: Oracle) -> Oracle:

@@ -54,8 +54,7 @@ class Chat:
         Raises AxzooError when the tokenizer rejects the question. Iterating over the answer raises AxzooError when the
         prompt does not fit the context.
         """
-        content = question if image is None else image.placeholder + question
-        ids = self._encode([*self._system, *self._turns, {"role": "user", "content": content}])
+        ids = self._encode([*self._system, *self._turns, _user_message(question, image)])
         images = [*self._images, *([] if image is None else [image])]
         if images:
             from axzoo.runtime.image_encoder import insert_rows
@@ -65,14 +64,17 @@ class Chat:
 
     def remember(self, question: str, answer: str, image: EncodedImage | None = None) -> None:
         """Add a question, its image and its answer to the conversation."""
-        content = question if image is None else image.placeholder + question
-        self._turns += [{"role": "user", "content": content}, {"role": "assistant", "content": answer}]
+        self._turns += [_user_message(question, image), {"role": "assistant", "content": answer}]
         self._images += [] if image is None else [image]
 
     def reset(self) -> None:
         """Forget all turns."""
         self._turns, self._images = [], []
         self._model.reset()
+
+
+def _user_message(question: str, image: EncodedImage | None) -> Message:
+    return {"role": "user", "content": question if image is None else image.placeholder + question}
 
 
 def print_geometry(geometry: Geometry) -> None:
