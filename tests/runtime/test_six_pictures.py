@@ -91,7 +91,7 @@ def test_the_page_names_the_picture(
     page = context.new_page()
     page.goto(server.url)
     expect(page.get_by_role("button", name="Picture")).to_be_visible()
-    for name in ("night", "circle"):
+    for name in NAMES:
         page.locator("#file").set_input_files(str(pictures[name]))
         expect(page.locator("#preview")).to_be_visible()
         page.get_by_label("Question").fill(QUESTION)
