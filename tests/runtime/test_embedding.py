@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from axzoo.core.errors import AxzooError
-from axzoo.runtime.buffers import Embedding
+from axzoo.runtime.buffers import Embedding, ExtraRows
 
 
 @pytest.mark.parametrize("mmap", [True, False])
@@ -54,3 +54,17 @@ def test_an_empty_table_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(AxzooError, match="0 bytes"):
         Embedding(path, 0, 2)
+
+
+def test_extra_rows_keep_what_a_prompt_can_have(tmp_path: Path) -> None:
+    path = tmp_path / "embedding.bin"
+    np.zeros((4, 2), np.uint16).tofile(path)
+    extra = ExtraRows(Embedding(path, 4, 2), max_rows=6)
+    blocks = [np.full((2, 2), number, ml_dtypes.bfloat16) for number in range(1, 7)]
+    used = extra.add(blocks[0], ())
+    later = [extra.add(block, used) for block in blocks[1:]]
+    for ids, block in zip([used, *later[-3:]], [blocks[0], *blocks[-3:]], strict=True):
+        np.testing.assert_array_equal(extra.rows(ids), block)
+    with pytest.raises(AxzooError, match=f"token id {later[0][0]} is out of range"):
+        extra.rows(later[0])
+    assert extra.add(blocks[-1].copy(), used) == later[-1]

@@ -95,18 +95,16 @@ class Embedding:
         return rows if self._scale == 1 else (rows.astype(np.float32) * self._scale).astype(ml_dtypes.bfloat16)
 
 
-_MAX_EXTRA_BLOCKS = 64
-
-
 class ExtraRows:
     """Rows besides those of the embedding, such as the rows of images, with ids from `vocab_size` upwards.
 
-    The ids allow prompts with images to be compared and cached like text. The most recent blocks of rows are kept, and
-    those that the context uses.
+    The ids allow prompts with images to be compared and cached like text. The most recent blocks are kept, as many as a
+    prompt of `max_rows` tokens can have, and those that the context uses.
     """
 
-    def __init__(self, embedding: Embedding) -> None:
+    def __init__(self, embedding: Embedding, max_rows: int) -> None:
         self._embedding = embedding
+        self._max_rows = max_rows
         self._blocks: dict[bytes, tuple[int, NDArray[Any]]] = {}
         self._next = embedding.vocab_size
 
@@ -121,9 +119,11 @@ class ExtraRows:
         return list(range(first, first + len(rows)))
 
     def _drop_oldest(self, in_use: set[int]) -> None:
-        for key, (first, _) in list(self._blocks.items())[:-_MAX_EXTRA_BLOCKS]:
-            if first not in in_use:
+        newer = 0
+        for key, (first, block) in reversed(list(self._blocks.items())):
+            if newer >= self._max_rows and first not in in_use:
                 del self._blocks[key]
+            newer += len(block)
 
     def rows(self, ids: Sequence[int]) -> NDArray[Any]:
         """Return a copy of the rows, bf16 [len(ids), hidden_size]. Raises AxzooError when an id is unknown."""

@@ -119,7 +119,7 @@ class Model:
         self.geometry = network.geometry
         self._vocab_size = embedding.vocab_size
         self.has_topk = network.has_topk
-        self._rows = ExtraRows(embedding)
+        self._rows = ExtraRows(embedding, network.geometry.max_token_len)
         self.tokens: tuple[int, ...] = ()
 
     @property
