@@ -37,6 +37,11 @@ def test_request_is_the_estimate_times_the_attempt_up_to_the_limit() -> None:
     assert request(KNOWN, 5000) == 5000
 
 
+def test_what_runs_beside_the_command_is_added_once() -> None:
+    assert memory_request(KNOWN, "bundle", 1, 2, None, 150) == 10150  # type: ignore[arg-type]
+    assert memory_request(KNOWN, "bundle", 1, 2, (10100, "the largest node"), 150) == 10100  # type: ignore[arg-type]
+
+
 def test_jobs_of_unknown_size_and_small_jobs_may_take_everything() -> None:
     assert request(UNKNOWN, 3000, attempt=2) == 3000
     assert request(FakeBuild(1000, {"layer": 1}), 700) == 700

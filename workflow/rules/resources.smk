@@ -1,5 +1,5 @@
 # Memory and threads that jobs may use. Snakemake schedules by memory only if it knows how much there is.
-from axzoo.matrix.job_memory import memory_request, usable_memory_mb
+from axzoo.matrix.job_memory import SNAKEMAKE_MB, memory_request, usable_memory_mb
 from axzoo.report import slurm
 
 # Jobs on other machines do not share the memory of this one. Inside a cluster job, the cluster has made room.
@@ -24,7 +24,8 @@ def job_memory(stage, parts=1):
 
     def request(w, attempt):
         build = PLAN.build(w) if hasattr(w, "chip") else PLAN.model(w)
-        return memory_request(build, stage, parts, attempt, available_memory())
+        beside = 0 if RUNS_JOBS_HERE else SNAKEMAKE_MB
+        return memory_request(build, stage, parts, attempt, available_memory(), beside)
 
     return request
 

@@ -9,6 +9,9 @@ from axzoo.matrix.build import Build
 _RESERVED_MB = 500
 """For Snakemake, which takes up to 440 MB to plan 20,000 jobs, and other programs."""
 
+SNAKEMAKE_MB = 150
+"""For Snakemake itself, which runs every job on another machine: 105 MB when it was measured."""
+
 _SMALL_MB = 1000
 """Estimates up to this are generous bounds for small jobs, which the machine may do with less."""
 
@@ -19,22 +22,25 @@ def usable_memory_mb() -> int:
     return memory - min(_RESERVED_MB, memory // 4)
 
 
-def memory_request(build: Build, stage: str, parts: int, attempt: int, available: tuple[int, str] | None) -> int:
+def memory_request(
+    build: Build, stage: str, parts: int, attempt: int, available: tuple[int, str] | None, beside: int = 0
+) -> int:
     """The `mem_mb` of a job: its estimate, times the number of the attempt, but at most what is available.
 
     `available` is the memory in MB that a job can have, and where; None if unknown. A job whose size is unknown may
-    take all of it. Raises AxzooError when the estimate of a job of known size exceeds it.
+    take all of it. `beside` is the memory in MB of what else runs in the job.
+    Raises AxzooError when the estimate of a job of known size exceeds what is available.
     """
     needed = build.needs(stage, parts).mem_mb
     if available is None:
-        return needed * attempt
+        return needed * attempt + beside
     limit, where = available
     if too_large := _excess(build, stage, parts, limit, where):
         raise AxzooError(
             f"{too_large}: {_advice(build, stage, parts)}use a machine with more memory, or add "
             f"`--resources mem_mb={needed}` to try it anyway"
         )
-    return min(needed * attempt, limit)
+    return min(needed * attempt + beside, limit)
 
 
 def refuse_stage(build: Build, stage: str, advice: str) -> None:

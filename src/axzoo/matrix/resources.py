@@ -66,7 +66,7 @@ _STAGES: Mapping[str, _Stage] = {
     "lock": _Stage(1000, 0.1),
     "calibrate": _Stage(500, 20.0, bytes_per_weight=4, unknown_mb=2000),  # torch, and at most HELD_BYTES
     "bundle": _Stage(500, 0.1),
-    "check_layers": _Stage(400, 0.5, bytes_per_weight=12),  # fp32 of a layer: the checkpoint's, the file's, scratch
+    "check_layers": _Stage(450, 0.5, bytes_per_weight=12),  # fp32 of a layer: the checkpoint's, the file's, scratch
     "check_generation": _Stage(700, 1.0, bytes_per_weight=1),  # the mapped files, in bytes
     "check_vision": _Stage(500, 1.0, bytes_per_weight=3),  # stored up to twice while loading, fp32 one block at a time
 }
