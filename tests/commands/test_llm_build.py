@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from axzoo.bundle.boards.lengths import recipe_lengths
 from axzoo.cli import main
 from axzoo.commands import llm_build
+from axzoo.commands._arguments import recipe_from
 from tiny_model import Checkpoint, make_checkpoint
 
 OPTIONS = """
@@ -73,7 +75,7 @@ def test_help_states_the_defaults(parser: argparse.ArgumentParser) -> None:
 
 def test_documented_defaults(parser: argparse.ArgumentParser) -> None:
     args = parser.parse_args(["--input_path", "x"])
-    assert (args.prefill_len, args.kv_cache_len, args.parallel, args.post_topk) == (0, 127, 1, 0)
+    assert (args.prefill_len, args.kv_cache_len, args.parallel, args.post_topk) == (None, 127, 1, 0)
     assert (args.hidden_state_type, args.weight_type, args.post_weight_type, args.check_level) == (
         "bf16",
         "s8",
@@ -81,6 +83,18 @@ def test_documented_defaults(parser: argparse.ArgumentParser) -> None:
         0,
     )
     assert (args.output_path, args.prompt, args.chip, args.ret_postnorm) == (Path(), "1+1=", "AX650", False)
+
+
+@pytest.mark.parametrize(
+    ("words", "prefill_len"),
+    [([], 127), (["--kv_cache_len", "1023"], 128), (["--kv_cache_len", "31"], 31), (["--prefill_len", "0"], 0)],
+)
+def test_prefill_groups_end_where_the_cache_does(
+    parser: argparse.ArgumentParser, words: list[str], prefill_len: int
+) -> None:
+    recipe = recipe_from(parser.parse_args(["--input_path", "x", *words]))
+    assert recipe.prefill_len == prefill_len
+    assert recipe_lengths(recipe).fit == (prefill_len > 0)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +123,7 @@ def test_invalid_option_values(words: list[str], capsys: pytest.CaptureFixture[s
     [
         (["--prefill_len", "256"], "kv_cache_len 127 is too small for a prefill of 256 tokens"),
         (
-            ["--last_kv_cache_len", "128"],
+            ["--prefill_len", "0", "--last_kv_cache_len", "128"],
             "last_kv_cache_len requires prefill groups, but prefill_len is 0",
         ),
         (["-w", "bf16", "--weight_group_size", "32"], "weight_group_size 32 requires integer weights"),

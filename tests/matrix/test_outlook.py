@@ -19,8 +19,9 @@ from axzoo.fetch.sources import FolderSource, HubSource
 from axzoo.matrix import outlook
 from axzoo.matrix.build import Build
 from axzoo.matrix.entries import load_zoo
-from axzoo.matrix.outlook import build_problems, refuse_problems, to_fetch
+from axzoo.matrix.outlook import build_problems, host_lines, refuse_problems, to_fetch
 from axzoo.parts.lock import make_lock, write_lock
+from axzoo.weights.recipe import Recipe
 from tiny_model import LAYERS, Checkpoint
 
 sys.path.append(str(Path(__file__).parents[1] / "fetch"))
@@ -214,3 +215,15 @@ def test_the_header_of_a_gguf_file_is_known_until_it_is_locked(build: Build) -> 
     assert list(build_problems(replace(of_gguf, recipe=replace(recipe, kv_cache_len=supported)))) == []
     write_json(build.locks / "index.json", {})
     assert list(build_problems(of_gguf)) == []
+
+
+def test_lines_about_hosts_name_the_models_that_cannot_be_loaded(build: Build) -> None:
+    """Once for all models with the same lengths, and the build is not refused: main_prefill loads it."""
+    long = Recipe(last_kv_cache_len=tuple(range(128, 1024, 128)))
+    builds = [replace(build, model=f"m{index}", recipe=long) for index in (1, 2, 3, 4, 5, 1)]
+    fitting = replace(build, recipe=Recipe(last_kv_cache_len=(128, 256)))
+    line, of_topk = host_lines([*builds, fitting, replace(build, recipe=replace(fitting.recipe, post_topk=3))])
+    assert line.startswith("m1, m2, m3 and 2 more models: kv_cache_len 1023 is shorter than the prefill groups, which")
+    assert of_topk.startswith("tiny: post_topk 3 replaces the logits, which axllm needs")
+    assert host_lines([fitting]) == []
+    assert [*build_problems(replace(build, recipe=replace(long, kv_cache_len=127, last_kv_cache_len=())))] == []

@@ -67,7 +67,7 @@ def test_zoo_builds_by_chip() -> None:
     assert Counter(build.chip for build in zoo.left_out()) == {"AX650": 9, "AX620E": 34}
     assert sum(part.kind == "layer" for build in builds for part in build.parts.values()) == 1984
     assert {build.tag for build in builds} == {"w8a16"}
-    assert {build.recipe.max_prompt_len for build in builds} == {1024}
+    assert {build.recipe.max_prompt_len for build in builds} == {896}
 
 
 def test_left_out_builds_have_reasons_with_numbers() -> None:

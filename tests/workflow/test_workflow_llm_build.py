@@ -246,9 +246,10 @@ def test_level_2_simulates_as_documented(desk: Desk, compiled: str) -> None:
 
 
 def test_a_model_config_and_no_prefill(desk: Desk, compiled: str) -> None:
-    """The other documented command has no --prefill_len, so files and check are decode-only. With --parallel 8, each
-    layer has its own worker."""
-    shown = desk.build(WITH_CONFIG + " --check_level 1")
+    """With --prefill_len 0, files and check are decode-only. With --parallel 8, each layer has its own worker."""
+    shown = desk.build(WITH_CONFIG + " --prefill_len 0 --check_level 1")
+    warnings = [line for line in shown.splitlines() if "--prefill_len 0 builds no prefill groups, so axllm" in line]
+    assert warnings and "use prefill_len 128, unless the host is" in warnings[0]
     assert shown.startswith(CONFIG_BLOCK)
     assert desk.files() == {
         *BESIDES,

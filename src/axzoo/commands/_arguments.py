@@ -136,7 +136,12 @@ def add_doors(parser: argparse.ArgumentParser, default_port: int) -> None:
 
 def add_layer_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-w", "--weight_type", choices=WEIGHT_TYPES, default="s8", help="type of layer weights (s8)")
-    parser.add_argument("--prefill_len", type=int, default=0, metavar="N", help="tokens per prefill step (0: none)")
+    parser.add_argument(
+        "--prefill_len",
+        type=int,
+        metavar="N",
+        help="tokens per prefill step; 0: none (128, or kv_cache_len if that is less)",
+    )
     parser.add_argument("--kv_cache_len", type=int, default=127, metavar="N", help="tokens in the KV cache (127)")
     parser.add_argument(
         "--last_kv_cache_len",
@@ -199,9 +204,12 @@ def add_vision_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_from(args: argparse.Namespace) -> Recipe:
-    """The recipe given by the arguments. Fields without an argument keep their defaults."""
+    """The recipe given by the arguments. Fields without an argument keep their defaults, except that the prefill groups
+    end where the KV cache does, as the boards' hosts require."""
     options = {name: getattr(args, name, None) for name in Recipe.__dataclass_fields__}
     given = {name: value for name, value in options.items() if value is not None}
+    if "prefill_len" not in given and "kv_cache_len" in given:
+        given["prefill_len"] = max(1, min(Recipe.prefill_len, given["kv_cache_len"]))
     if "last_kv_cache_len" in given:
         given["last_kv_cache_len"] = tuple(given["last_kv_cache_len"])
     return Recipe(**given)

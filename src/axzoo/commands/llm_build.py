@@ -84,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import replace
     from functools import partial
 
+    from axzoo.bundle.boards.lengths import host_warnings
     from axzoo.core.errors import AxzooError
     from axzoo.llm_build.input_model import read_model, read_override
     from axzoo.llm_build.output import check_output_path, place_bundle
@@ -117,6 +118,8 @@ def run(args: argparse.Namespace) -> None:
         if args.check_level and model.tokenizer:
             refuse_prompt(len(model.tokenizer.encode(build.prompt)), recipe)
         print(format_config(model.shown_name, model.spec), flush=True)
+        for warning in host_warnings(recipe):
+            logger.warning(f"--{warning}")
         logger.info(f"preparing llm model: reading and hashing {model.parameters / 1e6:.0f} million parameters")
         project.make([build.locks / MADE_FROM], jobs=args.parallel, layers_per_job=1, quiet=True)
         logger.log(SUCCESS, "prepare llm model done!")

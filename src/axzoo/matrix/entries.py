@@ -158,13 +158,14 @@ class Defaults(BaseModel):
         default=Recipe.vpm_two_stage, strict=True, description="Vision models: tower and resampler in two files."
     )
     prefill_len: _Length = Field(
-        default=Recipe.prefill_len, description="Tokens per prefill chunk; 0 builds decode only."
+        default=Recipe.prefill_len, description="Tokens per prefill chunk; 0 builds decode only, which few hosts load."
     )
     kv_cache_len: _Length = Field(default=Recipe.kv_cache_len, description="Capacity of the KV cache in tokens.")
     last_kv_cache_len: tuple[_Length, ...] = Field(
         default=Recipe.last_kv_cache_len,
         max_length=256,
-        description="Cached tokens before each prefill chunk after the first: 1, 2, ... times prefill_len.",
+        description="Cached tokens before each prefill chunk after the first: 1, 2, ... times prefill_len; for axllm, "
+        "the last one plus prefill_len must not exceed kv_cache_len.",
     )
     prompt: _Text = Field(default="What is the capital of France?", description="Prompt of the generation check.")
     chat: bool = Field(default=True, strict=True, description="Apply the tokenizer's chat template to the prompt.")

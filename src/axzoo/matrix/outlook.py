@@ -7,9 +7,10 @@ to read the config.json of a checkpoint on this machine.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from axzoo.bundle.boards.lengths import host_warnings
 from axzoo.core.errors import AxzooError
 from axzoo.fetch.sources import RECEIPT, FolderSource, HubSource, is_complete, source_keys
 from axzoo.matrix.build import RESULTS, Build
@@ -20,6 +21,8 @@ from axzoo.weights.recipe import WEIGHT_GROUP_SIZES, Recipe
 
 BYTES_PER_WEIGHT = 2
 """Of bf16 and fp16, in which almost all models are published."""
+MAX_NAMES = 3
+"""How many models a line about several of them names."""
 
 
 def refuse_problems(builds: Iterable[Build]) -> None:
@@ -55,6 +58,20 @@ def build_problems(build: Build) -> Iterator[str]:
         return
     if spec is not None and (problem := recipe_problem(spec, build.recipe)):
         yield f"models.{build.model}: {problem}"
+
+
+def host_lines(builds: Iterable[Build]) -> list[str]:
+    """A line for each property with which a board's host cannot load the builds, with the models that have it."""
+    models: dict[str, dict[str, None]] = {}
+    for build in builds:
+        for warning in host_warnings(build.recipe):
+            models.setdefault(warning, {})[build.model] = None
+    return [f"{_names(list(found))}: {warning}" for warning, found in models.items()]
+
+
+def _names(models: Sequence[str]) -> str:
+    shown = ", ".join(models[:MAX_NAMES])
+    return shown if len(models) <= MAX_NAMES else f"{shown} and {len(models) - MAX_NAMES} more models"
 
 
 def known_spec(build: Build) -> DecoderSpec | None:

@@ -1,0 +1,1 @@
+"""What the host programs of boards load: the lengths that they derive, their config files, their chat templates."""
