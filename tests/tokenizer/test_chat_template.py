@@ -62,18 +62,18 @@ LOOP_ON_REQUEST = (
 def test_a_process_serves_many_conversations_and_is_replaced_when_it_dies() -> None:
     renderer = ChatRenderer(LOOP_ON_REQUEST, {})
     assert renderer.render(MESSAGES, True) == "hi"
-    first = renderer._process
+    first = renderer._child._process
     assert first is not None
     assert renderer.render([{"role": "user", "content": "ho"}], True) == "ho"
-    assert renderer._process is first
+    assert renderer._child._process is first
     with pytest.raises(AxzooError, match="does not finish"):
         renderer.render([{"role": "user", "content": "loop"}], True)
     assert renderer.render(MESSAGES, True) == "hi"
-    assert renderer._process is not None
-    renderer._process.kill()
-    renderer._process.wait()
+    assert renderer._child._process is not None
+    renderer._child._process.kill()
+    renderer._child._process.wait()
     assert renderer.render(MESSAGES, True) == "hi"
-    second = renderer._process
+    second = renderer._child._process
     del renderer
     gc.collect()
     assert first.returncode is not None

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from axzoo.bundle.manifest import MANIFEST, MANIFEST_LIMIT, FileRecord, Manifest, parse_manifest
 from axzoo.bundle.verification import require_intact
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import TEMPORARY_SUFFIX, atomic_path, require_space
+from axzoo.core.files import TEMPORARY_SUFFIX, atomic_path, open_regular, read_bytes, require_space
 
 _BLOCK = tarfile.BLOCKSIZE
 _RECORD = tarfile.RECORDSIZE
@@ -39,13 +39,13 @@ def pack(folder: Path, output: Path) -> None:
     require_intact(folder)
     if output.resolve().is_relative_to(folder.resolve()):
         raise AxzooError(f"{output} is inside the bundle: write the archive somewhere else")
-    data = (folder / MANIFEST).read_bytes()
+    data = read_bytes(folder / MANIFEST, MANIFEST_LIMIT)
     manifest = _parse(data, folder / MANIFEST)
     with atomic_path(output) as temporary, temporary.open("wb") as archive:
         archive.write(_header(manifest.name, MANIFEST, len(data)) + data + _padding(len(data)))
         for name, record in sorted(manifest.files.items()):
             archive.write(_header(manifest.name, name, record.size))
-            with (folder / name).open("rb") as file:
+            with open_regular(folder / name) as file:
                 _copy(file, archive, record, f"{folder / name} changed while it was being packed: verify the bundle")
             archive.write(_padding(record.size))
         archive.write(_end(archive.tell()))
@@ -60,7 +60,7 @@ def unpack(path: Path, target: Path) -> Manifest:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise AxzooError(f"{target} exists: choose a new folder")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("rb") as archive, _temporary_folder(target) as temporary:
+    with open_regular(path) as archive, _temporary_folder(target) as temporary:
         manifest = _extract_manifest(archive, path, temporary)
         require_space(temporary, manifest.size)
         damaged = f"{path} is damaged or was not written by `axzoo pack`: download it again"

@@ -19,7 +19,7 @@ import yaml
 
 from axzoo import __version__
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json
+from axzoo.core.files import has_file, open_regular, read_json
 from axzoo.weights.formats import is_calibrated
 from axzoo.weights.recipe import Recipe
 
@@ -106,7 +106,7 @@ def licences(checkpoint: Path) -> list[str]:
     named = _strings(card, "license")
     if named == ["other"]:
         named = _strings(card, "license_name") or named
-    if named or not (checkpoint / "config.json").is_file():
+    if named or not has_file(checkpoint / "config.json"):
         return named
     config = read_json(checkpoint / "config.json")
     licence = config.get("license") if isinstance(config, dict) else None
@@ -115,9 +115,9 @@ def licences(checkpoint: Path) -> list[str]:
 
 def _front_matter(path: Path) -> str:
     """The YAML at the top of a model card; "" if the file is missing or has no front matter."""
-    if not path.is_file():
+    if not has_file(path):
         return ""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         head = file.read(_FRONT_MATTER_LIMIT).decode(errors="replace").replace("\r\n", "\n")
     card = re.match(r"---\n(.*?)\n---(\n|$)", head, re.DOTALL)
     return card[1] if card else ""

@@ -30,6 +30,7 @@ from axzoo.check.stored_weights import (
 )
 from axzoo.core.dtypes import NUMPY_DTYPES
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import open_regular
 from axzoo.model.oracle import norm
 from axzoo.model.spec import PostSpec
 from axzoo.parts.groups import post_groups
@@ -61,7 +62,8 @@ def check_embedding(path: Path, checkpoint: LockedCheckpoint) -> FileCheck:
     shape = checkpoint.part(PartId("embed")).tensors[EMBEDDING].shape
     if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1]:
         return FileCheck(path.name, (f"{path.name} does not hold {shape[0]} rows of {shape[1]} bf16 numbers",))
-    table: NDArray[Any] = np.memmap(path, ml_dtypes.bfloat16, "r", shape=(shape[0], shape[1]))
+    with open_regular(path) as file:
+        table: NDArray[Any] = np.memmap(file, ml_dtypes.bfloat16, "r", shape=(shape[0], shape[1]))
     wrong, start = [], 0
     for block in checkpoint.blocks(PartId("embed"), EMBEDDING):
         stop = start + len(block)

@@ -11,7 +11,7 @@ from pathlib import Path
 from axzoo.checkpoint.listing import Listing
 from axzoo.checkpoint.selection import CheckpointFiles, Weights, is_gguf, select_files, select_weights
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json
+from axzoo.core.files import open_regular, read_json
 
 RECEIPT = "source.json"
 """The receipt of a fetch, in the folder that it was fetched into."""
@@ -114,16 +114,14 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
 
 
 def _is_lfs_pointer(path: Path) -> bool:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(len(_LFS)) == _LFS
 
 
 def _is_gguf_file(path: Path) -> bool:
     if is_gguf(path.name):
         return True
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(4) == b"GGUF"
 
 

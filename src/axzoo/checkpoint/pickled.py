@@ -22,7 +22,7 @@ from axzoo.checkpoint.shard_index import check_placed
 from axzoo.checkpoint.tensors import Array, TensorInfo, repeated
 from axzoo.checkpoint.writing import CONVERTED, tensor_bytes, write_safetensors
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import megabytes, require_space
+from axzoo.core.files import megabytes, open_regular, require_space
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def _load(path: Path) -> dict[Any, Any]:
 def _check_archive(path: Path) -> None:
     """Raises AxzooError unless the file is a zip archive whose entries can be mapped."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if file.read(4) != b"PK\3\4":
                 raise AxzooError(
                     f"{path} is not in the zip format that torch has written since version 1.6: convert "

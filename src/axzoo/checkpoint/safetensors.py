@@ -21,6 +21,7 @@ from axzoo.checkpoint.selection import Weights
 from axzoo.checkpoint.shard_index import check_placed
 from axzoo.checkpoint.tensors import BLOCK_BYTES, Array, TensorInfo, repeated
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import require_regular
 
 
 class SafetensorsCheckpoint:
@@ -68,6 +69,7 @@ class SafetensorsCheckpoint:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    require_regular(path)
     try:
         file: Any = safe_open(path, framework="numpy")
     except FileNotFoundError:

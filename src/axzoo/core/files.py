@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +55,64 @@ def atomic_path(path: Path) -> Iterator[Path]:
         publish(temporary, path)
 
 
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file for reading. Links are followed.
+
+    A pipe may never deliver data, and a device may never end, so anything else is refused. The open file is examined,
+    so that it cannot be exchanged in between. Raises AxzooError for anything but a regular file, and OSError when it
+    cannot be opened.
+    """
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    try:
+        fd = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY)  # would otherwise wait for a writer of a pipe
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise _not_regular(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise _not_regular(path)
+    return fd
+
+
+def _not_regular(path: str | Path) -> AxzooError:
+    return AxzooError(f"{path} is not a regular file, but a folder, a pipe or a device: replace it by a file")
+
+
+def require_regular(path: Path) -> None:
+    """Raises AxzooError if something other than a regular file is there, for libraries that open files themselves."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode):
+        raise _not_regular(path)
+
+
+def has_file(path: Path) -> bool:
+    """Whether an optional file exists. Raises AxzooError when something else is there, or a link to nothing."""
+    if path.is_file():
+        return True
+    if path.is_symlink() or path.exists():
+        raise AxzooError(f"{path} is not a regular file, or a link to nothing: replace it by a file, or remove it")
+    return False
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """The content of a regular file. Raises AxzooError when it has more than `limit` bytes; OSError if unreadable."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise _too_large(path, size, limit)
+        return file.read(size)
+
+
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's contents, in hexadecimal."""
-    with path.open("rb") as file:
+    """The sha256 of a file's contents, in hexadecimal. Raises like `open_regular`."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -86,17 +144,20 @@ def require_size(path: Path, limit: int) -> None:
     """Raises AxzooError when the file has more than `limit` bytes."""
     size = path.stat().st_size
     if size > limit:
-        raise AxzooError(f"{path} has {size} bytes, but at most {limit} are plausible for this file")
+        raise _too_large(path, size, limit)
+
+
+def _too_large(path: Path, size: int, limit: int) -> AxzooError:
+    return AxzooError(f"{path} has {size} bytes, but at most {limit} are plausible for this file")
 
 
 def read_json(path: Path, limit: int = 64 << 20) -> Any:
     """Parses a JSON file of at most `limit` bytes.
 
-    Raises AxzooError when the file is missing, larger than that, or not valid JSON.
+    Raises AxzooError when the file is missing, larger than that, not a regular file, or not valid JSON.
     """
     try:
-        require_size(path, limit)
-        return json.loads(path.read_bytes())
+        return json.loads(read_bytes(path, limit))
     except FileNotFoundError:
         raise AxzooError(f"{path} is missing") from None
     except (ValueError, RecursionError) as error:

@@ -12,6 +12,7 @@ from huggingface_hub.file_download import repo_folder_name
 from axzoo.checkpoint.local_files import LocalCheckpoint, check_files, list_folder
 from axzoo.checkpoint.selection import select_files
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import has_file, read_bytes
 from axzoo.fetch.converted import convert_checkpoint, is_converted, prepare_output
 from axzoo.fetch.sources import FetchedFile, FetchedFiles, HubSource, hashed_file, write_receipt
 
@@ -48,7 +49,7 @@ def _snapshot(source: HubSource) -> tuple[str, Path]:
     repository = cache / repo_folder_name(repo_id=source.repo, repo_type="model")
     commit, reference = source.revision, repository / "refs" / source.revision
     if not _COMMIT.fullmatch(commit) and reference.resolve().is_relative_to(repository / "refs"):
-        commit = reference.read_text(errors="replace").strip() if reference.is_file() else ""
+        commit = read_bytes(reference, 4096).decode(errors="replace").strip() if has_file(reference) else ""
     snapshot = repository / "snapshots" / commit
     if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
         raise AxzooError(

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import open_regular
 
 MAX_BYTES = 4 << 20  # enough for ten thousand models; limits the memory that a malicious file can use
 MAX_DEPTH = 16
@@ -79,7 +80,7 @@ def read_document(path: Path) -> Document:
 
 def _read_text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise AxzooError(f"cannot read {path}: {error.strerror}") from None

@@ -19,7 +19,7 @@ from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.local_files import find_checkpoint, remedy
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import atomic_path, read_json, require_space
+from axzoo.core.files import atomic_path, open_regular, read_json, require_space
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families import load_family
 from axzoo.model.spec import TensorRef
@@ -74,7 +74,7 @@ def fp32_to_bf16(source: Path, output: Path, rounding: Bf16Rounding = nearest_ev
                 raise AxzooError(f"{source} is not a file of fp32 numbers: its size is not a multiple of 4 bytes")
             yield np.frombuffer(data, "<f4")
 
-    with source.open("rb") as file:
+    with open_regular(source) as file:
         if file.read(len(_NPY_MAGIC)) == _NPY_MAGIC:
             raise AxzooError(f"{source} is an .npy file, which has a header: use the .float32.bin beside it")
         file.seek(0)

@@ -24,7 +24,7 @@ from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.local_files import remedy
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import json_text, sha256_of, write_text
+from axzoo.core.files import has_file, json_text, sha256_of, write_text
 from axzoo.model.families import Family, load_family
 from axzoo.model.reading import read_spec
 from axzoo.model.spec import DecoderSpec, TensorRef
@@ -123,7 +123,7 @@ def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, 
     which ones changed."""
     for part in lock.parts:
         _write_changed(folder / part.id.lock_file, part.to_dict())
-    files = {name: sha256_of(checkpoint / name) for name in TOKENIZER_FILES if (checkpoint / name).is_file()}
+    files = {name: sha256_of(checkpoint / name) for name in TOKENIZER_FILES if has_file(checkpoint / name)}
     index: dict[str, Any] = {"spec": lock.spec.to_dict(), "source": source, "tokenizer_files": files}
     if lock.ignored:
         index["ignored"] = lock.ignored

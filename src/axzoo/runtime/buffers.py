@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import has_file, open_regular
 
 _MASKED = -65536.0
 """The value the board uses (bf16 0xC780)."""
@@ -67,7 +68,7 @@ class Embedding:
     """
 
     def __init__(self, path: Path, vocab_size: int, hidden_size: int, mmap: bool = True, scale: float = 1.0) -> None:
-        if not path.is_file():
+        if not has_file(path):
             raise AxzooError(f"{path} is missing: build the bundle again")
         expected, found = vocab_size * hidden_size * _BYTES_PER_VALUE, path.stat().st_size
         if expected != found or expected <= 0:
@@ -77,9 +78,10 @@ class Embedding:
             )
         shape = (vocab_size, hidden_size)
         self._scale = scale
-        self._table: NDArray[Any] = (
-            np.memmap(path, np.uint16, "r", shape=shape) if mmap else np.fromfile(path, np.uint16).reshape(shape)
-        )
+        with open_regular(path) as file:
+            self._table: NDArray[Any] = (
+                np.memmap(file, np.uint16, "r", shape=shape) if mmap else np.fromfile(file, np.uint16).reshape(shape)
+            )
 
     @property
     def vocab_size(self) -> int:

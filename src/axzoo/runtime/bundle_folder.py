@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json
+from axzoo.core.files import has_file, read_json
 from axzoo.tokenizer.tokenizer_folder import vocabulary_file
 
 _T = TypeVar("_T")
@@ -77,7 +77,7 @@ def open_bundle(folder: Path) -> Bundle:
     outside the bundle.
     """
     config_path = folder / "config.json"
-    if not config_path.is_file():
+    if not has_file(config_path):
         raise AxzooError(
             f"{folder} is not a bundle: it has no config.json. Build it first, or pass a folder like results/AX650/NAME"
         )

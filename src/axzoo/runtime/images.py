@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import read_bytes
 
 Pixels = NDArray[np.uint8]
 """An RGB image [height, width, 3]."""
@@ -30,7 +31,7 @@ def read_picture(path: Path) -> Pixels:
         raise AxzooError(f"{path} is not a file: pass a picture")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise AxzooError(f"{path} has {path.stat().st_size >> 20} MB, and a picture may have {MAX_FILE_BYTES >> 20}")
-    return decode_picture(path.read_bytes(), str(path))
+    return decode_picture(read_bytes(path, MAX_FILE_BYTES), str(path))
 
 
 def decode_picture(content: bytes, name: str = "the picture") -> Pixels:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json
+from axzoo.core.files import has_file, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def read_post_config(path: Path) -> PostConfig:
 
     Raises AxzooError when the file is not a JSON object, has an unknown key, or a value is invalid.
     """
-    if not path.is_file():
+    if not has_file(path):
         logger.warning(f"{path} is missing: using greedy decoding")
         return GREEDY
     data = read_json(path)

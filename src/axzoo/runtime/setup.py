@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json
+from axzoo.core.files import has_file, read_json
 from axzoo.runtime.bundle_folder import ModelFiles, VisionFiles, open_bundle
 from axzoo.runtime.prompting import HTTP, MINICPM, PROMPT_FORMATS, TokenizerChoice
 
@@ -195,7 +195,7 @@ def _vision(values: dict[str, Any]) -> VisionFiles | None:
 
 def _embedding_scale(config: Path) -> float:
     """The factor for embedding rows, which no flag of main_prefill gives: from the bundle's config.json, or 1."""
-    scale = read_json(config).get("embedding_scale", 1.0) if config.is_file() else 1.0
+    scale = read_json(config).get("embedding_scale", 1.0) if has_file(config) else 1.0
     if not isinstance(scale, float):
         raise AxzooError(f"{config}: embedding_scale must be a number, not {scale!r:.80}")
     return scale

@@ -156,17 +156,21 @@ class AnswerQueue:
         answer = await self._run(self._thread, lambda: self._start(prompt, question))
         pending = PendingLogprobs(answer.steps)
         text, count = "", 0
+
+        def step() -> str | None:
+            """Return the text that the next token completes, or None if there is none. Untrusted code decodes it."""
+            token = next(answer.tokens, None)
+            return None if token is None else stream.push(token)
+
         try:
-            while (
-                not stops.found
-                and (token := await self._run(self._thread, lambda: next(answer.tokens, None))) is not None
-            ):
+            while not stops.found and (new := await self._run(self._thread, step)) is not None:
                 count += 1
-                if piece := stops.push(stream.push(token)):
+                if piece := stops.push(new):
                     text += piece
                     yield pending.piece(piece, count, stops.found)
             if not stops.found:
-                rest = stops.push(stream.flush(truncated=answer.generation.stop_reason != "eos"))
+                truncated = answer.generation.stop_reason != "eos"
+                rest = stops.push(await self._run(self._thread, lambda: stream.flush(truncated)))
                 rest += stops.flush()
                 if rest or pending.has_logprobs(count):
                     text += rest

@@ -15,7 +15,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json
+from axzoo.core.files import has_file, read_json
 from axzoo.serving.fields import shown
 from axzoo.serving.tokenizer_requests import DecodeRequest, EncodeRequest, ResetRequest
 from axzoo.tokenizer.conversation import Conversation, chat_encoder, end_id, mark_sent, new_conversation
@@ -122,7 +122,7 @@ def load_served_tokenizer(folder: Path) -> ServedTokenizer:
         return ServedTokenizer(tokenizer, tokenizer.chat is not None, "")
     tokenizer = load_tokenizer(folder / "tokenizer")
     path = folder / "config.json"
-    config = read_json(path) if path.is_file() else {}
+    config = read_json(path) if has_file(path) else {}
     if not isinstance(config, dict):
         raise AxzooError(f"{path} must hold a JSON object")
     chat, system_prompt = config.get("chat", tokenizer.chat is not None), config.get("system_prompt", "")
@@ -133,8 +133,6 @@ def load_served_tokenizer(folder: Path) -> ServedTokenizer:
 
 MAX_SESSIONS = 256
 MAX_IDLE_SECONDS = 3600.0
-_MAX_INLINE_IDS = 64
-"""Up to this many ids are decoded in the event loop, which is faster than passing them to a thread."""
 _MAX_PARALLEL_CHARACTERS = 1 << 14
 """Longer texts are encoded one at a time, because encoding takes several hundred bytes of memory per character."""
 
@@ -192,10 +190,10 @@ class TokenizerService:
         if any(index >= self.vocab_size for index in body.token_ids):
             raise AxzooError(f"token_ids: ids must be below {self.vocab_size}, not {shown(max(body.token_ids))}")
         if body.uid is None:
-            return {"text": await _decode(lambda ids: self.tokenizer.decode(ids, False), body.token_ids)}
+            return {"text": await run_in_threadpool(self.tokenizer.decode, body.token_ids, False)}
         session = self._session(body.uid)
         async with session.lock:
-            return {"text": await _decode(lambda ids: "".join(map(session.stream.push, ids)), body.token_ids)}
+            return {"text": await run_in_threadpool(lambda: "".join(map(session.stream.push, body.token_ids)))}
 
     async def reset(self, body: ResetRequest) -> dict[str, Any]:
         session = self._session(body.uid)
@@ -234,7 +232,3 @@ def make_service(served: ServedTokenizer) -> TokenizerService:
         vocab_size=tokenizer.vocab_size,
         sessions=UserSessions(MAX_SESSIONS, MAX_IDLE_SECONDS),
     )
-
-
-async def _decode(decode: Callable[[list[int]], str], token_ids: list[int]) -> str:
-    return decode(token_ids) if len(token_ids) <= _MAX_INLINE_IDS else await run_in_threadpool(decode, token_ids)

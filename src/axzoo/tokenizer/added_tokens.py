@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json
+from axzoo.core.files import has_file, read_json
 
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
@@ -68,7 +68,7 @@ def is_token_id(value: object) -> bool:
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; a file that does not exist is an empty one. Raises AxzooError when it is anything else."""
-    if not path.is_file():
+    if not has_file(path):
         return {}
     data = read_json(path)
     if not isinstance(data, dict):
@@ -145,10 +145,19 @@ def _extra_tokens(config: Mapping[str, Any], path: Path, *keys: str) -> dict[str
 def _special_token(value: object, path: Path, key: str) -> AddedToken:
     """A token given as text, or as an object with the text in "content"."""
     if isinstance(value, str):
-        return AddedToken(value)
+        return AddedToken(_text(value, path))
     if isinstance(value, dict) and isinstance(value.get("content"), str):
-        return _token_of(value["content"], None, {**value, "special": True})
+        return _token_of(_text(value["content"], path), None, {**value, "special": True})
     raise AxzooError(f"{path}: {key} must hold tokens as text, not {value!r:.80}: the file is damaged")
+
+
+def _text(token: str, path: Path) -> str:
+    """The text of a token. JSON can write half of a character, which is not Unicode and cannot be tokenized."""
+    try:
+        token.encode()
+    except UnicodeEncodeError:
+        raise AxzooError(f"{path} has the token {token!r:.80}, which is not valid Unicode: correct the file") from None
+    return token
 
 
 def _token_of(text: str, index: int | None, flags: Mapping[str, Any]) -> AddedToken:
@@ -159,7 +168,7 @@ def _token_of(text: str, index: int | None, flags: Mapping[str, Any]) -> AddedTo
 
 def _added_tokens_decoder(listed: Any, path: Path) -> dict[str, AddedToken]:
     try:
-        tokens = [_token_of(str(token["content"]), int(index), token) for index, token in dict(listed).items()]
+        tokens = [_token_of(_text(str(token["content"]), path), int(index), token) for index, token in dict(listed).items()]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise AxzooError(f"{path}: added_tokens_decoder is not valid: the file is damaged") from None
     if not all(is_token_id(token.id) for token in tokens):
@@ -172,4 +181,5 @@ def _added_tokens_json(path: Path, special: Collection[str]) -> dict[str, AddedT
     tokens = read_object(path)
     if not all(is_token_id(index) for index in tokens.values()):
         raise AxzooError(f"{path} must map tokens to their ids")
-    return {text: _token_of(text, index, {"special": text in special}) for text, index in tokens.items() if text}
+    texts = {_text(text, path): index for text, index in tokens.items() if text}
+    return {text: _token_of(text, index, {"special": text in special}) for text, index in texts.items()}

@@ -12,12 +12,10 @@ from pathlib import Path
 from axzoo.core.errors import AxzooError
 from axzoo.tokenizer.chat_template import NO_VARIABLES, ChatRenderer, Message
 from axzoo.tokenizer.end_tokens import distinct, turn_end_id
+from axzoo.tokenizer.isolated_tokenizer import IsolatedTokenizer
 from axzoo.tokenizer.stream import StreamDecoder
 from axzoo.tokenizer.tokenizer_folder import (
-    MERGES,
-    VOCABULARY,
     ChatEncoder,
-    LoadedBackend,
     TokenizerBackend,
     TokenizerFolder,
     read_tokenizer_folder,
@@ -95,8 +93,7 @@ class LocalTokenizer:
             _reject_surrogates(message["content"])
         if not variables or self.renderer is None:
             return self.chat(messages, add_generation_prompt)
-        text = self.renderer.render(messages, add_generation_prompt, variables)
-        return self.backend.encode(text, add_special_tokens=False)
+        return _encode_rendered(self.backend, self.renderer.render(messages, add_generation_prompt, variables))
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Decode token ids. Ids outside the vocabulary (padding rows of the embedding) decode to no text."""
@@ -117,17 +114,19 @@ def load_tokenizer(folder: Path, model_type: str | None = None) -> LocalTokenize
     class.
     """
     files = read_tokenizer_folder(folder)
-    loaded = _load_backend(files, model_type)
+    backend = IsolatedTokenizer(folder, model_type)
+    chat: ChatEncoder | None = backend.encode_chat if backend.has_chat else None
     renderer = None
-    if loaded.chat is None and files.chat_template is not None:
-        renderer = ChatRenderer(files.chat_template, loaded.special_tokens)
+    if chat is None and files.chat_template is not None:
+        renderer = ChatRenderer(files.chat_template, backend.special_tokens)
+        chat = _template_encoder(renderer, backend)
     return LocalTokenizer(
         folder=folder,
-        backend=loaded.backend,
-        special_tokens=loaded.special_tokens,
-        declared_end_ids=_declared_end_ids(files, loaded),
+        backend=backend,
+        special_tokens=backend.special_tokens,
+        declared_end_ids=_declared_end_ids(files, backend),
         chat_template=files.chat_template,
-        chat=loaded.chat if renderer is None else _template_encoder(renderer, loaded),
+        chat=chat,
         renderer=renderer,
     )
 
@@ -156,44 +155,29 @@ def require_rows(tokenizer: LocalTokenizer, rows: int) -> None:
         )
 
 
-def _load_backend(files: TokenizerFolder, model_type: str | None) -> LoadedBackend:
-    name = vocabulary_file(files.path)
-    if name is None:
-        raise AxzooError(
-            f"{files.path} has no tokenizer that axzoo can read: neither tokenizer.json, nor tokenizer.model, nor "
-            f"{VOCABULARY} with {MERGES}. Add the files of the tokenizer"
-        )
-    if name == "tokenizer.model":
-        from axzoo.tokenizer.piece_models import load_tokenizer_model
-
-        return load_tokenizer_model(files, model_type)
-    if name == VOCABULARY:
-        from axzoo.tokenizer.vocab_merges import load_vocab_merges
-
-        return LoadedBackend(load_vocab_merges(files, model_type), files.special_tokens)
-    from axzoo.tokenizer.tokenizer_json import load_tokenizer_json
-
-    return LoadedBackend(load_tokenizer_json(files), files.special_tokens)
-
-
-def _template_encoder(renderer: ChatRenderer, loaded: LoadedBackend) -> ChatEncoder:
+def _template_encoder(renderer: ChatRenderer, backend: TokenizerBackend) -> ChatEncoder:
     def chat(messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
-        return loaded.backend.encode(renderer.render(messages, add_generation_prompt), add_special_tokens=False)
+        return _encode_rendered(backend, renderer.render(messages, add_generation_prompt))
 
     return chat
 
 
-def _declared_end_ids(files: TokenizerFolder, loaded: LoadedBackend) -> tuple[int, ...]:
-    eos = _id_of(loaded.backend, loaded.special_tokens, "eos_token")
-    return distinct([*files.eos_token_ids, *loaded.eos_token_ids, *([] if eos is None else [eos])])
+def _encode_rendered(backend: TokenizerBackend, text: str) -> list[int]:
+    _reject_surrogates(text, "the output of the chat template")
+    return backend.encode(text, add_special_tokens=False)
+
+
+def _declared_end_ids(files: TokenizerFolder, backend: IsolatedTokenizer) -> tuple[int, ...]:
+    eos = _id_of(backend, backend.special_tokens, "eos_token")
+    return distinct([*files.eos_token_ids, *backend.eos_token_ids, *([] if eos is None else [eos])])
 
 
 def _id_of(backend: TokenizerBackend, special_tokens: Mapping[str, str], name: str) -> int | None:
     return backend.token_to_id(special_tokens[name]) if name in special_tokens else None
 
 
-def _reject_surrogates(text: str) -> None:
+def _reject_surrogates(text: str, name: str = "the text") -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise AxzooError(f"the text is not valid UTF-8 and cannot be tokenized: {text[:40]!r}") from error
+        raise AxzooError(f"{name} is not valid UTF-8 and cannot be tokenized: {text[:40]!r}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import read_bytes
 from axzoo.tokenizer.chat_template import Message
 from axzoo.tokenizer.tokenizer_folder import LoadedBackend, TokenizerFolder
 
@@ -56,10 +57,9 @@ class Pieces:
 
 def load_processor(path: Path) -> SentencePieceProcessor:
     """Read a tokenizer.model. Raises AxzooError when the file is not a SentencePiece model, or larger than 64 MiB."""
-    if path.stat().st_size > _MAX_BYTES:
-        raise AxzooError(f"{path} has {path.stat().st_size} bytes; the limit for a tokenizer.model is {_MAX_BYTES}")
+    content = read_bytes(path, _MAX_BYTES)
     try:
-        processor = SentencePieceProcessor(model_proto=path.read_bytes())
+        processor = SentencePieceProcessor(model_proto=content)
         for index in range(processor.get_piece_size()):
             processor.id_to_piece(index)  # fail now if a piece is not UTF-8
     except (RuntimeError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""The process that renders a chat template. It reads the template from a line on stdin, then one conversation per line.
+"""The process that renders a chat template.
 
 axzoo.tokenizer.chat_template runs it as `python -m axzoo.tokenizer.template_process`.
 """
@@ -6,14 +6,11 @@ axzoo.tokenizer.chat_template runs it as `python -m axzoo.tokenizer.template_pro
 from __future__ import annotations
 
 import json
-import math
-import resource
-import sys
-import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from axzoo.tokenizer.chat_template import CPU_SECONDS, MAX_RENDERED_CHARS, MEMORY_BYTES
+from axzoo.tokenizer.chat_template import MAX_RENDERED_CHARS
+from axzoo.tokenizer.child_process import answer_requests
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -21,26 +18,24 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Write one reply to stdout for each conversation on stdin, until end of input."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    template, special_tokens = json.loads(sys.stdin.buffer.readline())
-    compiled = None
-    for line in sys.stdin.buffer:
-        _grant_cpu_time()
-        try:
-            compiled = compiled or _environment().from_string(template)
-            reply = {"text": _render(compiled, special_tokens, *json.loads(line))}
-        except Exception as error:  # a template may raise anything; the caller gets the message
-            reply = {"error": (str(error) or type(error).__name__)[:500].replace("\n", " ")}
-        sys.stdout.write(json.dumps(reply) + "\n")
-        sys.stdout.flush()
+    """Answer requests until end of input. The first one is [template, special tokens], the others are conversations."""
+    answer_requests(_TemplateRequests())
 
 
-def _grant_cpu_time() -> None:
-    """Limit the CPU time of the next conversation. The kernel's limit counts from the start of the process."""
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    soft = math.ceil(time.process_time()) + CPU_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+class _TemplateRequests:
+    """A template, which is compiled with the first conversation, so that its errors belong to that."""
+
+    def __init__(self) -> None:
+        self._template = ""
+        self._special_tokens: dict[str, str] | None = None
+        self._compiled: Template | None = None
+
+    def __call__(self, request: Any) -> str | None:
+        if self._special_tokens is None:
+            self._template, self._special_tokens = request
+            return None
+        self._compiled = self._compiled or _environment().from_string(self._template)
+        return _render(self._compiled, self._special_tokens, *request)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

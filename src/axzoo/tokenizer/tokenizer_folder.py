@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import require_size
+from axzoo.core.files import has_file, read_bytes
 from axzoo.tokenizer.added_tokens import AddedTokens, read_added_tokens, read_object
 from axzoo.tokenizer.chat_template import Message
 from axzoo.tokenizer.end_tokens import configured_end_ids
@@ -72,10 +72,9 @@ def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     The latter is a string, or several templates with names, of which "default" is used.
     """
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        require_size(path, _MAX_TEMPLATE_BYTES)
+    if has_file(path):
         try:
-            return path.read_text(encoding="utf-8")
+            return read_bytes(path, _MAX_TEMPLATE_BYTES).decode()
         except UnicodeDecodeError as error:
             raise AxzooError(f"{path} is not UTF-8: {error}") from error
     template = config.get("chat_template")

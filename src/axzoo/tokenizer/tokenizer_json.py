@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import Tokenizer
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import require_size
+from axzoo.core.files import read_bytes
 from axzoo.tokenizer.added_tokens import AddedToken, AddedTokens
 from axzoo.tokenizer.tokenizer_folder import TokenizerFolder
 
@@ -54,9 +54,9 @@ def load_tokenizer_json(files: TokenizerFolder) -> TokenizerJson:
     Raises AxzooError when it is not valid, has no tokens, or is larger than 128 MiB.
     """
     path = files.path / "tokenizer.json"
-    require_size(path, _MAX_BYTES)
+    content = read_bytes(path, _MAX_BYTES)
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises bare Exceptions
         raise AxzooError(f"{path} is not a valid tokenizer: {error}") from error
     tokenizer.no_truncation()  # some training scripts leave these settings in the file

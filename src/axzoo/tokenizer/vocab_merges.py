@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import read_json, require_size
+from axzoo.core.files import read_bytes, read_json
 from axzoo.tokenizer.added_tokens import BY_MODEL_TYPE, is_token_id, tokenizer_class
 from axzoo.tokenizer.tokenizer_folder import MERGES, VOCABULARY, TokenizerFolder
 from axzoo.tokenizer.tokenizer_json import TokenizerJson, complete
@@ -91,9 +91,8 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 def _merges(path: Path) -> list[tuple[str, str]]:
     """The pairs of merges.txt, in order. A first line with a version and empty lines are skipped."""
-    require_size(path, _MAX_MERGES_BYTES)
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_bytes(path, _MAX_MERGES_BYTES).decode().replace("\r\n", "\n").split("\n")
     except UnicodeDecodeError as error:
         raise AxzooError(f"{path} is not UTF-8: {error}: the file is damaged") from None
     if lines[0].startswith("#version"):

@@ -7,6 +7,7 @@ https://github.com/onnx/onnx/blob/main/onnx/onnx.proto.
 from __future__ import annotations
 
 import mmap
+import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from axzoo.backends.host.protobuf import Message
 from axzoo.core.dtypes import ONNX_DTYPES
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import open_regular
 
 _FOREIGN_DTYPES = {
     2: "uint8", 4: "uint16", 5: "int16", 8: "string", 9: "bool", 11: "fp64", 13: "uint64",
@@ -80,8 +82,8 @@ def read_outline(path: Path) -> Outline:
 
 def map_file(path: Path) -> bytes | mmap.mmap:
     """Maps a file into memory."""
-    with path.open("rb") as file:
-        empty = not path.stat().st_size  # an empty file cannot be mapped
+    with open_regular(path) as file:
+        empty = not os.fstat(file.fileno()).st_size  # an empty file cannot be mapped
         return b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 

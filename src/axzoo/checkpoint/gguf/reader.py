@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from axzoo.checkpoint.tensors import TensorInfo
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import open_regular
 
 _STRING, _ARRAY = 8, 9
 
@@ -89,7 +90,8 @@ class GgufCheckpoint:
             known = " and ".join(ARCHITECTURES)
             raise AxzooError(f"{path} has architecture {architecture!r:.80}, but axzoo converts only {known} from GGUF")
         self.architecture = architecture
-        self._data = np.memmap(path, np.uint8, mode="r")
+        with open_regular(path) as file:
+            self._data = np.memmap(file, np.uint8, mode="r")
         self._raw: dict[str, RawTensor] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for raw in header.tensors:
@@ -221,7 +223,7 @@ def read_header(path: Path) -> GgufHeader:
     Raises AxzooError when the file is not a supported GGUF file, is truncated, or contradicts itself.
     """
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             return _parse(_Cursor(view))
     except (struct.error, ValueError) as error:  # an empty file, a field beyond the end, a string that is not UTF-8
         raise AxzooError(f"{path} is not a readable GGUF file ({error}): copy or download the file again") from None

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from axzoo.backends.host.container import Header
 from axzoo.backends.host.contract import loadable_header
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import open_regular
 from axzoo.runtime.fast.in_place_attention import attend_in_place
 from axzoo.runtime.fast.kernels import Kernel, MatMul
 from axzoo.runtime.fast.rewriting import (
@@ -200,6 +201,9 @@ class _FoundMatMul:
 def _read(source: Path | bytes, path: Path) -> tuple[onnx.ModelProto, Header]:
     header = loadable_header(source, path)
     try:
-        return onnx.load_model_from_string(source if isinstance(source, bytes) else source.read_bytes()), header
+        if isinstance(source, Path):
+            with open_regular(source) as file:
+                source = file.read()
+        return onnx.load_model_from_string(source), header
     except DecodeError as error:
         raise AxzooError(f"{path} cannot be loaded ({error}): build it again") from None
