@@ -31,6 +31,7 @@ FILES = [
     "model.embed_tokens.weight.bfloat16.bin",
     "post_config.json",
     "run.sh",
+    "tokenizer.txt",
     "tokenizer/chat_template.jinja",
     "tokenizer/config.json",
     "tokenizer/generation_config.json",

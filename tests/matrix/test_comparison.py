@@ -170,7 +170,7 @@ ALL = [
     LAYER,
     f"{BUNDLE}/llama_post.axmodel",
     f"{BUNDLE}/model.embed_tokens.weight.bfloat16.bin",
-    *(f"{BUNDLE}/{name}" for name in ("manifest.json", "config.json", "post_config.json", "run.sh")),
+    *(f"{BUNDLE}/{name}" for name in ("manifest.json", "config.json", "post_config.json", "run.sh", "tokenizer.txt")),
     *(f"{BUNDLE}/tokenizer/{name}" for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")),
     "results/locks/tiny/index.json",
     "results/locks/tiny/layer_1.json",

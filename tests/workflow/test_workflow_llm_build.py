@@ -40,7 +40,7 @@ TREE = {
     "qwen2_post.axmodel",
 }
 """The documented output folder for this model, without temporary files."""
-BESIDES = {"config.json", "post_config.json", "run.sh", "manifest.json"}
+BESIDES = {"config.json", "post_config.json", "run.sh", "tokenizer.txt", "manifest.json"}
 CONFIG_FILE = {
     "model_name": "Qwen2-0.5B-Instruct",
     "model_type": "qwen2",

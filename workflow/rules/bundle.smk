@@ -19,6 +19,7 @@ rule bundle:
         config="results/{chip}/{model}-{tag}/config.json",
         post_config="results/{chip}/{model}-{tag}/post_config.json",
         run="results/{chip}/{model}-{tag}/run.sh",
+        tokenizer_txt="results/{chip}/{model}-{tag}/tokenizer.txt",
         tokenizer=output_path(TOKENIZER),
     log:
         "results/logs/bundle/{chip}/{model}-{tag}.log",
@@ -45,6 +46,12 @@ def completed_files(build):
     """The outputs of `bundle`. With a storage provider, the tokenizer folder is omitted: the S3 plugin does not find a
     folder that was missing when it first looked, and the checks depend on the folder anyway.
     """
-    files = ["manifest.json", "config.json", "post_config.json", "run.sh"]
+    files = [
+        "manifest.json",
+        "config.json",
+        "post_config.json",
+        "run.sh",
+        "tokenizer.txt",
+    ]
     files += [] if USES_STORAGE else ["tokenizer/config.json"]
     return [f"{build.bundle}/{file}" for file in files]

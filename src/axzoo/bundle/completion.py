@@ -27,7 +27,9 @@ from axzoo.parts.receipt import Receipt, read_receipt
 from axzoo.runtime.post_config import PostConfig
 from axzoo.runtime.shortcomings import NO_END, NO_TEMPLATE, NO_TOKENIZER
 from axzoo.tokenizer.end_tokens import configured_end_ids
-from axzoo.tokenizer.local import find_tokenizer, require_rows
+from axzoo.tokenizer.host_choice import write_tokenizer_txt
+from axzoo.tokenizer.local import LocalTokenizer, find_tokenizer, require_rows
+from axzoo.tokenizer.tokenizer_txt import FILE_NAME as TOKENIZER_TXT
 from axzoo.weights.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def complete_bundle(plan: BundlePlan) -> None:
     )
     with ThreadPoolExecutor(2) as pool:  # hash the parts while the other files are written
         digested = pool.map(lambda receipt: _record(plan.folder / receipt.file, receipt), receipts)
-        others = _write_other_files(plan, index)
+        others, tokenizer_txt = _write_other_files(plan, index)
         written = {receipt.file: record for receipt, record in zip(receipts, digested, strict=True)}
     for receipt in receipts:
         _check_role(plan, index.spec, receipt)
@@ -91,6 +93,7 @@ def complete_bundle(plan: BundlePlan) -> None:
         "spec": index.spec.to_dict(),
         "files": files,
         "parts": {receipt.file: _describe(receipt, plan.recipe) for receipt in receipts},
+        "boards": {"tokenizer_txt": tokenizer_txt},
         "sbom": bill_of_materials(read_json(plan.source), checkpoint_folder(plan.source), plan.recipe),
     }
     write_json(plan.folder / MANIFEST, manifest)
@@ -133,15 +136,26 @@ def _describe(receipt: Receipt, recipe: Recipe) -> dict[str, Any]:
     return {**receipt.part.to_dict(), "key": receipt.key, **storage, **receipt.about}
 
 
-def _write_other_files(plan: BundlePlan, index: LockIndex) -> list[str]:
-    """Write all files except the parts and the manifest; return their names."""
+def _write_other_files(plan: BundlePlan, index: LockIndex) -> tuple[list[str], dict[str, Any]]:
+    """Write all files except the parts and the manifest; return their names, and how well tokenizer.txt does."""
     _copy_tokenizer(plan, index.tokenizer_files)
-    config = _runtime_config(plan, index.spec, _conversation(plan, index.spec.vocab_size))
+    tokenizer, rows = find_tokenizer(plan.folder / "tokenizer"), index.spec.vocab_size
+    conversation = _conversation(plan, tokenizer, rows)
+    config = _runtime_config(plan, index.spec, conversation)
+    tokenizer_txt = write_tokenizer_txt(
+        plan.folder / TOKENIZER_TXT,
+        tokenizer,
+        rows,
+        end_ids=conversation["eos_token_ids"],
+        chat=conversation["chat"],
+        tokenizer_type=config["tokenizer_type"],
+    )
     write_json(plan.folder / "config.json", config)
     write_json(plan.folder / "post_config.json", asdict(PostConfig()))
     write_text(plan.folder / "run.sh", _run_script(config))
     (plan.folder / "run.sh").chmod(0o755)
-    return ["config.json", "post_config.json", "run.sh", *(f"tokenizer/{name}" for name in index.tokenizer_files)]
+    written = ["config.json", "post_config.json", "run.sh", TOKENIZER_TXT]
+    return [*written, *(f"tokenizer/{name}" for name in index.tokenizer_files)], tokenizer_txt
 
 
 def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> None:
@@ -157,14 +171,12 @@ def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> None:
                 raise AxzooError(f"{source / name} changed after it was locked: run the build again, or `axzoo lock`")
 
 
-def _conversation(plan: BundlePlan, vocab_size: int) -> dict[str, Any]:
+def _conversation(plan: BundlePlan, tokenizer: LocalTokenizer | None, vocab_size: int) -> dict[str, Any]:
     """The keys of config.json that depend on the tokenizer: the end tokens, and whether to use its chat template.
 
     Raises AxzooError when the tokenizer belongs to another model, or its chat template fails.
     """
-    folder = plan.folder / "tokenizer"
-    tokenizer = find_tokenizer(folder)
-    ends = configured_end_ids(folder) if tokenizer is None else tokenizer.eos_token_ids
+    ends = configured_end_ids(plan.folder / "tokenizer") if tokenizer is None else tokenizer.eos_token_ids
     if tokenizer is None:
         logger.warning(f"{plan.model} has no tokenizer: {NO_TOKENIZER}")
     else:

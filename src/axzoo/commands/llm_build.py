@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from axzoo.matrix.build import Build
     from axzoo.weights.recipe import Recipe
 
-BUNDLE_FILES = ("manifest.json", "config.json", "post_config.json", "run.sh", "tokenizer/config.json")
+BUNDLE_FILES = ("manifest.json", "config.json", "post_config.json", "run.sh", "tokenizer.txt", "tokenizer/config.json")
 """Output files of the workflow's rule `bundle`."""
 
 

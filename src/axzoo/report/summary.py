@@ -24,6 +24,8 @@ def summarize_build(build: Build) -> list[tuple[str, str]]:
         return [("bundle", f"not built: snakemake --cores all {build.bundle / 'manifest.json'}")]
     size = sum(file["size"] for file in manifest["files"].values())
     lines = [("bundle", f"{build.bundle} ({len(manifest['files'])} files, {size / 1e6:.1f} MB)")]
+    if (tokenizer_txt := manifest.get("boards", {}).get("tokenizer_txt")) is not None:
+        lines.append(("tokenizer.txt", _tokenizer_txt(tokenizer_txt)))
     if not build.backend.runs_here:
         return [*lines, ("checks", f"none: files of backend {build.backend_name} run only on a board")]
     layers, generation = (_verdict_in(build.checks / name) for name in ("layers.json", "generation.json"))
@@ -37,6 +39,23 @@ def summarize_build(build: Build) -> list[tuple[str, str]]:
         ("answer", generation["answer"].strip()),
         ("talk", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
     ]
+
+
+def _tokenizer_txt(entry: Any) -> str:
+    """How many of the model's token ids a board yields, by the kind of text."""
+    if "not_available" in entry:
+        return f"not available: {entry['not_available']}"
+    chats, of = entry["equal_chats"]
+    differs = ", ".join(f"{kind} {100 * entry['equal_ids'][kind]:.2f} %" for kind in entry["differs"])
+    text = f"kind {entry['kind']}, family {entry['family']}: "
+    text += (
+        f"on boards, {differs} of the token ids are the model's" if differs else "boards yield the model's token ids"
+    )
+    return (
+        text
+        + (f"; {chats} of {of} conversations are equal" if chats < of else "")
+        + "".join(f"; {note}" for note in entry["notes"])
+    )
 
 
 def _read(path: Path) -> Any:
