@@ -13,13 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from axzoo.bundle.completion import complete_bundle
 from axzoo.bundle.verification import deviations
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import sha256_of
 from axzoo.runtime.model import load_model
+from axzoo.tokenizer.host_tokenizer import host_tokenizer
+from axzoo.tokenizer.local import load_tokenizer
+from axzoo.tokenizer.tokenizer_txt import parse, shortcomings
 from tiny_model import Built, Checkpoint
 
 FILES = [
@@ -58,6 +61,32 @@ def _files(folder: Path) -> list[str]:
 
 def _json(path: Path) -> Any:
     return json.loads(path.read_text())
+
+
+def test_tokenizer_txt_gives_a_board_the_ids_of_the_model(bundle: Path) -> None:
+    tokenizer = load_tokenizer(bundle / "tokenizer")
+    txt = parse((bundle / "tokenizer.txt").read_bytes(), "tokenizer.txt")
+    assert list(shortcomings(txt, _json(bundle / "config.json")["eos_token_ids"])) == []
+    assert tokenizer.renderer is not None
+    turns = [{"role": "user", "content": "What is the capital of France?\n\n- Paris"}]
+    text = tokenizer.renderer.render(turns, add_generation_prompt=True)
+    assert host_tokenizer(txt).encode(text, with_prefix=False) == tokenizer.encode_chat(turns)
+    entry = _json(bundle / "manifest.json")["boards"]["tokenizer_txt"]
+    assert (entry["kind"], entry["stop_ids"]) == (3, list(txt.stop))
+    assert entry["equal_ids"].keys() >= {"english", "chinese", "markdown", "code", "chat"}
+
+
+def test_the_reason_is_written_where_the_tokenizer_does_not_fit_into_tokenizer_txt(
+    built: Built, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(built.source.parent, tmp_path / "checkpoint"))
+    Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>")).save(str(folder / "tokenizer.json"))
+    plan = _with_other_lock(built, tmp_path, **{"tokenizer.json": sha256_of(folder / "tokenizer.json")})
+    complete_bundle(replace(plan, source=folder / "source.json"))
+    reason = "hosts do not know the tokenizer model WordLevel"
+    assert (built.folder / "tokenizer.txt").read_text() == f"not available: {reason}\n"
+    assert _json(built.folder / "manifest.json")["boards"] == {"tokenizer_txt": {"not_available": reason}}
+    assert not list(deviations(built.folder))
 
 
 def test_manifest_is_complete_and_correct(bundle: Path, built: Built) -> None:

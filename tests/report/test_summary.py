@@ -45,6 +45,25 @@ def write(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
+EQUAL = {"kind": 3, "family": 2, "equal_ids": {"code": 1.0}, "equal_chats": [12, 12], "differs": [], "notes": []}
+DIFFERENT = {**EQUAL, "equal_ids": {"code": 0.9812, "chat": 0.99}, "differs": ["code", "chat"], "equal_chats": [11, 12]}
+TOKENIZER_TXT: list[tuple[dict[str, Any], str]] = [
+    ({"not_available": "the model has no tokenizer"}, "not available: the model has no tokenizer"),
+    (EQUAL, "kind 3, family 2: boards yield the model's token ids"),
+    (
+        {**DIFFERENT, "notes": ["a note"]},
+        "kind 3, family 2: on boards, code 98.12 %, chat 99.00 % of the token ids are the model's; "
+        "11 of 12 conversations are equal; a note",
+    ),
+]
+
+
+@pytest.mark.parametrize(("entry", "text"), TOKENIZER_TXT)
+def test_summary_says_what_boards_make_of_texts(build: Build, entry: dict[str, Any], text: str) -> None:
+    write(build.bundle / "manifest.json", {"files": {}, "boards": {"tokenizer_txt": entry}})
+    assert ("tokenizer.txt", text) in summarize_build(build)
+
+
 def test_summary_after_each_step(build: Build) -> None:
     assert summarize_build(build) == [("bundle", f"not built: snakemake --cores all {build.bundle}/manifest.json")]
     write(build.bundle / "manifest.json", {"files": {"a": {"size": 1_500_000}, "b": {"size": 500_000}}})

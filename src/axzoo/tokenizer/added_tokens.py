@@ -168,7 +168,9 @@ def _token_of(text: str, index: int | None, flags: Mapping[str, Any]) -> AddedTo
 
 def _added_tokens_decoder(listed: Any, path: Path) -> dict[str, AddedToken]:
     try:
-        tokens = [_token_of(_text(str(token["content"]), path), int(index), token) for index, token in dict(listed).items()]
+        tokens = [
+            _token_of(_text(str(token["content"]), path), int(index), token) for index, token in dict(listed).items()
+        ]
     except (AttributeError, KeyError, TypeError, ValueError):
         raise AxzooError(f"{path}: added_tokens_decoder is not valid: the file is damaged") from None
     if not all(is_token_id(token.id) for token in tokens):

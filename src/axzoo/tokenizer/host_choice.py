@@ -18,11 +18,12 @@ from typing import Any
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import write_bytes, write_text
 from axzoo.tokenizer.chat_template import Message
-from axzoo.tokenizer.host_tokenizer import HostTokenizer, host_tokenizer, in_byte_alphabet
-from axzoo.tokenizer.host_vocabulary import HostVocabulary, NotAvailable, host_vocabulary
+from axzoo.tokenizer.host_tokenizer import HostTokenizer, host_tokenizer
+from axzoo.tokenizer.host_vocabulary import HostVocabulary, host_vocabulary
+from axzoo.tokenizer.host_words import in_byte_alphabet
 from axzoo.tokenizer.local import LocalTokenizer
 from axzoo.tokenizer.sample_texts import CONVERSATIONS, TEXTS
-from axzoo.tokenizer.tokenizer_txt import NOT_AVAILABLE, TokenizerTxt
+from axzoo.tokenizer.tokenizer_txt import NOT_AVAILABLE, NotAvailable, TokenizerTxt
 
 CHATS = "chat"
 FAMILY_ORDER = (0, 2, 1, 3, 4)
@@ -31,9 +32,9 @@ _MAX_BLANKS = 32
 _MAX_COMPARISONS = 50_000
 
 WRITES_BOS = frozenset(
-    {"MiniCPM4", "MiniCPM5", "Gemma3", "Gemma3VL", "Gemma4", "Gemma4VL", "HunYuan", "GLM5", "GLM5VL"}
+    {"MiniCPM4", "MiniCPM5", "Gemma3", "Gemma3VL", "Gemma4", "Gemma4VL", "HunYuan", "GLM5", "GLM5VL", "MiniMaxM2"}
 )
-"""Values of tokenizer_type with whose templates the host writes the first token as text."""
+"""Values of config.json's tokenizer_type whose templates contain the first token as text."""
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,15 @@ text, puts no blank before it, and takes the first special token of the list tha
 
 from __future__ import annotations
 
-import functools
 import heapq
 import re
 import struct
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from axzoo.core.errors import AxzooError
+from axzoo.tokenizer.host_words import BYTE_ALPHABET, BYTE_OF, in_byte_alphabet, split_words
 from axzoo.tokenizer.tokenizer_txt import Kind, PieceType, TokenizerTxt
 
 _Symbol = TypeVar("_Symbol", str, bytes)
@@ -75,7 +74,7 @@ def host_tokenizer(txt: TokenizerTxt, old_host: bool = False) -> HostTokenizer:
 
 def uses_meta(tokens: Sequence[bytes]) -> bool:
     """Whether the host takes a vocabulary of Kind.MERGES for one that writes blanks as "▁"."""
-    meta, blank = (sum(token.startswith(mark.encode()) for token in tokens) for mark in (_META, _ALPHABET[0x20]))
+    meta, blank = (sum(token.startswith(mark.encode()) for token in tokens) for mark in (_META, BYTE_ALPHABET[0x20]))
     return meta > _MARKED and meta > blank * _MARKED_RATIO
 
 
@@ -119,74 +118,7 @@ def _special_tokens(special: Sequence[int], decode: Callable[[int], bytes]) -> _
     return _SpecialTokens(ranked, tuple(sorted({len(text) for text in ranked})), starts)
 
 
-# Words, in the families of host_tokenizer's docstring
-
-
-def _ranges(*categories: str) -> str:
-    """The characters of some general categories of Unicode, for a set in a regular expression."""
-    found = _characters_by_category()
-    points = sorted(point for name, members in found.items() if name.startswith(categories) for point in members)
-    parts: list[list[int]] = []
-    for point in points:
-        if parts and parts[-1][1] == point - 1:
-            parts[-1][1] = point
-        else:
-            parts.append([point, point])
-    return "".join(f"\\U{first:08x}-\\U{last:08x}" for first, last in parts)
-
-
-@functools.cache
-def _characters_by_category() -> Mapping[str, Sequence[int]]:
-    """Letters, marks and numbers. Hosts know those of Unicode 13, Python 3.11 those of Unicode 14."""
-    found: dict[str, list[int]] = {}
-    for point in range(0x110000):
-        category = unicodedata.category(chr(point))
-        if category[0] in "LMN":
-            found.setdefault(category, []).append(point)
-    return found
-
-
-_SPACE = r"\s\ufeff"
-_CONTRACTION = "'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])"
-_ASCII_WORD = re.compile(rb"'(?:s|t|re|ve|m|ll|d)| ?[A-Za-z]+| ?[0-9]+| ?[^\s\w]+|\s+|_[^\s\w]*")
-_SIMPLE = {1: ("LM", 1), 2: ("L", 1), 3: ("L", 3)}
-"""The characters of words, and the number of digits in a number, by family."""
-
-
-@functools.cache
-def _word_pattern(family: int) -> re.Pattern[str]:
-    """How a family divides a text. Each alternative is tried in order, as in the tokenizers of Qwen2 or Llama-3."""
-    letter, number = _ranges("L"), _ranges("N")
-    before = rf"[^\r\n{letter}{number}]?"
-    if family in _SIMPLE:
-        categories, digits = _SIMPLE[family]
-        word = _ranges(*categories)
-        words, end = rf"{_CONTRACTION}|{before}[{word}]+", r"[\r\n]*"
-    else:
-        word, digits, end = letter, 3, r"[\r\n/]*"
-        upper, lower = _ranges("Lu", "Lt", "Lm", "Lo", "M"), _ranges("Ll", "Lm", "Lo", "M")
-        words = rf"{before}(?:[{upper}]*+[{lower}]+|[{upper}]++)(?:{_CONTRACTION})?"
-    return re.compile(
-        rf"{words}|[{number}]{{1,{digits}}}| ?[^{_SPACE}{word}{number}]+{end}"
-        rf"|[{_SPACE}]*[\r\n]+|[{_SPACE}]+(?![^{_SPACE}])|[{_SPACE}]+"
-    )
-
-
-_ESCAPED = {0xDC00 + byte: byte for byte in range(0x80, 0x100)}
-
-
-def split_words(text: bytes, family: int) -> Iterator[bytes]:
-    """The words of a text. Merges never cross them."""
-    if family == 0:
-        yield from _ASCII_WORD.findall(text)
-        return
-    characters = text.decode("utf-8", "surrogateescape")
-    seen = characters.translate(_ESCAPED) if not characters.isascii() else characters  # a stray byte is read as Latin-1
-    for found in _word_pattern(family).finditer(seen):
-        yield characters[found.start() : found.end()].encode("utf-8", "surrogateescape")
-
-
-# Merging
+# Tokens
 
 
 def merged(symbols: list[_Symbol], rank: Callable[[_Symbol, _Symbol], float | None]) -> list[_Symbol]:
@@ -216,21 +148,6 @@ def merged(symbols: list[_Symbol], rank: Callable[[_Symbol, _Symbol], float | No
         add(before[left], left)
         add(left, after[left])
     return [symbol for symbol in symbols if symbol]
-
-
-def byte_alphabet() -> tuple[str, ...]:
-    """The characters by which GPT-2 writes bytes: printable ones of Latin-1 stand for themselves."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return tuple(chr(byte) if byte in printable else chr(next(others)) for byte in range(0x100))
-
-
-_ALPHABET = byte_alphabet()
-_BYTES = {character: byte for byte, character in enumerate(_ALPHABET)}
-
-
-def in_byte_alphabet(text: bytes) -> str:
-    return "".join(map(_ALPHABET.__getitem__, text))
 
 
 class _Words:
@@ -279,7 +196,7 @@ class _ByteMerges:
 
     def decode(self, index: int) -> bytes:
         tokens = self.words.tokens
-        return bytes(_BYTES[c] for c in tokens[index] if c in _BYTES) if index < len(tokens) else b""
+        return bytes(BYTE_OF[c] for c in tokens[index] if c in BYTE_OF) if index < len(tokens) else b""
 
 
 @dataclass(frozen=True)

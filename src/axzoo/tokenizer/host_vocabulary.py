@@ -11,22 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json, require_size
-from axzoo.tokenizer.host_tokenizer import in_byte_alphabet, uses_meta
+from axzoo.tokenizer.host_tokenizer import uses_meta
+from axzoo.tokenizer.host_words import in_byte_alphabet
 from axzoo.tokenizer.local import LocalTokenizer
 from axzoo.tokenizer.tokenizer_folder import MERGES, VOCABULARY, TokenizerFolder, read_tokenizer_folder, vocabulary_file
-from axzoo.tokenizer.tokenizer_txt import Kind, PieceType, TokenizerTxt
+from axzoo.tokenizer.tokenizer_txt import Kind, NotAvailable, PieceType, TokenizerTxt
 
 _MAX_JSON_BYTES = 128 << 20
 _MAX_MODEL_BYTES = 64 << 20
 _META = "▁"
 _SENTENCEPIECE_BPE = 2
 _FLAGS = ("single_word", "lstrip", "rstrip")
-
-
-class NotAvailable(AxzooError):
-    """There is no tokenizer.txt for this tokenizer; the message is the reason, which follows "because"."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +81,8 @@ def _of_merges(
     end_ids: tuple[int, ...],
 ) -> HostVocabulary:
     model = definition["model"]
-    if (kind := model.get("type")) not in ("BPE", None) or "merges" not in model:
-        raise NotAvailable(f"hosts have no {kind} tokenizer")
+    if model.get("type", "BPE") != "BPE" or "merges" not in model:
+        raise NotAvailable(f"hosts do not know the tokenizer model {model.get('type')}")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
             raise NotAvailable(f"hosts do not know the {key} {model[key]!r:.40}")
@@ -171,9 +167,9 @@ def _of_pieces(
 
 def _code_tokens(tokenizer: LocalTokenizer) -> tuple[str, ...]:
     """The tokens that only the code of ChatGLM3 defines."""
-    from axzoo.tokenizer.piece_models import CHATGLM_TOKENS, ChatGlmPieces
+    from axzoo.tokenizer.piece_models import CHATGLM_TOKENS
 
-    return CHATGLM_TOKENS if isinstance(tokenizer.backend, ChatGlmPieces) else ()
+    return CHATGLM_TOKENS if tokenizer.chat is not None and tokenizer.renderer is None else ()
 
 
 # Special tokens

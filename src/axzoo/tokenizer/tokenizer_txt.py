@@ -28,6 +28,10 @@ _BASE64 = b"b64:"
 _INT_LIMIT = 1 << 31
 
 
+class NotAvailable(AxzooError):
+    """The format cannot hold a tokenizer; the message is the reason."""
+
+
 class Kind(IntEnum):
     """What the vocabulary is."""
 
@@ -70,14 +74,17 @@ class TokenizerTxt:
     family: int = 0
 
     def to_bytes(self) -> bytes:
-        """The file. Raises ValueError when the host would read other values."""
+        """The file. Raises NotAvailable when hosts would read another tokenizer from it."""
         lines = [b"%d %d" % (MAGIC, self.kind), b"%d %d %d" % (len(self.special), len(self.stop), len(self.prefix))]
         lines.append(b" ".join(b"%d" % index for index in (*self.special, *self.stop, *self.prefix)))
         lines += self._vocabulary()
         data = b"\n".join([*lines, b""])
-        if parse(data, FILE_NAME) != self:
-            raise ValueError("this tokenizer cannot be written as a tokenizer.txt")
-        return data
+        try:
+            if parse(data, FILE_NAME) == self:
+                return data
+        except AxzooError:
+            pass
+        raise NotAvailable("the format cannot hold its tokens and merges")
 
     def _vocabulary(self) -> Iterator[bytes]:
         if self.kind == Kind.MERGES:
@@ -105,9 +112,7 @@ def parse(data: bytes, name: str) -> TokenizerTxt:
     for number, line in enumerate(lines, 1):
         if line.endswith(b"\r"):
             raise _fault(name, number, "the line ends in CR LF, and the host would encode every text to nothing")
-    while lines and not lines[-1]:
-        lines.pop()
-    reader = _Lines(lines, name)
+    reader = _Lines(lines[:-1] if not lines[-1] else lines, name)
     magic = reader.numbers("the magic number and the kind")
     if magic[:1] != [MAGIC]:
         raise reader.fault(f"the file does not begin with {MAGIC}, and the host refuses it")
@@ -265,9 +270,8 @@ class _Lines:
         return counts[0]
 
     def require_end(self) -> None:
-        rest = len(self._lines) - self.number
-        if rest:
-            raise self.fault(f"{rest} lines follow that no count includes: a count is too low")
+        if rest := [line for line in self._lines[self.number :] if line]:
+            raise self.fault(f"{len(rest)} lines follow that no count includes: a count is too low")
 
     def fault(self, text: str) -> AxzooError:
         return _fault(self._name, max(self.number, 1), text)
