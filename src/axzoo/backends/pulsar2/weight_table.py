@@ -1,0 +1,139 @@
+"""Reads the weight table of a vendor's file: where a part's weights are, and what else there is.
+
+The order of a table is not assumed. What the weights leave over are the table's constants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from blake3 import blake3
+
+from axzoo.backends.pulsar2.matrix_search import MISSING, FoundMatrix, SearchedMatrix, find_matrices
+from axzoo.parts.kind import RowReader
+from axzoo.weights.scales import Floats
+
+
+@dataclass(frozen=True)
+class FoundVector:
+    """A vector of the table. Vectors of ones are left out of tables: `offset` is None then, and if it was not found."""
+
+    offset: int | None
+    length: int
+    fault: str | None = None
+
+
+@dataclass(frozen=True)
+class ConstantRun:
+    """Bytes of the table that hold none of the weights, such as rotary tables, and their digest."""
+
+    offset: int
+    length: int
+    blake3: str
+
+
+@dataclass(frozen=True)
+class TableReading:
+    """What a table holds: matrices and vectors by role, and the rest. `faults` concern the table as a whole."""
+
+    size: int
+    matrices: Mapping[str, FoundMatrix]
+    vectors: Mapping[str, FoundVector]
+    constants: tuple[ConstantRun, ...]
+    faults: tuple[str, ...]
+
+    @property
+    def all_faults(self) -> list[str]:
+        """What differs from the given weights, with roles; empty if nothing does."""
+        matrices = [f"{role} {fault}" for role, found in self.matrices.items() for fault in found.faults]
+        vectors = [f"{role} {found.fault}" for role, found in self.vectors.items() if found.fault]
+        return [*matrices, *vectors, *self.faults]
+
+
+def read_table(table: memoryview, shapes: Mapping[str, tuple[int, ...]], read: RowReader) -> TableReading:
+    """Finds the tensors that `shapes` and `read` provide by role: fp32, fp16 or bf16, finite.
+
+    A tensor that is not in the table is a fault of the reading, not an error.
+    """
+    searched = find_matrices(table, shapes, read)
+    found = {matrix.role: reading for matrix, reading in searched}
+    claims = _claims(found)
+    faults = [*_overlaps(claims), *_copies(searched, claims)]
+    gaps = _gaps(claims, len(table))
+    vectors = {}
+    for role, shape in shapes.items():
+        if len(shape) == 1:
+            values = np.concatenate([np.asarray(block, np.float32) for block in read(role)])
+            vectors[role] = _vector(table, gaps, values)
+    taken = [(v.offset, v.offset + v.length) for v in vectors.values() if v.offset is not None]
+    rest = _gaps(sorted({*claims, *taken}), len(table))
+    constants = tuple(ConstantRun(start, end - start, blake3(table[start:end]).hexdigest()) for start, end in rest)
+    return TableReading(len(table), found, vectors, constants, tuple(faults))
+
+
+def _claims(found: Mapping[str, FoundMatrix]) -> list[tuple[int, int]]:
+    """The bytes of all blocks as (start, end), ascending. Equal blocks are stored once, so several can be in one."""
+    claims = {
+        (int(offset), int(offset) + matrix.form.layout.block_bytes)
+        for matrix in found.values()
+        if matrix.form is not None
+        for offset in matrix.offsets
+        if offset != MISSING
+    }
+    return sorted(claims)
+
+
+def _overlaps(claims: list[tuple[int, int]]) -> Iterator[str]:
+    for (_, end), (start, _) in pairwise(claims):
+        if start < end:
+            yield f"blocks overlap at byte {start} of the table"
+            return
+
+
+def _copies(searched: Sequence[tuple[SearchedMatrix, FoundMatrix]], claims: list[tuple[int, int]]) -> Iterator[str]:
+    """Places with the scales of a block that no block was found in."""
+    starts = np.array([start for start, _ in claims] or [0])
+    ends = np.array([end for _, end in claims] or [0])
+    for matrix, found in searched:
+        form = found.form
+        if form is None or not form.layout.is_integer:
+            continue
+        for block, places in matrix.candidates.get((form.layout, form.rule), {}).items():
+            index = np.searchsorted(ends, places, side="right")
+            free = index == len(ends)
+            free[~free] = starts[index[~free]] >= places[~free] + form.layout.block_bytes
+            if free.any():
+                row = block * form.layout.rows
+                yield f"{matrix.role} has the block of row {row} twice, also at byte {places[free][0]} of the table"
+                return
+
+
+def _gaps(claims: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    gaps, end = [], 0
+    for start, stop in [*claims, (size, size)]:
+        if start > end:
+            gaps.append((end, start))
+        end = max(end, stop)
+    return gaps
+
+
+def _vector(table: memoryview, gaps: list[tuple[int, int]], values: Floats) -> FoundVector:
+    image = np.ascontiguousarray(values, "<f4").tobytes()
+    if not values.any():
+        return FoundVector(None, len(image), "is all zeros, which cannot be told from other zeros in the file")
+    places: list[int] = []
+    for start, end in gaps:
+        content = bytes(table[start:end])
+        at = content.find(image)
+        while at >= 0 and len(places) < 2:
+            places.append(start + at)
+            at = content.find(image, at + 1)
+    if len(places) == 1:
+        return FoundVector(places[0], len(image))
+    if places:
+        return FoundVector(None, len(image), "is in the file more than once")
+    elided = bool((values == 1).all())
+    return FoundVector(None, len(image), None if elided else "is not in the file")
