@@ -177,7 +177,7 @@ def test_why_with_an_unreadable_matrix(
     Path("text").write_text("hello")
     messages = {
         "none.yaml": "cannot read none.yaml: No such file or directory",
-        "dir": "cannot read dir: Is a directory",
+        "dir": "dir is a folder, but a file is needed",
         "text": "text:1: the file must contain a mapping of keys to values, not 'hello'",
     }
     for name, message in messages.items():

@@ -28,7 +28,7 @@ def bundle(s8: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_verify(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(bundle)]) == 0
-    assert capsys.readouterr().out == f"{bundle}: 12 files, 0.1 MB, all match the manifest\n"
+    assert capsys.readouterr().out == f"{bundle}: 13 files, 0.1 MB, all match the manifest\n"
     (bundle / "run.sh").unlink()
     assert main(["verify", str(bundle), "--checks"]) == 1
     output = capsys.readouterr()
@@ -79,7 +79,7 @@ def test_pack_and_unpack(bundle: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["pack", str(bundle)]) == 0
     assert f"into {TAG}.tar (" in capsys.readouterr().err
     assert main(["unpack", f"{TAG}.tar", "board/bundle"]) == 0
-    assert f"unpacked {TAG} into board/bundle: 12 files" in capsys.readouterr().err
+    assert f"unpacked {TAG} into board/bundle: 13 files" in capsys.readouterr().err
     assert main(["verify", "board/bundle"]) == 0
     assert main(["pack", "board/bundle", "out/again.tar"]) == 0
     assert Path("out/again.tar").read_bytes() == Path(f"{TAG}.tar").read_bytes()

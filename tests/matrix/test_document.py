@@ -73,7 +73,7 @@ def test_refuses(text: str | bytes, message: str) -> None:
 def test_refuses_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     with pytest.raises(AxzooError, match=r"cannot read .*missing\.yaml: No such file"):
         read_document(tmp_path / "missing.yaml")
-    with pytest.raises(AxzooError, match="Is a directory"):
+    with pytest.raises(AxzooError, match="is a folder, but a file is needed"):
         read_document(tmp_path)
 
 

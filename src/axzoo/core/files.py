@@ -79,7 +79,9 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def _not_regular(path: str | Path) -> AxzooError:
-    return AxzooError(f"{path} is not a regular file, but a folder, a pipe or a device: replace it by a file")
+    if os.path.isdir(path):
+        return AxzooError(f"{path} is a folder, but a file is needed")
+    return AxzooError(f"{path} is a pipe, a socket or a device: replace it by a regular file")
 
 
 def require_regular(path: Path) -> None:
