@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from axzoo.bundle.boards.axllm import axllm_config
-from axzoo.bundle.boards.lengths import host_warnings
 from axzoo.bundle.boards.checkpoint_sampling import checkpoint_sampling
+from axzoo.bundle.boards.lengths import host_warnings
 from axzoo.bundle.boards.templates import TemplateChoice, choose_template, no_template
 from axzoo.core.files import write_json, write_text
 from axzoo.model.spec import DecoderSpec
