@@ -135,8 +135,7 @@ def test_runtime_config(bundle: Path) -> None:
     config = _json(bundle / "config.json")
     assert config == {
         "model_name": "tiny-w8a16",
-        "tokenizer_type": 2,
-        "url_tokenizer_model": "http://127.0.0.1:12345",
+        "url_tokenizer_model": "tokenizer.txt",
         "template_filename_axmodel": "llama_p8_l%d_together.axmodel",
         "axmodel_num": 2,
         "filename_post_axmodel": "llama_post.axmodel",
@@ -145,21 +144,22 @@ def test_runtime_config(bundle: Path) -> None:
         "tokens_embed_size": 32,
         "system_prompt": "",
         "post_config_path": "post_config.json",
-        "bos": 0,
-        "eos": 0,
-        "use_mmap_load_embed": 1,
+        "bos": False,
+        "eos": False,
+        "use_mmap_load_embed": True,
+        "use_mmap_load_layer": True,
         "eos_token_ids": [2, 257],
         "chat": True,
     }
     assert _json(bundle / "post_config.json") == {
-        "enable_temperature": True,
+        "enable_temperature": False,
         "temperature": 0.9,
         "enable_repetition_penalty": False,
         "repetition_penalty": 1.2,
         "penalty_window": 20,
         "enable_top_p_sampling": False,
         "top_p": 0.8,
-        "enable_top_k_sampling": True,
+        "enable_top_k_sampling": False,
         "top_k": 10,
     }
 

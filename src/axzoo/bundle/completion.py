@@ -6,30 +6,25 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from axzoo import __version__
 from axzoo.backends import load_backend
 from axzoo.bundle.bill_of_materials import bill_of_materials
+from axzoo.bundle.boards.host_files import HostedModel, write_host_files
 from axzoo.bundle.bundle_receipt import BundleReceipt, built_digest, inputs_digest, write_bundle_receipt
 from axzoo.bundle.manifest import MANIFEST, MANIFEST_FORMAT
 from axzoo.core.console import SUCCESS
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import TEMPORARY_SUFFIX, atomic_path, read_json, sha256_of, write_json, write_text
+from axzoo.core.files import TEMPORARY_SUFFIX, atomic_path, read_json, sha256_of, write_json
 from axzoo.core.stamps import Stamp, recorded
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kinds import KINDS, kind_of, part_ids
 from axzoo.parts.lock_index import INDEX, TOKENIZER_FILES, LockIndex, read_index
 from axzoo.parts.receipt import Receipt, read_receipt
-from axzoo.runtime.post_config import PostConfig
-from axzoo.runtime.shortcomings import NO_END, NO_TEMPLATE, NO_TOKENIZER
-from axzoo.tokenizer.end_tokens import configured_end_ids
-from axzoo.tokenizer.host_choice import write_tokenizer_txt
-from axzoo.tokenizer.local import LocalTokenizer, find_tokenizer, require_rows
-from axzoo.tokenizer.tokenizer_txt import FILE_NAME as TOKENIZER_TXT
 from axzoo.weights.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -70,7 +65,7 @@ def complete_bundle(plan: BundlePlan) -> None:
     )
     with ThreadPoolExecutor(2) as pool:  # hash the parts while the other files are written
         digested = pool.map(lambda receipt: _record(plan.folder / receipt.file, receipt), receipts)
-        others, tokenizer_txt = _write_other_files(plan, index)
+        others, hosts = _write_other_files(plan, index)
         written = {receipt.file: record for receipt, record in zip(receipts, digested, strict=True)}
     for receipt in receipts:
         _check_role(plan, index.spec, receipt)
@@ -93,7 +88,7 @@ def complete_bundle(plan: BundlePlan) -> None:
         "spec": index.spec.to_dict(),
         "files": files,
         "parts": {receipt.file: _describe(receipt, plan.recipe) for receipt in receipts},
-        "boards": {"tokenizer_txt": tokenizer_txt},
+        "boards": hosts,
         "sbom": bill_of_materials(read_json(plan.source), checkpoint_folder(plan.source), plan.recipe),
     }
     write_json(plan.folder / MANIFEST, manifest)
@@ -137,25 +132,11 @@ def _describe(receipt: Receipt, recipe: Recipe) -> dict[str, Any]:
 
 
 def _write_other_files(plan: BundlePlan, index: LockIndex) -> tuple[list[str], dict[str, Any]]:
-    """Write all files except the parts and the manifest; return their names, and how well tokenizer.txt does."""
+    """Write all files except the parts and the manifest; return their names and what the manifest says about hosts."""
     _copy_tokenizer(plan, index.tokenizer_files)
-    tokenizer, rows = find_tokenizer(plan.folder / "tokenizer"), index.spec.vocab_size
-    conversation = _conversation(plan, tokenizer, rows)
-    config = _runtime_config(plan, index.spec, conversation)
-    tokenizer_txt = write_tokenizer_txt(
-        plan.folder / TOKENIZER_TXT,
-        tokenizer,
-        rows,
-        end_ids=conversation["eos_token_ids"],
-        chat=conversation["chat"],
-        tokenizer_type=config["tokenizer_type"],
-    )
-    write_json(plan.folder / "config.json", config)
-    write_json(plan.folder / "post_config.json", asdict(PostConfig()))
-    write_text(plan.folder / "run.sh", _run_script(config))
-    (plan.folder / "run.sh").chmod(0o755)
-    written = ["config.json", "post_config.json", "run.sh", TOKENIZER_TXT]
-    return [*written, *(f"tokenizer/{name}" for name in index.tokenizer_files)], tokenizer_txt
+    model = HostedModel(plan.folder, plan.name, plan.model, plan.chat, plan.recipe, index.spec)
+    names, facts = write_host_files(model)
+    return [*names, *(f"tokenizer/{name}" for name in index.tokenizer_files)], facts
 
 
 def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> None:
@@ -169,79 +150,6 @@ def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> None:
             shutil.copyfile(source / name, temporary)
             if sha256_of(temporary) != sha256:
                 raise AxzooError(f"{source / name} changed after it was locked: run the build again, or `axzoo lock`")
-
-
-def _conversation(plan: BundlePlan, tokenizer: LocalTokenizer | None, vocab_size: int) -> dict[str, Any]:
-    """The keys of config.json that depend on the tokenizer: the end tokens, and whether to use its chat template.
-
-    Raises AxzooError when the tokenizer belongs to another model, or its chat template fails.
-    """
-    ends = configured_end_ids(plan.folder / "tokenizer") if tokenizer is None else tokenizer.eos_token_ids
-    if tokenizer is None:
-        logger.warning(f"{plan.model} has no tokenizer: {NO_TOKENIZER}")
-    else:
-        require_rows(tokenizer, vocab_size)
-        if plan.chat and tokenizer.chat is None:
-            logger.warning(f"{plan.model} has no chat template: {NO_TEMPLATE}")
-        elif plan.chat:
-            tokenizer.encode_chat([{"role": "user", "content": "?"}])
-    known = [index for index in ends if index < vocab_size]
-    if not known:
-        logger.warning(f"{plan.model} has no end token: {NO_END}")
-    return {"eos_token_ids": known, "chat": plan.chat and tokenizer is not None and tokenizer.chat is not None}
-
-
-def _runtime_config(plan: BundlePlan, spec: DecoderSpec, conversation: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json: the keys of ax-llm and of axzoo's runtime."""
-    built = [kind for kind in KINDS if kind.is_built(plan.recipe) and kind.ids(spec)]
-    parts = {key: value for kind in built for key, value in kind.config(spec, plan.recipe).items()}
-    return {
-        "model_name": plan.name,
-        "tokenizer_type": 2,
-        "url_tokenizer_model": "http://127.0.0.1:12345",
-        **parts,
-        "system_prompt": "",
-        "post_config_path": "post_config.json",
-        "bos": 0,
-        "eos": 0,
-        "use_mmap_load_embed": 1,
-        **_embedding_scale(spec, plan.recipe),
-        **conversation,
-    }
-
-
-def _embedding_scale(spec: DecoderSpec, recipe: Recipe) -> dict[str, Any]:
-    """The factor by which the host program multiplies embedding rows, if it does."""
-    scaled = recipe.embedding_scale == "host" and spec.embedding_scale != 1
-    return {"embedding_scale": spec.embedding_scale} if scaled else {}
-
-
-def _run_script(config: Mapping[str, Any]) -> str:
-    """run.sh, which starts the board's host program with this bundle."""
-    flags = {
-        "template_filename_axmodel": config["template_filename_axmodel"],
-        "axmodel_num": config["axmodel_num"],
-        "tokenizer_type": config["tokenizer_type"],
-        "filename_tokenizer_model": config["url_tokenizer_model"],
-        "bos": config["bos"],
-        "eos": config["eos"],
-        "filename_post_axmodel": config["filename_post_axmodel"],
-        "filename_tokens_embed": config["filename_tokens_embed"],
-        "tokens_embed_num": config["tokens_embed_num"],
-        "tokens_embed_size": config["tokens_embed_size"],
-        "use_mmap_load_embed": config["use_mmap_load_embed"],
-        "post_config_path": config["post_config_path"],
-        "live_print": 1,
-        "continue": 1,
-    }
-    lines = [f'  --{name} "{value}" \\\n' for name, value in flags.items()]
-    return (
-        "#!/bin/sh\n"
-        "# Usage: ./run.sh PROMPT, while a tokenizer server is running. It starts ax-llm's main_prefill, or the\n"
-        "# program in MAIN_PREFILL, such as 'axzoo run', which runs on any computer.\n"
-        'cd "$(dirname "$0")" || exit 1\n'
-        "exec ${MAIN_PREFILL:-main_prefill} \\\n" + "".join(lines) + '  --prompt="${1-}"\n'
-    )
 
 
 def _remove_old_files(folder: Path, expected: set[str], pattern: str) -> None:

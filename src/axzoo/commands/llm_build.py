@@ -84,8 +84,11 @@ def run(args: argparse.Namespace) -> None:
     from dataclasses import replace
     from functools import partial
 
+    from axzoo.bundle.boards.host_files import host_notes
     from axzoo.bundle.boards.lengths import host_warnings
+    from axzoo.bundle.manifest import MANIFEST
     from axzoo.core.errors import AxzooError
+    from axzoo.core.files import read_json
     from axzoo.llm_build.input_model import read_model, read_override
     from axzoo.llm_build.output import check_output_path, place_bundle
     from axzoo.llm_build.project import choose_layers_per_job, open_project
@@ -118,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
         if args.check_level and model.tokenizer:
             refuse_prompt(len(model.tokenizer.encode(build.prompt)), recipe)
         print(format_config(model.shown_name, model.spec), flush=True)
-        for warning in host_warnings(recipe):
+        for warning in host_warnings(recipe, model.spec.embedding_scale):
             logger.warning(f"--{warning}")
         logger.info(f"preparing llm model: reading and hashing {model.parameters / 1e6:.0f} million parameters")
         project.make([build.locks / MADE_FROM], jobs=args.parallel, layers_per_job=1, quiet=True)
@@ -129,6 +132,8 @@ def run(args: argparse.Namespace) -> None:
         with project.keeping_digests(build):
             place_bundle(project.folder / build.bundle, args.output_path)
         logger.log(SUCCESS, "build llm model done!")
+        for note in host_notes(read_json(args.output_path / MANIFEST).get("boards")):
+            logger.warning(note)
         if args.check_level:
             _check(project, build, args, make)
         logger.log(SUCCESS, "check llm model done!" + ("" if args.check_level else " (level 0: nothing to check)"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from axzoo.bundle.boards.host_files import host_notes
 from axzoo.check.verdict import failed_report, worst_cosine
 from axzoo.core.files import read_json
 
@@ -13,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def summarize_build(build: Build) -> list[tuple[str, str]]:
-    """The summary as (label, text) pairs: the bundle, the verdict of each check, prompt and answer.
+    """The summary as (label, text) pairs: the bundle, hosts that cannot use it, the verdict of each check, prompt and
+    answer.
 
     A build that is left out or not built yet has a single pair with the reason.
     """
@@ -24,8 +26,10 @@ def summarize_build(build: Build) -> list[tuple[str, str]]:
         return [("bundle", f"not built: snakemake --cores all {build.bundle / 'manifest.json'}")]
     size = sum(file["size"] for file in manifest["files"].values())
     lines = [("bundle", f"{build.bundle} ({len(manifest['files'])} files, {size / 1e6:.1f} MB)")]
-    if (tokenizer_txt := manifest.get("boards", {}).get("tokenizer_txt")) is not None:
-        lines.append(("tokenizer.txt", _tokenizer_txt(tokenizer_txt)))
+    boards = manifest.get("boards")
+    if isinstance(boards, dict) and "tokenizer_txt" in boards:
+        lines.append(("tokenizer.txt", _tokenizer_txt(boards["tokenizer_txt"])))
+    lines += [("boards", note) for note in host_notes(boards)]
     if not build.backend.runs_here:
         return [*lines, ("checks", f"none: files of backend {build.backend_name} run only on a board")]
     layers, generation = (_verdict_in(build.checks / name) for name in ("layers.json", "generation.json"))

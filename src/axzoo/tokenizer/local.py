@@ -42,9 +42,13 @@ class LocalTokenizer:
     chat: ChatEncoder | None
     renderer: ChatRenderer | None = None
 
+    def special_token_id(self, name: str) -> int | None:
+        """The id of bos_token, eos_token, pad_token, ..., or None if there is none."""
+        return _id_of(self.backend, self.special_tokens, name)
+
     @property
     def bos_token_id(self) -> int | None:
-        return _id_of(self.backend, self.special_tokens, "bos_token")
+        return self.special_token_id("bos_token")
 
     @property
     def eos_token_id(self) -> int | None:

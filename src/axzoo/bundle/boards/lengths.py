@@ -74,10 +74,11 @@ def recipe_lengths(recipe: Recipe, kv_size: int = 1) -> HostLengths:
     return host_lengths([layer_group(recipe.hidden_state_type, 1, kv_size, *length) for length in lengths])
 
 
-def host_warnings(recipe: Recipe) -> list[str]:
-    """One sentence for each property of the recipe with which a board's host cannot load the build. Each starts with
-    the key and says what would do."""
-    return [warning for warning in (_lengths(recipe), _post_layer(recipe), _hidden_state(recipe)) if warning]
+def host_warnings(recipe: Recipe, embedding_scale: float = 1.0) -> list[str]:
+    """One sentence for each property of the recipe with which a board's host cannot use the build. Each starts with the
+    key and says what would do. `embedding_scale` is the factor of the model's embedding."""
+    found = (_lengths(recipe), _post_layer(recipe), _hidden_state(recipe), _embedding(recipe, embedding_scale))
+    return [warning for warning in found if warning]
 
 
 def _lengths(recipe: Recipe) -> str | None:
@@ -125,4 +126,13 @@ def _hidden_state(recipe: Recipe) -> str | None:
     return (
         f"hidden_state_type {recipe.hidden_state_type} is for comparisons on this computer: boards' hosts, axllm and "
         f"main_prefill among them, exchange bf16 with the compiled files; use hidden_state_type bf16"
+    )
+
+
+def _embedding(recipe: Recipe, scale: float) -> str | None:
+    if recipe.embedding_scale == "graph" or scale == 1:
+        return None
+    return (
+        f"embedding_scale host leaves it to the host to multiply text embeddings by {scale:g}, as axllm does not: "
+        f"use embedding_scale graph, unless the host is ax-llm's program for MiniCPM-V 2.0"
     )
