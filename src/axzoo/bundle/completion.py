@@ -16,6 +16,8 @@ from axzoo.bundle.bill_of_materials import bill_of_materials
 from axzoo.bundle.boards.host_files import HostedModel, write_host_files
 from axzoo.bundle.bundle_receipt import BundleReceipt, built_digest, inputs_digest, write_bundle_receipt
 from axzoo.bundle.manifest import MANIFEST, MANIFEST_FORMAT
+from axzoo.checkpoint.local_files import require_contained
+from axzoo.checkpoint.selection import TOKENIZER_FILES
 from axzoo.core.console import SUCCESS
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import TEMPORARY_SUFFIX, atomic_path, read_json, sha256_of, write_json
@@ -23,7 +25,7 @@ from axzoo.core.stamps import Stamp, recorded
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kinds import KINDS, kind_of, part_ids
-from axzoo.parts.lock_index import INDEX, TOKENIZER_FILES, LockIndex, read_index
+from axzoo.parts.lock_index import INDEX, LockIndex, read_index
 from axzoo.parts.receipt import Receipt, read_receipt
 from axzoo.weights.recipe import Recipe
 
@@ -146,6 +148,7 @@ def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> None:
     for name, sha256 in files.items():
         if name not in TOKENIZER_FILES:
             raise AxzooError(f"{plan.lock / INDEX} lists {name!r}, which is not a tokenizer file: lock again")
+        require_contained(source, [name])
         with atomic_path(target / name) as temporary:
             shutil.copyfile(source / name, temporary)
             if sha256_of(temporary) != sha256:

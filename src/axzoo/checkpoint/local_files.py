@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from axzoo.checkpoint.listing import Listing
-from axzoo.checkpoint.selection import CheckpointFiles, Weights, is_gguf, select_files, select_weights
+from axzoo.checkpoint.selection import TOKENIZER_FILES, CheckpointFiles, Weights, is_gguf, select_files, select_weights
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import open_regular, read_json
 
@@ -53,6 +54,7 @@ def find_checkpoint(path: Path) -> LocalCheckpoint:
     else:
         raise _absent(path, "is not a folder: give the folder of a Hugging Face checkpoint, or a GGUF file")
     check_files(found.folder, found.files.names)
+    require_contained(found.folder, [name for name in found.files.small if name in TOKENIZER_FILES])
     return found
 
 
@@ -110,6 +112,29 @@ def check_files(folder: Path, names: Iterable[str]) -> None:
             raise AxzooError(
                 f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` in the repository's clone, or "
                 f"download the file"
+            )
+
+
+def require_contained(folder: Path, names: Iterable[str]) -> None:
+    """Raises AxzooError for a file that is a link to somewhere outside the folder, or outside the blobs of its
+    repository in the hub's cache.
+
+    These files are copied into bundles, which are given to others: a link in a checkpoint from somewhere else must not
+    add a file of this machine. Weights are only read, so that they may be links to another disk. The folder itself may
+    be a link, which the user gave.
+    """
+    root = folder.resolve()
+    allowed = [root]
+    blobs = root.parent.parent / "blobs"
+    if root.parent.name == "snapshots" and not blobs.is_symlink():
+        allowed.append(blobs)
+    for name in names:
+        target = (root / name).resolve()
+        if not any(target.is_relative_to(top) for top in allowed):
+            copy = shlex.join(["cp", "--remove-destination", str(target), str(folder / name)])
+            raise AxzooError(
+                f"{folder / name} is a link to {target}, which is outside the checkpoint, and bundles contain a copy "
+                f"of this file: if they may, replace the link by the file, `{copy}`; otherwise remove the link"
             )
 
 

@@ -26,6 +26,20 @@ SMALL = frozenset({
 })  # fmt: skip
 """Files besides the weights that belong to a checkpoint."""
 
+TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+"""Those of them that are copied to a bundle's tokenizer folder."""
+
 _STANDARD: Mapping[str, Format] = {"model.safetensors": "safetensors", "pytorch_model.bin": "pickled"}
 """File names of weights in one file, in transformers' order. The index of shards is called <name>.index.json."""
 

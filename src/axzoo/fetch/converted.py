@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from axzoo.checkpoint.local_files import LocalCheckpoint
+from axzoo.checkpoint.local_files import LocalCheckpoint, require_contained
 from axzoo.checkpoint.selection import CheckpointFiles, refuse_foreign_files
 from axzoo.core.files import atomic_path
 from axzoo.fetch.sources import FetchedFile, hashed_file
@@ -45,6 +45,7 @@ def convert_checkpoint(found: LocalCheckpoint, output: Path) -> dict[str, Fetche
         from axzoo.checkpoint.pickled import convert_pickled
 
         convert_pickled(found.folder, weights, output)
+        require_contained(found.folder, found.files.small)
         for name in found.files.small:
             with atomic_path(output / name) as temporary:
                 shutil.copyfile(found.folder / name, temporary)

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from axzoo.checkpoint.local_files import LocalCheckpoint, check_files, list_folder
+from axzoo.checkpoint.local_files import LocalCheckpoint, check_files, list_folder, require_contained
 from axzoo.checkpoint.selection import select_files
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import has_file, read_bytes
@@ -31,6 +31,7 @@ def fetch_cached(source: HubSource, output: Path) -> None:
     try:
         found = LocalCheckpoint(snapshot, select_files(list_folder(snapshot), source.file))
         check_files(snapshot, found.files.names)
+        require_contained(snapshot, found.files.small)
     except AxzooError as error:
         raise AxzooError(f"{source.repo} in the hub's cache cannot be used: {error}; or {online}") from None
     records = {name: _verified(snapshot / name) for name in found.files.names}

@@ -14,10 +14,11 @@ from typing import Any
 
 from axzoo.core.errors import AxzooError
 from axzoo.model.config_keys import causes, has_no_effect
-from axzoo.model.rope import ROPE_TYPES, is_positive_number, make_rope
+from axzoo.model.rope import HIGHEST_NUMBER, HIGHEST_THETA, LOWEST_NUMBER, ROPE_TYPES, is_positive_number, make_rope
 from axzoo.model.rope_parameters import rope_type_of, split_parameters
 from axzoo.model.spec import RopeSpec
 
+HIGHEST_EPSILON = 1.0
 _REQUIRED: Any = object()
 _ROPE_KEYS = ("rope_parameters", "rope_scaling")
 _SAME_ACTIVATION = {
@@ -51,12 +52,27 @@ class ConfigView:
         self._ignored = frozenset(ignored)
         self.path = path
 
-    def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A positive number. Raises AxzooError if the key is absent without default, or its value is not one."""
+    def number(
+        self, key: str, default: Any = _REQUIRED, lowest: float = LOWEST_NUMBER, highest: float = HIGHEST_NUMBER
+    ) -> float:
+        """A positive number in a range, by default one that leaves room in fp32 for products with other numbers.
+
+        Raises AxzooError if the key is absent without default, or its value is not such a number.
+        """
         value = self._get(key, default)
         if not is_positive_number(value):
             raise self._wrong(key, value, "a positive number")
+        if not lowest <= value <= highest:
+            raise self._wrong(key, value, f"a number from {lowest:g} to {highest:g}")
         return float(value)
+
+    def epsilon(self, key: str) -> float:
+        """The number that a norm adds to a variance, at most 1. Raises AxzooError if it is anything else."""
+        return self.number(key, highest=HIGHEST_EPSILON)
+
+    def scale(self, key: str, default: Any = _REQUIRED) -> float:
+        """A factor of hidden states or logits, from 1e-6 to 1e6. Raises AxzooError if it is anything else."""
+        return self.number(key, default, 1e-6, 1e6)
 
     def size(self, key: str, default: Any = _REQUIRED) -> int:
         """A positive integer below 2**31. Raises AxzooError if it is not one."""
@@ -211,7 +227,7 @@ class ConfigView:
     def _in_or_beside(self, parameters: dict[str, Any], key: str, default: float) -> float:
         """A positive number, removed from `parameters` if it is there, else read from the config itself."""
         inside = parameters.pop(key, None)
-        value = self.number(key, default if inside is None else inside)
+        value = self.number(key, default if inside is None else inside, highest=HIGHEST_THETA)
         if inside is not None and value != inside:
             raise self._wrong(key, value, f"{inside!r}, the value in its rope parameters")
         return value

@@ -44,6 +44,12 @@ ROPE_TYPES = tuple(REQUIRED)
 _MAX_DIM = 1 << 16
 """Far above any real model; larger values in a config would only exhaust memory."""
 
+LOWEST_NUMBER, HIGHEST_NUMBER = 1e-30, 1e30
+"""Numbers of a config outside this range are damaged. Within it, fp32 has room for products with other numbers."""
+HIGHEST_THETA = 1e15
+"""The largest published rope_theta is below 1e12."""
+_HIGHEST_LENGTH = (1 << 31) - 1
+
 _LISTS = {"short_factor", "long_factor"}
 
 
@@ -203,9 +209,11 @@ def is_positive_number(value: Any) -> bool:
 
 
 def _number(values: Mapping[str, Any], key: str) -> float:
-    value = values[key]
+    value, highest = values[key], _HIGHEST_LENGTH if key == ORIGINAL else HIGHEST_NUMBER
     if not is_positive_number(value):
         raise AxzooError(f"rope parameter {key} is {value!r}, but must be a positive number")
+    if not LOWEST_NUMBER <= value <= highest:
+        raise AxzooError(f"rope parameter {key} is {value!r}, but must be from {LOWEST_NUMBER:g} to {highest:g}")
     return float(value)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.local_files import remedy
+from axzoo.checkpoint.selection import TOKENIZER_FILES
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import has_file, json_text, sha256_of, write_text
@@ -30,7 +31,7 @@ from axzoo.model.reading import read_spec
 from axzoo.model.spec import DecoderSpec, TensorRef
 from axzoo.parts.kind import PartId
 from axzoo.parts.kinds import KINDS, kind_of
-from axzoo.parts.lock_index import INDEX, LOCK_FORMAT, TOKENIZER_FILES
+from axzoo.parts.lock_index import INDEX, LOCK_FORMAT
 from axzoo.parts.part import LockedTensor, Part
 from axzoo.parts.tensor_names import adds_nothing, model_names, problem, renamed, tied_contradiction, without_ignored
 

@@ -19,21 +19,6 @@ INDEX = "index.json"
 """The file with the model's spec, source and tokenizer files."""
 
 
-TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
-"""The checkpoint's small files that are copied to a bundle's tokenizer folder."""
-
-
 @dataclass(frozen=True)
 class LockIndex:
     """The content of index.json: the model's spec, its checkpoint's source, and the sha256 of each tokenizer file.

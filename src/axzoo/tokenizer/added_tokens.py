@@ -175,7 +175,7 @@ def _added_tokens_decoder(listed: Any, path: Path) -> dict[str, AddedToken]:
         raise AxzooError(f"{path}: added_tokens_decoder is not valid: the file is damaged") from None
     if not all(is_token_id(token.id) for token in tokens):
         raise AxzooError(f"{path}: added_tokens_decoder has token ids out of range: the file is damaged")
-    return {token.text: token for token in tokens if token.text}
+    return {_text(token.text, path): token for token in tokens if token.text}
 
 
 def _added_tokens_json(path: Path, special: Collection[str]) -> dict[str, AddedToken]:
@@ -183,5 +183,5 @@ def _added_tokens_json(path: Path, special: Collection[str]) -> dict[str, AddedT
     tokens = read_object(path)
     if not all(is_token_id(index) for index in tokens.values()):
         raise AxzooError(f"{path} must map tokens to their ids")
-    texts = {_text(text, path): index for text, index in tokens.items() if text}
-    return {text: _token_of(text, index, {"special": text in special}) for text, index in texts.items()}
+    found = {text: _token_of(text, index, {"special": text in special}) for text, index in tokens.items() if text}
+    return {_text(text, path): token for text, token in found.items()}

@@ -57,7 +57,8 @@ class IsolatedTokenizer:
         self.has_chat = loaded["has_chat"]
         """Whether the tokenizer encodes conversations without a chat template."""
         self._ids: dict[str, int | None] = {}
-        self.decode(self.encode(_TRIAL_TEXT, True), False)
+        ids = self._ask("encode a short text", len(_TRIAL_TEXT), "encode", _TRIAL_TEXT, True)
+        self._ask("decode a short text", len(_TRIAL_TEXT), "decode", ids, False)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         ids: list[int] = self._ask("encode this text", len(text), "encode", text, add_special_tokens)

@@ -13,6 +13,8 @@ from axzoo.checkpoint.gguf.vocabulary import build_tokenizer, has_tokenizer, spe
 from axzoo.checkpoint.writing import tensor_bytes, write_safetensors
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import megabytes, require_space, write_json, write_text
+from axzoo.model.config_view import HIGHEST_EPSILON
+from axzoo.model.rope import HIGHEST_NUMBER, HIGHEST_THETA, LOWEST_NUMBER
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +65,9 @@ def model_config(gguf: GgufCheckpoint) -> dict[str, Any]:
         "num_attention_heads": heads,
         "num_hidden_layers": _integer(gguf, "block_count"),
         "num_key_value_heads": _integer(gguf, "attention.head_count_kv", heads),
-        "rms_norm_eps": _decimal(gguf, "attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": _decimal(gguf, "attention.layer_norm_rms_epsilon", HIGHEST_EPSILON),
         "rope_scaling": _rope_scaling(gguf),
-        "rope_theta": _decimal(gguf, "rope.freq_base", 10000.0),
+        "rope_theta": _decimal(gguf, "rope.freq_base", HIGHEST_THETA, 10000.0),
         "tie_word_embeddings": "lm_head.weight" not in gguf.tensors,
         "torch_dtype": "float32",
         "vocab_size": embedding.shape[0],
@@ -86,7 +88,7 @@ def _rope_scaling(gguf: GgufCheckpoint) -> dict[str, Any] | None:
             f"and linear are converted"
         )
     if kind == "linear":
-        return {"rope_type": "linear", "factor": _decimal(gguf, "rope.scaling.factor")}
+        return {"rope_type": "linear", "factor": _decimal(gguf, "rope.scaling.factor", HIGHEST_NUMBER)}
     if factors is None:
         return None
     length = _integer(gguf, "context_length")
@@ -121,12 +123,16 @@ def _integer(gguf: GgufCheckpoint, key: str, default: Any = _REQUIRED) -> int:
     return value
 
 
-def _decimal(gguf: GgufCheckpoint, key: str, default: Any = _REQUIRED) -> float:
-    """A float32 as the shortest decimal that rounds to it: 1e-05, not 9.999999747e-06."""
-    value = gguf.get(key, default)
+def _decimal(gguf: GgufCheckpoint, key: str, highest: float, default: Any = _REQUIRED) -> float:
+    """A float32 as the shortest decimal that rounds to it: 1e-05, not 9.999999747e-06.
+
+    The file may have it as float64, which can be outside the range of float32.
+    """
+    value, name = gguf.get(key, default), f"{gguf.architecture}.{key}"
     if type(value) is not float or not 0 < value < float("inf"):
-        name = f"{gguf.architecture}.{key}"
         raise AxzooError(f"{gguf.path}: {name} is {_describe(value)}, but must be a positive number")
+    if not LOWEST_NUMBER <= value <= highest:
+        raise AxzooError(f"{gguf.path}: {name} is {value}, but must be from {LOWEST_NUMBER:g} to {highest:g}")
     return float(str(np.float32(value)))
 
 

@@ -13,7 +13,7 @@ from axzoo.core.errors import AxzooError
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families import ConfigKeys
 from axzoo.model.families._hugging_face import fused, linear, roles
-from axzoo.model.rope import make_rope
+from axzoo.model.rope import HIGHEST_THETA, make_rope
 from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, TensorRef
 
 CONFIG_KEYS = ConfigKeys(
@@ -65,7 +65,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
             f"{config.path}: num_attention_heads is {heads}, but must be a multiple of multi_query_group_num, {groups}"
         )
     positions = config.size("seq_length")
-    norm = NormSpec("rms_norm", config.number("layernorm_epsilon"))
+    norm = NormSpec("rms_norm", config.epsilon("layernorm_epsilon"))
     return DecoderSpec(
         model_type="chatglm",
         num_hidden_layers=config.size("num_layers"),
@@ -91,9 +91,9 @@ def _theta(config: ConfigView) -> float:
 
     Raises AxzooError if rope_ratio may have the meaning it has in ChatGLM2-6B-32k.
     """
-    ratio, name = config.number("rope_ratio", 1), config.string("_name_or_path", "")
+    ratio, name = config.scale("rope_ratio", 1), config.string("_name_or_path", "")
     if "rope_theta" in config:
-        return config.number("rope_theta")
+        return config.number("rope_theta", highest=HIGHEST_THETA)
     if ratio != 1 and not re.search("chatglm-?3|glm-?4", name, re.IGNORECASE):
         raise AxzooError(
             f"{config.path}: rope_ratio {ratio:g} is ambiguous: it multiplies the rope base in ChatGLM3, but divides "

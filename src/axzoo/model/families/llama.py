@@ -28,7 +28,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
     heads, kv_heads = config.heads()
     head_dim = config.size("head_dim", hidden_size // heads)
     positions = config.size("max_position_embeddings")
-    norm = NormSpec("rms_norm", config.number("rms_norm_eps"))
+    norm = NormSpec("rms_norm", config.epsilon("rms_norm_eps"))
     bias = config.flag("attention_bias", False)
     return DecoderSpec(
         model_type="llama",

@@ -29,7 +29,7 @@ def decoder_spec(config: ConfigView, model_type: str = "minicpm") -> DecoderSpec
     head_dim = hidden_size // heads
     config.choice("head_dim", [head_dim], head_dim)
     positions = config.size("max_position_embeddings")
-    norm = NormSpec("rms_norm", config.number("rms_norm_eps"))
+    norm = NormSpec("rms_norm", config.epsilon("rms_norm_eps"))
     bias = config.flag("attention_bias", False)
     return DecoderSpec(
         model_type=model_type,
@@ -48,10 +48,10 @@ def decoder_spec(config: ConfigView, model_type: str = "minicpm") -> DecoderSpec
             hidden_act=config.activation("hidden_act", ["silu"], "silu"),
             qkv_bias=bias,
             o_bias=bias,
-            residual_scale=config.number("scale_depth", 1) / layers**0.5,
+            residual_scale=config.scale("scale_depth", 1) / layers**0.5,
         ),
-        post=PostSpec(hidden_size, vocab_size, norm, logit_scale=config.number("dim_model_base", 1) / hidden_size),
-        embedding_scale=config.number("scale_emb", 1),
+        post=PostSpec(hidden_size, vocab_size, norm, logit_scale=config.scale("dim_model_base", 1) / hidden_size),
+        embedding_scale=config.scale("scale_emb", 1),
     )
 
 

@@ -29,7 +29,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
     heads, kv_heads = config.heads()
     head_dim = config.size("head_dim", hidden_size // heads)
     positions = config.size("max_position_embeddings")
-    norm = NormSpec("layer_norm", config.number("layer_norm_eps"))
+    norm = NormSpec("layer_norm", config.epsilon("layer_norm_eps"))
     return DecoderSpec(
         model_type="phi",
         num_hidden_layers=config.size("num_hidden_layers"),

@@ -29,7 +29,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
     layers = config.size("num_hidden_layers")
     head_dim = config.size("head_dim", hidden_size // heads)
     positions = config.size("max_position_embeddings")
-    norm = NormSpec("rms_norm", config.number("rms_norm_eps"))
+    norm = NormSpec("rms_norm", config.epsilon("rms_norm_eps"))
     return DecoderSpec(
         model_type="qwen2",
         num_hidden_layers=layers,

@@ -29,7 +29,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
     layers = config.size("num_hidden_layers")
     head_dim = config.size("head_dim", 128)
     positions = config.size("max_position_embeddings")
-    norm = NormSpec("rms_norm", config.number("rms_norm_eps"))
+    norm = NormSpec("rms_norm", config.epsilon("rms_norm_eps"))
     bias = config.flag("attention_bias", False)
     return DecoderSpec(
         model_type="qwen3",

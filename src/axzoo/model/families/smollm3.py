@@ -28,7 +28,7 @@ def decoder_spec(config: ConfigView) -> DecoderSpec:
     layers = config.size("num_hidden_layers")
     head_dim = config.size("head_dim", hidden_size // heads)
     positions = config.size("max_position_embeddings")
-    norm = NormSpec("rms_norm", config.number("rms_norm_eps"))
+    norm = NormSpec("rms_norm", config.epsilon("rms_norm_eps"))
     bias = config.flag("attention_bias", False)
     rotary = _rotary_layers(config, layers)
     return DecoderSpec(
