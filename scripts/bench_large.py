@@ -34,42 +34,26 @@ MATRICES = {
     "mlp.down_proj": (HIDDEN, INTERMEDIATE),
 }
 
+HEAD_SPREAD = 6
+"""Makes logits as far apart as those of trained models."""
+
 
 def generate(folder: Path, layers: int) -> None:
     """Write the checkpoint: one shard per layer, one for the embedding, one for norm and lm_head."""
-    import ml_dtypes
-    import numpy as np
-    from safetensors.numpy import save_file
+    from random_shards import RandomShards
 
-    random = np.random.default_rng(0)
-    names: dict[str, str] = {}
-
-    def matrix(rows: int, columns: int, spread: float) -> np.ndarray:
-        values = np.empty((rows, columns), ml_dtypes.bfloat16)
-        for start in range(0, rows, 1024):
-            block = values[start : start + 1024]
-            block[:] = random.standard_normal(block.shape, np.float32) * np.float32(spread)
-        return values
-
-    def vector(size: int, mean: float) -> np.ndarray:
-        return (random.standard_normal(size, np.float32) * 0.1 + mean).astype(ml_dtypes.bfloat16)
-
-    def save(number: int, tensors: dict[str, np.ndarray]) -> None:
-        shard = f"model-{number + 1:05d}-of-{layers + 2:05d}.safetensors"
-        save_file(tensors, folder / shard)
-        names.update(dict.fromkeys(tensors, shard))
-
+    shards = RandomShards(folder, layers + 2)
     for index in range(layers):
         prefix = f"model.layers.{index}"
-        tensors = {f"{prefix}.{name}.weight": matrix(*shape, shape[1] ** -0.5) for name, shape in MATRICES.items()}
-        tensors |= {f"{prefix}.self_attn.{name}_proj.bias": vector(KV_SIZE, 0) for name in "kv"}
-        tensors |= {f"{prefix}.self_attn.q_proj.bias": vector(HIDDEN, 0)}
-        tensors |= {f"{prefix}.{name}_layernorm.weight": vector(HIDDEN, 1) for name in ("input", "post_attention")}
-        save(index, tensors)
-    save(layers, {"model.embed_tokens.weight": matrix(VOCABULARY, HIDDEN, 1)})
-    head = matrix(VOCABULARY, HIDDEN, 6 * HIDDEN**-0.5)  # logits as far apart as those of trained models
-    save(layers + 1, {"lm_head.weight": head, "model.norm.weight": vector(HIDDEN, 1)})
-    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": names})
+        tensors = {f"{prefix}.{name}.weight": shards.matrix(*shape) for name, shape in MATRICES.items()}
+        tensors |= {f"{prefix}.self_attn.{name}_proj.bias": shards.vector(KV_SIZE, 0) for name in "kv"}
+        tensors |= {f"{prefix}.self_attn.q_proj.bias": shards.vector(HIDDEN, 0)}
+        norms = ("input_layernorm", "post_attention_layernorm")
+        shards.save(tensors | {f"{prefix}.{name}.weight": shards.vector(HIDDEN, 1) for name in norms})
+    shards.save({"model.embed_tokens.weight": shards.matrix(VOCABULARY, HIDDEN, 1)})
+    head = shards.matrix(VOCABULARY, HIDDEN, HEAD_SPREAD * HIDDEN**-0.5)
+    shards.save({"lm_head.weight": head, "model.norm.weight": shards.vector(HIDDEN, 1)})
+    shards.finish()
     write_json(
         folder / "config.json",
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ VISION = {
 }
 QUERIES = 16
 IMAGE, IMAGE_END, SLICE, SLICE_END = 101, 102, 111, 112
+VOCABULARY = 384
+PIECES = {"\n": 5, "用户": 110, "AI": 109}
+"""Texts that are one token."""
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -31,7 +35,7 @@ def config(**changes: Any) -> dict[str, Any]:
     own = {
         "vision_config": VISION,
         "query_num": QUERIES,
-        "vocab_size": 363,
+        "vocab_size": VOCABULARY,
         "scale_emb": 12,
         "max_position_embeddings": 512,
     }
@@ -49,18 +53,38 @@ def vision_model(hidden_size: int) -> Vision:
     return model
 
 
-def tokenizer(vocab_size: int) -> Tokenizer:
-    """Bytes as tokens from id 113, MiniCPM-V's special tokens below."""
-    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"<reserved{i}>": i for i in range(3, 113)}
-    named = {IMAGE: "<image>", IMAGE_END: "</image>", SLICE: "<slice>", SLICE_END: "</slice>"}
-    vocab = {named.get(i, token): i for token, i in vocab.items()}
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: vocab_size - 113]
-    vocab |= {letter: 113 + i for i, letter in enumerate(alphabet)}
-    made = Tokenizer(models.BPE(vocab, [], unk_token="<unk>"))
+def tokenizer(vocab_size: int, ids: Mapping[str, int] = PIECES) -> Tokenizer:
+    """Bytes as tokens, and MiniCPM-V's special tokens. The texts `ids` have these ids, so that `<用户>` and `<AI>` are
+    three tokens each, as in MiniCPM-V 2.0."""
+
+    def letters(text: str) -> list[str]:
+        return list(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)[0][0])
+
+    special = {"<unk>": 0, "<s>": 1, "</s>": 2, "<image>": IMAGE, "</image>": IMAGE_END}
+    special |= {"<slice>": SLICE, "</slice>": SLICE_END}
+    vocab = special | {"".join(letters(text)): number for text, number in ids.items()}
+    merges = []
+    for first, *others in map(letters, ids):
+        for letter in others:
+            merges.append((first, letter))
+            first += letter
+    words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(first + second for first, second in merges)]
+    taken = set(vocab.values())
+    free = (number for number in range(SLICE_END + 1, vocab_size) if number not in taken)
+    vocab |= {word: next(free) for word in words if word not in vocab}
+    others = sorted(set(range(vocab_size)) - set(vocab.values()))
+    made = Tokenizer(models.BPE(vocab | {f"<{number}>": number for number in others}, merges, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(token, special=True) for token in ("<unk>", "<s>", "</s>", *named.values())])
+    made.add_special_tokens([AddedToken(token, special=True) for token in special])
     return made
+
+
+def write_tokenizer(folder: Path, made: Tokenizer) -> None:
+    """Write the files of a tokenizer."""
+    made.save(str(folder / "tokenizer.json"))
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **tokens})
 
 
 def make_checkpoint(folder: Path, **changes: Any) -> tuple[Path, Vision]:
@@ -75,11 +99,7 @@ def make_checkpoint(folder: Path, **changes: Any) -> tuple[Path, Vision]:
     vision = vision_model(settings["hidden_size"])
     save_file({**weights, **vision.tensors()}, folder / "model.safetensors")
     write_json(folder / "config.json", settings)
-    tokenizer(settings["vocab_size"]).save(str(folder / "tokenizer.json"))
-    write_json(
-        folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
-    )
+    write_tokenizer(folder, tokenizer(settings["vocab_size"]))
     return folder, vision
 
 

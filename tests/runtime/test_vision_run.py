@@ -115,7 +115,7 @@ def test_flags_of_main_prefill(bundle: Path, picture: Path, capsys: pytest.Captu
         "filename_vpm_resampler_axmodedl": bundle / "vpm_resampler.axmodel",
         "filename_tokenizer_model": bundle / "tokenizer" / "tokenizer.json",
         "axmodel_num": 3,
-        "tokens_embed_num": 363,
+        "tokens_embed_num": tiny_vision.VOCABULARY,
         "tokens_embed_size": 36,
         "tokenizer_type": 4,
         "vpm_width": 70,

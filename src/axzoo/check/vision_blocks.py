@@ -6,19 +6,18 @@ of earlier ones. The last entry compares the rows that the files return with tho
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from axzoo.backends.host.contract import loadable_header
+from axzoo.backends.host.outline import map_file
 from axzoo.check.metrics import cosine, relative_l2
 from axzoo.core.dtypes import NUMPY_DTYPES, ONNX_DTYPES
 from axzoo.model import vision_oracle
@@ -26,8 +25,8 @@ from axzoo.model.oracle import Weights
 from axzoo.model.spec import VisionSpec
 from axzoo.model.vision_positions import position_ids
 from axzoo.runtime.bundle_folder import VisionFiles
+from axzoo.runtime.exact.session import ExactSession
 from axzoo.runtime.images import Pixels
-from axzoo.runtime.threads import session_options, threads
 
 SEED = 0
 
@@ -86,16 +85,17 @@ def check_vision(files: VisionFiles, spec: VisionSpec, weights: Weights) -> Iter
     names = ["patch/positions/Add", *(f"blocks.{i}/mlp/Add" for i in range(spec.num_hidden_layers))]
     names.append("norm/LayerNormalization")
     tower = files.files.get("vision") or files.files["encoder"]
-    found, outputs = _run(tower, {"input": picture[None], "pos_embed_ids": ids}, names)
+    feed: dict[str, NDArray[Any]] = {"input": picture[None], "pos_embed_ids": ids}
+    found, outputs = _run(tower, feed, names, (1, len(ids), spec.hidden_size))
     with torch.inference_mode():
-        patches, *blocks, normed = (torch.from_numpy(found[name][0]) for name in names)
+        patches, *blocks, normed = (torch.from_numpy(value[0]) for value in found)
         yield _compared("patches", patches, vision_oracle.patches(spec, weights, image))
         for index, (given, got) in enumerate(zip([patches, *blocks], blocks, strict=False)):
             yield _compared(f"block {index}", got, vision_oracle.block(spec, weights, index, given), given)
         last = blocks[-1] if blocks else patches
         yield _compared("tower", normed, vision_oracle.tower_output(spec, weights, last))
         if "resampler" in files.files:
-            _, outputs = _run(files.files["resampler"], {"input": outputs, "pos_embed_ids": ids}, [])
+            _, outputs = _run(files.files["resampler"], {**feed, "input": outputs}, [], ())
         whole = vision_oracle.resampler(spec, weights, vision_oracle.tower(spec, weights, image), ids)
         yield _compared("rows", torch.from_numpy(outputs[0].astype(np.float32)), whole)
 
@@ -108,32 +108,22 @@ def _compared(name: str, got: Tensor, want: Tensor, given: Tensor | None = None)
 
 
 def _run(
-    path: Path, feed: Mapping[str, NDArray[Any]], names: list[str]
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[Any]]:
-    """Run a file. Returns the values `names` inside its graph, fp32, and its output.
+    path: Path, feed: Mapping[str, NDArray[Any]], names: Sequence[str], shape: tuple[int, ...]
+) -> tuple[list[NDArray[np.float32]], NDArray[Any]]:
+    """Run a file in exact mode, in which weights stay in the mapped file.
 
-    Weights are dequantized when they are used, so memory holds them as stored.
+    Returns the values `names` of `shape` inside its graph, fp32, and its output.
     """
-    group = loadable_header(path, path).groups[0]
-    model = onnx.load(path)
-    for name in names:
-        model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
-    options = session_options(threads())
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    content = model.SerializeToString()
-    del model
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    del content
-    binding = session.io_binding()
-    held = []
-    for tensor in group.inputs:
-        array = np.ascontiguousarray(feed[tensor.name].astype(NUMPY_DTYPES[tensor.dtype]))
-        held.append(array)  # until the session has run
-        binding.bind_input(tensor.name, "cpu", 0, ONNX_DTYPES[tensor.dtype], array.shape, array.ctypes.data)
-    output = np.empty(group.outputs[0].shape, NUMPY_DTYPES[group.outputs[0].dtype])
-    binding.bind_output("output", "cpu", 0, ONNX_DTYPES[group.outputs[0].dtype], output.shape, output.ctypes.data)
-    for name in names:
-        binding.bind_output(name, "cpu")
-    session.run_with_iobinding(binding)
-    values = binding.get_outputs()[1:]
-    return {name: value.numpy() for name, value in zip(names, values, strict=True)}, output
+    (group, *_) = loadable_header(path, path).groups
+    session = ExactSession(memoryview(map_file(path)), names)
+    (output,) = group.outputs
+    values = [np.empty(shape, np.float32) for _ in names]
+    result = np.empty(output.shape, NUMPY_DTYPES[output.dtype])
+    given = {
+        tensor.name: (np.ascontiguousarray(feed[tensor.name].astype(NUMPY_DTYPES[tensor.dtype])), tensor.dtype)
+        for tensor in group.inputs
+    }
+    inputs = {name: (array, ONNX_DTYPES[dtype]) for name, (array, dtype) in given.items()}
+    inside = {name: (value, ONNX_DTYPES["fp32"]) for name, value in zip(names, values, strict=True)}
+    session.run(inputs, {**inside, output.name: (result, ONNX_DTYPES[output.dtype])})
+    return values, result

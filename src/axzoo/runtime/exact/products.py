@@ -109,7 +109,21 @@ def exact_options() -> ort.SessionOptions:
     """Options for a session of exact mode. It runs on the thread that calls it."""
     options = session_options(1)
     options.add_session_config_entry("session.disable_quant_qdq", "1")  # fused operators round activations to int8
+    if _share_memory():
+        options.add_session_config_entry("session.use_env_allocators", "1")
     return options
+
+
+@functools.cache
+def _share_memory() -> bool:
+    """Make the memory that all sessions of exact mode use for values. Otherwise each stage would keep its own, which is
+    several times the size of all values of a vision model."""
+    kind = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    try:
+        ort.create_and_register_allocator(kind, None)
+    except Exception:  # ONNX Runtime's exceptions share no base class
+        return False
+    return True
 
 
 @functools.cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import onnxruntime as ort
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from axzoo.core.dtypes import ONNX_DTYPES
 from axzoo.runtime.exact.products import exact_options, multiply
-from axzoo.runtime.exact.stages import divide
+from axzoo.runtime.exact.stages import divide, last_uses
 
 Typed = tuple[NDArray[Any], int]
 """A contiguous array and the number of its ONNX type, which numpy may not know."""
@@ -19,19 +19,23 @@ _FP32 = ONNX_DTYPES["fp32"]
 
 
 class ExactSession:
-    """A model whose weights stay in `content`, usually a mapped file.
+    """A model whose weights stay in `content`, usually a mapped file. `also` are values inside its graph, in fp32, that
+    `run` can return; products with weights are not among them.
 
     Raises ValueError or LookupError when its graph is not one that axzoo writes, and whatever ONNX Runtime raises when
     it rejects a stage.
     """
 
-    def __init__(self, content: memoryview) -> None:
-        self._stages = [(stage, _load(stage.model)) for stage in divide(content)]
+    def __init__(self, content: memoryview, also: Collection[str] = ()) -> None:
+        stages = divide(content, also)
+        self._stages = [(stage, _load(stage.model)) for stage in stages]
+        self._last_use = last_uses(stages)
 
     def run(self, inputs: Mapping[str, Typed], results: Mapping[str, Typed]) -> None:
-        """Run the model on `inputs`, and write its outputs into the arrays `results`."""
+        """Run the model on `inputs`, and write its outputs into the arrays `results`. A value is dropped after its last
+        use."""
         values = dict(inputs)
-        for stage, session in self._stages:
+        for number, (stage, session) in enumerate(self._stages):
             if session is not None:
                 binding = session.io_binding()
                 for name in stage.inputs:
@@ -45,12 +49,13 @@ class ExactSession:
                         binding.bind_output(name, "cpu")
                 session.run_with_iobinding(binding)
                 for name, value in zip(stage.outputs, binding.get_outputs(), strict=True):
-                    if name not in results:
-                        values[name] = value.numpy(), _FP32
+                    values[name] = results[name] if name in results else (value.numpy(), _FP32)
             for product in stage.products:
                 x, _ = values[product.input]
                 y = multiply(x.reshape(-1, x.shape[-1]), product.matrix)
                 values[product.output] = y.reshape(*x.shape[:-1], y.shape[-1]), _FP32
+            for name in self._last_use[number]:
+                values.pop(name, None)
 
 
 def _load(model: bytes) -> ort.InferenceSession | None:

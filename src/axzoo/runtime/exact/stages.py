@@ -6,7 +6,7 @@ weights are views of the file.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,9 +71,11 @@ class _Node:
     outputs: tuple[str, ...]
 
 
-def divide(content: memoryview) -> list[Stage]:
-    """The stages of a serialized model, in the order in which they run. Raises ValueError or LookupError when its graph
-    is not one that axzoo writes."""
+def divide(content: memoryview, also: Collection[str] = ()) -> list[Stage]:
+    """The stages of a serialized model, in the order in which they run. The values `also` are among their outputs.
+
+    Raises ValueError or LookupError when the graph is not one that axzoo writes, or has no value of that name.
+    """
     (graph,) = Message(content).messages(_GRAPH)
     constants = {Message(view).text(_TENSOR_NAME): view for view in graph.views(_INITIALIZERS)}
     nodes = [_node(view) for view in graph.views(_NODES)]
@@ -87,7 +89,9 @@ def divide(content: memoryview) -> list[Stage]:
     stage_of = _assign_stages(nodes, products)
     others = [node for node in nodes if node.outputs[0] not in products]
     declared = {Message(view).text(_VALUE_NAME): view for view in (*graph.views(_INPUTS), *graph.views(_OUTPUTS))}
-    results = {Message(view).text(_VALUE_NAME) for view in graph.views(_OUTPUTS)}
+    results = {Message(view).text(_VALUE_NAME) for view in graph.views(_OUTPUTS)} | set(also)
+    if unknown := set(also) - {name for node in others for name in node.outputs}:
+        raise LookupError(f"no value {sorted(unknown)[0]!r:.80}")
 
     def stage(number: int) -> Stage:
         inside = [node for node in others if stage_of[node.outputs[0]] == number]
@@ -107,6 +111,19 @@ def divide(content: memoryview) -> list[Stage]:
         return Stage(model if inside else b"", tuple(inputs), tuple(outputs), tuple(after))
 
     return [stage(number) for number in range(max(stage_of.values(), default=0) + 1)]
+
+
+def last_uses(stages: Sequence[Stage]) -> list[list[str]]:
+    """For each stage, the values that no later stage reads."""
+    last: dict[str, int] = {}
+    for number, stage in enumerate(stages):
+        read = (*stage.inputs, *(product.input for product in stage.products))
+        made = (*stage.outputs, *(product.output for product in stage.products))
+        last.update(dict.fromkeys((*made, *read), number))
+    dropped: list[list[str]] = [[] for _ in stages]
+    for name, number in last.items():
+        dropped[number].append(name)
+    return dropped
 
 
 def _assign_stages(nodes: Sequence[_Node], products: Mapping[str, Product]) -> dict[str, int]:
