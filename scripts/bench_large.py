@@ -35,13 +35,13 @@ MATRICES = {
 }
 
 
-def generate(folder: Path, layers: int) -> None:
+def generate(folder: Path, layers: int, seed: int = 0) -> None:
     """Write the checkpoint: one shard per layer, one for the embedding, one for norm and lm_head."""
     import ml_dtypes
     import numpy as np
     from safetensors.numpy import save_file
 
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     names: dict[str, str] = {}
 
     def matrix(rows: int, columns: int, spread: float) -> np.ndarray:
@@ -106,11 +106,11 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
 
 
-def write_checkpoint(folder: Path, layers: int) -> None:
+def write_checkpoint(folder: Path, layers: int, seed: int = 0) -> None:
     """Write the folder `checkpoint`, complete or not at all."""
     partial = folder / "checkpoint.partial"
     partial.mkdir(parents=True)
-    generate(partial, layers)
+    generate(partial, layers, seed)
     write_tokenizer(partial)
     partial.rename(folder / "checkpoint")
 
