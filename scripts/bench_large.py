@@ -38,11 +38,11 @@ HEAD_SPREAD = 6
 """Makes logits as far apart as those of trained models."""
 
 
-def generate(folder: Path, layers: int) -> None:
+def generate(folder: Path, layers: int, seed: int = 0) -> None:
     """Write the checkpoint: one shard per layer, one for the embedding, one for norm and lm_head."""
     from random_shards import RandomShards
 
-    shards = RandomShards(folder, layers + 2)
+    shards = RandomShards(folder, layers + 2, seed)
     for index in range(layers):
         prefix = f"model.layers.{index}"
         tensors = {f"{prefix}.{name}.weight": shards.matrix(*shape) for name, shape in MATRICES.items()}
@@ -90,11 +90,11 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
 
 
-def write_checkpoint(folder: Path, layers: int) -> None:
+def write_checkpoint(folder: Path, layers: int, seed: int = 0) -> None:
     """Write the folder `checkpoint`, complete or not at all."""
     partial = folder / "checkpoint.partial"
     partial.mkdir(parents=True)
-    generate(partial, layers)
+    generate(partial, layers, seed)
     write_tokenizer(partial)
     partial.rename(folder / "checkpoint")
 

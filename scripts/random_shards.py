@@ -15,10 +15,10 @@ from safetensors.numpy import save_file
 class RandomShards:
     """Writes a checkpoint of random bf16 tensors, one shard after the other."""
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, seed: int = 0) -> None:
         self._folder, self._count, self._written = folder, count, 0
         self._names: dict[str, str] = {}
-        self._random = np.random.default_rng(0)
+        self._random = np.random.default_rng(seed)
 
     def matrix(self, rows: int, columns: int, spread: float | None = None) -> NDArray[Any]:
         """Normal values [rows, columns] with the standard deviation `spread` (default: columns ** -0.5)."""

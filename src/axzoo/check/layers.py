@@ -12,8 +12,12 @@ every shape group, and probes: single tokens that are small enough for the epsil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -24,16 +28,18 @@ from torch import Tensor
 
 from axzoo.backends.host.contents import read_contents
 from axzoo.check.closeness import Closeness, closeness
+from axzoo.check.compared_weights import LAYER_CODES, ComparedWeights, Storage
 from axzoo.check.cost import Cost, cost_of
 from axzoo.check.layer_run import LayerFile, Probe, Rows
-from axzoo.check.stored_weights import LAYER_CODES, Storage, StoredWeights, compared_tensors, weight_faults
+from axzoo.check.stored_weights import StoredWeights
 from axzoo.core.errors import AxzooError
 from axzoo.model.oracle import Oracle, Weights, add_branches, attend, is_masked, layer, norm, projections
 from axzoo.model.spec import LayerSpec
-from axzoo.parts.groups import ShapeGroup, layer_groups
+from axzoo.parts.groups import layer_groups
 from axzoo.runtime.buffers import Embedding
 from axzoo.runtime.bundle_folder import ModelFiles
 from axzoo.runtime.engine import InferenceSession
+from axzoo.runtime.threads import threads
 from axzoo.tokenizer.local import LocalTokenizer
 from axzoo.weights.formats import Thresholds, is_calibrated
 from axzoo.weights.recipe import Recipe
@@ -42,6 +48,9 @@ Array = NDArray[Any]
 
 SEED = 17
 """The seed of the tokens after the prompt, of the sampled rows and of the probes."""
+
+COMPARED_AT_ONCE = 2
+"""Files that are compared with the oracle at once, while the next one is run. It bounds the memory that they take."""
 
 PROMPT_ROWS = 16
 """Rows of the prompt that are compared with the oracle on the stored weights, spread evenly."""
@@ -80,7 +89,9 @@ class LayerCheck:
 
 
 def check_layers(files: ModelFiles, oracle: Oracle, ids: Sequence[int], recipe: Recipe) -> Iterator[LayerCheck]:
-    """Checks the layers in order, one in memory at a time. `oracle` has the checkpoint's weights.
+    """Checks the layers in order, a few in memory at a time. `oracle` has the checkpoint's weights.
+
+    Limit torch to one thread per operation, because operations are small and layers are compared in parallel.
 
     Raises AxzooError when the prompt is empty or does not fit the context.
     """
@@ -91,7 +102,7 @@ def check_layers(files: ModelFiles, oracle: Oracle, ids: Sequence[int], recipe: 
 
 
 class _LayerChecks:
-    """The state that is passed from layer to layer: `given` [n, hidden_size], the input of the next one."""
+    """Runs the files, one after the other, and compares each with the oracle while the next ones are run."""
 
     def __init__(self, oracle: Oracle, recipe: Recipe, embedding: Embedding, ids: list[int]) -> None:
         self._oracle, self._recipe, self._ids = oracle, recipe, ids
@@ -100,39 +111,53 @@ class _LayerChecks:
         tail = self._rng.integers(0, embedding.vocab_size, max(0, longest - len(ids))).tolist()
         self._chain_length = max(len(ids), min(recipe.prefill_len, recipe.kv_cache_len))
         self._long = embedding.rows([*ids, *tail]).astype(_NUMPY[recipe.hidden_state_type])
+        self._given = self._long[: self._chain_length]
         self._graphs: dict[str, int] = {}
 
     def run(self, files: ModelFiles) -> Iterator[LayerCheck]:
-        given = self._long[: self._chain_length]
-        for index, path in enumerate(files.layers):
-            spec, expected = self._oracle.spec.layer_spec(index), self._groups(index)
-            try:
-                session = InferenceSession(path)
-                contents = read_contents(path)
-                if contents.header.groups != expected:
-                    raise AxzooError(f"{path.name} has shape groups that do not match the recipe")
-            except AxzooError as error:
-                yield LayerCheck(index, (str(error),))
-                continue
-            file, wanted = LayerFile(session), dict(self._oracle.layer_weights(index))  # read once
-            first = self._graphs.setdefault(contents.structure(compared_tensors(wanted)) + repr(spec), index)
-            sequence = given if first != index else self._long if index == 0 else self._lengthened(given)
-            run = _read(file, spec, sequence, len(self._ids), first == index, self._rng)
-            del file, session  # frees their copy of the weights
-            stored = StoredWeights(contents)
-            faults = weight_faults(contents, stored, wanted, storage_of(self._recipe))
-            worst: Closeness | None = None
-            if not any(role not in stored or stored[role].shape != wanted[role].shape for role in wanted):
+        pending: deque[Future[LayerCheck]] = deque()
+        with ThreadPoolExecutor(min(COMPARED_AT_ONCE, threads())) as pool:
+            for index, path in enumerate(files.layers):
+                pending.append(pool.submit(self._run_file(index, path)))
+                if len(pending) > COMPARED_AT_ONCE:
+                    yield pending.popleft().result()
+            for future in pending:
+                yield future.result()
+
+    def _run_file(self, index: int, path: Path) -> Callable[[], LayerCheck]:
+        """Runs the file of a layer on the output of the one before. Returns a function that judges its results."""
+        spec, expected = (
+            self._oracle.spec.layer_spec(index),
+            layer_groups(self._oracle.spec.layer_spec(index), self._recipe),
+        )
+        try:
+            session = InferenceSession(path)
+            contents = read_contents(path)
+            if contents.header.groups != expected:
+                raise AxzooError(f"{path.name} has shape groups that do not match the recipe")
+        except AxzooError as error:
+            return partial(LayerCheck, index, (str(error),))
+        weights = ComparedWeights(contents, self._oracle.layer_weights(index), storage_of(self._recipe))
+        first = self._graphs.setdefault(contents.structure(weights.names()) + repr(spec), index)
+        given = self._given
+        sequence = given if first != index else self._long if index == 0 else self._lengthened(given)
+        run = _read(LayerFile(session), spec, sequence, len(self._ids), first == index, self._rng)
+        output = run.output[: self._chain_length]
+        self._given = output if np.isfinite(output.astype(np.float32)).all() else given
+
+        def judged() -> LayerCheck:
+            decode, prefill = self._costs(spec, run, weights)
+            faults, worst = weights.faults(), None
+            if weights.is_usable:
+                stored = StoredWeights(contents)
                 worst, found = _compare(spec, stored, run, self._oracle.max_length, self._recipe.hidden_state_type)
                 faults += found
             if missed := sorted(set(range(len(expected))) - run.groups if first == index else ()):
                 faults.append(f"shape groups {missed} were not run")
-            yield self._result(index, first, faults, run, worst, wanted)
-            output = run.output[: self._chain_length]
-            given = output if np.isfinite(output.astype(np.float32)).all() else given
+            same = None if first == index else first
+            return LayerCheck(index, tuple(faults), tuple(sorted(run.groups)), same, worst, decode, prefill)
 
-    def _groups(self, index: int) -> tuple[ShapeGroup, ...]:
-        return layer_groups(self._oracle.spec.layer_spec(index), self._recipe)
+        return judged
 
     def _lengthened(self, given: Array) -> Array:
         """`given`, followed by copies of its rows in random order, as long as the longest sequence."""
@@ -141,28 +166,19 @@ class _LayerChecks:
             return given
         return np.concatenate([given, given[self._rng.integers(0, len(given), more)]])
 
-    def _result(
-        self, index: int, first: int, faults: list[str], run: _Run, worst: Closeness | None, wanted: Weights
-    ) -> LayerCheck:
-        """Adds the comparison with the checkpoint's weights to the result."""
-        spec, count = self._oracle.spec.layer_spec(index), len(self._ids)
+    def _costs(self, spec: LayerSpec, run: _Run, weights: Weights) -> tuple[Cost, Cost | None]:
+        """What quantization costs after decode and after prefill, compared with the checkpoint's `weights`."""
+        count = len(self._ids)
         given = _fp32(run.given[:count])
         with torch.inference_mode():
-            want, _ = layer(spec, wanted, given, None, self._oracle.max_length)
+            want, _ = layer(spec, weights, given, None, self._oracle.max_length)
         x, got = given * spec.input_scale, torch.from_numpy(run.output[:count].astype(np.float32))
         state = self._recipe.hidden_state_type
         prefilled = count - 1 if run.decoded is not None else 0
         if run.decoded is not None:
             got[-1] = torch.from_numpy(run.decoded.output[0].astype(np.float32))
-        return LayerCheck(
-            layer=index,
-            faults=tuple(faults),
-            groups=tuple(sorted(run.groups)),
-            same_graph_as=None if first == index else first,
-            closeness=worst,
-            decode=cost_of(x[prefilled:], got[prefilled:], want[prefilled:], state, prefilled),
-            prefill=cost_of(x[:prefilled], got[:prefilled], want[:prefilled], state) if prefilled else None,
-        )
+        decode = cost_of(x[prefilled:], got[prefilled:], want[prefilled:], state, prefilled)
+        return decode, cost_of(x[:prefilled], got[:prefilled], want[:prefilled], state) if prefilled else None
 
 
 _NUMPY: dict[str, Any] = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}

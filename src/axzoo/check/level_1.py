@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from axzoo.bundle.manifest import Manifest
+from axzoo.calibrate.parallel import single_core
 from axzoo.check.layers import LayerCheck, check_layers
-from axzoo.check.locked import LockedCheckpoint
 from axzoo.check.post_layer import FileCheck, check_embedding, check_post
-from axzoo.parts.checkpoint_oracle import checkpoint_oracle
+from axzoo.parts.checkpoint_oracle import checkpoint_oracle, part_weights
+from axzoo.parts.kind import PartId
 from axzoo.parts.kinds import kind_of
 from axzoo.parts.lock_index import read_index
 from axzoo.runtime.bundle_folder import Bundle
@@ -48,15 +50,14 @@ def check_files(
     recipe, oracle = manifest.recipe, checkpoint_oracle(locks, source, manifest.recipe.positions)
     if recipe.embedding_scale == "host":
         oracle = oracle.scaled_by_host()
-    checkpoint = LockedCheckpoint(locks, source)
     layers = []
-    for check in check_layers(bundle, oracle, ids, recipe):
-        on_layer(check)
-        layers.append(check)
-    files = (
-        check_post(bundle.post, checkpoint, oracle.spec.post, recipe),
-        check_embedding(bundle.embedding, checkpoint),
-    )
+    with single_core(), ThreadPoolExecutor(1) as pool:
+        for check in check_layers(bundle, oracle, ids, recipe):
+            on_layer(check)
+            layers.append(check)
+        embedding = pool.submit(check_embedding, bundle.embedding, part_weights(locks, source, PartId("embed")))
+        post = check_post(bundle.post, oracle.post_weights(), oracle.spec.post, recipe)
+    files = (post, embedding.result())
     faults = []
     if manifest.spec != read_index(locks).spec:
         faults.append("the manifest describes another model than the lock: build the bundle again")

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from axzoo.backends.host.contents import FileContents, read_contents
+from axzoo.backends.host.contents import read_contents
 from axzoo.check.closeness import Closeness, closeness
+from axzoo.check.compared_weights import POST_CODES, ComparedWeights, Storage
 from axzoo.check.layers import SEED
-from axzoo.check.locked import LockedCheckpoint
-from axzoo.check.stored_weights import (
-    POST_CODES,
-    Storage,
-    StoredWeights,
-    as_tensor,
-    dequantized,
-    layout_fault,
-    scales_of,
-    weight_faults,
-    wrong_rows,
-)
+from axzoo.check.stored_weights import StoredWeights
 from axzoo.core.dtypes import NUMPY_DTYPES
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import open_regular
-from axzoo.model.oracle import norm
+from axzoo.model.oracle import StreamedWeights, Weights, norm, project
 from axzoo.model.spec import PostSpec
 from axzoo.parts.groups import post_groups
-from axzoo.parts.kind import PartId
 from axzoo.parts.kinds.embed import WEIGHT as EMBEDDING
 from axzoo.runtime.engine import InferenceSession
 from axzoo.weights.recipe import Recipe
-
-HEAD = "lm_head.weight"
 
 TOKENS = 4
 """Random hidden states that the post layer reads, and one small enough for the epsilon of its norm to matter."""
@@ -57,30 +42,29 @@ class FileCheck:
     closeness: Closeness | None = None
 
 
-def check_embedding(path: Path, checkpoint: LockedCheckpoint) -> FileCheck:
-    """Compares every row of the table with the checkpoint's, rounded to bf16."""
-    shape = checkpoint.part(PartId("embed")).tensors[EMBEDDING].shape
-    if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1]:
-        return FileCheck(path.name, (f"{path.name} does not hold {shape[0]} rows of {shape[1]} bf16 numbers",))
+def check_embedding(path: Path, weights: StreamedWeights) -> FileCheck:
+    """Compares every row of the table with the checkpoint's `weights`, rounded to bf16."""
+    rows, columns = weights.shape(EMBEDDING)
+    if not path.is_file() or path.stat().st_size != 2 * rows * columns:
+        return FileCheck(path.name, (f"{path.name} does not hold {rows} rows of {columns} bf16 numbers",))
     with open_regular(path) as file:
-        table: NDArray[Any] = np.memmap(file, ml_dtypes.bfloat16, "r", shape=(shape[0], shape[1]))
+        table: NDArray[Any] = np.memmap(file, np.int16, "r", shape=(rows, columns))
     wrong, start = [], 0
-    for block in checkpoint.blocks(PartId("embed"), EMBEDDING):
+    for block in weights.rows(EMBEDDING):
         stop = start + len(block)
-        rows = torch.from_numpy(block).to(torch.bfloat16)
-        differs = (as_tensor(table[start:stop]) != rows).any(1)  # NaN differs
-        wrong.append(differs)
+        found = torch.from_numpy(table[start:stop].copy()).view(torch.bfloat16)
+        wrong.append((found != block.bfloat16()).any(1))  # NaN differs
         start = stop
     differing = torch.cat(wrong).nonzero()[:, 0]
     if not len(differing):
         return FileCheck(path.name, ())
-    text = f"{len(differing)} of {shape[0]} rows differ from the checkpoint's, the first is {int(differing[0])}"
+    text = f"{len(differing)} of {rows} rows differ from the checkpoint's, the first is {int(differing[0])}"
     return FileCheck(path.name, (text,))
 
 
-def check_post(path: Path, checkpoint: LockedCheckpoint, spec: PostSpec, recipe: Recipe) -> FileCheck:
-    """Compares the weights of the post layer with the checkpoint's, and its results with those of the oracle on the
-    stored weights. lm_head is read in blocks of rows."""
+def check_post(path: Path, weights: Weights, spec: PostSpec, recipe: Recipe) -> FileCheck:
+    """Compares the weights of the post layer with the checkpoint's `weights`, and its results with those of the oracle
+    on the stored weights."""
     try:
         contents, session = read_contents(path), InferenceSession(path)
     except AxzooError as error:
@@ -93,27 +77,17 @@ def check_post(path: Path, checkpoint: LockedCheckpoint, spec: PostSpec, recipe:
         runs = [session.run(names, {"input": row[None, None]}) for row in given]
     got = {name: np.concatenate([run[i][0] for run in runs]) for i, name in enumerate(names)}
     del session
-    part = PartId("post")
-    storage = Storage(recipe.post_weight_type, POST_CODES.get(recipe.post_weight_type))
-    vectors = {role: checkpoint.tensor(part, role) for role in checkpoint.part(part).tensors if role != HEAD}
-    small = FileContents({k: t for k, t in contents.tensors.items() if k != HEAD}, contents.header, contents._model)
-    stored = StoredWeights(small)
-    faults = weight_faults(small, stored, vectors, storage)
-    shape = checkpoint.part(part).tensors[HEAD].shape
-    problem = layout_fault(contents, HEAD, (shape[0], shape[1]), storage) if HEAD in contents.tensors else "is missing"
-    if problem or any(role not in stored for role in vectors):
-        return FileCheck(path.name, (*faults, *([f"{HEAD} {problem}"] if problem else [])))
+    compared = ComparedWeights(
+        contents, weights, Storage(recipe.post_weight_type, POST_CODES.get(recipe.post_weight_type))
+    )
+    faults = compared.faults()
+    if not compared.is_usable:
+        return FileCheck(path.name, tuple(faults))
+    stored = StoredWeights(contents)
     with torch.inference_mode():
         normed = norm(spec.norm, stored, torch.from_numpy(given.astype(np.float32)), "norm")
-        logits, wrong = [], ""
-        for block, fault in _head_blocks(contents, checkpoint, storage):
-            logits.append(normed * spec.logit_scale @ block.T)
-            wrong = wrong or fault
-        want = torch.cat(logits, 1)
-        if "lm_head.bias" in stored:
-            want = want + stored["lm_head.bias"]
-    faults += [f"{HEAD} {wrong}"] if wrong else []
-    close, found = _compare(got, want, normed, recipe)
+        logits = project(stored, "lm_head", normed * spec.logit_scale)
+    close, found = _compare(got, logits, normed, recipe)
     return FileCheck(path.name, (*faults, *found), close)
 
 
@@ -122,23 +96,6 @@ def _states(spec: PostSpec, recipe: Recipe) -> NDArray[Any]:
     states = np.random.default_rng(SEED).standard_normal((TOKENS + 1, spec.hidden_size))
     states[-1] *= spec.norm.eps**0.5
     return states.astype(NUMPY_DTYPES[recipe.hidden_state_type])
-
-
-def _head_blocks(
-    contents: FileContents, checkpoint: LockedCheckpoint, storage: Storage
-) -> Iterator[tuple[Tensor, str]]:
-    """lm_head in blocks of dequantized rows [rows, hidden_size], each with what is wrong with it."""
-    values, scales, start = contents.tensors[HEAD].array(), scales_of(contents, HEAD), 0
-    for block in checkpoint.blocks(PartId("post"), HEAD):
-        wanted = torch.from_numpy(block)
-        stop = start + len(block)
-        part = as_tensor(values[:, start:stop]).T.contiguous()
-        scale = None if scales is None else scales[:, start:stop]
-        found = dequantized(part, scale)
-        wrong, reason = wrong_rows(part, scale, found, wanted, storage)
-        first = int(wrong.nonzero()[0, 0]) + start if bool(wrong.any()) else None
-        yield found, "" if first is None else f"{reason}, the first such row is {first}"
-        start = stop
 
 
 def _compare(

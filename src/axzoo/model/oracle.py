@@ -25,9 +25,16 @@ Weights = Mapping[str, Tensor]
 class StreamedWeights(Mapping[str, Tensor]):
     """Weights that are read whenever they are used. Matrices are multiplied block by block, so none is in memory."""
 
+    def __contains__(self, role: object) -> bool:
+        return role in list(self)  # a Mapping would read the tensor
+
     @abstractmethod
     def rows(self, role: str) -> Iterator[Tensor]:
         """The matrix of a role as consecutive blocks of rows, fp32."""
+
+    @abstractmethod
+    def shape(self, role: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ import torch
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks
 from axzoo.fetch.sources import checkpoint_folder
-from axzoo.model.oracle import Oracle, StreamedWeights, Weights
+from axzoo.model.oracle import Oracle, StreamedWeights
 from axzoo.parts.kind import PartId
 from axzoo.parts.kinds.embed import WEIGHT
 from axzoo.parts.lock_index import read_index
@@ -36,7 +36,7 @@ def checkpoint_oracle(locks: Path, source: Path, max_length: int) -> Oracle:
     )
 
 
-def part_weights(locks: Path, source: Path, part: PartId) -> Weights:
+def part_weights(locks: Path, source: Path, part: PartId) -> CheckpointWeights:
     """The fp32 tensors of a part of a locked checkpoint by role, read whenever one is used."""
     return CheckpointWeights(open_checkpoint(checkpoint_folder(source)), read_part(locks / part.lock_file))
 
@@ -61,7 +61,10 @@ class CheckpointWeights(StreamedWeights):
     def rows(self, role: str) -> Iterator[torch.Tensor]:
         tensor = self._tensors[role]
         for block in row_blocks(self._checkpoint, tensor.name, *tensor.rows):
-            yield torch.from_numpy(block.astype(np.float32))
+            yield torch.from_numpy(block.astype(np.float32, copy=not block.flags.writeable))
+
+    def shape(self, role: str) -> tuple[int, ...]:
+        return self._tensors[role].shape
 
     @property
     def parameters(self) -> int:
