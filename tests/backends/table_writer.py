@@ -85,10 +85,10 @@ def row_codes(row: Matrix, scale: np.float32, kind: str, rule: str) -> list[int]
     weights do not have; rule B in fp32."""
     half = 2 ** ({"s8": 8, "s4": 4}[kind] - 1)
     if rule == "B":
-        return [int(code) for code in np.clip(np.round(row / scale), 1 - half, half - 1)]
+        return [int(code) for code in np.clip(np.round(row / scale), 1 - half, half - 1).tolist()]
     inverse = np.longdouble(np.float32(1) / scale)
     shifted = (row.astype(np.longdouble) * inverse + np.longdouble(half + 0.5)).astype(np.float32)
-    return [min(math.floor(value) - half, half - 1) for value in shifted]
+    return [min(math.floor(value) - half, half - 1) for value in shifted.tolist()]
 
 
 def _chunks(nibbles: list[int], padding: int) -> list[bytes]:
@@ -165,7 +165,7 @@ class Table:
 
 
 def layer_table(shape: Shape, layer: Mapping[str, Matrix]) -> Table:
-    """The table of a decoder layer."""
+    """The table of a decoder layer. Norms of ones are left out with their zeros, and a second equal norm."""
     table = Table()
     integer, head = shape.kind in ("s8", "s4"), shape.head_dim
     scale = struct.pack("<f", 1 / math.sqrt(head))
@@ -184,17 +184,18 @@ def layer_table(shape: Shape, layer: Mapping[str, Matrix]) -> Table:
         table.add("padding", bytes(128))
     rows("v_proj.weight", shape.qkv_rows, None, shape.qkv_rows)
     rows("k_proj.weight", 0, head, shape.qkv_rows)
-    if shape.qk_norm:
+    head_norms = [role for role in ("k_norm.weight", "q_norm.weight") if role in layer and (layer[role] != 1).any()]
+    if "k_norm.weight" in head_norms:
         table.add("k_norm.weight", layer["k_norm.weight"].tobytes())
     for k in range(2 if shape.qk_norm else 1):
         angles = np.outer(np.arange(shape.kv), 10000.0 ** (-np.arange(head // 2) / (head // 2)))
         halves = [np.cos(angles), np.sin(angles) * (1 - 2 * k)]
         table.add("rope", np.concatenate(halves, axis=1).astype(np.float32).tobytes())
-    if shape.qk_norm:
+    if "k_norm.weight" in head_norms:
         table.add("zeros", bytes(4 * head))
     rows("k_proj.weight", head, None, shape.qkv_rows)
     rows("q_proj.weight", 0, head, shape.qkv_rows)
-    if shape.qk_norm:
+    if "q_norm.weight" in head_norms:
         table.add("q_norm.weight", layer["q_norm.weight"].tobytes())
     rows("q_proj.weight", head, None, shape.qkv_rows)
     rows("o_proj.weight", 0, None, 32)

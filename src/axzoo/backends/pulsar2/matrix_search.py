@@ -21,6 +21,7 @@ from axzoo.backends.pulsar2.row_blocks import (
 )
 from axzoo.backends.pulsar2.vendor_rules import RULES, Peaks, RuleName, codes_of, near_ties, peaks_of, scales_of
 from axzoo.backends.pulsar2.word_search import Words, find_sequences, words_of
+from axzoo.core.errors import AxzooError
 from axzoo.parts.kind import RowReader
 from axzoo.weights.scales import Codes, Floats
 
@@ -155,11 +156,8 @@ def _search(words: Words, matrices: Sequence[SearchedMatrix]) -> None:
         hits = positions[start : start + len(sequences_of)]
         start += len(sequences_of)
         for layout in layouts(kind, matrix.columns):
-            narrower = replace(layout, rows=ROWS)
             if candidates := _starts(words, layout, hits):
                 matrix.candidates[layout, rule] = candidates
-                if narrower != layout:  # 64 consecutive scales: the first 32 are not those of another block
-                    matrix.candidates.pop((narrower, rule), None)
 
 
 def _starts(words: Words, layout: BlockLayout, hits: list[NDArray[np.int64]]) -> dict[int, NDArray[np.int64]]:
@@ -193,7 +191,7 @@ def _located(table: memoryview, matrix: SearchedMatrix, read: RowReader) -> Foun
     most = max(len(blocks) * layout.rows for (layout, _), blocks in matrix.candidates.items())
     forms = [key for key, blocks in matrix.candidates.items() if len(blocks) * key[0].rows == most]
     readings = [(form, _matched(table, matrix, *form, read)) for form in forms]
-    best = max((found for _, found in readings), key=lambda found: found.equal)
+    best = max(readings, key=lambda reading: reading[1].equal * reading[0][0].rows)[1]
     alike = [form for form, found in readings if not found.faults]
     if len(alike) < 2:
         return best
@@ -383,3 +381,27 @@ def _texts(found: _Differences, layout: BlockLayout, matrix: SearchedMatrix) -> 
     if found.ties > MAX_TIES * matrix.rows * matrix.columns:
         yield f"has {found.ties} codes that are rounded the other way, more than another arithmetic explains"
     yield from dict.fromkeys(found.unknown)
+
+
+def encoded_blocks(role: str, found: FoundMatrix, read: RowReader) -> Iterator[bytes]:
+    """The blocks of a matrix from `read`, in the form of one that was found. Raises AxzooError where no published file
+    shows what the compiler would write."""
+    if found.form is None or found.ties or found.other_signs or found.zero_rows:
+        raise AxzooError(f"{role} can be read, but its rounding is not known well enough to write it")
+    layout, rule = found.form.layout, found.form.rule
+    for weight in runs_of_rows(read(role), layout.rows, layout.columns):
+        if rule is None:
+            blocks = layout.encode_floats(weight)
+            others = (replace(layout, weight_type=kind).encode_floats(weight) for kind in found.form.equal_types)
+            if any((other != blocks).any() for other in others):
+                raise AxzooError(f"{role} has weights that its possible types round to different values")
+        else:
+            peaks = peaks_of(weight)
+            if not peaks.known.all():
+                raise AxzooError(f"{role} has rows of zeros, and no file shows how they are stored")
+            scales = scales_of(peaks.values, layout.weight_type, rule)
+            try:
+                blocks = layout.encode(codes_of(weight, scales, layout.weight_type, rule), scales)
+            except BlockError as error:
+                raise AxzooError(f"{role}: {error}") from None
+        yield from (block.tobytes() for block in blocks)

@@ -12,14 +12,23 @@ from itertools import pairwise
 import numpy as np
 from blake3 import blake3
 
-from axzoo.backends.pulsar2.matrix_search import MISSING, FoundMatrix, SearchedMatrix, find_matrices
+from axzoo.backends.pulsar2.matrix_search import (
+    MISSING,
+    FoundMatrix,
+    SearchedMatrix,
+    encoded_blocks,
+    find_matrices,
+)
+from axzoo.backends.pulsar2.row_blocks import Bytes
+from axzoo.core.errors import AxzooError
 from axzoo.parts.kind import RowReader
 from axzoo.weights.scales import Floats
 
 
 @dataclass(frozen=True)
 class FoundVector:
-    """A vector of the table. Vectors of ones are left out of tables: `offset` is None then, and if it was not found."""
+    """A vector of the table, of `length` bytes. `offset` is None if it was not found, and for vectors of ones: tables
+    leave them out, so nothing in the file proves them."""
 
     offset: int | None
     length: int
@@ -122,6 +131,8 @@ def _gaps(claims: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
 
 def _vector(table: memoryview, gaps: list[tuple[int, int]], values: Floats) -> FoundVector:
     image = np.ascontiguousarray(values, "<f4").tobytes()
+    if (values == 1).all():
+        return FoundVector(None, len(image))
     if not values.any():
         return FoundVector(None, len(image), "is all zeros, which cannot be told from other zeros in the file")
     places: list[int] = []
@@ -133,7 +144,36 @@ def _vector(table: memoryview, gaps: list[tuple[int, int]], values: Floats) -> F
             at = content.find(image, at + 1)
     if len(places) == 1:
         return FoundVector(places[0], len(image))
-    if places:
-        return FoundVector(None, len(image), "is in the file more than once")
-    elided = bool((values == 1).all())
-    return FoundVector(None, len(image), None if elided else "is not in the file")
+    return FoundVector(None, len(image), "is in the file more than once" if places else "is not in the file")
+
+
+def filled(table: memoryview, reading: TableReading, read: RowReader) -> bytes:
+    """The table with the weights that `read` provides in the places where `reading` found those of the same shapes.
+
+    The weights of the reading give the same table. Raises AxzooError where no published file shows what the compiler
+    would write.
+    """
+    if reading.all_faults:
+        raise AxzooError(f"the table was not read completely: {reading.all_faults[0]}")
+    content = np.zeros(len(table), np.uint8)
+    for run in reading.constants:
+        content[run.offset : run.offset + run.length] = table[run.offset : run.offset + run.length]
+    written: dict[int, bytes] = {}
+    for role, matrix in reading.matrices.items():
+        for offset, block in zip(matrix.offsets.tolist(), encoded_blocks(role, matrix, read), strict=True):
+            _write(content, written, role, offset, block)
+    for role, vector in reading.vectors.items():
+        values = np.concatenate([np.asarray(block, np.float32) for block in read(role)])
+        if (vector.offset is None) != bool((values == 1).all()):
+            raise AxzooError(f"{role} is left out of the table if it is all ones, and only one of the two is")
+        if vector.offset is not None:
+            _write(content, written, role, vector.offset, np.ascontiguousarray(values, "<f4").tobytes())
+    if len(set(written.values())) < len(written):
+        raise AxzooError("two blocks of rows have equal bytes: the compiler would store them once")
+    return content.tobytes()
+
+
+def _write(content: Bytes, written: dict[int, bytes], role: str, offset: int, data: bytes) -> None:
+    if written.setdefault(offset, data) != data:
+        raise AxzooError(f"{role} shares bytes with another tensor in the table, from which it now differs")
+    content[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
