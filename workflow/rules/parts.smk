@@ -69,7 +69,7 @@ for part_rule in PLAN.part_rules:
             runtime=job_minutes(part_rule),
         params:
             recipe=kind_param(part_rule.kind, lambda build, kind: build.choices(kind)),
-            backend=lambda w: PLAN.build(w).backend_name,
+            backend=lambda w: PLAN.build(w).backend_arguments,
             store=PLAN.store,
             # Not used in the command: reruns the job when the compiler changes.
             compiler=kind_param(
@@ -84,4 +84,4 @@ for part_rule in PLAN.part_rules:
         shell:
             "axzoo compile --lock {params.lock:q} --source {input.source:q} --store {params.store:q} "
             "--output {output.files:q} --receipt {output.receipts:q} --chip {wildcards.chip} "
-            "--backend {params.backend:q} --recipe {params.recipe:q} {params.calibration:q} > {log:q} 2>&1"
+            "{params.backend:q} --recipe {params.recipe:q} {params.calibration:q} > {log:q} 2>&1"

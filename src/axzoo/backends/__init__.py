@@ -11,16 +11,17 @@ import importlib
 import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.fingerprint import fingerprint
 from axzoo.parts.groups import ShapeGroup
 from axzoo.parts.kind import PartId, PartKind, RowReader
+from axzoo.parts.lock_index import LockIndex
 from axzoo.weights.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class Order:
     """One part to compile for `chip`, into the file `output`.
 
     The part's kind defines `spec`. `shapes` and `read` provide the checkpoint's tensors by role. If calibration has
-    already quantized the matrices, `stored` contains them by role.
+    already quantized the matrices, `stored` contains them by role. `index` reads what the lock says of the whole model,
+    for compilers that take a checkpoint instead of a spec.
     """
 
     part: PartId
@@ -46,6 +48,7 @@ class Order:
     read: RowReader
     stored: Mapping[str, StoredWeight] | None
     output: Path
+    index: Callable[[], LockIndex]
 
 
 @dataclass(frozen=True)
@@ -72,11 +75,35 @@ class Backend(ABC):
     """A compiler.
 
     `runs_here` is true if axzoo's engine can run the compiled files, that is, if they are ONNX in the host backend's
-    container. Checks, `axzoo run` and `axzoo serve` need it.
+    container. Checks, `axzoo run` and `axzoo serve` need it. `takes_compiler` is true if the matrix key `compiler` says
+    which tool to run, and how.
     """
 
     name: ClassVar[str]
     runs_here: ClassVar[bool]
+    takes_compiler: ClassVar[bool] = False
+
+    def settings(self, compiler: str | Mapping[str, Any] | None) -> str:
+        """The settings for `configured`, from the value of the matrix key `compiler` or the option `--compiler`; None
+        if neither is given. Called while Snakemake plans, so it runs no tool. Raises AxzooError when it is not valid.
+        """
+        if compiler is not None:
+            raise AxzooError(f"backend {self.name} takes no compiler: omit it, or choose another backend")
+        return ""
+
+    def configured(self, settings: str) -> Self:
+        """The backend with these settings. Jobs get them as one argument, so they have no other source of them."""
+        return self
+
+    def job_settings(self) -> str:
+        """The settings for jobs, which may run on other machines: a backend that runs a tool adds which one it must be.
+        Called while Snakemake plans."""
+        return ""
+
+    def doctor(self, chip: str, folder: Path) -> Iterator[tuple[str, str]]:
+        """Yields what `axzoo doctor` says as (subject, finding). Raises AxzooError at the first thing that does not
+        work. `folder` is private and initially empty."""
+        yield "compiler", f"backend {self.name} needs no external compiler"
 
     @abstractmethod
     def identity(self, kind: PartKind, chip: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from axzoo.core.files import canonical_json, sha256_of, write_json
 from axzoo.fetch.sources import checkpoint_folder
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import kind_of
+from axzoo.parts.lock_index import read_index
 from axzoo.parts.part import Part, read_part, verified_blocks
 from axzoo.parts.receipt import Receipt, inputs_digest, states_file
 from axzoo.store import Entry, Store, content_key, link
@@ -40,7 +42,7 @@ class PartFile:
 @dataclass(frozen=True)
 class PartJob:
     """Parts to build with the same settings. `source` is the checkpoint's fetch receipt; `calibration` is the output
-    folder of `axzoo calibrate` if the recipe's rounding needs it."""
+    folder of `axzoo calibrate` if the recipe's rounding needs it. `compiler` are the backend's settings."""
 
     files: Sequence[PartFile]
     source: Path
@@ -49,6 +51,7 @@ class PartJob:
     backend: str
     chip: str
     calibration: Path | None = None
+    compiler: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def build_parts(job: PartJob) -> None:
     Each part is stored before the next one starts, so a restarted job continues where it was killed. Raises AxzooError
     when calibration is missing or not applicable, and when a part cannot be compiled.
     """
-    backend, store = load_backend(job.backend), Store(job.store)
+    backend, store = load_backend(job.backend).configured(job.compiler), Store(job.store)
     missing = []
     for file in job.files:
         request = _request(job, file, backend)
@@ -153,10 +156,10 @@ def _rows(checkpoint: Checkpoint, part: Part, role: str) -> Iterable[NDArray[Any
 
 def _order(job: PartJob, request: _Request, checkpoint: Checkpoint, folder: Path) -> Order:
     part, spec = request.part, request.kind.read_spec(request.part.spec)
-    output = request.path(folder)
+    output, index = request.path(folder), partial(read_index, request.file.lock.parent)
     if request.states is None:
         read, stored = lambda role: _rows(checkpoint, part, role), None
-        return Order(part.id, spec, job.recipe, job.chip, part.shapes, read, stored, output)
+        return Order(part.id, spec, job.recipe, job.chip, part.shapes, read, stored, output, index)
     from axzoo.calibrate.rounding import gptq_weights
 
     tensors = {
@@ -164,7 +167,7 @@ def _order(job: PartJob, request: _Request, checkpoint: Checkpoint, folder: Path
         for role in part.shapes
     }
     codes = gptq_weights(spec, job.recipe, tensors, request.states.read(spec.hidden_size))
-    return Order(part.id, spec, job.recipe, job.chip, part.shapes, lambda role: [tensors[role]], codes, output)
+    return Order(part.id, spec, job.recipe, job.chip, part.shapes, lambda role: [tensors[role]], codes, output, index)
 
 
 def _finish(request: _Request, store: Store, entry: Entry, verb: str) -> None:

@@ -35,6 +35,15 @@ def _receipt(text: str) -> Path:
     return path / RECEIPT if path.is_dir() else path
 
 
+def add_compiler(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compiler",
+        metavar="TOOL",
+        help="with --backend pulsar2: docker:IMAGE, podman:IMAGE, apptainer:FILE, native:FOLDER, 'command:PROGRAM "
+        "ARGUMENTS', or a JSON object as in the matrix ($AXZOO_COMPILER)",
+    )
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add --recipe, the whole recipe as a single value, as the rules pass it. `parse_recipe` reads it."""
     parser.add_argument(

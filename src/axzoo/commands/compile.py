@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from axzoo.commands._arguments import add_recipe, add_source, parse_recipe
+from axzoo.commands._arguments import add_compiler, add_recipe, add_source, parse_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--receipt", "FILE", "receipts to write, one per part", nargs="+")
     parser.add_argument("--chip", required=True, help="target chip")
     parser.add_argument("--backend", default="host", metavar="NAME", help="backend that compiles the parts (host)")
+    add_compiler(parser)
     add_recipe(parser)
     parser.add_argument(
         "--calibration",
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from axzoo.backends import load_backend
     from axzoo.backends.part_job import PartFile, PartJob, build_parts
     from axzoo.core.errors import AxzooError
 
@@ -38,4 +40,5 @@ def run(args: argparse.Namespace) -> None:
         raise AxzooError("--lock, --output and --receipt must have the same number of files")
     files = tuple(map(PartFile, args.lock, args.output, args.receipt))
     recipe = parse_recipe(args.recipe)
-    build_parts(PartJob(files, args.source, args.store, recipe, args.backend, args.chip, args.calibration))
+    settings = load_backend(args.backend).settings(args.compiler)
+    build_parts(PartJob(files, args.source, args.store, recipe, args.backend, args.chip, args.calibration, settings))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axzoo.commands._arguments import (
+    add_compiler,
     add_hidden_state_type,
     add_layer_recipe,
     add_post_recipe,
@@ -60,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "results are also written to OUTPUT_PATH/checks (0)",
     )
     parser.add_argument("--chip", default="AX650", metavar="{AX620E,AX650}", help="chip; AX630C is AX620E (AX650)")
-    parser.add_argument("--backend", default="host", metavar="NAME", help="backend; only host is built in (host)")
+    parser.add_argument("--backend", default="host", metavar="NAME", help="backend: host, pulsar2, or a plugin (host)")
+    add_compiler(parser)
     parser.add_argument(
         "--prompt", default="1+1=", help=r"prompt for the checks, without a chat template; \n is a newline (1+1=)"
     )
@@ -183,6 +185,7 @@ def _entry(args: argparse.Namespace, model: InputModel, recipe: Recipe) -> dict[
         "sizes": model.sizes,
         "chips": [args.chip],
         "backend": [args.backend],
+        **({} if args.compiler is None else {"compiler": args.compiler}),
         **recipe.to_dict(),
         "prompt": args.prompt.replace("\\n", "\n"),
         "raw_prompt": True,

@@ -45,6 +45,7 @@ class Build:
     model_config: str | None
     recipe: Recipe
     backend_name: str
+    compiler_settings: str
     prompt: str
     chat: bool
     raw_prompt: bool
@@ -57,7 +58,7 @@ class Build:
 
     @property
     def backend(self) -> Backend:
-        return load_backend(self.backend_name)
+        return load_backend(self.backend_name).configured(self.compiler_settings)
 
     @cached_property
     def tag(self) -> str:
@@ -241,6 +242,12 @@ class Build:
         """The calibration settings as arguments of `axzoo calibrate`."""
         text = ["--text", *self.calibration_texts] if self.calibration_texts else []
         return [*text, "--tokens", str(self.calibration_tokens)]
+
+    @cached_property
+    def backend_arguments(self) -> list[str]:
+        """The backend and its settings as arguments of `axzoo compile`."""
+        settings = self.backend.job_settings()
+        return ["--backend", self.backend_name, *(["--compiler", settings] if settings else [])]
 
     @property
     def bundle_arguments(self) -> list[str]:

@@ -115,7 +115,12 @@ class Defaults(BaseModel):
         default=(Recipe.weight_type,), description="Weight type of the decoder layers; a list is an axis of the matrix."
     )
     backend: _Backends = Field(
-        default=(DEFAULT,), description="Compiler backend; a list is an axis of the matrix. Only host is built in."
+        default=(DEFAULT,), description="Compiler backend; a list is an axis of the matrix. Built in: host, pulsar2."
+    )
+    compiler: str | dict[str, Any] | None = Field(
+        default=None,
+        description="With backend pulsar2: which compiler to run. One of docker, podman: IMAGE; apptainer: FILE; "
+        "native: FOLDER; command: [PROGRAM, ...]; and settings of docs/vendor.md. null: $AXZOO_COMPILER.",
     )
     weight_group_size: WeightGroupSize = Field(
         default=Recipe.weight_group_size, description="Input features per scale of s8 and s4 weights; 0: the whole row."
@@ -293,13 +298,16 @@ class Zoo(BaseModel):
         own = entry.model_copy(
             update={key: getattr(self.defaults, key) for key in Defaults.model_fields.keys() - entry.model_fields_set}
         )
+        if own.compiler is not None and not any(load_backend(name).takes_compiler for name in own.backend):
+            raise AxzooError(f"compiler is for backend pulsar2, not {', '.join(own.backend)}: remove it or add pulsar2")
         for chip, weight_type, backend in product(own.chips, own.weight_type, own.backend):
             shared = {key: getattr(own, key) for key in Recipe.__dataclass_fields__ if key != "weight_type"}
             if own.embedding_scale is None:
                 shared["embedding_scale"] = "host" if own.model_type in VISION_MODEL_TYPES else "graph"
             recipe = Recipe(weight_type=weight_type, **shared)
-            refusal = load_backend(backend).refusal(own.model_type, chip, recipe)
-            if refusal:
+            compiler = load_backend(backend)
+            settings = compiler.settings(own.compiler) if compiler.takes_compiler else ""
+            if refusal := compiler.configured(settings).refusal(own.model_type, chip, recipe):
                 raise AxzooError(f"backend {backend} cannot build this model for {chip}: {refusal}")
             yield Build(
                 chip=chip,
@@ -313,6 +321,7 @@ class Zoo(BaseModel):
                 model_config=own.config_file,
                 recipe=recipe,
                 backend_name=backend,
+                compiler_settings=settings,
                 prompt=own.prompt,
                 chat=own.chat,
                 raw_prompt=own.raw_prompt,

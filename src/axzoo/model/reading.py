@@ -109,7 +109,7 @@ def read_spec(
     Raises AxzooError if model_type or num_hidden_layers differ, and as `spec_of` does.
     """
     path = folder / "config.json"
-    config = _read_config(path, model_config)
+    config = read_config(path, model_config)
     found = config.get("model_type")
     if found != model_type and found in supported_model_types():
         raise AxzooError(f"{path} has model_type {found!r}, but the matrix says {model_type!r}")
@@ -148,7 +148,7 @@ def spec_of(config: Mapping[str, Any], path: Path, ignore_config_keys: Collectio
     return spec
 
 
-def _read_config(path: Path, model_config: Path | None) -> dict[str, Any]:
+def read_config(path: Path, model_config: Path | None) -> dict[str, Any]:
     """config.json merged with `model_config`, which may also stand alone if the checkpoint has no config.json."""
     override = None if model_config is None else _mapping(model_config)
     config = _mapping(path) if override is None or path.exists() else {}

@@ -27,7 +27,7 @@ from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import has_file, json_text, sha256_of, write_text
 from axzoo.model.families import Family, load_family
-from axzoo.model.reading import read_spec
+from axzoo.model.reading import read_config, read_spec
 from axzoo.model.spec import DecoderSpec, TensorRef
 from axzoo.parts.kind import PartId
 from axzoo.parts.kinds import KINDS, kind_of
@@ -43,11 +43,13 @@ class Lock:
     """The lock of a whole model in memory: its spec and its parts, ordered by kind.
 
     `ignored` are the config keys and tensors that the user vouches for, by kind; kinds without any are left out.
+    `config` is the config.json that the spec was read from; it may also have keys without effect.
     """
 
     spec: DecoderSpec
     parts: tuple[Part, ...]
     ignored: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def of_kind(self, kind: str) -> list[Part]:
         return [part for part in self.parts if part.id.kind == kind]
@@ -108,7 +110,8 @@ def make_lock(
 
     parts = tuple(lock_part(part, roles) for part, roles in refs.items())
     ignored = {"config_keys": sorted(ignore_config_keys), "tensors": sorted(ignore_tensors)}
-    return Lock(spec, parts, {kind: names for kind, names in ignored.items() if names})
+    config = read_config(folder / "config.json", model_config)
+    return Lock(spec, parts, {kind: names for kind, names in ignored.items() if names}, config)
 
 
 def _head(family: Family, spec: DecoderSpec) -> str | None:
@@ -126,6 +129,7 @@ def write_lock(lock: Lock, folder: Path, checkpoint: Path, source: Mapping[str, 
         _write_changed(folder / part.id.lock_file, part.to_dict())
     files = {name: sha256_of(checkpoint / name) for name in TOKENIZER_FILES if has_file(checkpoint / name)}
     index: dict[str, Any] = {"spec": lock.spec.to_dict(), "source": source, "tokenizer_files": files}
+    index["config"] = lock.config
     if lock.ignored:
         index["ignored"] = lock.ignored
     _write_changed(folder / INDEX, {"format": LOCK_FORMAT, **index})

@@ -23,13 +23,15 @@ INDEX = "index.json"
 class LockIndex:
     """The content of index.json: the model's spec, its checkpoint's source, and the sha256 of each tokenizer file.
 
-    `ignored` are the config keys and tensors that the user vouched for, by kind.
+    `ignored` are the config keys and tensors that the user vouched for, by kind. `config` is config.json with the
+    values of a model_config; empty in the lock of an older axzoo.
     """
 
     spec: DecoderSpec
     source: Mapping[str, Any]
     tokenizer_files: Mapping[str, str]
     ignored: Mapping[str, list[str]]
+    config: Mapping[str, Any]
 
 
 def read_index(folder: Path) -> LockIndex:
@@ -39,7 +41,8 @@ def read_index(folder: Path) -> LockIndex:
     require_format(data, LOCK_FORMAT, path, f"remove {folder} and build again", oldest=LOCK_FORMAT)
     try:
         spec, ignored = DecoderSpec.from_dict(data["spec"]), dict(data.get("ignored", {}))
-        return LockIndex(spec, data["source"], dict(data["tokenizer_files"]), ignored)
+        config = dict(data.get("config", {}))
+        return LockIndex(spec, data["source"], dict(data["tokenizer_files"]), ignored, config)
     except SpecError as error:
         raise AxzooError(f"{path}: {error}: remove {folder} and build again") from None
     except (KeyError, TypeError, ValueError):
