@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from axzoo.forecast.sizes import DeviceMemory, device_memory
 from axzoo.matrix.chips import Chip, ChipTable
 from axzoo.matrix.entries import Zoo
-from axzoo.matrix.resources import DeviceMemory, device_memory
 from axzoo.weights.formats import FORMATS
 from axzoo.weights.recipe import HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES, WEIGHT_TYPES, Recipe
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from axzoo.backends import load_backend
+from axzoo.forecast.sizes import parameters
 from axzoo.matrix.entries import load_zoo
-from axzoo.matrix.resources import _STAGES, parameters, part_needs, stage_needs
+from axzoo.matrix.resources import _STAGES, part_needs, stage_needs
 from axzoo.parts.kinds import KINDS, kind_of
 from axzoo.weights.recipe import Recipe
 

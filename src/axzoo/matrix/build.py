@@ -9,15 +9,8 @@ from pathlib import Path
 from axzoo.backends import DEFAULT, Backend, Needs, compiler_identity, load_backend
 from axzoo.core.files import canonical_json
 from axzoo.fetch.sources import Source
-from axzoo.matrix.resources import (
-    DeviceMemory,
-    calibration_needs,
-    parameters,
-    part_needs,
-    stage_needs,
-    states_mb,
-    stored_bytes,
-)
+from axzoo.forecast.sizes import DeviceMemory, parameters, stored_bytes
+from axzoo.matrix.resources import calibration_needs, part_needs, stage_needs, states_mb
 from axzoo.parts.kind import PartId, PartKind
 from axzoo.parts.kinds import KINDS, kind_of, part_ids
 from axzoo.parts.lock_index import INDEX

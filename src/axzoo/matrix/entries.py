@@ -23,11 +23,11 @@ from pydantic.json_schema import GenerateJsonSchema
 from axzoo.backends import DEFAULT, load_backend
 from axzoo.core.errors import AxzooError
 from axzoo.fetch.sources import FolderSource, HubSource, PypiSource, Source
+from axzoo.forecast.sizes import device_memory
 from axzoo.matrix import validation as formats
 from axzoo.matrix.build import Build
 from axzoo.matrix.chips import ChipTable, load_chips
 from axzoo.matrix.document import read_document
-from axzoo.matrix.resources import device_memory
 from axzoo.matrix.validation import report, validate
 from axzoo.model.families import VISION_MODEL_TYPES, supported_model_types
 from axzoo.weights.recipe import (

@@ -13,8 +13,8 @@ from pathlib import Path
 from axzoo.bundle.boards.lengths import host_warnings
 from axzoo.core.errors import AxzooError
 from axzoo.fetch.sources import RECEIPT, FolderSource, HubSource, is_complete, source_keys
+from axzoo.forecast.sizes import parameters
 from axzoo.matrix.build import RESULTS, Build
-from axzoo.matrix.resources import parameters
 from axzoo.model.spec import DecoderSpec, supported_length
 from axzoo.parts.lock_index import INDEX, read_index
 from axzoo.weights.recipe import WEIGHT_GROUP_SIZES, Recipe

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.machine import physical_memory
+from axzoo.forecast.sizes import device_memory
 from axzoo.matrix.build import Build
 from axzoo.matrix.chips import ChipTable
 from axzoo.matrix.outlook import recipe_problem
-from axzoo.matrix.resources import WIDTHS, device_memory
+from axzoo.matrix.resources import WIDTHS
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kinds import KINDS, kind_of
 from axzoo.parts.lock import Lock

@@ -1,4 +1,4 @@
-"""Estimates from a model's sizes alone, before it is fetched: memory on the chip, memory and time limits of jobs.
+"""Estimates from a model's sizes alone, before it is fetched: memory and time limits of jobs.
 
 The backend estimates jobs that compile parts (`Backend.needs`); this module has all other stages. 1 MB is 10^6 bytes.
 """
@@ -11,43 +11,12 @@ from dataclasses import dataclass
 
 from axzoo.backends import Backend, Needs, job_minutes
 from axzoo.calibrate import HELD_BYTES
-from axzoo.parts.kind import ModelOutline, PartKind
-from axzoo.parts.kinds import KINDS
-from axzoo.weights.formats import FORMATS
+from axzoo.forecast.sizes import Sizes
+from axzoo.parts.kind import PartKind
 from axzoo.weights.recipe import Recipe
-
-Sizes = Mapping[str, int]
-"""The `sizes` of a matrix entry: parameter counts by part kind, and widths."""
 
 WIDTHS = {"hidden_size": "hidden_size", "intermediate_size": "intermediate_size", "kv_width": "kv_size"}
 """The widths, and the field of a layer's spec that each must equal. Only `kv_width` is required."""
-
-
-@dataclass(frozen=True)
-class DeviceMemory:
-    """The memory that a build needs on its chip, in MB (10^6 bytes)."""
-
-    weights_mb: int
-    kv_cache_mb: int
-
-    @property
-    def total_mb(self) -> int:
-        return self.weights_mb + self.kv_cache_mb
-
-
-def device_memory(recipe: Recipe, model: ModelOutline, sizes: Sizes) -> DeviceMemory:
-    """The memory of weights and KV cache. The embedding does not count, because it stays in host memory.
-
-    For each cached token and layer, K and V have `kv_width` = num_key_value_heads * head_dim values each.
-    """
-    weights = sum(
-        FORMATS[kind.weight_type(recipe)].bytes_on_device * kind.parameters(sizes) * len(kind.ids(model))
-        for kind in KINDS
-        if kind.on_device and kind.is_built(recipe)
-    )
-    cached = 2 * model.num_hidden_layers * recipe.kv_cache_len * sizes["kv_width"]
-    cache = FORMATS[recipe.hidden_state_type].bytes_stored * cached
-    return DeviceMemory(weights_mb=round(weights / 1e6), kv_cache_mb=round(cache / 1e6))
 
 
 @dataclass(frozen=True)
@@ -107,30 +76,6 @@ def _widths(sizes: Sizes | None) -> tuple[int, int, int]:
 def _activations(hidden: int, inner: int, tokens: int) -> int:
     """Bytes of a layer's intermediate values."""
     return 4 * tokens * (4 * hidden + 3 * inner)
-
-
-_WITH_SCALES = 1.1
-"""Size of stored weights with scales and tables, relative to the weights alone."""
-
-
-def stored_bytes(recipe: Recipe, model: ModelOutline, sizes: Sizes) -> int:
-    """The size of all compiled files on the device, without the embedding."""
-    return round(
-        sum(
-            _WITH_SCALES
-            * FORMATS[kind.weight_type(recipe)].bytes_stored
-            * kind.parameters(sizes)
-            * len(kind.ids(model))
-            for kind in KINDS
-            if kind.on_device and kind.is_built(recipe)
-        )
-    )
-
-
-def parameters(model: ModelOutline, recipe: Recipe, sizes: Sizes) -> int:
-    """The number of parameters of all parts on the device."""
-    built = (kind for kind in KINDS if kind.on_device and kind.is_built(recipe))
-    return sum(kind.parameters(sizes) * len(kind.ids(model)) for kind in built)
 
 
 def stage_needs(stage: str, weights: int | None, held: int | None = None) -> Needs:
