@@ -65,9 +65,10 @@ def generate(config_path: Path, folder: Path) -> None:
     """Write the checkpoint: one shard per layer of the language model, per block of the tower, and for the rest."""
     config = json.loads(config_path.read_text())
     tower = published(config).state_dict()
+    from random_shards import RandomShards
+
     import tiny_vision
     from published import minicpm
-    from random_shards import RandomShards
 
     shapes: dict[str, tuple[int, ...]] = {f"llm.{name}": shape for name, shape in minicpm.shapes(config).items()}
     shapes |= {name: tuple(tensor.shape) for name, tensor in tower.items()}

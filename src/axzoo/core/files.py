@@ -79,7 +79,7 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def _not_regular(path: str | Path) -> AxzooError:
-    if os.path.isdir(path):
+    if Path(path).is_dir():
         return AxzooError(f"{path} is a folder, but a file is needed")
     return AxzooError(f"{path} is a pipe, a socket or a device: replace it by a regular file")
 

@@ -161,7 +161,7 @@ class Pulsar2Backend(Backend):
         model_type = checkpoint.spec.model_type
         files = [output / kind.file_name(model_type, recipe, None if is_post else i) for i in range(len(orders))]
         logger.info(f"{settings.shown}: {tool.name} {tool.version}: {' '.join(options)}")
-        limits = running.Limits(60.0 * needs.minutes, needs.mem_mb)
+        limits = running.RunLimits(60.0 * needs.minutes, needs.mem_mb)
         try:
             outcome = running.run(start, folder, limits, lambda: all(map(proof.is_whole, files)))
         except OSError as error:

@@ -35,7 +35,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
-class Limits:
+class RunLimits:
     """A run that takes longer, or more memory than this, is ended. Containers limit their memory themselves."""
 
     seconds: float
@@ -55,7 +55,7 @@ class RunResult:
         return DONE in self.log
 
 
-def run(start: Launch, folder: Path, limits: Limits, is_complete: Callable[[], bool]) -> RunResult:
+def run(start: Launch, folder: Path, limits: RunLimits, is_complete: Callable[[], bool]) -> RunResult:
     """Runs the compiler in `folder`, and copies its log to stderr. When it has logged DONE and `is_complete()` holds,
     it has a few seconds to end. Raises OSError when it cannot be started."""
     log = folder / "log"
@@ -106,7 +106,11 @@ class _Log:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], log: _Log, limits: Limits, is_complete: Callable[[], bool], watches_memory: bool
+    process: subprocess.Popen[bytes],
+    log: _Log,
+    limits: RunLimits,
+    is_complete: Callable[[], bool],
+    watches_memory: bool,
 ) -> str | None:
     """Waits for the end, and returns None; or returns why the process must be ended."""
     began, pause = time.monotonic(), _POLL_SECONDS[0]
