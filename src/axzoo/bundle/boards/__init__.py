@@ -1,1 +1,1 @@
-"""What the host programs of boards load: the lengths that they derive, their config files, their chat templates."""
+"""What the boards' host programs load, and packages for them."""
