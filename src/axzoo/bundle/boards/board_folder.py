@@ -1,0 +1,133 @@
+"""A folder as a board's host sees it: a bundle, a vendor-built folder, or a published package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from axzoo.backends.host.inspection import inspect_file
+from axzoo.core.errors import AxzooError
+from axzoo.core.files import read_json
+from axzoo.parts.groups import ShapeGroup, TensorSpec
+
+CONFIG_LIMIT = 1 << 20
+MAX_LAYERS = 1000
+_LAYER = re.compile(r"(?P<prefix>.+)_l(?P<index>\d{1,4})(?P<end>_together)?\.axmodel")
+_TENSOR = re.compile(r"(K_cache|V_cache|indices|input|mask|K_cache_out|V_cache_out|output)(?:_(\d{1,3}))?")
+_OF_LAYER = {"K_cache", "indices", "mask", "K_cache_out", "output"}
+
+
+@dataclass(frozen=True)
+class BoardFolder:
+    """The files that a host finds: by config.json, or by their names if there is none.
+
+    `fault` says why config.json cannot be used. `template` contains a %d for the layer's number. Files may be missing.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    fault: str | None
+    template: str | None
+    layers: tuple[Path, ...]
+    post: Path | None
+    embedding: Path | None
+
+    @property
+    def has_config(self) -> bool:
+        return (self.folder / "config.json").is_file()
+
+    @cached_property
+    def layer_groups(self) -> tuple[ShapeGroup, ...]:
+        """The shape groups of layer 0. Raises AxzooError when the file is not a decoder layer."""
+        groups = shape_groups(self.layers[0])
+        names = {tensor.name for group in groups[:1] for tensor in (*group.inputs, *group.outputs)}
+        if lacking := sorted(_OF_LAYER - names):
+            raise AxzooError(f"{self.layers[0].name} has no tensor {lacking[0]}, so it is not a decoder layer")
+        return groups
+
+    @property
+    def hidden_size(self) -> int:
+        return next(tensor.shape[-1] for tensor in self.layer_groups[0].inputs if tensor.name == "input")
+
+
+def open_board_folder(folder: Path) -> BoardFolder:
+    """Looks for the files. Raises AxzooError when `folder` is not a folder or has no .axmodel files."""
+    if not folder.is_dir():
+        raise AxzooError(f"{folder} is not a folder: pass a bundle, or a folder with a model's .axmodel files")
+    if not any(folder.glob("*.axmodel")):
+        raise AxzooError(f"{folder} has no .axmodel files: pass a bundle, or a folder with a model's .axmodel files")
+    config, fault = _config(folder / "config.json")
+    template = _text(config, "template_filename_axmodel")
+    found = _by_name(folder)
+    if template is None or template.count("%d") != 1:
+        template, count = found
+    else:
+        count = config["axmodel_num"] if type(config.get("axmodel_num")) is int else found[1]
+    layers = [folder / template.replace("%d", str(i)) for i in range(min(count, MAX_LAYERS))] if template else []
+    return BoardFolder(
+        folder=folder,
+        config=config,
+        fault=fault,
+        template=template,
+        layers=tuple(layers),
+        post=_file(folder, config, "filename_post_axmodel", "*_post.axmodel"),
+        embedding=_file(folder, config, "filename_tokens_embed", "*embed_tokens*.bfloat16.bin"),
+    )
+
+
+def shape_groups(path: Path) -> tuple[ShapeGroup, ...]:
+    """The shape groups of a compiled file, decode first.
+
+    The vendor's files name the tensors of group g > 0 with the suffix _g; files of the host backend list their groups.
+    Raises AxzooError when the file is damaged.
+    """
+    found = inspect_file(path)
+    if found.header is not None:
+        return found.header.groups
+    groups: dict[int, tuple[list[TensorSpec], list[TensorSpec]]] = {}
+    for side, tensors in enumerate((found.outline.inputs, found.outline.outputs)):
+        for tensor in tensors:
+            match = _TENSOR.fullmatch(tensor.name)
+            name, group = (match[1], int(match[2] or 0)) if match else (tensor.name, 0)
+            shape = tuple(length for length in tensor.shape if isinstance(length, int))
+            if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
+                raise AxzooError(f"{path.name}: {tensor.name} has no fixed shape")
+            groups.setdefault(group, ([], []))[side].append(TensorSpec(name, tensor.dtype, shape))
+    return tuple(ShapeGroup(tuple(inputs), tuple(outputs)) for _, (inputs, outputs) in sorted(groups.items()))
+
+
+def _config(path: Path) -> tuple[Mapping[str, Any], str | None]:
+    if not path.is_file():
+        return {}, None
+    try:
+        config = read_json(path, CONFIG_LIMIT)
+    except AxzooError as error:
+        return {}, str(error).replace(f"{path}", path.name)
+    if not isinstance(config, dict):
+        return {}, "config.json is not a JSON object"
+    return config, None
+
+
+def _by_name(folder: Path) -> tuple[str | None, int]:
+    """The template and the number of the layers, from the files' names."""
+    found = [match for path in folder.glob("*.axmodel") if (match := _LAYER.fullmatch(path.name))]
+    if not found:
+        return None, 0
+    first = min(found, key=lambda match: (match["prefix"], int(match["index"])))
+    alike = [match for match in found if match["prefix"] == first["prefix"]]
+    template = f"{first['prefix'].replace('%', '%%')}_l%d{first['end'] or ''}.axmodel"
+    return template, 1 + max(int(match["index"]) for match in alike)
+
+
+def _file(folder: Path, config: Mapping[str, Any], key: str, pattern: str) -> Path | None:
+    name = _text(config, key)
+    return folder / name if name else next(iter(sorted(folder.glob(pattern))), None)
+
+
+def _text(config: Mapping[str, Any], key: str) -> str | None:
+    value = config.get(key)
+    return value if isinstance(value, str) and value else None
