@@ -80,6 +80,7 @@ def make_checkpoint(
     dtype: Literal["F32", "F16", "BF16"] = "F32",
     shard_size: str = "5GB",
     old_config: bool = False,
+    template: str = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}",
 ) -> Checkpoint:
     """Save a model in which all tensors are random, including biases and norms.
 
@@ -104,6 +105,7 @@ def make_checkpoint(
     if old_config:
         _write_old_config(folder / "config.json")
     _write_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text(template)
     write_json(folder / "source.json", {"source": {"path": "tiny"}, "root": ".", "files": {}})
     return Checkpoint(folder, model)
 
@@ -130,7 +132,6 @@ def _write_tokenizer(folder: Path) -> None:
     backend.add_special_tokens(["<bos>", "<eos>"])
     backend.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", {"bos_token": "<bos>", "eos_token": "<eos>"})
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from axzoo.commands import board_check as command
 from axzoo.core.errors import AxzooError
 from axzoo.parts.groups import ShapeGroup, layer_group
 from axzoo.weights.recipe import Recipe
-from tiny_model import Built
+from tiny_model import Built, build, make_checkpoint
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -29,9 +29,11 @@ CHATML = (
 
 
 @pytest.fixture(scope="module")
-def complete(chatml: Callable[[Built], Built], tmp_path_factory: pytest.TempPathFactory, s8: Built) -> Path:
-    """A bundle of the tiny model whose checkpoint has a template that axllm has, too."""
-    built = chatml(s8.moved(tmp_path_factory.mktemp("complete") / "bundle"))
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose chat template is one of axllm's."""
+    root = tmp_path_factory.mktemp("chatml")
+    checkpoint = make_checkpoint(root / "checkpoint", template=CHATML)
+    built = build(checkpoint, Recipe(prefill_len=8, kv_cache_len=31, last_kv_cache_len=(8, 16)), root)
     complete_bundle(built.plan)
     return built.folder
 
@@ -54,6 +56,13 @@ def test_every_host_loads_a_bundle(complete: Path) -> None:
     assert {host: verdict.faults for host, verdict in verdicts.items()} == dict.fromkeys(HOSTS, ())
     assert {host: verdict.package for host, verdict in verdicts.items()} == {
         "axllm": None, "main_prefill": "prefill", "context": "prefill", "python": "python", "stackflow": "stackflow",
+    }  # fmt: skip
+
+
+def test_the_manifest_tells_the_verdicts(complete: Path) -> None:
+    hosts = json.loads((complete / "manifest.json").read_text())["boards"]["hosts"]
+    assert {host: entry["loads"] for host, entry in hosts.items()} == {
+        "axllm": "yes", "main_prefill": "package", "context": "package", "python": "package", "stackflow": "package",
     }  # fmt: skip
 
 
@@ -157,7 +166,7 @@ def cut_embedding(folder: Path) -> None:
 
 
 def wrong_size(folder: Path) -> None:
-    edit(folder, tokens_embed_size=32)
+    edit(folder, tokens_embed_size=64)
 
 
 def wrong_rows(folder: Path) -> None:
@@ -179,7 +188,7 @@ def post_as_layer(folder: Path) -> None:
 
 COMMON_FAULTS: dict[Callable[[Path], None], str] = {
     cut_embedding: "it belongs to another model or is cut off",
-    wrong_size: "tokens_embed_size is 32, but the layers take rows of 64: write 64",
+    wrong_size: "tokens_embed_size is 64, but the layers take rows of 32: write 32",
     wrong_rows: "tokens_embed_num is 7, but llama_post.axmodel gives",
     lost_layer: "llama_p8_l1_together.axmodel is missing: copy it into the folder",
     damaged_layer: "is damaged",
@@ -224,8 +233,8 @@ def _vendor_file(path: Path, groups: tuple[ShapeGroup, ...]) -> None:
     kinds = {"bf16": onnx.TensorProto.BFLOAT16, "uint32": onnx.TensorProto.UINT32}
     sides = [
         [
-            onnx.helper.make_tensor_value_info(f"{tensor.name}_{i}" if i else tensor.name, kinds[tensor.dtype], tensor.shape)
-            for i, group in enumerate(groups)
+            onnx.helper.make_tensor_value_info(f"{tensor.name}{suffix}", kinds[tensor.dtype], tensor.shape)
+            for suffix, group in zip(("", "_1", "_2", "_3"), groups, strict=False)
             for tensor in side(group)
         ]
         for side in (lambda group: group.inputs, lambda group: group.outputs)
@@ -318,5 +327,5 @@ def test_command(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(AxzooError, match="has no .axmodel files"):
+    with pytest.raises(AxzooError, match=r"has no \.axmodel files"):
         board_check(tmp_path)

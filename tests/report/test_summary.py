@@ -58,6 +58,12 @@ TOKENIZER_TXT: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+def test_summary_says_which_hosts_load_the_bundle(build: Build) -> None:
+    hosts = {"axllm": {"loads": "no"}, "main_prefill": {"loads": "package"}, "python": {"loads": "yes"}}
+    write(build.bundle / "manifest.json", {"files": {}, "boards": {"hosts": hosts}})
+    assert ("boards", "loaded by python; after `axzoo package` by main_prefill; not by axllm") in summarize_build(build)
+
+
 @pytest.mark.parametrize(("entry", "text"), TOKENIZER_TXT)
 def test_summary_says_what_boards_make_of_texts(build: Build, entry: dict[str, Any], text: str) -> None:
     write(build.bundle / "manifest.json", {"files": {}, "boards": {"tokenizer_txt": entry}})

@@ -13,6 +13,7 @@ from typing import Any
 from axzoo import __version__
 from axzoo.backends import load_backend
 from axzoo.bundle.bill_of_materials import bill_of_materials
+from axzoo.bundle.boards.board_check import board_check
 from axzoo.bundle.boards.host_files import HostedModel, write_host_files
 from axzoo.bundle.bundle_receipt import BundleReceipt, built_digest, inputs_digest, write_bundle_receipt
 from axzoo.bundle.manifest import MANIFEST, MANIFEST_FORMAT
@@ -76,6 +77,7 @@ def complete_bundle(plan: BundlePlan) -> None:
     _remove_old_files(plan.folder, set(), f".*{TEMPORARY_SUFFIX}")
     _remove_old_receipts(plan.receipts)
     written |= {name: recorded(plan.folder / name) for name in others}
+    hosts["hosts"] = {host: verdict.to_dict() for host, verdict in board_check(plan.folder).items()}
     files = {name: {"sha256": record["sha256"], "size": record["size"]} for name, record in written.items()}
     manifest = {
         "format": MANIFEST_FORMAT,

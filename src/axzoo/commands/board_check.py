@@ -1,4 +1,4 @@
-"""Check whether the boards' host programs load a folder: a bundle, a vendor-built folder or a published package."""
+"""Check whether the boards' hosts load a folder: a bundle, a published package, or what the vendor's tool built."""
 
 from __future__ import annotations
 

@@ -29,6 +29,8 @@ def summarize_build(build: Build) -> list[tuple[str, str]]:
     boards = manifest.get("boards")
     if isinstance(boards, dict) and "tokenizer_txt" in boards:
         lines.append(("tokenizer.txt", _tokenizer_txt(boards["tokenizer_txt"])))
+    if isinstance(boards, dict) and "hosts" in boards:
+        lines.append(("boards", _hosts(boards["hosts"])))
     lines += [("boards", note) for note in host_notes(boards)]
     if not build.backend.runs_here:
         return [*lines, ("checks", f"none: files of backend {build.backend_name} run only on a board")]
@@ -43,6 +45,15 @@ def summarize_build(build: Build) -> list[tuple[str, str]]:
         ("answer", generation["answer"].strip()),
         ("talk", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
     ]
+
+
+def _hosts(entry: Any) -> str:
+    """Which hosts load the bundle: as it is, after `axzoo package`, or not."""
+    words = {"yes": "loaded by", "package": "after `axzoo package` by", "no": "not by"}
+    named = {
+        text: [host for host, verdict in entry.items() if verdict["loads"] == word] for word, text in words.items()
+    }
+    return "; ".join(f"{text} {', '.join(hosts)}" for text, hosts in named.items() if hosts)
 
 
 def _tokenizer_txt(entry: Any) -> str:

@@ -13,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from axzoo.bundle.boards.axllm import TOKENIZER_TXT, config_faults
+from axzoo.bundle.boards.axllm import config_faults
 from axzoo.bundle.boards.board_folder import BoardFolder, open_board_folder, shape_groups
 from axzoo.bundle.boards.lengths import HostLengths, host_lengths
 from axzoo.bundle.boards.packages import NPY
@@ -22,6 +22,7 @@ from axzoo.core.files import read_json
 from axzoo.parts.groups import ShapeGroup
 from axzoo.runtime.post_config import PostConfig
 from axzoo.tokenizer.tokenizer_folder import vocabulary_file
+from axzoo.tokenizer.tokenizer_txt import FILE_NAME as TOKENIZER_TXT
 from axzoo.tokenizer.tokenizer_txt import MAX_BYTES, parse, shortcomings
 
 _MIB = 1 << 20
@@ -140,7 +141,8 @@ def _of_sizes(board: BoardFolder, post: ShapeGroup) -> Iterator[str]:
     assert board.embedding is not None
     expected, found = 2 * hidden * (rows if type(rows) is int else logits or 0), board.embedding.stat().st_size
     if expected and found != expected:
-        yield f"{board.embedding.name} has {found} bytes instead of {expected}: it belongs to another model or is cut off"
+        name = board.embedding.name
+        yield f"{name} has {found} bytes instead of {expected}: it belongs to another model or is cut off"
 
 
 def _of_dtypes(groups: tuple[ShapeGroup, ...]) -> Iterator[str]:
@@ -180,11 +182,14 @@ def _axllm(host: str, facts: _Facts) -> HostVerdict:
     faults += tokenizer_faults
     notes += tokenizer_notes
     mapped = board.config.get("b_use_mmap_load_embed", board.config.get("use_mmap_load_embed", False))
-    if mapped is not True and board.embedding and board.embedding.is_file():
-        if board.embedding.stat().st_size > _INT_BYTES:
-            faults.append("the embedding has 2 GiB or more: set use_mmap_load_embed to true")
+    if mapped is not True and _size(board.embedding) > _INT_BYTES:
+        faults.append("the embedding has 2 GiB or more: set use_mmap_load_embed to true")
     faults += _sampling(board)
     return HostVerdict(host, tuple(faults), tuple(notes))
+
+
+def _size(path: Path | None) -> int:
+    return path.stat().st_size if path is not None and path.is_file() else 0
 
 
 def _axllm_config(board: BoardFolder) -> list[str]:
@@ -306,4 +311,4 @@ HOSTS: Mapping[str, Callable[[str, _Facts], HostVerdict]] = {
     "python": _python,
     "stackflow": _stackflow,
 }
-"""The hosts: axllm; main_prefill; the context hosts main_ax650, main_axcl_*; Python hosts with pyaxengine; StackFlow."""
+"""The hosts. `context` are main_ax650 and main_axcl_*, `python` those that use pyaxengine."""

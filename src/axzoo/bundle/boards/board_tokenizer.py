@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import sys
 import threading
 import uuid
 from collections import OrderedDict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import takewhile
+from operator import eq
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -111,7 +112,7 @@ class Service:
                 user.messages.pop()
         user.messages.append({"role": "user", "content": text})
         prompt = self._render(user.messages, True)
-        same = len(os.path.commonprefix([user.sent, prompt]))
+        same = sum(1 for _ in takewhile(bool, map(eq, user.sent, prompt)))
         user.sent, user.pending = prompt, []
         return {"token_ids": prompt, "diff": prompt[same:]}
 
@@ -168,6 +169,7 @@ class Handler(BaseHTTPRequestHandler):
         except ValueError:
             length = -1
         if not 0 <= length <= BODY_BYTES:
+            self.rfile.read(max(0, min(length, 4 * BODY_BYTES)))  # or the client would not read the answer
             self._send(413, {"error": f"a request may have {BODY_BYTES} bytes"})
             return
         try:
