@@ -29,6 +29,8 @@ def summarize_build(build: Build) -> list[tuple[str, str]]:
     boards = manifest.get("boards")
     if isinstance(boards, dict) and "tokenizer_txt" in boards:
         lines.append(("tokenizer.txt", _tokenizer_txt(boards["tokenizer_txt"])))
+    if isinstance(boards, dict) and (chosen := boards.get("axllm", {}).get("template", {}).get("tokenizer_type")):
+        lines.append(("axllm", _template(chosen, boards["axllm"]["template"])))
     lines += [("boards", note) for note in host_notes(boards)]
     if not build.backend.runs_here:
         return [*lines, ("checks", f"none: files of backend {build.backend_name} run only on a board")]
@@ -43,6 +45,12 @@ def summarize_build(build: Build) -> list[tuple[str, str]]:
         ("answer", generation["answer"].strip()),
         ("talk", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
     ]
+
+
+def _template(name: str, entry: Any) -> str:
+    """How far axllm's chat template agrees with the checkpoint's own."""
+    differs = f"; other prompts for {', '.join(entry['differs'])}" if entry["differs"] else ""
+    return f"chat template {name}, {entry['agreement']}{differs}"
 
 
 def _tokenizer_txt(entry: Any) -> str:
