@@ -70,6 +70,29 @@ def test_summary_says_what_boards_make_of_texts(build: Build, entry: dict[str, A
     assert ("tokenizer.txt", text) in summarize_build(build)
 
 
+WARNING = "kv_cache_len 1023 is shorter than the prefill groups"
+QWEN3 = {"agreement": "equal", "tokenizer_type": "Qwen3", "differs": ["thoughts in earlier answers"]}
+NO_TEMPLATE = {"agreement": "not available", "tokenizer_type": None, "reason": "axllm has no built-in chat template"}
+
+
+@pytest.mark.parametrize(
+    ("template", "lines"),
+    [
+        (QWEN3, [("axllm", "chat template Qwen3, equal; other prompts for thoughts in earlier answers")]),
+        (QWEN3 | {"differs": []}, [("axllm", "chat template Qwen3, equal")]),
+        (NO_TEMPLATE, [("boards", "no chat template of axllm suits: axllm has no built-in chat template")]),
+    ],
+)
+def test_summary_says_what_hosts_cannot_use(
+    build: Build, template: dict[str, Any], lines: list[tuple[str, str]]
+) -> None:
+    for warnings in ([], [WARNING]):
+        boards = {"warnings": warnings, "axllm": {"template": template}}
+        write(build.bundle / "manifest.json", {"files": {}, "boards": boards})
+        found = [line for line in summarize_build(build) if line[0] in ("axllm", "boards")]
+        assert sorted(found) == sorted([*lines, *(("boards", warning) for warning in warnings)])
+
+
 def test_summary_after_each_step(build: Build) -> None:
     assert summarize_build(build) == [("bundle", f"not built: snakemake --cores all {build.bundle}/manifest.json")]
     write(build.bundle / "manifest.json", {"files": {"a": {"size": 1_500_000}, "b": {"size": 500_000}}})

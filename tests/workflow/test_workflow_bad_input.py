@@ -136,6 +136,15 @@ def test_what_is_known_before_a_build_is_said_before_it(
     assert len(run.shown.splitlines()) == 1 + len(CONFIGS)  # the first names the profile
 
 
+def test_lengths_that_a_host_cannot_load_are_named_in_the_plan(project: Project) -> None:
+    """Groups that end at token 64, with a cache of 63. Other hosts load such a build, so it is not refused."""
+    project.write_matrix({"tiny": ENTRY, "short": ENTRY | {"last_kv_cache_len": [16]}}, last_kv_cache_len=[16, 32, 48])
+    run = project.snakemake("-n")
+    line = "tiny: kv_cache_len 63 is shorter than the prefill groups, which end at token 64, so axllm"
+    assert (run.status, lines_with(run, line)) == (0, 1), run.shown
+    assert lines_with(run, "use kv_cache_len 64 or more, or last_kv_cache_len up to 32, unless the host is") == 1
+
+
 def test_problems_of_one_model_do_not_stop_another(project: Project) -> None:
     project.write_matrix({"tiny": ENTRY, "gone": ENTRY | {"path": "gone"}})
     assert project.snakemake("-n", "results/AX650/tiny-w8a16/manifest.json").status == 0

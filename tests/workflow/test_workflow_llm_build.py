@@ -250,6 +250,8 @@ def test_a_model_config_and_no_prefill(desk: Desk, compiled: str) -> None:
     shown = desk.build(WITH_CONFIG + " --prefill_len 0 --check_level 1")
     warnings = [line for line in shown.splitlines() if "--prefill_len 0 builds no prefill groups, so axllm" in line]
     assert warnings and "use prefill_len 128, unless the host is" in warnings[0]
+    ended = shown.partition("build llm model done!")[2]  # again, where it cannot scroll away
+    assert "prefill_len 0 builds no prefill groups, so axllm" in ended
     assert shown.startswith(CONFIG_BLOCK)
     assert desk.files() == {
         *BESIDES,

@@ -31,6 +31,8 @@ def summarize_build(build: Build) -> list[tuple[str, str]]:
         lines.append(("tokenizer.txt", _tokenizer_txt(boards["tokenizer_txt"])))
     if isinstance(boards, dict) and "hosts" in boards:
         lines.append(("boards", _hosts(boards["hosts"])))
+    if isinstance(boards, dict) and (chosen := boards.get("axllm", {}).get("template", {}).get("tokenizer_type")):
+        lines.append(("axllm", _template(chosen, boards["axllm"]["template"])))
     lines += [("boards", note) for note in host_notes(boards)]
     if not build.backend.runs_here:
         return [*lines, ("checks", f"none: files of backend {build.backend_name} run only on a board")]
@@ -54,6 +56,12 @@ def _hosts(entry: Any) -> str:
         text: [host for host, verdict in entry.items() if verdict["loads"] == word] for word, text in words.items()
     }
     return "; ".join(f"{text} {', '.join(hosts)}" for text, hosts in named.items() if hosts)
+
+
+def _template(name: str, entry: Any) -> str:
+    """How far axllm's chat template agrees with the checkpoint's own."""
+    differs = f"; other prompts for {', '.join(entry['differs'])}" if entry["differs"] else ""
+    return f"chat template {name}, {entry['agreement']}{differs}"
 
 
 def _tokenizer_txt(entry: Any) -> str:

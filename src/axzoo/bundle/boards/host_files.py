@@ -76,13 +76,11 @@ def write_host_files(model: HostedModel) -> tuple[list[str], dict[str, Any]]:
 
 
 def host_notes(facts: Any) -> list[str]:
-    """What the entry `boards` of a manifest says about hosts that cannot use the bundle; empty if the manifest has no
-    such entry, which older versions did not write."""
-    if not isinstance(facts, dict) or "axllm" not in facts:
-        return []
-    template = facts["axllm"]["template"]
-    reasons = [f"no chat template of axllm suits: {template['reason']}"] if template["tokenizer_type"] is None else []
-    return [*facts["warnings"], *reasons]
+    """What the entry `boards` of a manifest says about hosts that cannot use the bundle; empty if the manifest does not
+    have it, as those of older versions."""
+    facts = facts if isinstance(facts, dict) else {}
+    reason = facts.get("axllm", {}).get("template", {}).get("reason")
+    return [*facts.get("warnings", []), *([f"no chat template of axllm suits: {reason}"] if reason else [])]
 
 
 @dataclass(frozen=True)
