@@ -148,6 +148,8 @@ SMALL = TokenizerTxt(
 def test_the_first_of_the_list_wins_and_a_token_without_text_is_never_found() -> None:
     assert host_tokenizer(SMALL).encode("abcab") == [1, 1, 4, 2, 4]
     assert host_tokenizer(replace(SMALL, special=(5, 4))).encode("abcab") == [1, 1, 5, 4]
+    twice = replace(SMALL, tokens=(*SMALL.tokens, b"ab"))
+    assert host_tokenizer(replace(twice, special=(8, 4), prefix=())).encode("ab") == [8]
 
 
 def test_prefix_ids_are_put_before_every_text() -> None:
