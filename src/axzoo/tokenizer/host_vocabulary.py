@@ -98,8 +98,11 @@ def _of_merges(
     by_id |= {index: _spelled(text, writes_meta).encode() for text, index in added.items()}
     tokens = tuple(by_id.get(index, b"") for index in range(max(by_id, default=-1) + 1))
     if writes_meta != uses_meta(tokens):
-        kind = "▁ for blanks" if writes_meta else "bytes"
-        raise NotAvailable(f"its BPE works with {kind}, but hosts would take so small a vocabulary for the other kind")
+        raise NotAvailable(
+            "its BPE works with ▁ for blanks, but hosts take so small a vocabulary for one of bytes"
+            if writes_meta
+            else "its BPE works on bytes, but hosts take a vocabulary with so many ▁ for one without"
+        )
     merges = tuple(_pair(merge) for merge in model["merges"])
     txt = TokenizerTxt(Kind.MERGES, _longest_first(added), _stops(end_ids, len(tokens)), (), tokens, merges=merges)
     prefix = any(step.get("add_prefix_space") is True for step in steps)
