@@ -347,3 +347,15 @@ def test_run_sh_passes_the_documented_flags_to_the_host_program(bundle: Path, tm
     }
     done = subprocess.run([script], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.endswith("--prompt=\n")  # without a prompt, the program starts interactively
+
+
+def test_a_tokenizer_file_that_became_a_link_is_not_copied(s8: Built, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The link is checked when the file is copied, too, although the content is what was locked."""
+    folder = Path(shutil.copytree(checkpoint.folder, tmp_path / "checkpoint"))
+    (folder / "tokenizer.json").rename(tmp_path / "elsewhere.json")
+    (folder / "tokenizer.json").symlink_to("../elsewhere.json")
+    built = s8.moved(tmp_path / "results/tiny-w8a16")
+    with pytest.raises(AxzooError, match=r"tokenizer\.json is a link to .*elsewhere\.json, which is outside"):
+        complete_bundle(replace(built.plan, source=folder / "source.json"))
+    assert not (built.folder / "manifest.json").exists()
+    assert not (built.folder / "tokenizer/tokenizer.json").exists()

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from axzoo.checkpoint.gguf.conversion import FILES, convert
 from axzoo.core.errors import AxzooError
+from axzoo.core.files import read_json
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families.llama import decoder_spec
 from axzoo.model.reading import read_spec
@@ -108,6 +110,46 @@ def test_equal_files_give_equal_bytes(tiny: Tiny, tmp_path: Path) -> None:
 def test_files_that_cannot_be_converted(tiny: Tiny, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(AxzooError, match=message):
         converted(tiny, tmp_path, changes=changes)
+    assert list((tmp_path / "checkpoint").iterdir()) == []
+
+
+DECIMALS = ("attention.layer_norm_rms_epsilon", "rope.freq_base", "rope.scaling.factor")
+WIDE = [1e300, -1e300, 1e39, 1e31, 1e-31, 1e-46, 1e-300, 5e-324, float("inf"), float("nan"), 0.0, -1.0]
+NARROW = [float("inf"), float("-inf"), float("nan"), 0.0, -1.0, 1e-40]
+
+
+@pytest.mark.parametrize(
+    "value", [*map(np.float64, WIDE), *NARROW], ids=lambda value: f"{type(value).__name__} {value}"
+)
+@pytest.mark.parametrize("key", DECIMALS)
+def test_numbers_out_of_range(tiny: Tiny, tmp_path: Path, key: str, value: float) -> None:
+    """A number may be float64, whose range is larger than that of the float32 in which the model computes."""
+    changes = {f"llama.{key}": value, **({"llama.rope.scaling.type": "linear"} if "scaling" in key else {})}
+    with pytest.raises(AxzooError) as caught:
+        converted(tiny, tmp_path, changes=changes)
+    message = str(caught.value)
+    assert re.search(
+        rf"tiny\.gguf: llama\.{re.escape(key)} is .*, but must be (a positive number|from 1e-30 to )", message
+    )
+    assert list((tmp_path / "checkpoint").iterdir()) == []
+
+
+def test_a_number_as_float64(tiny: Tiny, tmp_path: Path) -> None:
+    changes = {"llama.rope.freq_base": np.float64(5000), "llama.attention.layer_norm_rms_epsilon": np.float64(1e-5)}
+    for name in ("as32", "as64"):
+        (tmp_path / name).mkdir()
+    plain, wide = converted(tiny, tmp_path / "as32"), converted(tiny, tmp_path / "as64", changes=changes)
+    assert read_json(wide / "config.json") == read_json(plain / "config.json")
+
+
+INTEGERS = ("block_count", "context_length", "feed_forward_length", "attention.head_count_kv", "vocab_size")
+
+
+@pytest.mark.parametrize("value", [0, 1 << 31, 1.5, np.float64(2), "2", [2]], ids=repr)
+@pytest.mark.parametrize("key", INTEGERS)
+def test_integers_out_of_range(tiny: Tiny, tmp_path: Path, key: str, value: object) -> None:
+    with pytest.raises(AxzooError, match=rf"tiny\.gguf: llama\.{key} is .*, but must be a positive integer"):
+        converted(tiny, tmp_path, changes={f"llama.{key}": value})
     assert list((tmp_path / "checkpoint").iterdir()) == []
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -398,3 +400,81 @@ def test_the_remedy_for_a_damaged_file_works_as_printed(how: str, tmp_path: Path
             assert str(error.value).endswith(": copy or download the file again")
             (folder / SAFE).write_bytes(good)
     assert values(folder) == {"w": 1}
+
+
+def _checkpoint_with_tokenizer(folder: Path) -> Path:
+    return write(folder, {SAFE: w(1), "config.json": "{}", "tokenizer.json": "{}", "README.md": "x"})
+
+
+COPIED = ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "vocab.json"]
+
+
+@pytest.mark.parametrize("name", COPIED)
+@pytest.mark.parametrize("target", ["../secret", "/etc/hostname", "inner/../../secret", "via"])
+def test_a_link_out_of_the_checkpoint_is_not_published(tmp_path: Path, name: str, target: str) -> None:
+    """Files of the tokenizer are copied into bundles, so a link must not bring in another file of this machine."""
+    (tmp_path / "secret").write_text('{"password": "x"}')
+    folder = _checkpoint_with_tokenizer(tmp_path / "check point")
+    (folder / "inner").mkdir()
+    (folder / "via").symlink_to("../secret")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(target)
+    with pytest.raises(AxzooError) as caught:
+        find_checkpoint(folder)
+    message = str(caught.value)
+    assert message.startswith(f"{folder / name} is a link to ")
+    (command,) = re.findall(r"`(cp .*)`", message)
+    subprocess.run(command, shell=True, check=True)  # the advice works as printed
+    assert not (folder / name).is_symlink()
+    assert find_checkpoint(folder).folder == folder
+
+
+@pytest.mark.parametrize("name", COPIED)
+def test_links_within_the_checkpoint_and_the_hub_cache(tmp_path: Path, name: str) -> None:
+    folder = _checkpoint_with_tokenizer(tmp_path / "here")
+    (folder / "real").mkdir()
+    (folder / "real/file").write_text("{}")
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to("real/file")
+    assert find_checkpoint(folder)
+    snapshot = _checkpoint_with_tokenizer(tmp_path / "hub/models--org--x/snapshots/0123")
+    write(tmp_path / "hub/models--org--x/blobs", {"5f1d": "{}"})
+    (snapshot / name).unlink(missing_ok=True)
+    (snapshot / name).symlink_to("../../blobs/5f1d")
+    assert find_checkpoint(snapshot)
+    (tmp_path / "current").symlink_to(snapshot)  # the folder itself may be a link, to a folder
+    assert find_checkpoint(tmp_path / "current")
+    fetch(FolderSource(str(tmp_path / "current")), tmp_path / "output")
+
+
+@pytest.mark.parametrize("target", ["../../../other/blobs/5f1d", "../../refs/main", "../../../../secret"])
+def test_other_places_of_the_hub_cache_are_outside(tmp_path: Path, target: str) -> None:
+    (tmp_path / "secret").write_text("{}")
+    write(tmp_path / "hub/other/blobs", {"5f1d": "{}"})
+    write(tmp_path / "hub/models--org--x/refs", {"main": "{}"})
+    snapshot = _checkpoint_with_tokenizer(tmp_path / "hub/models--org--x/snapshots/0123")
+    (snapshot / "tokenizer.json").unlink()
+    (snapshot / "tokenizer.json").symlink_to(target)
+    with pytest.raises(AxzooError, match="which is outside the checkpoint"):
+        find_checkpoint(snapshot)
+
+
+def test_blobs_that_are_a_link_do_not_widen_the_cache(tmp_path: Path) -> None:
+    """An unpacked archive from a stranger can look like the hub's cache."""
+    write(tmp_path / "secrets", {"key": "{}"})
+    snapshot = _checkpoint_with_tokenizer(tmp_path / "models--org--x/snapshots/0123")
+    (snapshot.parents[1] / "blobs").symlink_to(tmp_path / "secrets")
+    (snapshot / "tokenizer.json").unlink()
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/key")
+    with pytest.raises(AxzooError, match="which is outside the checkpoint"):
+        find_checkpoint(snapshot)
+
+
+def test_weights_may_be_links_to_another_disk(tmp_path: Path) -> None:
+    folder = _checkpoint_with_tokenizer(tmp_path / "here")
+    (folder / SAFE).rename(tmp_path / "shared.safetensors")
+    (folder / SAFE).symlink_to("../shared.safetensors")
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to("/etc/hostname")  # only its licence is read
+    assert values(folder) == {"w": 1}
+    fetch(FolderSource(str(folder)), tmp_path / "output")

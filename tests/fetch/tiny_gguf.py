@@ -126,6 +126,8 @@ def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
         writer.add_bool(key, value)
     elif isinstance(value, int):
         writer.add_uint32(key, value)
+    elif isinstance(value, np.float64):
+        writer.add_float64(key, float(value))
     elif isinstance(value, float):
         writer.add_float32(key, value)
     elif isinstance(value, str):

@@ -49,6 +49,7 @@ LOWEST_NUMBER, HIGHEST_NUMBER = 1e-30, 1e30
 HIGHEST_THETA = 1e15
 """The largest published rope_theta is below 1e12."""
 _HIGHEST_LENGTH = (1 << 31) - 1
+"""The other parameters need no range: `frequencies` refuses all that gives numbers outside the range of fp32."""
 
 _LISTS = {"short_factor", "long_factor"}
 
@@ -209,11 +210,11 @@ def is_positive_number(value: Any) -> bool:
 
 
 def _number(values: Mapping[str, Any], key: str) -> float:
-    value, highest = values[key], _HIGHEST_LENGTH if key == ORIGINAL else HIGHEST_NUMBER
+    value = values[key]
     if not is_positive_number(value):
         raise AxzooError(f"rope parameter {key} is {value!r}, but must be a positive number")
-    if not LOWEST_NUMBER <= value <= highest:
-        raise AxzooError(f"rope parameter {key} is {value!r}, but must be from {LOWEST_NUMBER:g} to {highest:g}")
+    if key == ORIGINAL and value > _HIGHEST_LENGTH:
+        raise AxzooError(f"rope parameter {key} is {value!r}, but must be at most {_HIGHEST_LENGTH}")
     return float(value)
 
 

@@ -22,11 +22,13 @@ _MEMORY_PER_BYTE = 20
 _MEMORY_PER_CHARACTER = 1 << 10
 """Memory for each character of a text. The `tokenizers` library needs several hundred bytes."""
 _LOAD_SECONDS = 10
-_SECONDS = 5
-_CHARACTERS_PER_SECOND = 100_000
-"""A text gets five seconds, and one more for so many characters. A million characters take about half a second."""
+_TRIAL_SECONDS = 2
+_SECONDS = 2
+_CHARACTERS_PER_SECOND = 50_000
+"""A text gets two seconds, and one more for so many characters. A million characters take about half a second."""
 
-_TRIAL_TEXT = "Hello, world! It's 12:30.\n\n  你好 😀 aaaaaaaaaaaaaaaa            é"
+TRIAL_TEXT = "Hello, world! It's 12:30.\n\n  你好 😀 aaaaaaaaaaaaaaaa            é"
+"""A tokenizer that cannot encode this is refused when it is loaded."""
 
 
 class IsolatedTokenizer:
@@ -57,36 +59,41 @@ class IsolatedTokenizer:
         self.has_chat = loaded["has_chat"]
         """Whether the tokenizer encodes conversations without a chat template."""
         self._ids: dict[str, int | None] = {}
-        ids = self._ask("encode a short text", len(_TRIAL_TEXT), "encode", _TRIAL_TEXT, True)
-        self._ask("decode a short text", len(_TRIAL_TEXT), "decode", ids, False)
+        trial = Limits(self._memory, _TRIAL_SECONDS)
+        ids = self._ask("encode a short text", trial, "encode", TRIAL_TEXT, True)
+        self._ask("decode a short text", trial, "decode", ids, False)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        ids: list[int] = self._ask("encode this text", len(text), "encode", text, add_special_tokens)
+        ids: list[int] = self._ask("encode this text", self._limits(len(text)), "encode", text, add_special_tokens)
         return ids
 
     def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
         """Encode a conversation; only with `has_chat`."""
         turns = [dict(message) for message in messages]
         size = sum(len(message["content"]) for message in turns)
-        ids: list[int] = self._ask("encode this text", size, "encode_chat", turns, add_generation_prompt)
+        ids: list[int] = self._ask("encode this text", self._limits(size), "encode_chat", turns, add_generation_prompt)
         return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        text: str = self._ask("decode these tokens", 8 * len(ids), "decode", list(ids), skip_special_tokens)
+        text: str = self._ask(
+            "decode these tokens", self._limits(8 * len(ids)), "decode", list(ids), skip_special_tokens
+        )
         return text
 
     def token_to_id(self, token: str) -> int | None:
         if token not in self._ids:
-            self._ids[token] = self._ask("look up a token", len(token), "token_to_id", token)
+            self._ids[token] = self._ask("look up a token", self._limits(len(token)), "token_to_id", token)
         return self._ids[token]
 
     def tokens_from(self, first_id: int) -> list[str]:
-        tokens: list[str] = self._ask("list its tokens", 0, "tokens_from", first_id)
+        tokens: list[str] = self._ask("list its tokens", self._limits(0), "tokens_from", first_id)
         return tokens
 
-    def _ask(self, action: str, characters: int, method: str, *arguments: Any) -> Any:
+    def _limits(self, characters: int) -> Limits:
         memory = self._memory + _MEMORY_PER_CHARACTER * characters
-        limits = Limits(memory, _SECONDS + characters // _CHARACTERS_PER_SECOND)
+        return Limits(memory, _SECONDS + characters // _CHARACTERS_PER_SECOND)
+
+    def _ask(self, action: str, limits: Limits, method: str, *arguments: Any) -> Any:
         try:
             return self._child.ask([method, arguments], limits)
         except ChildError as error:

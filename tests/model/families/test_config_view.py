@@ -261,3 +261,45 @@ def test_a_family_is_a_file() -> None:
     for other in ("Llama", "config_view", "__init__", "../llama", ""):
         with pytest.raises(AxzooError, match=f"model_type '{other}' is not supported; supported are: .*llama"):
             load_family(other)
+
+
+EPSILONS = [1e300, 1e39, 1.5, 1e-31, 1e-46, 1e-300, 10**400]
+SCALES = [1e300, 1e39, 1e7, 1e-7, 1e-300, 10**400]
+WRONG = [0, -1, float("nan"), float("inf"), True, "1", [1]]
+
+
+@pytest.mark.parametrize("value", [*EPSILONS, *WRONG], ids=lambda value: repr(value)[:9])
+def test_an_epsilon_has_a_range(value: Any) -> None:
+    with pytest.raises(AxzooError, match=r"there/config\.json: eps is .*, but must be a (positive )?number") as caught:
+        _view(eps=value).epsilon("eps")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [*SCALES, *WRONG], ids=lambda value: repr(value)[:9])
+def test_a_scale_has_a_range(value: Any) -> None:
+    with pytest.raises(AxzooError, match=r"there/config\.json: scale_emb is .*, but must be a (positive )?number"):
+        _view(scale_emb=value).scale("scale_emb")
+
+
+@pytest.mark.parametrize("value", [1e300, 1e16, 1e-31])
+def test_a_theta_has_a_range(value: float) -> None:
+    for values in ({"rope_theta": value}, {"rope_parameters": {"rope_theta": value}}):
+        with pytest.raises(AxzooError, match=r"rope_theta is .*, but must be a number from 1e-30 to 1e\+15"):
+            ConfigView(values, PATH).rope(8, 64)
+
+
+def test_a_training_length_has_a_range() -> None:
+    """yarn supports `factor` times this length."""
+    for length in (1e308, 1 << 31):
+        scaling = {"rope_type": "yarn", "factor": 1e3, "original_max_position_embeddings": length}
+        with pytest.raises(AxzooError, match=r"original_max_position_embeddings is .*, but must be at most 2147483647"):
+            ConfigView({"rope_scaling": scaling}, PATH).rope(8, 64)
+
+
+def test_usual_numbers_are_in_range() -> None:
+    for value in (1e-12, 1e-5, 0.01, 1, 1.0):
+        assert _view(eps=value).epsilon("eps") == value
+    for value in (1e-3, 1.4, 12, 256, 1e4):
+        assert _view(scale=value).scale("scale") == value
+    for value in (1e4, 5e8, 4.6e10):
+        assert _view(rope_theta=value).rope(8, 64).theta == value
