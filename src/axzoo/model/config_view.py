@@ -19,6 +19,7 @@ from axzoo.model.rope_parameters import rope_type_of, split_parameters
 from axzoo.model.spec import RopeSpec
 
 _REQUIRED: Any = object()
+_SMALLEST_FP32, _LARGEST_FP32 = 2.0**-149, 2.0**128 - 2.0**104
 _ROPE_KEYS = ("rope_parameters", "rope_scaling")
 _SAME_ACTIVATION = {
     "gelu_accurate": "gelu_new",
@@ -52,10 +53,11 @@ class ConfigView:
         self.path = path
 
     def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A positive number. Raises AxzooError if the key is absent without default, or its value is not one."""
+        """A positive number. Raises AxzooError if the key is absent without default, or its value is not one, or one
+        that fp32 rounds to 0 or to infinity."""
         value = self._get(key, default)
-        if not is_positive_number(value):
-            raise self._wrong(key, value, "a positive number")
+        if not is_positive_number(value) or not _SMALLEST_FP32 <= value <= _LARGEST_FP32:
+            raise self._wrong(key, value, "a positive number within the range of fp32")
         return float(value)
 
     def size(self, key: str, default: Any = _REQUIRED) -> int:
@@ -182,6 +184,8 @@ class ConfigView:
         theta = self._in_or_beside(scaling, "rope_theta", theta)
         partial = self._in_or_beside(scaling, "partial_rotary_factor", partial_rotary_factor or 1.0)
         trained = self._get("original_max_position_embeddings", 0)
+        if trained != 0 and (not is_positive_number(trained) or trained > 1 << 31 or int(trained) != trained):
+            raise self._wrong("original_max_position_embeddings", trained, "a positive integer")
         kind = rope_type_of(scaling)
         if kind in ROPE_TYPES and kind not in types:
             raise self._wrong("rope_type", kind, " or ".join(map(repr, types)))
@@ -219,7 +223,7 @@ class ConfigView:
     def sliding_windows(self, layers: int, window: int | None) -> tuple[int | None, ...]:
         """One window or None per layer: from layer_types if config.json has that key, else `window` for all layers."""
         kinds = self._get("layer_types", [])
-        if not kinds:
+        if kinds == []:
             return (window,) * layers if window else ()
         if (
             not isinstance(kinds, list)
