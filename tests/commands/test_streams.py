@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -23,6 +28,7 @@ models:
 SH = 'exec "$0" -m axzoo.cli "$@"'
 ENVIRONMENTS = {
     "ascii streams": ({"PYTHONIOENCODING": "ascii"}, SH),
+    "latin-1 streams": ({"PYTHONIOENCODING": "latin-1"}, SH),
     "ascii locale": ({"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}, SH),
     "no stdout": ({}, f"{SH} >&-"),
     "no streams": ({}, f"{SH} <&- >&- 2>&-"),
@@ -57,6 +63,9 @@ VERBS = {
     "report": ("config/zoo.yaml",),
     "inspect": (f"{BUNDLE}/llama_post.axmodel",),
     "verify": (str(BUNDLE),),
+    "run": (str(BUNDLE), f"--prompt={PROMPT}", "--raw", "--greedy", "--max-tokens=3"),
+    "pack": (str(BUNDLE), "päck.tar"),
+    "store": ("list", "--store=störe", "--receipts=receipts"),
 }
 
 
@@ -66,7 +75,10 @@ def test_verbs_succeed(project: Path, verb: str, environment: str) -> None:
     done = axzoo(project, environment, verb, *VERBS[verb])
     assert done.returncode == 0, done.stderr
     assert b"Traceback" not in done.stderr
-    assert bool(done.stdout) == environment.startswith("ascii")
+    assert bool(done.stdout) == environment.startswith(("ascii", "latin"))
+    if verb == "pack":
+        assert (project / "päck.tar").stat().st_size > 0
+        (project / "päck.tar").unlink()
     if environment == "ascii streams":
         done.stdout.decode("ascii")
         done.stderr.decode("ascii")
@@ -85,6 +97,40 @@ def test_checks_pass_and_understand_the_prompt(project: Path) -> None:
     assert PROMPT.encode() in logs["ascii locale"]
     assert PROMPT.encode("ascii", "backslashreplace") in logs["ascii streams"]
     assert logs["no stdout"] == b""
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_server_answers(project: Path, environment: str) -> None:
+    """It prints its address, and one line for each request."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    variables, command = ENVIRONMENTS[environment]
+    words = [sys.executable, "serve", str(BUNDLE), "--port", str(port), "--mode", "exact"]
+    server = subprocess.Popen(
+        ["sh", "-c", command, *words],
+        cwd=project,
+        env=os.environ | variables,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        body = json.dumps({"prompt": PROMPT, "max_tokens": 2}).encode()
+        request = Request(f"http://localhost:{port}/v1/completions", body, {"Content-Type": "application/json"})
+        answer = None
+        while answer is None and server.poll() is None:
+            try:
+                answer = json.load(urlopen(request, timeout=20))
+            except URLError:  # not listening yet
+                time.sleep(0.05)
+        assert answer is not None
+        assert answer["usage"]["completion_tokens"] == 2
+        assert server.poll() is None
+    finally:
+        server.terminate()
+        _, shown = server.communicate(timeout=20)
+    assert b"Traceback" not in shown
 
 
 @pytest.mark.parametrize("environment", ENVIRONMENTS)

@@ -137,6 +137,27 @@ def test_the_lock_of_a_fetched_checkpoint_is_known(build: Build, checkpoint: Che
     assert list(build_problems(hub)) == []  # it will be locked again
 
 
+@pytest.mark.parametrize(
+    "revision, offline, known", [("1" * 40, False, True), ("main", False, False), ("main", True, True)]
+)
+def test_config_json_in_the_hubs_cache_is_known_before_a_fetch(
+    build: Build, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch, revision: str, offline: bool, known: bool
+) -> None:
+    """Only config.json is there. Without HF_HUB_OFFLINE, a branch may be at another commit by now."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("cache").absolute()))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    snapshot = Path("cache/models--org--tiny/snapshots", "1" * 40)
+    snapshot.mkdir(parents=True)
+    shutil.copy(checkpoint.folder / "config.json", snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs/main").write_text("1" * 40)
+    (hub,) = _builds(hub="org/tiny", revision=revision, kv_cache_len=129)
+    problem = "models.tiny: kv_cache_len 129 needs 129 positions, and the model supports 128"
+    assert [found.startswith(problem) for found in build_problems(hub)] == [True] * known
+    assert list(build_problems(replace(hub, source=HubSource("org/other", revision)))) == []
+    assert list(build_problems(_builds(hub="org/tiny", revision=revision)[0])) == []
+
+
 SIZES = {"layer": 200_000_000, "post": 100_000_000, "kv_width": 1024}
 
 

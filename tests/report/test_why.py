@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
+from axzoo.checkpoint.local_files import RECEIPT
+from axzoo.core.files import write_json
+from axzoo.fetch.sources import FetchedFiles, HubSource, hashed_file, write_receipt
+from axzoo.matrix.entries import load_zoo
+from axzoo.parts.lock import make_lock, write_lock
 from axzoo.report.events import PlannedJob, Reason
-from axzoo.report.why import changed_params, describe_reason, describe_reasons
+from axzoo.report.why import changed_params, describe_reason, describe_reasons, tensor_changes
+from tiny_model import LAYERS, Checkpoint
 
 CODE = "the axzoo code that it depends on changed"
 
@@ -89,3 +97,27 @@ def test_job_that_the_lock_may_make_unnecessary() -> None:
     missing = Reason("missing_output", ("l0.axmodel",))
     job = PlannedJob("layer", {"model": "tiny"}, "l0.axmodel", (missing, waiting), ("lock",))
     assert describe_reasons(job) == ["missing: l0.axmodel", f"will be rebuilt: {waiting.files[0]}"]
+
+
+def test_a_hub_checkpoint_that_is_used_in_place_is_hashed(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With HF_HUB_OFFLINE, source.json names the snapshot in the hub's cache; results/checkpoints has no config.json."""
+    monkeypatch.chdir(tmp_path)
+    snapshot, source = tmp_path / "cache/snapshot", HubSource("org/tiny", "main")
+    shutil.copytree(checkpoint.folder, snapshot)
+    (snapshot / RECEIPT).unlink(missing_ok=True)
+    entry = {"hub": "org/tiny", "revision": "main", "model_type": "llama", "num_hidden_layers": LAYERS}
+    write_json(tmp_path / "zoo.yaml", {"models": {"tiny": {**entry, "chips": ["AX650"]}}})
+    (build,) = load_zoo(Path("zoo.yaml"), Path(__file__).parents[2] / "config/chips.yaml").builds()
+    assert tensor_changes(build) == ["not fetched yet, so there is nothing to hash"]
+    names = [path.name for path in snapshot.iterdir()]
+    build.checkpoint.mkdir(parents=True)
+    records = {name: hashed_file(snapshot / name) for name in names}
+    write_receipt(build.checkpoint, source, FetchedFiles(records, str(snapshot)), commit="1" * 40)
+    write_lock(make_lock(snapshot, "llama", LAYERS), build.locks, snapshot, {"hub": "org/tiny", "revision": "main"})
+    assert tensor_changes(build) == ["no tensor changed"]
+    (build.locks / "layer_1.json").unlink()
+    assert tensor_changes(build) == [f"{build.locks}/layer_1.json is new"]
+    (snapshot / "config.json").write_text("{}")
+    assert tensor_changes(build) == ["fetched again first, so there is nothing to hash yet"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -51,6 +54,47 @@ def test_logs_say_what_ended_a_job(tmp_path: Path) -> None:
         assert (tmp_path / f"{name}.log").read_text().startswith(reason)
         assert run.stderr.count(f"        {reason}") == 1
     assert "build failed! 4 jobs failed" in run.stderr
+
+
+GROUPS = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+"""Where memory cgroups are made, in versions 1 and 2."""
+
+
+@pytest.fixture
+def small_cgroup() -> Iterator[Path]:
+    """A memory cgroup of 64 MB, without swap."""
+    top = GROUPS[0] if GROUPS[0].is_dir() else GROUPS[1]
+    limit, swap = (
+        ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+        if top == GROUPS[0]
+        else ("memory.max", "memory.swap.max")
+    )
+    group = top / f"axzoo_test_{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(64 << 20))
+    except OSError as error:
+        pytest.skip(f"no memory cgroup can be made here, which needs root: {error}")
+    with suppress(OSError):  # without swap, the file may be missing
+        (group / swap).write_text(str(64 << 20) if top == GROUPS[0] else "0")
+    yield group
+    group.rmdir()
+
+
+def test_a_job_that_linux_kills_for_memory_says_so(tmp_path: Path, small_cgroup: Path) -> None:
+    """The job joins a cgroup of 64 MB and asks for 400 MB."""
+    job = f"echo $$ > {small_cgroup}/cgroup.procs; exec python -c 'bytearray(400 << 20)' > {{log}} 2>&1"
+    (tmp_path / "Snakefile").write_text(
+        f'rule big:\n    output: "big"\n    log: "big.log"\n    resources: mem_mb=64\n    shell: "{job}"\n'
+    )
+    command = ["snakemake", "--logger", "axzoo", "--cores", "1"]
+    run = subprocess.run(command, cwd=tmp_path, env=untraced(), capture_output=True, text=True)
+    reason = (
+        "axzoo: killed (signal 9) by Linux, because memory ran out (it had requested 64 MB): run fewer jobs at once"
+    )
+    assert (tmp_path / "big.log").read_text().startswith(reason)
+    assert reason in run.stderr
+    assert run.returncode == 1
 
 
 def test_the_other_models_and_checks_are_finished_and_counted(rebuilt: Project) -> None:

@@ -7,13 +7,11 @@ import re
 from pathlib import Path
 
 from huggingface_hub import constants
-from huggingface_hub.file_download import repo_folder_name
 
 from axzoo.checkpoint.local_files import LocalCheckpoint, check_files, list_folder, require_contained
 from axzoo.checkpoint.selection import select_files
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import has_file, read_bytes
-from axzoo.fetch.converted import convert_checkpoint, is_converted, prepare_output
 from axzoo.fetch.sources import FetchedFile, FetchedFiles, HubSource, hashed_file, write_receipt
 
 logger = logging.getLogger(__name__)
@@ -26,7 +24,16 @@ def fetch_cached(source: HubSource, output: Path) -> None:
 
     Raises AxzooError when the commit is not there, or not all of its files are.
     """
-    commit, snapshot = _snapshot(source)
+    from axzoo.fetch.converted import convert_checkpoint, is_converted, prepare_output
+
+    cached = snapshot_of(source)
+    if cached is None:
+        raise AxzooError(
+            f"{source.repo} at {source.revision} is not in the hub's cache {_cache()}, and HF_HUB_OFFLINE is set: "
+            f"unset that to fetch it, or run `hf download {source.repo} --revision {source.revision}` with the same "
+            "cache"
+        )
+    commit, snapshot = cached
     online = "unset HF_HUB_OFFLINE to fetch it"
     try:
         found = LocalCheckpoint(snapshot, select_files(list_folder(snapshot), source.file))
@@ -44,20 +51,27 @@ def fetch_cached(source: HubSource, output: Path) -> None:
     write_receipt(output, source, fetched, commit=commit)
 
 
-def _snapshot(source: HubSource) -> tuple[str, Path]:
-    """The commit of `source.revision` and its folder in the cache."""
-    cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
-    repository = cache / repo_folder_name(repo_id=source.repo, repo_type="model")
+def fixed_snapshot(source: HubSource) -> Path | None:
+    """The folder of `source` in the cache if a fetch would find the same files: a commit cannot change, and a branch
+    or tag is looked up in the cache while HF_HUB_OFFLINE is set. None otherwise."""
+    if not _COMMIT.fullmatch(source.revision) and not constants.HF_HUB_OFFLINE:
+        return None
+    cached = snapshot_of(source)
+    return None if cached is None else cached[1]
+
+
+def snapshot_of(source: HubSource) -> tuple[str, Path] | None:
+    """The commit of `source.revision` and its folder in the cache; None if it is not there."""
+    repository = _cache() / f"models--{source.repo.replace('/', '--')}"
     commit, reference = source.revision, repository / "refs" / source.revision
     if not _COMMIT.fullmatch(commit) and reference.resolve().is_relative_to(repository / "refs"):
         commit = read_bytes(reference, 4096).decode(errors="replace").strip() if has_file(reference) else ""
     snapshot = repository / "snapshots" / commit
-    if not _COMMIT.fullmatch(commit) or not snapshot.is_dir():
-        raise AxzooError(
-            f"{source.repo} at {source.revision} is not in the hub's cache {cache}, and HF_HUB_OFFLINE is set: unset "
-            f"that to fetch it, or run `hf download {source.repo} --revision {source.revision}` with the same cache"
-        )
-    return commit, snapshot
+    return (commit, snapshot) if _COMMIT.fullmatch(commit) and snapshot.is_dir() else None
+
+
+def _cache() -> Path:
+    return Path(constants.HF_HUB_CACHE).expanduser().resolve()
 
 
 def _verified(path: Path) -> FetchedFile:

@@ -75,12 +75,15 @@ def _names(models: Sequence[str]) -> str:
 
 
 def known_spec(build: Build) -> DecoderSpec | None:
-    """The model's spec, from a checkpoint on this machine or from the lock of a fetched one; None if it is not known.
+    """The model's spec, from a checkpoint on this machine, from the lock of a fetched one, or from config.json in the
+    hub's cache; None if it is not known.
 
     Raises AxzooError when there is no checkpoint, or its config is not supported or contradicts the matrix.
     """
     if isinstance(build.source, FolderSource):
         return _local_spec(build, Path(build.source.path))
+    if isinstance(build.source, HubSource) and not (build.checkpoint / RECEIPT).exists():
+        return _cached_spec(build, build.source)
     if build.model_config is not None:
         return None  # the file may have changed since the lock was made
     if not (build.locks / INDEX).exists() or not is_complete(build.checkpoint, build.source):
@@ -93,14 +96,28 @@ def known_spec(build: Build) -> DecoderSpec | None:
     return index.spec if {key: index.source.get(key) for key in keys} == keys else None
 
 
+def _cached_spec(build: Build, source: HubSource) -> DecoderSpec | None:
+    from axzoo.fetch.hub_cache import fixed_snapshot
+
+    snapshot = fixed_snapshot(source)
+    if snapshot is None or source.file is not None or not (snapshot / "config.json").exists():
+        return None
+    return _spec_in(build, snapshot)
+
+
+def _spec_in(build: Build, folder: Path) -> DecoderSpec:
+    from axzoo.model.reading import read_spec
+
+    override = None if build.model_config is None else Path(build.model_config)
+    return read_spec(folder, build.model_type, build.num_hidden_layers, build.ignore_config_keys, override)
+
+
 def _local_spec(build: Build, path: Path) -> DecoderSpec | None:
     from axzoo.fetch.folder import local_checkpoint
-    from axzoo.model.reading import read_spec
 
     found = local_checkpoint(str(path))
     if found.gguf is None:
-        override = None if build.model_config is None else Path(build.model_config)
-        return read_spec(path, build.model_type, build.num_hidden_layers, build.ignore_config_keys, override)
+        return _spec_in(build, path)
     if (build.locks / INDEX).exists() or build.model_config is not None:
         return None  # reading the header of a GGUF file takes too long for each plan
     from axzoo.checkpoint.gguf.conversion import model_config

@@ -198,6 +198,8 @@ class ConfigView:
         theta = self._in_or_beside(scaling, "rope_theta", theta)
         partial = self._in_or_beside(scaling, "partial_rotary_factor", partial_rotary_factor or 1.0)
         trained = self._get("original_max_position_embeddings", 0)
+        if trained != 0 and (not is_positive_number(trained) or trained > 1 << 31 or int(trained) != trained):
+            raise self._wrong("original_max_position_embeddings", trained, "a positive integer")
         kind = rope_type_of(scaling)
         if kind in ROPE_TYPES and kind not in types:
             raise self._wrong("rope_type", kind, " or ".join(map(repr, types)))
@@ -235,7 +237,7 @@ class ConfigView:
     def sliding_windows(self, layers: int, window: int | None) -> tuple[int | None, ...]:
         """One window or None per layer: from layer_types if config.json has that key, else `window` for all layers."""
         kinds = self._get("layer_types", [])
-        if not kinds:
+        if kinds == []:
             return (window,) * layers if window else ()
         if (
             not isinstance(kinds, list)

@@ -57,7 +57,7 @@ def explain(targets: Sequence[str], matrix: Path | None, *, hash_checkpoints: bo
     if hash_checkpoints:
         models = {job.wildcards["model"] for job in jobs if job.rule in ("fetch", "lock")}
         for build in _builds_of(models, matrix):
-            yield from (f"{build.model}: {line}" for line in _tensor_changes(build))
+            yield from (f"{build.model}: {line}" for line in tensor_changes(build))
 
 
 def describe_reasons(job: PlannedJob) -> list[str]:
@@ -124,13 +124,19 @@ def _builds_of(models: set[str], matrix: Path | None) -> list[Build]:
     return list({build.model: build for build in (*plan.wanted, *plan.demo) if build.model in models}.values())
 
 
-def _tensor_changes(build: Build) -> list[str]:
+def tensor_changes(build: Build) -> list[str]:
     """The changes that locking the build's checkpoint again would find."""
-    from axzoo.fetch.sources import FolderSource
+    from axzoo.fetch.sources import RECEIPT, FolderSource, checkpoint_folder, is_complete
 
-    folder = Path(build.source.path) if isinstance(build.source, FolderSource) else build.checkpoint
-    if not (folder / "config.json").exists():
+    receipt = build.checkpoint / RECEIPT
+    if isinstance(build.source, FolderSource) and (Path(build.source.path) / "config.json").exists():
+        folder = Path(build.source.path)
+    elif not receipt.exists():
         return ["not fetched yet, so there is nothing to hash"]
+    elif not is_complete(build.checkpoint, build.source):
+        return ["fetched again first, so there is nothing to hash yet"]
+    else:
+        folder = checkpoint_folder(receipt)
     config = None if build.model_config is None else Path(build.model_config)
     lock = make_lock(
         folder,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from axzoo.core.errors import AxzooError
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families import load_family, supported_model_types
+from axzoo.model.reading import read_spec
 from axzoo.model.spec import DecoderSpec, LayerSpec, NormSpec, PostSpec, RopeSpec, TensorRef, VisionSpec
 
 PATH = Path("there/config.json")
@@ -450,16 +452,33 @@ def test_chatglm2_without_rope_ratio_is_supported_and_an_explicit_theta_wins() -
     assert _read(config | {"rope_theta": 5e5}).layer.rope.theta == 5e5
 
 
-HOSTILE: list[Any] = [0, -1, 1.5e308, 10**400, float("nan"), True, "1", [], {}, [{}], {"a": []}, "\n"]
+NEVER_RIGHT: list[Any] = [
+    -1, 10**400, float("nan"), float("inf"), 1.5e308, "1", "x", "\n", [1], [{}], {"a": []},
+]  # fmt: skip
+"""Values that no key of these configs may have: refused, or without effect."""
+POSSIBLE: list[Any] = [None, 0, True, 2.5, "", [], {}]
+"""Values that some keys may have."""
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_any_config_is_read_or_refused_in_one_line(case: Case) -> None:
-    for key in case.config:
-        for value in HOSTILE:
-            if key == "model_type":
-                continue
+def test_any_value_is_refused_by_name_or_read_as_it_is(case: Case, tmp_path: Path) -> None:
+    """Every key of every config with every value: 5,814 files."""
+    path, model_type, layers = tmp_path / "config.json", case.config["model_type"], case.spec.num_hidden_layers
+    for key in case.config.keys() - {"model_type"}:
+        for value in NEVER_RIGHT + POSSIBLE:
+            path.write_text(json.dumps(case.config | {key: value}))
+            attack = f"{key}: {value!r:.30}"
             try:
-                _read(case.config | {key: value})
+                spec = read_spec(tmp_path, model_type, layers, [])
             except AxzooError as error:
-                assert "\n" not in str(error)
+                message = str(error)
+                assert "\n" not in message, attack
+                assert str(path) in message, attack
+                assert key in message or (key.startswith("rope") and "rope" in message), attack
+            else:
+                assert spec == case.spec or any(value is possible for possible in POSSIBLE), attack
+
+
+def test_there_are_at_least_709_configs() -> None:
+    keys = sum(len(case.config.keys() - {"model_type"}) for case in CASES.values())
+    assert keys * len(NEVER_RIGHT + POSSIBLE) >= 709
