@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -23,14 +24,14 @@ def model_name(manifest: Manifest) -> str:
 
 
 def debian_package(manifest: Manifest, post: str) -> DebianPackage:
-    """The package's control data."""
+    """The package's control data. DEBFULLNAME and DEBEMAIL name the maintainer, as for Debian's own tools."""
     name = model_name(manifest)
     revision = manifest.files[post].sha256[:8]  # a build from other weights is another version
     control = {
         "Package": f"llm-model-{name.lower()}",
         "Version": f"{__version__}+{revision}-m5stack1",
         "Architecture": "arm64",
-        "Maintainer": "axzoo <axzoo@localhost>",
+        "Maintainer": f"{os.environ.get('DEBFULLNAME', 'axzoo')} <{os.environ.get('DEBEMAIL', 'axzoo@localhost')}>",
         "Section": "llm-module",
         "Priority": "optional",
         "Depends": "lib-llm (>= 1.6)",
