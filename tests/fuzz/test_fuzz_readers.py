@@ -26,7 +26,8 @@ from axzoo.model.reading import merge_model_config, spec_of
 from axzoo.parts.part import read_part
 from axzoo.runtime.bundle_folder import open_bundle
 from axzoo.runtime.post_config import read_post_config
-from axzoo.tokenizer.local import load_tokenizer
+from axzoo.tokenizer.tokenizer_folder import read_tokenizer_folder
+from axzoo.tokenizer.tokenizer_process import load_backend
 from tiny_model import Built, Checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -205,4 +206,4 @@ def test_tokenizer_folders(data: st.DataObject, checkpoint: Checkpoint, tmp_path
         if name == "tokenizer.json":
             content["model"]["vocab"] = dict(list(content["model"]["vocab"].items())[:8])
         (tmp_path / name).write_bytes(data.draw(changed_json(content or {"eos_token_id": [1, 2]})))
-    read_or_reject(lambda: load_tokenizer(tmp_path), tmp_path)
+    read_or_reject(lambda: load_backend(read_tokenizer_folder(tmp_path), None), tmp_path)

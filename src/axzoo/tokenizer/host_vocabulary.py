@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from axzoo.core.files import read_json, require_size
+from axzoo.core.files import read_bytes, read_json
 from axzoo.tokenizer.host_tokenizer import uses_meta
 from axzoo.tokenizer.host_words import in_byte_alphabet
 from axzoo.tokenizer.local import LocalTokenizer
@@ -64,7 +64,7 @@ def _read_definition(folder: Path) -> Mapping[str, Any]:
 
 def _read_vocab_merges(files: TokenizerFolder) -> Mapping[str, Any]:
     """vocab.json and merges.txt in the form of a tokenizer.json."""
-    lines = (files.path / MERGES).read_text(encoding="utf-8").split("\n")
+    lines = read_bytes(files.path / MERGES, _MAX_MODEL_BYTES).decode().replace("\r\n", "\n").split("\n")
     merges = [line for line in lines if line.strip() and not line.startswith("#version")]
     prefix = files.config.get("add_prefix_space") is True
     return {
@@ -140,10 +140,8 @@ def _of_pieces(
 ) -> HostVocabulary:
     from sentencepiece import sentencepiece_model_pb2
 
-    path = files.path / "tokenizer.model"
-    require_size(path, _MAX_MODEL_BYTES)
     model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    model.ParseFromString(path.read_bytes())
+    model.ParseFromString(read_bytes(files.path / "tokenizer.model", _MAX_MODEL_BYTES))
     if model.trainer_spec.model_type != _SENTENCEPIECE_BPE:
         raise NotAvailable("its tokenizer.model is not a BPE, and hosts know no other kind of SentencePiece models")
     pieces = list(model.pieces[:rows])
