@@ -25,6 +25,7 @@ from axzoo.parts.kinds import KINDS, kind_of, part_ids
 from axzoo.parts.lock_index import INDEX, TOKENIZER_FILES, LockIndex, read_index
 from axzoo.parts.receipt import Receipt, read_receipt
 from axzoo.runtime.post_config import PostConfig
+from axzoo.runtime.prompting import PICTURE_TOKENS
 from axzoo.runtime.shortcomings import NO_END, NO_TEMPLATE, NO_TOKENIZER
 from axzoo.tokenizer.end_tokens import configured_end_ids
 from axzoo.tokenizer.local import find_tokenizer, require_rows
@@ -136,7 +137,7 @@ def _describe(receipt: Receipt, recipe: Recipe) -> dict[str, Any]:
 def _write_other_files(plan: BundlePlan, index: LockIndex) -> list[str]:
     """Write all files except the parts and the manifest; return their names."""
     _copy_tokenizer(plan, index.tokenizer_files)
-    config = _runtime_config(plan, index.spec, _conversation(plan, index.spec.vocab_size))
+    config = _runtime_config(plan, index.spec, _conversation(plan, index.spec))
     write_json(plan.folder / "config.json", config)
     write_json(plan.folder / "post_config.json", asdict(PostConfig()))
     write_text(plan.folder / "run.sh", _run_script(config))
@@ -157,26 +158,35 @@ def _copy_tokenizer(plan: BundlePlan, files: Mapping[str, str]) -> None:
                 raise AxzooError(f"{source / name} changed after it was locked: run the build again, or `axzoo lock`")
 
 
-def _conversation(plan: BundlePlan, vocab_size: int) -> dict[str, Any]:
-    """The keys of config.json that depend on the tokenizer: the end tokens, and whether to use its chat template.
+def _conversation(plan: BundlePlan, spec: DecoderSpec) -> dict[str, Any]:
+    """The keys of config.json that depend on the tokenizer: the end tokens, whether to use its chat template, and the
+    tokens that stand for pictures.
 
     Raises AxzooError when the tokenizer belongs to another model, or its chat template fails.
     """
-    folder = plan.folder / "tokenizer"
+    folder, vocab_size = plan.folder / "tokenizer", spec.vocab_size
     tokenizer = find_tokenizer(folder)
     ends = configured_end_ids(folder) if tokenizer is None else tokenizer.eos_token_ids
     if tokenizer is None:
         logger.warning(f"{plan.model} has no tokenizer: {NO_TOKENIZER}")
     else:
         require_rows(tokenizer, vocab_size)
-        if plan.chat and tokenizer.chat is None:
+        if plan.chat and tokenizer.chat is None and spec.vision is None:
             logger.warning(f"{plan.model} has no chat template: {NO_TEMPLATE}")
         elif plan.chat:
             tokenizer.encode_chat([{"role": "user", "content": "?"}])
     known = [index for index in ends if index < vocab_size]
     if not known:
         logger.warning(f"{plan.model} has no end token: {NO_END}")
-    return {"eos_token_ids": known, "chat": plan.chat and tokenizer is not None and tokenizer.chat is not None}
+    chat = plan.chat and tokenizer is not None and tokenizer.chat is not None
+    keys: dict[str, Any] = {"eos_token_ids": known, "chat": chat}
+    if spec.vision is None or tokenizer is None:
+        return keys
+    tokens = [tokenizer.backend.token_to_id(token) for token in PICTURE_TOKENS]
+    if None in tokens:
+        logger.warning(f"{plan.model} cannot be asked about pictures: its tokenizer lacks {', '.join(PICTURE_TOKENS)}")
+        return keys
+    return {**keys, "picture_tokens": tokens}
 
 
 def _runtime_config(plan: BundlePlan, spec: DecoderSpec, conversation: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,17 +229,30 @@ def _run_script(config: Mapping[str, Any]) -> str:
         "tokens_embed_size": config["tokens_embed_size"],
         "use_mmap_load_embed": config["use_mmap_load_embed"],
         "post_config_path": config["post_config_path"],
+        **_vision_flags(config),
         "live_print": 1,
         "continue": 1,
     }
+    sees = "filename_vpm_resampler_axmodel" in config
+    picture = ' ${2+--image="$2"}' if sees else ""
     lines = [f'  --{name} "{value}" \\\n' for name, value in flags.items()]
     return (
         "#!/bin/sh\n"
-        "# Usage: ./run.sh PROMPT, while a tokenizer server is running. It starts ax-llm's main_prefill, or the\n"
-        "# program in MAIN_PREFILL, such as 'axzoo run', which runs on any computer.\n"
+        f"# Usage: ./run.sh PROMPT{' PICTURE' if sees else ''}, while a tokenizer server is running. It starts\n"
+        "# ax-llm's main_prefill, or the program in MAIN_PREFILL, such as 'axzoo run', which runs on any computer.\n"
         'cd "$(dirname "$0")" || exit 1\n'
-        "exec ${MAIN_PREFILL:-main_prefill} \\\n" + "".join(lines) + '  --prompt="${1-}"\n'
+        "exec ${MAIN_PREFILL:-main_prefill} \\\n" + "".join(lines) + f'  --prompt="${{1-}}"{picture}\n'
     )
+
+
+def _vision_flags(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a vision model, as ax-llm's branch minicpm-v spells them."""
+    names = {
+        "filename_vpm_encoder_axmodel": "filename_vpm_encoder_axmodedl",
+        "filename_vpm_resampler_axmodel": "filename_vpm_resampler_axmodedl",
+        **{name: name for name in ("vpm_width", "vpm_height", "vpm_two_stage")},
+    }
+    return {flag: config[name] for name, flag in names.items() if name in config}
 
 
 def _remove_old_files(folder: Path, expected: set[str], pattern: str) -> None:
