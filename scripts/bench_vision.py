@@ -170,7 +170,9 @@ def parity(folder: Path, picture: Path) -> None:
         lock = ("--lock", f"results/locks/{NAME}/vision.json", "--source", f"results/checkpoints/{NAME}/source.json")
         output = folder / "parity" / name / "vpm_resampler.axmodel"
         paths = ("--store", "parity/store", "--output", output, "--receipt", f"parity/{name}/receipt.json")
-        job = measure(f"compile-{name}", ["axzoo", "compile", *lock, *paths, "--chip", "AX650", "--recipe", given], folder)
+        job = measure(
+            f"compile-{name}", ["axzoo", "compile", *lock, *paths, "--chip", "AX650", "--recipe", given], folder
+        )
         found = measure(f"compare-{name}", [sys.executable, __file__, folder, output, "--compare", picture], folder)
         result = json.loads((folder / f"compare-{name}.log").read_text().splitlines()[-1])
         if min(result["whole"], *result["slices"]) < least:
@@ -201,11 +203,12 @@ def compare(folder: Path, file: Path, picture: Path) -> None:
     values = {}
     for shard in sorted((folder / "checkpoint").glob("*.safetensors")):
         with safe_open(shard, "pt") as tensors:
-            values |= {key: tensors.get_tensor(key).float() for key in tensors.keys() if not key.startswith("llm.")}
+            names = [name for name in tensors.keys() if not name.startswith("llm.")]  # noqa: SIM118 - not a mapping
+            values |= {name: tensors.get_tensor(name).float() for name in names}
     want.load_state_dict(values, assign=True)
     del values
     pixels = read_picture(picture)
-    model = VisionModel(VisionFiles({"vision": file}, 280, 280))
+    model = VisionModel(VisionFiles({"vision": file}, 280, 280, tokens=(101, 0, 102)))
     plan = slicing(pixels.shape[:2], 9, 448, 14)
     refined, (height, width) = resampled(pixels, *plan.refined), plan.slice_size
     cut = [

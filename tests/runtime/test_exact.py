@@ -195,3 +195,50 @@ def test_exact_mode_takes_no_more_memory_than_the_file_has_bytes(large_layer: Pa
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}  # each thread has a tile of its own
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert (int(done.stdout) < 1.3 * large_layer.stat().st_size + (32 << 20)) == fits
+
+
+DEEP = """
+import sys
+import numpy as np
+from pathlib import Path
+from axzoo.backends.host.vision_graph import compile_vision
+from axzoo.model.spec import VisionSpec
+from axzoo.model.vision_positions import position_ids, resampler_tensors, tower_tensors
+from axzoo.runtime.engine import InferenceSession
+from axzoo.weights.recipe import Recipe
+
+blocks, path, private = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] == ["private"]
+if private:  # the planted fault: every stage has memory of its own
+    from axzoo.runtime.exact import products
+    products._share_memory = lambda: False
+spec = VisionSpec(14, 64, 128, blocks, 4, 8, 64, 4, 1)
+refs = tower_tensors(spec) | resampler_tensors(spec)
+shapes = {role: (ref.rows[1] - ref.rows[0], *ref.shape[1:]) if ref.rows else ref.shape for role, ref in refs.items()}
+read = lambda role: [np.full(shapes[role], 0.01, np.float32)]
+made = compile_vision("vision", spec, ("tower", "resampler"), Recipe(image_size=448), shapes, read)
+path.write_bytes(b"".join(made.pieces))
+del made
+def resident():
+    return 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("RssAnon")))
+before = resident()
+session = InferenceSession(path)
+feed = {"input": np.zeros((1, 448, 448, 3), np.uint8), "pos_embed_ids": position_ids(32, 32)}
+session.run(None, feed)
+session.run(None, feed)
+print(resident() - before)
+"""
+
+
+@pytest.mark.parametrize(("planted", "shared"), [((), True), (("private",), False)])
+def test_the_memory_of_a_vision_model_does_not_grow_with_its_depth(
+    planted: tuple[str, ...], shared: bool, tmp_path: Path
+) -> None:
+    """A block's attention takes 16 MB for each of its values; ten more blocks take less than three more of them."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def taken(blocks: int) -> int:
+        command = [sys.executable, "-c", DEEP, str(blocks), str(tmp_path / "vision.axmodel"), *planted]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert (taken(12) - taken(2) < (48 << 20)) == shared

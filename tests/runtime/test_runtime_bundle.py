@@ -81,7 +81,7 @@ def test_a_missing_post_config_is_allowed(copy: Path) -> None:
         ({"post_config_path": "a/../../b"}, "must name a file inside the bundle"),
         ({"template_filename_axmodel": "../l%d"}, "must name a file inside the bundle"),
         ({"template_filename_axmodel": "l%s%n"}, "must contain one %d"),
-        ({"chat": 1}, "chat must be of type bool"),
+        ({"chat": 1}, "chat must be true or false, not 1"),
     ],
 )
 def test_invalid_values_are_refused(copy: Path, values: dict[str, Any], message: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from axzoo.commands._arguments import add_doors, add_mode, count
+from axzoo.core.errors import AxzooError
 
 if TYPE_CHECKING:
     from axzoo.runtime.bundle_folder import Bundle
@@ -24,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of a built model, results/<chip>/<name>")
     add_doors(parser, 8000)
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help="folder of the tokenizer (that of the bundle)")
+    parser.add_argument(
+        "--slices",
+        action="store_true",
+        help="read pictures in slices, for more detail; build with --image_slices",
+    )
     add_mode(parser, "fast-prompts if it fits in memory, else fast, else exact")
     parser.add_argument(
         "--queue", type=count, default=16, metavar="N", help="requests that may wait; others get status 429 (16)"
@@ -39,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     from axzoo.runtime.memory import choose_mode
     from axzoo.runtime.model import load_files
     from axzoo.runtime.post_config import read_post_config
-    from axzoo.runtime.prompting import MINICPM, TokenizerChoice, load_local, local_chat
+    from axzoo.runtime.prompting import TokenizerChoice, load_local, local_chat
     from axzoo.serving.answers import AnswerQueue
     from axzoo.serving.chat_app import TOO_MANY_CONNECTIONS, ServedModel, make_app
     from axzoo.serving.http import serve
@@ -49,12 +55,11 @@ def run(args: argparse.Namespace) -> None:
     rules = access_rules(args.host, args.allow_host, args.allow_origin)
     bundle = open_bundle(args.bundle)
     require_engine(args.bundle)
+    pictures = _pictures(bundle, args.slices)
     mode = choose_mode(bundle, args.mode, ["fast-prompts", "fast", "exact"])
     source = str(args.tokenizer or bundle.tokenizer)
     chat = bundle.uses_chat(args.tokenizer is not None)
-    kind = MINICPM if bundle.vision is not None and not chat else None  # MiniCPM-V 2.0 has no chat template
-    chat = chat or kind is not None
-    choice = TokenizerChoice(kind, source, bundle.bos, bundle.eos, bundle.eos_token_ids)
+    choice = TokenizerChoice(bundle.tokenizer_type, source, bundle.bos, bundle.eos, bundle.eos_token_ids)
     with stage_bars(open_console(sys.stderr)) as bars:
         bar = bars.add_task(f"loading {args.bundle.name}", total=len(bundle.layers) + 3)
         local = load_local(choice)
@@ -67,7 +72,7 @@ def run(args: argparse.Namespace) -> None:
     created = int((args.bundle / "config.json").stat().st_mtime)
     sampling = read_post_config(Path(bundle.post_config))
     prompts = PromptEncoder(local, choice, chat)
-    answers = AnswerQueue(model, tokenizer, prompts, args.queue, _pictures(bundle))
+    answers = AnswerQueue(model, tokenizer, prompts, args.queue, pictures)
     app = make_app(ServedModel(name, created, answers, prompts, sampling), rules)
 
     def on_ready(port: int) -> None:
@@ -76,14 +81,22 @@ def run(args: argparse.Namespace) -> None:
     serve(app, args.host, args.port, on_ready, TOO_MANY_CONNECTIONS)
 
 
-def _pictures(bundle: Bundle) -> PictureEncoder | None:
-    """The encoder of pictures; None if the model has no vision."""
-    if bundle.vision is None:
+def _pictures(bundle: Bundle, slices: bool) -> PictureEncoder | None:
+    """The encoder of pictures; None if the model has no vision, or its tokenizer no tokens for pictures.
+
+    Raises AxzooError when it cannot read slices, but must.
+    """
+    if bundle.vision is None or bundle.vision.tokens is None:
+        if slices:
+            raise AxzooError(f"{bundle.folder} cannot read pictures: omit --slices")
         return None
     from axzoo.runtime.image_encoder import VisionModel
     from axzoo.serving.pictures import PictureEncoder
 
-    return PictureEncoder(VisionModel(bundle.vision))
+    vision = VisionModel(bundle.vision)
+    if slices:
+        vision.require_slices()
+    return PictureEncoder(vision, slices)
 
 
 def _exit(*_: Any) -> None:

@@ -19,6 +19,7 @@ from axzoo.model.config_view import has_config_key
 from axzoo.model.families import load_family
 from axzoo.model.reading import merge_model_config, overridden_path, spec_of
 from axzoo.model.spec import DecoderSpec
+from axzoo.model.text_parts import language_model_config
 from axzoo.parts.kind import PartKind
 from axzoo.parts.kinds import KINDS
 from axzoo.tokenizer.local import LocalTokenizer, find_tokenizer, require_rows
@@ -116,7 +117,7 @@ def _config_json(path: Path, may_be_missing: bool) -> dict[str, Any]:
     config = {} if may_be_missing and not path.exists() else read_json(path)
     if not isinstance(config, dict):
         raise AxzooError(f"{path} is not a JSON object: it is not the config.json of a Hugging Face checkpoint")
-    return config
+    return language_model_config(config, path)
 
 
 def _shown_name(override: Mapping[str, Any], overridden_by: Path) -> str:

@@ -18,6 +18,7 @@ from axzoo.model.config_keys import WITHOUT_EFFECT
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families import ConfigKeys, load_family, supported_model_types
 from axzoo.model.spec import DecoderSpec
+from axzoo.model.text_parts import language_model_config
 
 _OLD_NAMES = {
     "max_position_embedings": "max_position_embeddings",
@@ -151,7 +152,7 @@ def spec_of(config: Mapping[str, Any], path: Path, ignore_config_keys: Collectio
 def read_config(path: Path, model_config: Path | None) -> dict[str, Any]:
     """config.json merged with `model_config`, which may also stand alone if the checkpoint has no config.json."""
     override = None if model_config is None else _mapping(model_config)
-    config = _mapping(path) if override is None or path.exists() else {}
+    config = language_model_config(_mapping(path), path) if override is None or path.exists() else {}
     return config if override is None or model_config is None else merge_model_config(config, override, model_config)
 
 

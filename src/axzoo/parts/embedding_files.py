@@ -23,6 +23,7 @@ from axzoo.core.files import atomic_path, open_regular, read_json, require_space
 from axzoo.model.config_view import ConfigView
 from axzoo.model.families import load_family
 from axzoo.model.spec import TensorRef
+from axzoo.model.text_parts import language_model_config
 from axzoo.parts.tensor_names import model_names
 from axzoo.weights.bf16 import Bf16Rounding, nearest_even, write_embedding
 
@@ -117,7 +118,7 @@ def _config(source: Path) -> tuple[dict[str, Any], Path]:
     config = read_json(path)
     if not isinstance(config, dict):
         raise AxzooError(f"{path} is not a mapping: {remedy(source)}")
-    return config, path
+    return language_model_config(config, path), path
 
 
 def _open(source: Path) -> Checkpoint:

@@ -25,10 +25,11 @@ from axzoo.checkpoint.local_files import remedy
 from axzoo.checkpoint.selection import TOKENIZER_FILES
 from axzoo.checkpoint.tensors import Checkpoint, row_blocks, rows_digest
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import has_file, json_text, sha256_of, write_text
+from axzoo.core.files import has_file, json_text, read_json, sha256_of, write_text
 from axzoo.model.families import Family, load_family
 from axzoo.model.reading import read_config, read_spec
 from axzoo.model.spec import DecoderSpec, TensorRef
+from axzoo.model.text_parts import vision_language_model
 from axzoo.parts.kind import PartId
 from axzoo.parts.kinds import KINDS, kind_of
 from axzoo.parts.lock_index import INDEX, LOCK_FORMAT
@@ -80,7 +81,7 @@ def make_lock(
     needed = {ref.name: ref for roles in refs.values() for ref in roles.values()}
     try:
         names = model_names(checkpoint.tensors, needed, family.embed_tensor(spec).name)
-        other_models = getattr(family, "IGNORED_TENSORS", None)
+        other_models = _other_models(folder, family)
         extra = [name for name in names if name not in needed and not adds_nothing(name, other_models)]
         extra = without_ignored(extra, ignore_tensors)
     except AxzooError as error:
@@ -112,6 +113,18 @@ def make_lock(
     ignored = {"config_keys": sorted(ignore_config_keys), "tensors": sorted(ignore_tensors)}
     config = read_config(folder / "config.json", model_config)
     return Lock(spec, parts, {kind: names for kind, names in ignored.items() if names}, config)
+
+
+def _other_models(folder: Path, family: Family) -> str | None:
+    """A regular expression for tensors of models in the checkpoint that are not built; None if there are none."""
+    path = folder / "config.json"
+    config = read_json(path) if has_file(path) else {}
+    whole = vision_language_model(config)
+    if whole is None:
+        return getattr(family, "IGNORED_TENSORS", None)
+    name = config["model_type"]
+    logger.info(f"{path} is that of {name}: its language model is built, its vision part is not")
+    return whole.tensors
 
 
 def _head(family: Family, spec: DecoderSpec) -> str | None:

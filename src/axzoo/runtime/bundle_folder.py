@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import has_file, read_json
+from axzoo.runtime.prompting import BUNDLE_FORMATS, PICTURE_TOKENS
 from axzoo.tokenizer.tokenizer_folder import vocabulary_file
 
 _T = TypeVar("_T")
@@ -20,7 +21,8 @@ _MAX_LAYERS = 1000
 class VisionFiles:
     """The files of a vision model by part kind: `vision`, or `encoder` and `resampler`; and the image's size.
 
-    Large pictures can be cut into `max_slice_nums` slices of about `scale_resolution` pixels square.
+    Large pictures can be cut into `max_slice_nums` slices of about `scale_resolution` pixels square. `tokens` are the
+    ids before, for and after the rows of a picture in a prompt; None if the bundle has no tokenizer that has them.
     """
 
     files: Mapping[str, Path]
@@ -28,6 +30,7 @@ class VisionFiles:
     width: int
     max_slice_nums: int = 9
     scale_resolution: int = 448
+    tokens: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +56,28 @@ class ModelFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle(ModelFiles):
-    """The files of a complete bundle and the settings of its host program."""
+    """The files of a complete bundle and the settings of its host program.
+
+    `tokenizer_type` is the value of --tokenizer_type whose prompt format conversations use if the tokenizer has no chat
+    template, or None.
+    """
 
     folder: Path
     post_config: Path
     tokenizer: Path
     eos_token_ids: frozenset[int]
     chat: bool
+    tokenizer_type: int | None
     system_prompt: str
     bos: bool
     eos: bool
     mmap_embedding: bool
 
     def uses_chat(self, other_tokenizer: bool) -> bool:
-        """Whether prompts go through the chat template. A bundle without a tokenizer leaves that to the other one."""
-        return self.chat or (other_tokenizer and vocabulary_file(self.tokenizer) is None)
+        """Whether prompts go through the chat template or a prompt format. A bundle without a tokenizer leaves that to
+        the other one."""
+        has_format = self.chat or self.tokenizer_type is not None
+        return has_format or (other_tokenizer and vocabulary_file(self.tokenizer) is None)
 
 
 def open_bundle(folder: Path) -> Bundle:
@@ -81,7 +91,7 @@ def open_bundle(folder: Path) -> Bundle:
         raise AxzooError(
             f"{folder} is not a bundle: it has no config.json. Build it first, or pass a folder like results/AX650/NAME"
         )
-    config = _Config(config_path)
+    config = Config(config_path)
     count = config.get("axmodel_num", int)
     if not 1 <= count <= _MAX_LAYERS:
         raise AxzooError(f"{config_path}: axmodel_num must be from 1 to {_MAX_LAYERS}, not {count}")
@@ -99,8 +109,9 @@ def open_bundle(folder: Path) -> Bundle:
         tokenizer=folder / "tokenizer",
         eos_token_ids=frozenset(eos_token_ids),
         chat=config.get("chat", bool),
+        tokenizer_type=config.prompt_format(),
         system_prompt=config.get("system_prompt", str, ""),
-        bos=config.flag("bos", 0),
+        bos=config.flag("bos", 0) or config.prompt_format() is not None,
         eos=config.flag("eos", 0),
         mmap_embedding=config.flag("use_mmap_load_embed", 1),
         vision=_vision(config),
@@ -110,19 +121,24 @@ def open_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def _vision(config: _Config) -> VisionFiles | None:
+def _vision(config: Config) -> VisionFiles | None:
     keys = {"encoder": "filename_vpm_encoder_axmodel", "resampler": "filename_vpm_resampler_axmodel"}
     if not config.has(keys["resampler"]):
         return None
     if not config.flag("vpm_two_stage", 0):
         keys = {"vision": keys["resampler"]}
     files = {kind: config.file(key) for kind, key in keys.items()}
-    names = ("vpm_height", "vpm_width", "max_slice_nums", "scale_resolution")
-    return VisionFiles(files, *(config.get(name, int) for name in names))
+    height, width, slices, resolution = (
+        config.get(name, int) for name in ("vpm_height", "vpm_width", "max_slice_nums", "scale_resolution")
+    )
+    return VisionFiles(files, height, width, slices, resolution, config.picture_tokens())
 
 
-class _Config:
-    """Typed access to the keys of config.json."""
+class Config:
+    """Typed access to the keys of config.json.
+
+    Raises AxzooError when the file is not a JSON object, or a key is missing or not valid.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -139,7 +155,8 @@ class _Config:
         if value is None:
             raise AxzooError(f"{self._path} has no {key}: build the bundle again")
         if type(value) is not kind:
-            raise AxzooError(f"{self._path}: {key} must be of type {kind.__name__}, not {value!r}")
+            wanted = "true or false" if kind is bool else f"of type {kind.__name__}"
+            raise AxzooError(f"{self._path}: {key} must be {wanted}, not {value!r:.80}")
         return value
 
     def flag(self, key: str, default: int) -> bool:
@@ -148,6 +165,19 @@ class _Config:
         if value not in (0, 1) or not isinstance(value, int):
             raise AxzooError(f"{self._path}: {key} must be 0 or 1, not {value!r}")
         return bool(value)
+
+    def prompt_format(self) -> int | None:
+        """The value of --tokenizer_type that `prompt_format` stands for."""
+        name = self.get("prompt_format", str, "")
+        if name and name not in BUNDLE_FORMATS:
+            raise AxzooError(f"{self._path}: prompt_format must be {' or '.join(BUNDLE_FORMATS)}, not {name!r:.80}")
+        return BUNDLE_FORMATS.get(name)
+
+    def picture_tokens(self) -> tuple[int, int, int] | None:
+        ids = self.get("picture_tokens", list, [])
+        if ids and (len(ids) != len(PICTURE_TOKENS) or not all(type(index) is int and index >= 0 for index in ids)):
+            raise AxzooError(f"{self._path}: picture_tokens must be three token ids, not {ids!r:.80}")
+        return (ids[0], ids[1], ids[2]) if ids else None
 
     def file(self, key: str, default: str | None = None) -> Path:
         return self._inside(key, self.get(key, str, default))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,35 +16,42 @@ from axzoo.runtime.bundle_folder import VisionFiles
 from axzoo.runtime.engine import InferenceSession
 from axzoo.runtime.images import Pixels, resampled, resized
 from axzoo.runtime.model import Model
+from axzoo.runtime.prompting import PICTURE_TOKENS, picture_placeholder
 
 
 @dataclass(frozen=True)
 class EncodedImage:
     """The embedding rows of a picture: those of its overview first, then those of its slices, row by row.
 
-    Each block is bf16 [queries, hidden_size]. `slices` is the grid (rows, columns), (0, 0) without slices.
+    Each block is bf16 [queries, hidden_size]. `slices` is the grid (rows, columns), (0, 0) without slices. `tokens` are
+    the ids before, for and after the rows of a block.
     """
 
     blocks: tuple[NDArray[Any], ...]
-    slices: tuple[int, int] = (0, 0)
+    slices: tuple[int, int]
+    tokens: tuple[int, int, int]
 
     @property
     def placeholder(self) -> str:
-        """The text that stands for the picture in a prompt, with one <unk> per row, as MiniCPM-V lays it out."""
-        block = f"<image>{'<unk>' * len(self.blocks[0])}</image>"
-        rows, columns = self.slices
-        slices = "\n".join([block * columns] * rows)
-        return block + (f"<slice>{slices}</slice>" if slices else "") + "\n"
+        """The text that stands for the picture in a prompt."""
+        return picture_placeholder(len(self.blocks[0]), self.slices)
 
 
 class VisionModel:
     """A vision model in one file, or as tower and resampler in two.
 
-    Raises AxzooError when a file is missing, damaged or does not belong to a vision model.
+    Raises AxzooError when a file is missing, damaged or does not belong to a vision model, or nothing says which tokens
+    stand for pictures.
     """
 
     def __init__(self, files: VisionFiles) -> None:
         self._files = files
+        if files.tokens is None:
+            raise AxzooError(
+                f"{next(iter(files.files.values())).parent / 'config.json'} has no picture_tokens: build the bundle "
+                f"again from a checkpoint whose tokenizer has the tokens {', '.join(PICTURE_TOKENS)}"
+            )
+        self._tokens = files.tokens
         names = ("vision",) if "vision" in files.files else ("encoder", "resampler")
         self._sessions = [InferenceSession(files.files[name]) for name in names]
         first = self._sessions[0]
@@ -60,28 +66,28 @@ class VisionModel:
         patches = ids[0].shape[0]
         self._patch_size = round((files.height * files.width / patches) ** 0.5)
 
-    @property
-    def has_slices(self) -> bool:
-        """Whether the file was built for the sizes of slices."""
-        return len(self._groups) > 1
+    def require_slices(self) -> None:
+        """Raises AxzooError when the file was not built for the sizes of slices."""
+        if len(self._groups) == 1:
+            raise AxzooError("this bundle was built without slices: set image_slices: true and build it again")
 
     def encode(self, picture: Pixels) -> EncodedImage:
         """Encode a picture of any size, resized to the file's size."""
-        return EncodedImage((self._rows(resized(picture, self._files.height, self._files.width)),))
+        rows = self._rows(resized(picture, self._files.height, self._files.width))
+        return EncodedImage((rows,), (0, 0), self._tokens)
 
     def encode_slices(self, picture: Pixels) -> EncodedImage:
         """Encode a picture as overview and slices, as the original model does.
 
         Raises AxzooError when the file was not built for slices, or the picture is too long and narrow.
         """
-        if not self.has_slices:
-            raise AxzooError("this bundle was built without slices: set image_slices: true and build it again")
+        self.require_slices()
         plan = slicing(picture.shape[:2], self._files.max_slice_nums, self._files.scale_resolution, self._patch_size)
         overview = self._rows(resampled(picture, *plan.overview))
         if not plan.rows:
-            return EncodedImage((overview,))
+            return EncodedImage((overview,), (0, 0), self._tokens)
         slices = tuple(self._rows(part) for part in _cut(resampled(picture, *plan.refined), plan))
-        return EncodedImage((overview, *slices), (plan.rows, plan.columns))
+        return EncodedImage((overview, *slices), (plan.rows, plan.columns), self._tokens)
 
     def _rows(self, pixels: Pixels) -> NDArray[Any]:
         size = pixels.shape[:2]
@@ -109,21 +115,22 @@ def _cut(pixels: Pixels, plan: Slicing) -> list[Pixels]:
 def insert_rows(model: Model, ids: Sequence[int], images: Sequence[EncodedImage]) -> list[int]:
     """Replace the placeholders of `images` in a prompt by the ids of their rows.
 
-    A placeholder is a run of equal ids, as long as a block. Raises AxzooError when their number differs from that of
-    the images' blocks.
+    A placeholder is as many tokens for rows as a block has, between the tokens for the start and the end of a picture.
+    Raises AxzooError when their number differs from that of the images' blocks.
     """
+    filled = list(ids)
     blocks = [block for image in images for block in image.blocks]
     if not blocks:
-        return list(ids)
-    runs = [len(list(run)) for _, run in itertools.groupby(ids)]
-    starts = [0, *itertools.accumulate(runs)]
-    found = [start for start, length in zip(starts, runs, strict=False) if length == len(blocks[0])]
+        return filled
+    (start, row, end), length = images[0].tokens, len(blocks[0])
+    pattern = [start, *[row] * length, end]
+    last = len(filled) - len(pattern)
+    found = [i for i in range(last + 1) if filled[i] == start and filled[i : i + len(pattern)] == pattern]
     if len(found) != len(blocks):
         raise AxzooError(
-            f"the prompt has {len(found)} placeholders of {len(blocks[0])} tokens for {len(blocks)} parts of pictures: "
-            "the tokenizer must have the tokens <image>, </image> and <unk>"
+            f"the prompt has {len(found)} places for {len(blocks)} parts of pictures: omit {PICTURE_TOKENS[0]} and "
+            f"{PICTURE_TOKENS[2]} in the text, or use the tokenizer of the model"
         )
-    filled = list(ids)
-    for start, block in zip(found, blocks, strict=True):
-        filled[start : start + len(block)] = model.add_rows(block)
+    for index, block in zip(found, blocks, strict=True):
+        filled[index + 1 : index + 1 + length] = model.add_rows(block)
     return filled

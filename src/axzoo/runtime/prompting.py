@@ -31,10 +31,11 @@ class PromptFormat:
     generation_prompt: str
     default_system: str = ""
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """Return a conversation as text, up to where the answer begins."""
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+        """Return a conversation as text, up to where the answer begins with `add_generation_prompt`."""
         system = "" if any(message["role"] == "system" for message in messages) else self.default_system
-        return system + "".join(map(self._render_message, messages)) + self.generation_prompt
+        end = self.generation_prompt if add_generation_prompt else ""
+        return system + "".join(map(self._render_message, messages)) + end
 
     def _render_message(self, message: Message) -> str:
         before, after = self.markers[message["role"]]
@@ -68,6 +69,22 @@ PROMPT_FORMATS: dict[int, PromptFormat] = {
         "<AI>",
     ),
 }
+
+
+BUNDLE_FORMATS = {"minicpm": MINICPM}
+"""Values of `prompt_format` in a bundle's config.json: formats of models whose tokenizer has no chat template."""
+
+PICTURE_TOKENS = ("<image>", "<unk>", "</image>")
+"""The tokens before, for and after the rows of a picture (MiniCPM-V 2.0)."""
+
+
+def picture_placeholder(rows: int, slices: tuple[int, int] = (0, 0)) -> str:
+    """The text that stands for a picture in a prompt: `rows` tokens for its overview, and for each of its `slices`
+    (rows, columns)."""
+    start, row, end = PICTURE_TOKENS
+    block = f"{start}{row * rows}{end}"
+    grid = "\n".join([block * slices[1]] * slices[0])
+    return block + (f"<slice>{grid}</slice>" if grid else "") + "\n"
 
 
 class TextStream(Protocol):
@@ -117,19 +134,27 @@ def load_local(choice: TokenizerChoice) -> LocalTokenizer:
     from axzoo.tokenizer.tokenizer_folder import vocabulary_file
 
     path = Path(choice.source)
-    if choice.kind is None and path.name == "tokenizer" and vocabulary_file(path) is None:
+    if path.name == "tokenizer" and vocabulary_file(path) is None:
         raise AxzooError(
             f"{path.parent} has no tokenizer, so it cannot read text: give the folder with that of the model, "
             f"`axzoo run --filename_tokenizer_model DIR` or `axzoo serve --tokenizer DIR`"
         )
     model_type = None if choice.kind is None else "llama"  # these types read a tokenizer.model as Llama does
     tokenizer = load_tokenizer(path if path.is_dir() else path.parent, model_type)
-    if tokenizer.chat is not None or choice.kind is None:
-        return tokenizer
-    prompt_format = PROMPT_FORMATS[choice.kind]
+    return with_format(tokenizer, choice.kind, bos=False)
 
-    def chat(messages: Sequence[Message], _add_generation_prompt: bool) -> list[int]:
-        return tokenizer.encode(prompt_format.render(messages), add_special_tokens=False)
+
+def with_format(tokenizer: LocalTokenizer, kind: int | None, bos: bool) -> LocalTokenizer:
+    """The tokenizer with the prompt format of a type, unless it has a chat template. `bos`: conversations begin with
+    the bos token."""
+    if tokenizer.chat is not None or kind is None:
+        return tokenizer
+    prompt_format = PROMPT_FORMATS[kind]
+    first = [tokenizer.bos_token_id] if bos and tokenizer.bos_token_id is not None else []
+
+    def chat(messages: Sequence[Message], add_generation_prompt: bool) -> list[int]:
+        ids = tokenizer.encode(prompt_format.render(messages, add_generation_prompt), add_special_tokens=False)
+        return ids if ids[: len(first)] == first else [*first, *ids]
 
     return dataclasses.replace(tokenizer, chat=chat)
 

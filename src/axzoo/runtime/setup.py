@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import has_file, read_json
-from axzoo.runtime.bundle_folder import ModelFiles, VisionFiles, open_bundle
-from axzoo.runtime.prompting import HTTP, MINICPM, PROMPT_FORMATS, TokenizerChoice
+from axzoo.core.files import has_file
+from axzoo.runtime.bundle_folder import Config, ModelFiles, VisionFiles, open_bundle
+from axzoo.runtime.prompting import HTTP, PROMPT_FORMATS, TokenizerChoice
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def read_setup(args: argparse.Namespace) -> Setup:
         vocab_size=values["tokens_embed_num"],
         hidden_size=values["tokens_embed_size"],
         vision=_vision(values),
-        embedding_scale=_embedding_scale(Path(values["filename_tokens_embed"]).parent / "config.json"),
+        embedding_scale=_embedding_scale(values),
     )
     name = files.post.parent.resolve().name
     tokenizer = _tokenizer(values["tokenizer_type"], values, None)
@@ -135,9 +135,7 @@ def _from_bundle(args: argparse.Namespace, given: dict[str, Any]) -> Setup:
         "continue": False,
     } | given
     chat = bundle.uses_chat("filename_tokenizer_model" in given) and not args.raw
-    if bundle.vision is not None and not chat and not args.raw and "tokenizer_type" not in given:
-        given, chat = {**given, "tokenizer_type": MINICPM}, True  # MiniCPM-V 2.0 has no chat template
-    tokenizer = _tokenizer(given.get("tokenizer_type"), values, bundle.eos_token_ids)
+    tokenizer = _tokenizer(given.get("tokenizer_type", bundle.tokenizer_type), values, bundle.eos_token_ids)
     system = bundle.system_prompt if args.system is None else args.system
     return _setup(args, bundle.folder.resolve().name, bundle, tokenizer, values, chat, system)
 
@@ -190,15 +188,20 @@ def _vision(values: dict[str, Any]) -> VisionFiles | None:
     elif not names["encoder"]:
         raise AxzooError("--vpm_two_stage 1 needs the tower's file: add --filename_vpm_encoder_axmodel FILE")
     files = {kind: Path(name) for kind, name in names.items()}
-    return VisionFiles(files, values["vpm_height"], values["vpm_width"])
+    config = _bundle_config(values)
+    tokens = None if config is None else config.picture_tokens()
+    return VisionFiles(files, values["vpm_height"], values["vpm_width"], tokens=tokens)
 
 
-def _embedding_scale(config: Path) -> float:
-    """The factor for embedding rows, which no flag of main_prefill gives: from the bundle's config.json, or 1."""
-    scale = read_json(config).get("embedding_scale", 1.0) if has_file(config) else 1.0
-    if not isinstance(scale, float):
-        raise AxzooError(f"{config}: embedding_scale must be a number, not {scale!r:.80}")
-    return scale
+def _bundle_config(values: dict[str, Any]) -> Config | None:
+    """The bundle's config.json, which says what no flag of main_prefill does. It is beside the embedding."""
+    path = Path(values["filename_tokens_embed"]).parent / "config.json"
+    return Config(path) if has_file(path) else None
+
+
+def _embedding_scale(values: dict[str, Any]) -> float:
+    config = _bundle_config(values)
+    return 1.0 if config is None else config.get("embedding_scale", float, 1.0)
 
 
 def _layers(template: str, count: int) -> tuple[Path, ...]:

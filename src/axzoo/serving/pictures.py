@@ -40,9 +40,11 @@ def read_picture_part(part: Fields) -> Picture:
 
 @dataclass
 class PictureEncoder:
-    """Encodes the pictures of prompts. The last few are kept, because a conversation sends its pictures every time."""
+    """Encodes the pictures of prompts, with `slices` as overview and slices. The last few are kept, because a
+    conversation sends its pictures every time."""
 
     vision: VisionModel
+    slices: bool = False
 
     def __post_init__(self) -> None:
         self._encoded: OrderedDict[str, EncodedImage] = OrderedDict()
@@ -54,7 +56,8 @@ class PictureEncoder:
     def _image(self, number: int, picture: Picture) -> EncodedImage:
         image = self._encoded.pop(picture.mark, None)
         if image is None:
-            image = self.vision.encode(decode_picture(picture.content, f"picture {number}"))
+            encode = self.vision.encode_slices if self.slices else self.vision.encode
+            image = encode(decode_picture(picture.content, f"picture {number}"))
         self._encoded[picture.mark] = image
         while len(self._encoded) > _MAX_ENCODED:
             self._encoded.popitem(last=False)

@@ -15,7 +15,9 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import has_file, read_json
+from axzoo.core.files import has_file
+from axzoo.runtime.bundle_folder import Config
+from axzoo.runtime.prompting import picture_placeholder, with_format
 from axzoo.serving.fields import shown
 from axzoo.serving.tokenizer_requests import DecodeRequest, EncodeRequest, ResetRequest
 from axzoo.tokenizer.conversation import Conversation, chat_encoder, end_id, mark_sent, new_conversation
@@ -102,11 +104,15 @@ class UserSessions:
 
 @dataclass(frozen=True)
 class ServedTokenizer:
-    """A tokenizer and its settings. With `chat`, prompts go through the chat template; `system_prompt` may be empty."""
+    """A tokenizer and its settings. With `chat`, prompts go through the chat template; `system_prompt` may be empty.
+
+    `image_rows` is the number of tokens that stand for a picture, 0 for a model that does not see.
+    """
 
     tokenizer: LocalTokenizer
     chat: bool
     system_prompt: str
+    image_rows: int = 0
 
 
 def load_served_tokenizer(folder: Path) -> ServedTokenizer:
@@ -122,13 +128,13 @@ def load_served_tokenizer(folder: Path) -> ServedTokenizer:
         return ServedTokenizer(tokenizer, tokenizer.chat is not None, "")
     tokenizer = load_tokenizer(folder / "tokenizer")
     path = folder / "config.json"
-    config = read_json(path) if has_file(path) else {}
-    if not isinstance(config, dict):
-        raise AxzooError(f"{path} must hold a JSON object")
-    chat, system_prompt = config.get("chat", tokenizer.chat is not None), config.get("system_prompt", "")
-    if type(chat) is not bool or type(system_prompt) is not str:
-        raise AxzooError(f"{path}: chat must be true or false, and system_prompt must be a string")
-    return ServedTokenizer(tokenizer, chat, system_prompt)
+    if not has_file(path):
+        return ServedTokenizer(tokenizer, tokenizer.chat is not None, "")
+    config = Config(path)
+    kind = config.prompt_format()
+    chat = config.get("chat", bool, tokenizer.chat is not None) or kind is not None
+    rows = config.get("vpm_queries", int, 0) if config.picture_tokens() else 0
+    return ServedTokenizer(with_format(tokenizer, kind, bos=True), chat, config.get("system_prompt", str, ""), rows)
 
 
 MAX_SESSIONS = 256
@@ -141,7 +147,8 @@ _MAX_PARALLEL_CHARACTERS = 1 << 14
 class TokenizerService:
     """Handles requests. Every response is a JSON object; an AxzooError describes what is wrong with the request.
 
-    `initial` is the conversation that every user starts with.
+    `initial` is the conversation that every user starts with. `placeholder` is the text that stands for a picture; it
+    is empty for a model that does not see.
     """
 
     tokenizer: LocalTokenizer
@@ -151,6 +158,7 @@ class TokenizerService:
     eos_id: int
     vocab_size: int
     sessions: UserSessions
+    placeholder: str = ""
     large: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "large"))
 
     def get_uid(self) -> dict[str, Any]:
@@ -165,7 +173,7 @@ class TokenizerService:
         return {"eos_id": self.eos_id}
 
     async def encode(self, body: EncodeRequest) -> dict[str, Any]:
-        if body.img_prompt:
+        if body.img_prompt and not self.placeholder:
             raise AxzooError("img_prompt: this model has no vision tower; send the question without an image")
         if body.uid is None:
             _, prompt, _ = await self._ask(self.initial, body)
@@ -179,11 +187,12 @@ class TokenizerService:
 
     async def _ask(self, conversation: Conversation, body: EncodeRequest) -> tuple[Conversation, list[int], list[int]]:
         reply = None if body.uid is None else body.last_reply
-        characters = len(body.text) + len(reply or "") + sum(len(turn["content"]) for turn in conversation.messages)
+        text = self.placeholder + body.text if body.img_prompt else body.text
+        characters = len(text) + len(reply or "") + sum(len(turn["content"]) for turn in conversation.messages)
         if characters <= _MAX_PARALLEL_CHARACTERS:
-            return await run_in_threadpool(conversation.ask, body.text, reply, self.encode_chat)
+            return await run_in_threadpool(conversation.ask, text, reply, self.encode_chat)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self.large, conversation.ask, body.text, reply, self.encode_chat)
+        return await loop.run_in_executor(self.large, conversation.ask, text, reply, self.encode_chat)
 
     async def decode(self, body: DecodeRequest) -> dict[str, Any]:
         """Return the text of the ids. With a uid, an incomplete character is held back until its rest arrives."""
@@ -231,4 +240,5 @@ def make_service(served: ServedTokenizer) -> TokenizerService:
         eos_id=-1 if eos is None else eos,
         vocab_size=tokenizer.vocab_size,
         sessions=UserSessions(MAX_SESSIONS, MAX_IDLE_SECONDS),
+        placeholder=picture_placeholder(served.image_rows) if served.image_rows else "",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -66,7 +67,7 @@ class SimpleTokenizer:
     eos_token_ids: tuple[int, ...]
 
     def encode_chat(self, messages: Sequence[Message]) -> list[int]:
-        body = {"text": messages[-1]["content"], "img_prompt": False}
+        body = _question(messages[-1]["content"])
         return _ids(self.server.post("/encode", body), self.server)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -131,11 +132,20 @@ class MultiUserTokenizer:
         ids: list[int] = []
         for index in range(start, len(messages)):
             if messages[index]["role"] == "user":
-                body = {"uid": self._uid, "text": messages[index]["content"], "img_prompt": False}
+                body = {"uid": self._uid, **_question(messages[index]["content"])}
                 if index and messages[index - 1]["role"] == "assistant":
                     body["last_reply"] = messages[index - 1]["content"]
                 ids = _ids(self._server.post("/encode", body), self._server)
         return ids
+
+
+_PICTURE = re.compile(r"<image>(<unk>)+</image>\n")
+
+
+def _question(text: str) -> dict[str, Any]:
+    """The keys of /encode for a question. The server adds what stands for a picture without slices at its start."""
+    picture = _PICTURE.match(text)
+    return {"text": text[picture.end() :] if picture else text, "img_prompt": picture is not None}
 
 
 class ServerTextStream:

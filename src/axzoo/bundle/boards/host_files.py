@@ -15,6 +15,7 @@ from axzoo.bundle.boards.templates import TemplateChoice, choose_template, no_te
 from axzoo.core.files import write_json, write_text
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.kinds import KINDS
+from axzoo.runtime.prompting import PICTURE_TOKENS
 from axzoo.runtime.shortcomings import NO_END, NO_TEMPLATE, NO_TOKENIZER
 from axzoo.tokenizer.end_tokens import configured_end_ids
 from axzoo.tokenizer.host_choice import write_tokenizer_txt
@@ -91,6 +92,7 @@ class _Conversation:
     pad_token_id: int | None
     chat: bool
     template: TemplateChoice
+    picture_tokens: list[int] | None
 
 
 def _conversation(model: HostedModel, tokenizer: LocalTokenizer | None) -> _Conversation:
@@ -101,7 +103,7 @@ def _conversation(model: HostedModel, tokenizer: LocalTokenizer | None) -> _Conv
         logger.warning(f"{model.model} has no tokenizer: {NO_TOKENIZER}")
     else:
         require_rows(tokenizer, rows)
-        if model.chat and tokenizer.chat is None:
+        if model.chat and tokenizer.chat is None and model.spec.vision is None:
             logger.warning(f"{model.model} has no chat template: {NO_TEMPLATE}")
         elif model.chat:
             tokenizer.encode_chat([{"role": "user", "content": "?"}])
@@ -114,7 +116,20 @@ def _conversation(model: HostedModel, tokenizer: LocalTokenizer | None) -> _Conv
         pad_token_id=None if pad in known or pad is None or pad >= rows else pad,
         chat=model.chat and tokenizer is not None and tokenizer.chat is not None,
         template=_host_template(model, tokenizer),
+        picture_tokens=_picture_tokens(model, tokenizer),
     )
+
+
+def _picture_tokens(model: HostedModel, tokenizer: LocalTokenizer | None) -> list[int] | None:
+    """The ids of the tokens that stand for pictures; None if the model does not see or the tokenizer lacks them."""
+    if model.spec.vision is None or tokenizer is None:
+        return None
+    found = [tokenizer.backend.token_to_id(token) for token in PICTURE_TOKENS]
+    known = [index for index in found if index is not None]
+    if len(known) < len(found):
+        logger.warning(f"{model.model} cannot be asked about pictures: its tokenizer lacks {', '.join(PICTURE_TOKENS)}")
+        return None
+    return known
 
 
 def _host_template(model: HostedModel, tokenizer: LocalTokenizer | None) -> TemplateChoice:
@@ -144,6 +159,7 @@ def _config(model: HostedModel, talk: _Conversation) -> dict[str, Any]:
         **_embedding_scale(model.spec, model.recipe),
         "eos_token_ids": talk.eos_token_ids,
         "chat": talk.chat,
+        **({} if talk.picture_tokens is None else {"picture_tokens": talk.picture_tokens}),
     }
 
 
@@ -168,14 +184,27 @@ def _run_script(config: Mapping[str, Any]) -> str:
         "tokens_embed_size": config["tokens_embed_size"],
         "use_mmap_load_embed": int(config["use_mmap_load_embed"]),
         "post_config_path": config["post_config_path"],
+        **_vision_flags(config),
         "live_print": 1,
         "continue": 1,
     }
+    sees = "filename_vpm_resampler_axmodel" in config
+    picture = ' ${2+--image="$2"}' if sees else ""
     lines = [f'  --{name} "{value}" \\\n' for name, value in flags.items()]
     return (
         "#!/bin/sh\n"
-        "# Usage: ./run.sh PROMPT, while a tokenizer server is running. It starts ax-llm's main_prefill, or the\n"
-        "# program in MAIN_PREFILL, such as 'axzoo run', which runs on any computer.\n"
+        f"# Usage: ./run.sh PROMPT{' PICTURE' if sees else ''}, while a tokenizer server is running. It starts\n"
+        "# ax-llm's main_prefill, or the program in MAIN_PREFILL, such as 'axzoo run', which runs on any computer.\n"
         'cd "$(dirname "$0")" || exit 1\n'
-        "exec ${MAIN_PREFILL:-main_prefill} \\\n" + "".join(lines) + '  --prompt="${1-}"\n'
+        "exec ${MAIN_PREFILL:-main_prefill} \\\n" + "".join(lines) + f'  --prompt="${{1-}}"{picture}\n'
     )
+
+
+def _vision_flags(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags of a vision model, as ax-llm's branch minicpm-v spells them."""
+    names = {
+        "filename_vpm_encoder_axmodel": "filename_vpm_encoder_axmodedl",
+        "filename_vpm_resampler_axmodel": "filename_vpm_resampler_axmodedl",
+        **{name: name for name in ("vpm_width", "vpm_height", "vpm_two_stage")},
+    }
+    return {flag: config[name] for name, flag in names.items() if name in config}

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 _ASSUMED_PARAMETERS = 450_000_000
 """Of entries whose `sizes` do not name the vision model: that of MiniCPM-V 2.0, rounded up."""
 
+PROMPT_FORMAT = "minicpm"
+"""The format of prompts with pictures, for tokenizers without a chat template."""
+
 _TOWER_SHARE = 10
 """A resampler has less than a tenth of the vision model's parameters."""
 
@@ -85,7 +88,9 @@ class Vision(PartKind):
         size = {"vpm_width": recipe.image_size, "vpm_height": recipe.image_size}
         spec = self.spec(model, None)
         slices = {"max_slice_nums": spec.max_slice_nums, "scale_resolution": spec.scale_resolution}
-        return {self.config_key: self.tail(recipe), **size, **slices, "vpm_two_stage": int(recipe.vpm_two_stage)}
+        prompt = {"prompt_format": PROMPT_FORMAT, "vpm_queries": spec.queries}
+        files = {self.config_key: self.tail(recipe), "vpm_two_stage": int(recipe.vpm_two_stage)}
+        return {**files, **size, **slices, **prompt}
 
 
 class Encoder(Vision):
