@@ -96,6 +96,7 @@ def test_round_trip_and_the_independent_writer(kind: StoredType, rows: int, colu
         assert np.array_equal(decoded.codes, codes)
         assert (decoded.scales == scales.reshape(3, 1, rows)).all()
         assert decoded.consistent.all()
+        assert decoded.zeros.all()
 
 
 @pytest.mark.parametrize("kind, rows, columns", [("s8", 32, 700), ("s4", 32, 60), ("s4", 64, 60)])
@@ -108,7 +109,8 @@ def test_every_flipped_bit_is_noticed(kind: StoredType, rows: int, columns: int)
         changed = block.copy()
         changed[0, place] ^= 1 << place % 8
         decoded = layout.decode(changed)
-        assert not decoded.consistent.all() or (decoded.scales != 1).any(), place
+        right = decoded.consistent.all() and decoded.zeros.all() and (decoded.scales == 1).all()
+        assert not right, place
 
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16", "fp16", "fp8_e4m3"])

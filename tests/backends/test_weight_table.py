@@ -216,8 +216,35 @@ def test_a_changed_tail(example: Example, part: str) -> None:
     row = example.shape.hidden - 32
     if part == "scale":
         assert fault == f"o_proj.weight has 1 wrong scales, the first in row {row}"
+    elif part == "sum":
+        assert fault.startswith(
+            "o_proj.weight has sums or padding that do not belong to its codes in 1 blocks, the first"
+        )
     else:
-        assert fault.startswith("o_proj.weight has sums, zeros or padding that do not belong to its codes in 1 blocks")
+        assert fault.startswith("o_proj.weight has bytes that are not 0, but are in all known files, in 1 blocks, the")
+
+
+def test_a_changed_scale_in_every_matrix(example: Example) -> None:
+    """In the first block, whose place only its codes could show, and in the last."""
+    clean = bytes(example.content)
+    for role in example.shape.matrices:
+        for block in {0, len(example.layer[role]) // example.rows(role) - 1}:
+            example.content[:] = clean
+            old = example.block(role, block)
+            changed = bytearray(old)
+            changed[-2] ^= 1
+            example.replace(old, bytes(changed))
+            faults = example.faults()
+            first = (block + 1) * example.rows(role) - example.rows(role)
+            blocks = len(example.layer[role]) // example.rows(role)
+            assert faults in (
+                [f"{role} has 1 wrong scales, the first in row {first + example.rows(role) - 1}"],
+                [
+                    f"{role} has 1 of {blocks} blocks that are not in the file, the first has rows {first} to "
+                    f"{first + example.rows(role) - 1}"
+                ],
+                [f"{role} is not in the file"],
+            )
 
 
 def test_a_changed_norm(example: Example) -> None:
@@ -428,4 +455,5 @@ def test_weights_that_are_not_written(name: str) -> None:
     with pytest.raises(AxzooError, match=message):
         filled(memoryview(bytes(example.content)), found, read(other))
     if name == "a large sum":
-        assert reading_of(bytes(example.content), other).all_faults[0] != ""
+        other = example.layer | {"down_proj.weight": other["down_proj.weight"]}
+        assert reading_of(bytes(example.content), other).all_faults == ["down_proj.weight is not in the file"]

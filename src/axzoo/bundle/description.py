@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from axzoo.backends.host.container import Header
 from axzoo.backends.host.inspection import Inspection
+from axzoo.backends.pulsar2.table_outline import TableOutline
+from axzoo.backends.pulsar2.vendor_file import VendorFile
 from axzoo.bundle.manifest import MANIFEST, read_manifest
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import canonical_json
@@ -62,6 +64,30 @@ def tables(found: Inspection, provenance: Provenance | str) -> list[Table]:
     """Tables of the file's properties, provenance, shape groups, tensors, and totals by dtype."""
     groups = _groups(found.header) if found.header else _graph(found)
     return [_properties(found), _provenance(provenance), groups, _tensors(found), _totals(found)]
+
+
+def vendor_tables(found: VendorFile, known: TableOutline, provenance: Provenance | str) -> list[Table]:
+    """Tables of a file of the vendor's compiler: properties, provenance, and shape groups."""
+    rows = [
+        ("file", str(found.path)),
+        ("size", f"{found.size} bytes ({found.size / 1e6:.1f} MB)"),
+        ("built by", f"the vendor's compiler, {found.version or 'of unknown version'}"),
+        ("programs", f"{len(found.groups)}, {sum(group.program_bytes for group in found.groups)} bytes"),
+        ("weight table", f"{len(found.table)} bytes, from byte {found.offset}"),
+        ("weights", str(known)),
+    ]
+    groups = [
+        (str(index), side, tensor.name, tensor.dtype, _shape(tensor.shape), f"{group.program} ({group.program_bytes})")
+        for index, group in enumerate(found.groups)
+        for side, tensors in (("in", group.inputs), ("out", group.outputs))
+        for tensor in tensors
+    ]
+    columns = ("group", "", "name", "dtype", "shape", "program (bytes)")
+    return [
+        _table(("", ""), rows, title=None),
+        _provenance(provenance),
+        _table(columns, groups, title="shape groups"),
+    ]
 
 
 def _provenance(provenance: Provenance | str) -> Table:

@@ -1,4 +1,4 @@
-"""Verify a bundle against its manifest: the hash of every file, and what the .axmodel files declare."""
+"""Verify a bundle: the hash of every file, what the .axmodel files declare, and the weights of files for the NPU."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder of the built model")
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="compare the weights in files of the vendor's compiler with this checkpoint's; BUNDLE can be any folder "
+        "with such files, or one of them",
+    )
     parser.add_argument("--checks", action="store_true", help="also run check level 1, which needs the checkpoint")
     parser.add_argument("--lock", type=Path, metavar="DIR", help="folder of the lock files, if not in results/locks")
     parser.add_argument("--source", type=Path, metavar="FILE", help="source.json, if not in results/checkpoints")
@@ -16,10 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from axzoo.bundle.manifest import read_manifest
+    from axzoo.bundle.manifest import MANIFEST, read_manifest
     from axzoo.bundle.verification import deviations, mark_damaged, remedy
     from axzoo.core.errors import AxzooError
 
+    if args.weights and not (args.bundle / MANIFEST).is_file():
+        _prove_weights(args.bundle, args.weights)
+        return
     count = 0
     for deviation in deviations(args.bundle):
         print(deviation, flush=True)
@@ -29,8 +39,49 @@ def run(args: argparse.Namespace) -> None:
         raise AxzooError(f"{args.bundle} does not match its manifest (deviations: {count}): {remedy(args.bundle)}")
     manifest = read_manifest(args.bundle)
     print(f"{args.bundle}: {len(manifest.files)} files, {manifest.size / 1e6:.1f} MB, all match the manifest")
+    if args.weights:
+        _prove_weights(args.bundle, args.weights)
     if args.checks:
         _check(args)
+
+
+def _prove_weights(place: Path, checkpoint: Path) -> None:
+    """Print what each file holds. Raises AxzooError unless all of them hold the checkpoint's weights."""
+    from axzoo.backends.pulsar2.vendor_folder import (
+        CheckpointParts,
+        constant_faults,
+        missing_files,
+        parts_in,
+        prove_part,
+    )
+    from axzoo.core.errors import AxzooError
+
+    parts, model = parts_in(place), CheckpointParts(checkpoint)
+    wrong, proven = set(), []
+    for part in parts:
+        proof = prove_part(part, model)
+        lines = [*proof.faults, *(f"cannot be proven: {text}" for text in proof.unknown)]
+        if lines:
+            wrong.add(proof.file)
+        elif part.layer is not None:
+            proven.append(proof)
+        result = (
+            f"holds the weights of {'the post layer' if part.layer is None else f'layer {part.layer}'} ({proof.form})"
+        )
+        for line in [*(lines or [result]), *(f"note: {note}" for note in proof.notes)]:
+            print(f"{proof.file}: {line}", flush=True)
+    for file, fault in constant_faults(proven):
+        print(f"{file}: {fault}", flush=True)
+        wrong.add(file)
+    missing = missing_files(parts, model.spec.num_hidden_layers) if place.is_dir() else []
+    for text in missing:
+        print(text, flush=True)
+    if wrong or missing:
+        raise AxzooError(
+            f"{place} does not hold the weights of {checkpoint} (files that differ or cannot be proven: {len(wrong)}, "
+            f"missing: {len(missing)}): compile these files again, or name the checkpoint that they were compiled from"
+        )
+    print(f"{place}: all weights in {len(parts)} files are those of {checkpoint}")
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -57,7 +57,8 @@ class FoundMatrix:
 
     `equal` blocks have the bytes of the given weights. `ties` codes are one off because of another arithmetic,
     `other_signs` scales of rule A have the sign that the first entry of largest magnitude does not give, and
-    `zero_rows` rows hold only zeros: such a matrix can be read, but nothing shows how to write it. `faults` say what
+    `zero_rows` rows hold only zeros: such a matrix can be read, but nothing shows how to write it. `not_zero` are the
+    first rows of blocks whose unused bytes are not 0. `unknown` says what no published file shows, and `faults` what
     differs from the given weights.
     """
 
@@ -67,6 +68,8 @@ class FoundMatrix:
     ties: int = 0
     other_signs: int = 0
     zero_rows: int = 0
+    not_zero: tuple[int, ...] = ()
+    unknown: tuple[str, ...] = ()
     faults: tuple[str, ...] = ()
 
 
@@ -92,7 +95,7 @@ def find_matrices(
     words = words_of(table)
     matrices = [_summary(role, shape, read(role)) for role, shape in shapes.items() if len(shape) == 2]
     _search(words, matrices)
-    return [(matrix, _located(table, matrix, read)) for matrix in matrices]
+    return list(zip(matrices, _chosen([_located(table, matrix, read) for matrix in matrices]), strict=True))
 
 
 def _summary(role: str, shape: tuple[int, ...], blocks: Iterable[NDArray[np.generic]]) -> SearchedMatrix:
@@ -181,26 +184,42 @@ def _starts(words: Words, layout: BlockLayout, hits: list[NDArray[np.int64]]) ->
     return found
 
 
-def _located(table: memoryview, matrix: SearchedMatrix, read: RowReader) -> FoundMatrix:
-    """The matrix in the form that most of its blocks have."""
+def _chosen(located: Sequence[Sequence[FoundMatrix]]) -> Iterator[FoundMatrix]:
+    """One form of each matrix. If several are completely in the table, equal rows of another matrix can be the reason:
+    the form is chosen that no other matrix has."""
+    taken = {offset for forms in located if len(forms) == 1 for offset in forms[0].offsets.tolist()}
+    chosen = [max(forms, key=lambda found: len(set(found.offsets.tolist()) - taken)) for forms in located]
+    taken = {offset for found in chosen for offset in found.offsets.tolist()}
+    for forms, found in zip(located, chosen, strict=True):
+        rest = {offset for other in forms for offset in other.offsets.tolist()} - taken
+        yield replace(found, faults=("is in the file in more than one form",)) if rest else found
+
+
+def _located(table: memoryview, matrix: SearchedMatrix, read: RowReader) -> list[FoundMatrix]:
+    """The matrix in all forms in which it is completely in the table, or else in that which most of its blocks have.
+
+    Float types that store the matrix alike are one form.
+    """
     if matrix.rows % ROWS:
-        fault = f"has {matrix.rows} rows, and nobody has seen how a number that is not a multiple of {ROWS} is stored"
-        return FoundMatrix(None, np.empty(0, np.int64), faults=(fault,))
+        text = f"has {matrix.rows} rows, and no file shows how a number that is not a multiple of {ROWS} is stored"
+        return [FoundMatrix(None, np.empty(0, np.int64), unknown=(text,))]
     if not matrix.candidates:
-        return FoundMatrix(None, np.full(matrix.rows // ROWS, MISSING), faults=("is not in the file",))
-    most = max(len(blocks) * layout.rows for (layout, _), blocks in matrix.candidates.items())
-    forms = [key for key, blocks in matrix.candidates.items() if len(blocks) * key[0].rows == most]
-    readings = [(form, _matched(table, matrix, *form, read)) for form in forms]
-    best = max(readings, key=lambda reading: reading[1].equal * reading[0][0].rows)[1]
-    alike = [form for form, found in readings if not found.faults]
-    if len(alike) < 2:
-        return best
-    if any(layout.is_integer for layout, _ in alike):
-        return replace(best, faults=("is found in more than one form",))
-    types = tuple(layout.weight_type for layout, _ in alike)
-    assert best.form is not None, "every reading has a form"
-    others = tuple(kind for kind in types if kind != best.form.layout.weight_type)
-    return replace(best, form=replace(best.form, equal_types=others))
+        return [FoundMatrix(None, np.full(matrix.rows // ROWS, MISSING), faults=("is not in the file",))]
+    sizes = {form: len(blocks) * form[0].rows for form, blocks in matrix.candidates.items()}
+    likely = [form for form, size in sizes.items() if 2 * size >= max(sizes.values())]
+    readings = [_matched(table, matrix, *form, read) for form in likely]
+    complete = [found for found in readings if not (found.faults or found.unknown or found.not_zero)]
+    if not complete:
+        return [max(readings, key=_equal_rows)]
+    forms = [found.form for found in complete if found.form]
+    floats = [form.layout.weight_type for form in forms if not form.layout.is_integer]
+    if not floats:
+        return complete
+    return [replace(complete[0], form=replace(forms[0], equal_types=tuple(floats[1:])))]
+
+
+def _equal_rows(found: FoundMatrix) -> int:
+    return found.equal * found.form.layout.rows if found.form else 0
 
 
 @dataclass
@@ -213,6 +232,7 @@ class _Differences:
     codes: int = 0
     scales: list[int] = field(default_factory=list)
     inconsistent: list[int] = field(default_factory=list)
+    not_zero: list[int] = field(default_factory=list)
     ties: int = 0
     other_signs: int = 0
     unknown: list[str] = field(default_factory=list)
@@ -242,8 +262,17 @@ def _matched(
             expected_at = offsets[block] + layout.block_bytes if offsets[block] != MISSING else MISSING
             block += 1
     zero_rows = int((~matrix.peaks.known).sum())
-    faults = tuple(_texts(differences, layout, matrix))
-    return FoundMatrix(form, offsets, differences.equal, differences.ties, differences.other_signs, zero_rows, faults)
+    return FoundMatrix(
+        form,
+        offsets,
+        differences.equal,
+        differences.ties,
+        differences.other_signs,
+        zero_rows,
+        tuple(differences.not_zero),
+        tuple(dict.fromkeys(differences.unknown)),
+        tuple(_texts(differences, layout, matrix)),
+    )
 
 
 @dataclass(frozen=True)
@@ -276,7 +305,7 @@ class _BlockComparison:
                 if found != MISSING:
                     self.differences.other_signs += int((np.signbit(scales) != np.signbit(usual)).sum())
         except BlockError as error:
-            self.differences.unknown.append(f"cannot be proven: {error}")
+            self.differences.unknown.append(str(error))
             return MISSING
         return found if found != MISSING else self._different(places, expected_at)
 
@@ -340,6 +369,8 @@ class _BlockComparison:
         found.scales += (np.nonzero(wrong)[0] + self.first_row).tolist()
         if not decoded.consistent.all():
             found.inconsistent.append(self.first_row)
+        if not decoded.zeros.all():
+            found.not_zero.append(self.first_row)
         for row, column in zip(*(index[:1].tolist() for index in np.nonzero(different)), strict=True):
             values = int(decoded.codes[row, column]), int(codes[row, column])
             found.wrong.append((self.first_row + row, column, *values))
@@ -375,18 +406,17 @@ def _texts(found: _Differences, layout: BlockLayout, matrix: SearchedMatrix) -> 
         yield f"has {len(found.scales)} wrong scales, the first in row {found.scales[0]}"
     if found.inconsistent:
         yield (
-            f"has sums, zeros or padding that do not belong to its codes in {len(found.inconsistent)} blocks, the "
-            f"first is that of row {found.inconsistent[0]}"
+            f"has sums or padding that do not belong to its codes in {len(found.inconsistent)} blocks, the first "
+            f"is that of row {found.inconsistent[0]}"
         )
     if found.ties > MAX_TIES * matrix.rows * matrix.columns:
         yield f"has {found.ties} codes that are rounded the other way, more than another arithmetic explains"
-    yield from dict.fromkeys(found.unknown)
 
 
 def encoded_blocks(role: str, found: FoundMatrix, read: RowReader) -> Iterator[bytes]:
     """The blocks of a matrix from `read`, in the form of one that was found. Raises AxzooError where no published file
     shows what the compiler would write."""
-    if found.form is None or found.ties or found.other_signs or found.zero_rows:
+    if found.form is None or found.unknown or found.ties or found.other_signs or found.zero_rows:
         raise AxzooError(f"{role} can be read, but its rounding is not known well enough to write it")
     layout, rule = found.form.layout, found.form.rule
     for weight in runs_of_rows(read(role), layout.rows, layout.columns):

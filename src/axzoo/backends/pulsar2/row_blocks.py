@@ -136,7 +136,7 @@ class BlockLayout:
 
     def decode(self, blocks: Bytes) -> DecodedBlocks:
         """[blocks, block_bytes] of an integer type -> what they hold."""
-        count, codes, scales, consistent = len(blocks), [], [], []
+        count, codes, scales, consistent, zeros = len(blocks), [], [], [], []
         start = 0
         for width in self.widths:
             body_end = start + self._body_bytes(width)
@@ -144,16 +144,13 @@ class BlockLayout:
             part, padding = self._codes(blocks[:, start:body_end], width)
             tail = np.ascontiguousarray(blocks[:, body_end:end])
             sums = self._sum_bytes(part.sum(axis=2, dtype=np.int64))
-            consistent.append(
-                (tail[:, : sums.shape[1]] == sums).all(axis=1)
-                & ~tail[:, sums.shape[1] : -4 * self.rows].any(axis=1)
-                & ~padding
-            )
+            consistent.append((tail[:, : sums.shape[1]] == sums).all(axis=1) & ~padding)
+            zeros.append(~tail[:, sums.shape[1] : -4 * self.rows].any(axis=1))
             scales.append(np.ascontiguousarray(tail[:, -4 * self.rows :]).view("<f4"))
             codes.append(part)
             start = end
         joined = np.concatenate(codes, axis=2).reshape(count * self.rows, self.columns)
-        return DecodedBlocks(joined, np.stack(scales, axis=1), np.stack(consistent, axis=1))
+        return DecodedBlocks(joined, *(np.stack(each, axis=1) for each in (scales, consistent, zeros)))
 
     def _codes(self, body: Bytes, width: int) -> tuple[Codes, NDArray[np.bool_]]:
         """The codes [blocks, rows, width] of a part's body, and whether padding is not 0: [blocks]."""
@@ -180,12 +177,16 @@ class BlockLayout:
 
 @dataclass(frozen=True)
 class DecodedBlocks:
-    """The contents of blocks: codes [rows, columns], the scales of each part [blocks, parts, rows of a block], and
-    whether a part agrees with itself (sums of its codes, zeros, padding) [blocks, parts]."""
+    """The contents of blocks: codes [rows, columns], the scales of each part [blocks, parts, rows of a block].
+
+    `consistent` [blocks, parts]: the sums and the padding are those of the codes. `zeros` [blocks, parts]: the bytes
+    that are 0 in all known files are.
+    """
 
     codes: Codes
     scales: Floats
     consistent: NDArray[np.bool_]
+    zeros: NDArray[np.bool_]
 
 
 def rounded_floats(weight: Floats, weight_type: StoredType) -> Floats:

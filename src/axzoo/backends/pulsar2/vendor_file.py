@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,24 @@ class VendorFile:
         tensors = (*self.groups[group].inputs, *self.groups[group].outputs)
         return next((tensor.shape for tensor in tensors if tensor.name == name), None)
 
+    def to_dict(self) -> dict[str, Any]:
+        """All fields but the table's bytes as plain data."""
+        return {
+            "file": str(self.path),
+            "version": self.version,
+            "size": self.size,
+            "weight_table": {"offset": self.offset, "bytes": len(self.table)},
+            "groups": [asdict(group) for group in self.groups],
+        }
+
 
 def is_vendor_file(path: Path) -> bool:
-    """Whether the vendor's compiler wrote the file: it is a readable ONNX model with a node of type "neu mode"."""
+    """Whether the file has the form in which the vendor's compiler writes them."""
     try:
-        return NODE_TYPE in outline_of(map_file(path)).operators
-    except (ValueError, OSError):
+        read_vendor_file(path)
+    except (AxzooError, OSError):
         return False
+    return True
 
 
 def read_vendor_file(path: Path) -> VendorFile:

@@ -58,8 +58,19 @@ class TableReading:
     def all_faults(self) -> list[str]:
         """What differs from the given weights, with roles; empty if nothing does."""
         matrices = [f"{role} {fault}" for role, found in self.matrices.items() for fault in found.faults]
+        matrices += [
+            f"{role} has bytes that are not 0, but are in all known files, in {len(found.not_zero)} blocks, the first "
+            f"is that of row {found.not_zero[0]}"
+            for role, found in self.matrices.items()
+            if found.not_zero
+        ]
         vectors = [f"{role} {found.fault}" for role, found in self.vectors.items() if found.fault]
         return [*matrices, *vectors, *self.faults]
+
+    @property
+    def unknown(self) -> list[str]:
+        """What could not be compared, because no published file shows how it is stored."""
+        return [f"{role} {text}" for role, found in self.matrices.items() for text in found.unknown]
 
 
 def read_table(table: memoryview, shapes: Mapping[str, tuple[int, ...]], read: RowReader) -> TableReading:
@@ -153,8 +164,8 @@ def filled(table: memoryview, reading: TableReading, read: RowReader) -> bytes:
     The weights of the reading give the same table. Raises AxzooError where no published file shows what the compiler
     would write.
     """
-    if reading.all_faults:
-        raise AxzooError(f"the table was not read completely: {reading.all_faults[0]}")
+    if faults := reading.all_faults or reading.unknown:
+        raise AxzooError(f"the table was not read completely: {faults[0]}")
     content = np.zeros(len(table), np.uint8)
     for run in reading.constants:
         content[run.offset : run.offset + run.length] = table[run.offset : run.offset + run.length]

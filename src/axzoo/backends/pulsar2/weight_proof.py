@@ -1,0 +1,157 @@
+"""Whether a vendor's file holds a checkpoint's weights, and which layer's it holds if not the right one's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from axzoo.backends.pulsar2.matrix_search import MISSING, FoundMatrix
+from axzoo.backends.pulsar2.row_blocks import ROWS
+from axzoo.backends.pulsar2.vendor_file import read_vendor_file
+from axzoo.backends.pulsar2.weight_table import ConstantRun, TableReading, read_table
+from axzoo.checkpoint.tensors import Checkpoint
+from axzoo.parts.kind import RowReader
+from axzoo.parts.part import Part, verified_blocks
+
+ORDER = (
+    "input_norm", "v_proj", "k_proj", "k_norm", "q_proj", "q_norm", "o_proj", "mlp_norm", "gate_proj", "up_proj",
+    "down_proj", "norm", "lm_head",
+)  # fmt: skip
+"""The order of tensors in all known tables, by the start of their first block."""
+
+
+@dataclass(frozen=True)
+class WeightProof:
+    """What is known of the weights in a file.
+
+    `form` is how its matrices are stored, such as "s8, rule A, 32 rows per block". `faults` say how the file differs
+    from the given weights, `unknown` what cannot be compared because no published file shows it, `notes` what the file
+    cannot show. `constants` are the bytes of the table that hold none of the weights.
+    """
+
+    file: str
+    form: str
+    blocks: int
+    faults: tuple[str, ...]
+    unknown: tuple[str, ...]
+    notes: tuple[str, ...]
+    constants: tuple[ConstantRun, ...]
+
+    @property
+    def proven(self) -> bool:
+        """Whether every code, scale and norm in the file is that of the given weights."""
+        return not self.faults and not self.unknown
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as plain JSON values, for manifests and reports."""
+        return {
+            "proven": self.proven,
+            "form": self.form,
+            "blocks": self.blocks,
+            "faults": list(self.faults),
+            "unknown": list(self.unknown),
+            "notes": list(self.notes),
+            "constant_bytes": sum(run.length for run in self.constants),
+        }
+
+
+def prove_weights(path: Path, part: Part, checkpoint: Checkpoint, weight_type: str | None = None) -> WeightProof:
+    """Compares a layer or a post layer with the locked tensors of a checkpoint. `weight_type` is the type that its
+    matrices must have; None accepts any.
+
+    Raises AxzooError when the file is damaged, or the checkpoint changed since it was locked.
+    """
+    return prove_tensors(path, part.shapes, lambda role: verified_blocks(checkpoint, part.tensors[role]), weight_type)
+
+
+def prove_tensors(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], read: RowReader, weight_type: str | None = None
+) -> WeightProof:
+    """As `prove_weights`, for tensors by role: those of a slice, for example, whose weights calibration chose."""
+    reading = read_table(read_vendor_file(path).table, shapes, read)
+    unknown, faults = list(reading.unknown), []
+    for fault in reading.all_faults:
+        role, _, text = fault.partition(" ")
+        beside_bias = role.removesuffix("weight") + "bias" in shapes and "bytes that are not 0" in text
+        if role.endswith(".bias") or beside_bias:
+            unknown.append(f"{fault}: no published file shows where biases are")
+        else:
+            faults.append(fault)
+    faults += _of_order(reading)
+    forms = sorted({str(found.form) for found in reading.matrices.values() if found.form})
+    types = {kind for found in reading.matrices.values() for kind in _types(found)}
+    common = [kind for kind in types if all(kind in _types(found) for found in reading.matrices.values() if found.form)]
+    if types and not common:
+        faults.append(f"its matrices are stored in different types: {'; '.join(forms)}")
+    if common and weight_type is not None and weight_type not in common:
+        faults.append(f"its weights are stored as {common[0]} instead of {weight_type}")
+    blocks = sum(int((found.offsets != MISSING).sum()) for found in reading.matrices.values())
+    notes = tuple(_notes(reading))
+    return WeightProof(path.name, "; ".join(forms), blocks, tuple(faults), tuple(unknown), notes, reading.constants)
+
+
+def _types(found: FoundMatrix) -> tuple[str, ...]:
+    return (found.form.layout.weight_type, *found.form.equal_types) if found.form else ()
+
+
+def _of_order(reading: TableReading) -> Iterator[str]:
+    """Rows and tensors that are not where all known tables have them. Blocks that are stored once for several rows are
+    where the first of them is."""
+    claims = [offset for found in reading.matrices.values() for offset in found.offsets.tolist()]
+    places, counts = np.unique(np.array(claims, np.int64), return_counts=True)
+    single = set(places[counts == 1].tolist()) - {MISSING}
+    starts: dict[str, tuple[str, int]] = {}
+    for role, found in reading.matrices.items():
+        own = [offset for offset in found.offsets.tolist() if offset in single]
+        if own != sorted(own):
+            yield f"{role} has blocks of rows in another order"
+        if own and own[0] == found.offsets[0]:
+            starts[role.rpartition(".")[0]] = role, own[0]
+    for role, vector in reading.vectors.items():
+        if vector.offset is not None:
+            starts[role.rpartition(".")[0]] = role, vector.offset
+    present = [starts[name] for name in ORDER if name in starts]
+    for (role, offset), (after, next_offset) in pairwise(present):
+        if offset > next_offset:
+            yield f"{role} comes after {after}, and in all known files before it"
+
+
+def _notes(reading: TableReading) -> Iterator[str]:
+    for role, vector in reading.vectors.items():
+        if vector.offset is None and vector.fault is None:
+            yield f"{role} is all ones, which files leave out: nothing in the file shows it"
+    for role, found in reading.matrices.items():
+        if found.ties:
+            yield f"{role} has {found.ties} codes that another arithmetic rounds to the other side of a tie"
+        if found.other_signs:
+            yield f"{role} has {found.other_signs} scales with the sign of another of their largest weights"
+        if found.zero_rows:
+            yield f"{role} has {found.zero_rows} rows of zeros, whose scale means nothing"
+    repeated = sum(
+        len(found.offsets) - len(np.unique(found.offsets)) for found in reading.matrices.values() if not found.faults
+    )
+    if repeated:
+        yield f"{repeated} blocks of rows are stored once for several"
+
+
+SAMPLE = 2 * ROWS
+"""Rows of each matrix from which `layers_in` recognizes a layer."""
+
+
+def layers_in(table: memoryview, samples: Mapping[int, Mapping[str, NDArray[np.float32]]]) -> dict[str, list[int]]:
+    """The layers whose rows are in a table, by role. `samples` are the first SAMPLE rows, or 32 of matrices that have
+    fewer, of the matrices of each layer."""
+    rows = {(index, role): weight for index, matrices in samples.items() for role, weight in matrices.items()}
+    by_name = {f"{index} {role}": weight for (index, role), weight in rows.items()}
+    reading = read_table(table, {name: weight.shape for name, weight in by_name.items()}, lambda name: [by_name[name]])
+    found: dict[str, list[int]] = {}
+    for index, role in rows:
+        if reading.matrices[f"{index} {role}"].equal:
+            found.setdefault(role, []).append(index)
+    return found
