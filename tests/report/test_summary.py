@@ -11,10 +11,16 @@ import pytest
 
 from axzoo.check.verdict import write_report
 from axzoo.matrix.build import Build
+from axzoo.matrix.chips import load_chips
 from axzoo.matrix.entries import load_zoo
 from axzoo.report.summary import summarize_build
 
 ROOT = Path(__file__).parents[2]
+CHIPS = load_chips(ROOT / "config/chips.yaml")
+FORECAST = (
+    "forecast",
+    "about 64.8 tok/s (58 to 72.3), 68.9 ms to the first token, 430 of 11317 MB, 200 MB of files",
+)
 LAYERS: dict[str, Any] = {
     "passed": True,
     "layers": [
@@ -65,15 +71,19 @@ def test_summary_says_what_boards_make_of_texts(build: Build, entry: dict[str, A
 
 
 def test_summary_after_each_step(build: Build) -> None:
-    assert summarize_build(build) == [("bundle", f"not built: snakemake --cores all {build.bundle}/manifest.json")]
+    assert summarize_build(build, CHIPS) == [
+        FORECAST,
+        ("bundle", f"not built: snakemake --cores all {build.bundle}/manifest.json"),
+    ]
     write(build.bundle / "manifest.json", {"files": {"a": {"size": 1_500_000}, "b": {"size": 500_000}}})
     bundle = ("bundle", f"{build.bundle} (2 files, 2.0 MB)")
-    assert summarize_build(build) == [bundle, ("level 1", "not checked"), ("level 2", "not checked")]
+    assert summarize_build(build, CHIPS) == [FORECAST, bundle, ("level 1", "not checked"), ("level 2", "not checked")]
     for name, report in (("layers.json", LAYERS), ("generation.json", GENERATION)):
         build.checks.mkdir(parents=True, exist_ok=True)
         write_report(build.checks / name, report)
     level_1 = "passed: 2 layers against fp32, worst token's cosine 0.99991 in layer 1"
-    assert summarize_build(build) == [
+    assert summarize_build(build, CHIPS) == [
+        FORECAST,
         bundle,
         ("level 1", level_1),
         ("level 2", "FAILED: 2 tokens, hit eos, top-1 agreement with fp32 0.500, mean KL none"),
@@ -85,4 +95,4 @@ def test_summary_after_each_step(build: Build) -> None:
 
 def test_build_that_does_not_fit_its_chip(build: Build) -> None:
     small = replace(build, npu_memory_mb=1)
-    assert summarize_build(small) == [("left out", small.misfit)]
+    assert summarize_build(small, CHIPS) == [("left out", f"{small.misfit}. It would fit with chips: AX620E")]

@@ -44,6 +44,15 @@ def fetch_cached(source: HubSource, output: Path) -> None:
     write_receipt(output, source, fetched, commit=commit)
 
 
+def cached_config(source: HubSource) -> Path | None:
+    """The config.json of a repository in the cache; None if it is not there."""
+    try:
+        path = _snapshot(source)[1] / "config.json"
+    except AxzooError:
+        return None
+    return path if path.is_file() else None
+
+
 def _snapshot(source: HubSource) -> tuple[str, Path]:
     """The commit of `source.revision` and its folder in the cache."""
     cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
