@@ -67,7 +67,7 @@ TOKENIZER_TXT: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("entry", "text"), TOKENIZER_TXT)
 def test_summary_says_what_boards_make_of_texts(build: Build, entry: dict[str, Any], text: str) -> None:
     write(build.bundle / "manifest.json", {"files": {}, "boards": {"tokenizer_txt": entry}})
-    assert ("tokenizer.txt", text) in summarize_build(build)
+    assert ("tokenizer.txt", text) in summarize_build(build, CHIPS)
 
 
 def test_summary_after_each_step(build: Build) -> None:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def summarize_build(build: Build, chips: ChipTable) -> list[tuple[str, str]]:
-    """The summary as (label, text) pairs: the forecast, the bundle, hosts that cannot use it, the verdict of each check,
-    prompt and answer.
+    """The summary as (label, text) pairs: the forecast, the bundle, hosts that cannot use it, the verdict of each
+    check, prompt and answer.
 
     A build that is left out has a single pair with the reason and what would fit. Of a build that is not built yet, the
     forecast is known at most.
