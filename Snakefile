@@ -11,6 +11,7 @@ from snakemake.utils import min_version
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.locks import BuildLock, start_again
+from axzoo.matrix.forecasts import plan_lines
 from axzoo.matrix.outlook import host_lines, refuse_problems, to_fetch
 from axzoo.matrix.plan import make_plan
 from axzoo.report.outcome import outcome_of
@@ -57,8 +58,8 @@ ANNOUNCED = set()
 
 
 def announce(builds):
-    """Refuses builds that cannot succeed, and logs which ones a board's host cannot load and how much is to be fetched;
-    once for each model."""
+    """Refuses builds that cannot succeed, and logs which ones a board's host cannot load, how much is to be fetched,
+    and the forecast of speed and memory; once for each model."""
     builds = [build for build in builds if build.model not in ANNOUNCED]
     ANNOUNCED.update(build.model for build in builds)
     if workflow.is_main_process and builds:
@@ -66,6 +67,8 @@ def announce(builds):
         for line in host_lines(builds):
             logger.warning(line)
         if line := to_fetch(builds):
+            logger.info(line)
+        for line in plan_lines(builds):
             logger.info(line)
 
 

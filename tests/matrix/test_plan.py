@@ -45,7 +45,9 @@ def test_left_out_build_gives_the_reason_when_requested(folder: Path) -> None:
 
 
 def test_left_out_builds_are_listed_or_counted(folder: Path) -> None:
-    assert plan(folder, f"models: {{L: {{{ENTRY}}}}}").left_out_lines == [f"left out: {REASON}"]
+    assert plan(folder, f"models: {{L: {{{ENTRY}}}}}").left_out_lines == [
+        f"left out: {REASON}. It would fit with chips: AX650"
+    ]
     many = ", ".join(f"L{number}: {{{ENTRY}}}" for number in range(4))
     assert plan(folder, f"models: {{{many}}}").left_out_lines == [
         "left out: 4 of 8 builds, which do not fit their chip's memory: `axzoo report MATRIX` lists the reasons"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from axzoo.forecast.sizes import anatomy_of_sizes
 from axzoo.matrix.entries import load_zoo
 
 ROOT = Path(__file__).parents[2]
@@ -181,8 +182,20 @@ def test_sizes_match_the_model_shape(name: str) -> None:
         "layer": shape.layer,
         "post": shape.post,
         "kv_width": shape.kv_width,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.inner,
         **vision,
     }
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_width_of_queries_follows_from_the_sizes(name: str) -> None:
+    """Forecasts need it, and the matrix does not give it."""
+    shape, entry = SHAPES[name], ZOO.models[name]
+    assert entry.sizes is not None
+    anatomy = anatomy_of_sizes(entry, entry.sizes.model_dump(exclude_none=True))
+    assert anatomy.q_width == shape.heads * shape.head_dim
+    assert not anatomy.assumed
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -11,10 +11,16 @@ import pytest
 
 from axzoo.check.verdict import write_report
 from axzoo.matrix.build import Build
+from axzoo.matrix.chips import load_chips
 from axzoo.matrix.entries import load_zoo
 from axzoo.report.summary import summarize_build
 
 ROOT = Path(__file__).parents[2]
+CHIPS = load_chips(ROOT / "config/chips.yaml")
+FORECAST = (
+    "forecast",
+    "about 64.8 tok/s (58 to 72.3), 68.9 ms to the first token, 430 of 11317 MB, 200 MB of files",
+)
 LAYERS: dict[str, Any] = {
     "passed": True,
     "layers": [
@@ -61,14 +67,14 @@ TOKENIZER_TXT: list[tuple[dict[str, Any], str]] = [
 def test_summary_says_which_hosts_load_the_bundle(build: Build) -> None:
     hosts = {"axllm": {"loads": "no"}, "main_prefill": {"loads": "package"}, "python": {"loads": "yes"}}
     write(build.bundle / "manifest.json", {"files": {}, "boards": {"hosts": hosts}})
-    assert ("boards", "loaded by python; after `axzoo package` by main_prefill; not by axllm") in summarize_build(build)
+    line = "loaded by python; after `axzoo package` by main_prefill; not by axllm"
+    assert ("boards", line) in summarize_build(build, CHIPS)
 
 
 @pytest.mark.parametrize(("entry", "text"), TOKENIZER_TXT)
 def test_summary_says_what_boards_make_of_texts(build: Build, entry: dict[str, Any], text: str) -> None:
-    boards = {"warnings": [], "axllm": {"template": {"tokenizer_type": "Qwen3"}}, "tokenizer_txt": entry}
-    write(build.bundle / "manifest.json", {"files": {}, "boards": boards})
-    assert ("tokenizer.txt", text) in summarize_build(build)
+    write(build.bundle / "manifest.json", {"files": {}, "boards": {"tokenizer_txt": entry}})
+    assert ("tokenizer.txt", text) in summarize_build(build, CHIPS)
 
 
 WARNING = "kv_cache_len 1023 is shorter than the prefill groups"
@@ -90,20 +96,24 @@ def test_summary_says_what_hosts_cannot_use(
     for warnings in ([], [WARNING]):
         boards = {"warnings": warnings, "axllm": {"template": template}}
         write(build.bundle / "manifest.json", {"files": {}, "boards": boards})
-        found = [line for line in summarize_build(build) if line[0] in ("axllm", "boards")]
+        found = [line for line in summarize_build(build, CHIPS) if line[0] in ("axllm", "boards")]
         assert sorted(found) == sorted([*lines, *(("boards", warning) for warning in warnings)])
 
 
 def test_summary_after_each_step(build: Build) -> None:
-    assert summarize_build(build) == [("bundle", f"not built: snakemake --cores all {build.bundle}/manifest.json")]
+    assert summarize_build(build, CHIPS) == [
+        FORECAST,
+        ("bundle", f"not built: snakemake --cores all {build.bundle}/manifest.json"),
+    ]
     write(build.bundle / "manifest.json", {"files": {"a": {"size": 1_500_000}, "b": {"size": 500_000}}})
     bundle = ("bundle", f"{build.bundle} (2 files, 2.0 MB)")
-    assert summarize_build(build) == [bundle, ("level 1", "not checked"), ("level 2", "not checked")]
+    assert summarize_build(build, CHIPS) == [FORECAST, bundle, ("level 1", "not checked"), ("level 2", "not checked")]
     for name, report in (("layers.json", LAYERS), ("generation.json", GENERATION)):
         build.checks.mkdir(parents=True, exist_ok=True)
         write_report(build.checks / name, report)
     level_1 = "passed: 2 layers against fp32, worst token's cosine 0.99991 in layer 1"
-    assert summarize_build(build) == [
+    assert summarize_build(build, CHIPS) == [
+        FORECAST,
         bundle,
         ("level 1", level_1),
         ("level 2", "FAILED: 2 tokens, hit eos, top-1 agreement with fp32 0.500, mean KL none"),
@@ -115,4 +125,4 @@ def test_summary_after_each_step(build: Build) -> None:
 
 def test_build_that_does_not_fit_its_chip(build: Build) -> None:
     small = replace(build, npu_memory_mb=1)
-    assert summarize_build(small) == [("left out", small.misfit)]
+    assert summarize_build(small, CHIPS) == [("left out", f"{small.misfit}. It would fit with chips: AX620E")]

@@ -102,7 +102,7 @@ def test_job_that_the_lock_may_make_unnecessary() -> None:
 def test_a_hub_checkpoint_that_is_used_in_place_is_hashed(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With HF_HUB_OFFLINE, source.json names the snapshot in the hub's cache; results/checkpoints has no config.json."""
+    """With HF_HUB_OFFLINE, source.json names the snapshot in the cache; results/checkpoints has no config.json."""
     monkeypatch.chdir(tmp_path)
     snapshot, source = tmp_path / "cache/snapshot", HubSource("org/tiny", "main")
     shutil.copytree(checkpoint.folder, snapshot)

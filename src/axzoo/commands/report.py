@@ -17,5 +17,5 @@ def run(args: argparse.Namespace) -> None:
     zoo = load_zoo(args.matrix)
     for build in (*zoo.builds(), *zoo.left_out()):
         print(f"{build.name} for {build.chip}")
-        for label, text in summarize_build(build):
+        for label, text in summarize_build(build, zoo.chip_table):
             print(f"  {label:8} {text}")

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ from axzoo.checkpoint.listing import Listing
 from axzoo.checkpoint.local_files import LocalCheckpoint
 from axzoo.checkpoint.selection import select_files
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import megabytes, require_space
+from axzoo.core.files import megabytes, read_json, require_space
 from axzoo.fetch.converted import convert_checkpoint, is_converted, prepare_output
-from axzoo.fetch.hub_cache import fetch_cached
+from axzoo.fetch.hub_cache import cached_config, fetch_cached
 from axzoo.fetch.sources import PARTS, FetchedFiles, HubSource, hashed_file, write_receipt
 from axzoo.fetch.transfer import RemoteFile, partial_path, receive, transfer
 
@@ -116,6 +117,27 @@ class Repository:
         remedy = "choose another revision, or ask the owner of the repository"
         choose = "name the one to convert with --file (in a matrix: `file:`)"
         return Listing(frozenset(self.files), read, shown, remedy, choose, lambda: self.nested)
+
+
+def read_hub_config(source: HubSource, endpoint: str | None = None) -> Any:
+    """The content of a repository's config.json, from the hub's cache on this machine or from the hub. Nothing else is
+    downloaded.
+
+    Raises AxzooError when the hub refuses access, or the repository has no valid config.json.
+    """
+    if (cached := cached_config(source)) is not None:
+        return read_json(cached)
+    try:
+        with _hub_errors(source), tempfile.TemporaryDirectory() as folder:
+            repository = open_repository(source, endpoint)
+            if "config.json" not in repository.files:
+                raise AxzooError(f"{source.repo} at {source.revision} has no config.json: give another repository")
+            return repository.listing(Path(folder) / PARTS).read("config.json")
+    except OfflineModeIsEnabled:
+        raise AxzooError(
+            f"the config.json of {source.repo} at {source.revision} is not in the hub's cache, and HF_HUB_OFFLINE is "
+            f"set: unset that, or give the path of a config.json"
+        ) from None
 
 
 def open_repository(source: HubSource, endpoint: str | None) -> Repository:

@@ -51,6 +51,13 @@ def fetch_cached(source: HubSource, output: Path) -> None:
     write_receipt(output, source, fetched, commit=commit)
 
 
+def cached_config(source: HubSource) -> Path | None:
+    """The config.json of a repository in the cache; None if it is not there."""
+    found = snapshot_of(source)
+    path = None if found is None else found[1] / "config.json"
+    return path if path is not None and has_file(path) else None
+
+
 def fixed_snapshot(source: HubSource) -> Path | None:
     """The folder of `source` in the cache if a fetch would find the same files: a commit cannot change, and a branch
     or tag is looked up in the cache while HF_HUB_OFFLINE is set. None otherwise."""

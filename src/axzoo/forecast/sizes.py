@@ -33,8 +33,9 @@ class Anatomy:
 
     `layer`, `post`, `embedding` and `vision` are parameter counts: of one decoder layer, of final norm and lm_head, of
     the embedding table, of the vision model (0: none). `kv_width` is the width of a row of the K or V cache, `q_width`
-    that of a token's queries. `checkpoint` is the number of weights in the checkpoint, where a tied lm_head is stored
-    only once. `assumed` is true if widths were estimated, because the matrix does not give them.
+    that of a token's queries, and `layer_rows` the number of rows of all matrices of a layer. `checkpoint` is the
+    number of weights in the checkpoint, where a tied lm_head is stored only once. `assumed` is true if widths were
+    estimated, because the matrix does not give them.
     """
 
     model_type: str
@@ -47,6 +48,7 @@ class Anatomy:
     q_width: int
     checkpoint: int
     vision: int = 0
+    layer_rows: int = 0
     rotary_dim: int = 0
     assumed: bool = False
 
@@ -70,9 +72,10 @@ def anatomy_of_spec(spec: DecoderSpec) -> Anatomy:
     from axzoo.model.families import load_family
 
     family = load_family(spec.model_type)
+    refs = {name: kind_of(name).tensors(family, spec, 0) for name in ("layer", "post")}
     if spec.num_hidden_layers > MAX_LAYERS:
         raise AxzooError(f"num_hidden_layers {spec.num_hidden_layers} is not plausible: at most {MAX_LAYERS} are")
-    layer, post = (_parameters(kind_of(name).tensors(family, spec, 0).values()) for name in ("layer", "post"))
+    layer, post = (_parameters(refs[name].values()) for name in ("layer", "post"))
     embedding = spec.vocab_size * spec.layer.hidden_size
     vision = 0 if spec.vision is None else _parameters(kind_of("vision").tensors(family, spec, None).values())
     stored = spec.num_hidden_layers * layer + post + vision + (0 if spec.tie_word_embeddings else embedding)
@@ -92,14 +95,18 @@ def anatomy_of_spec(spec: DecoderSpec) -> Anatomy:
         q_width=spec.layer.q_size,
         checkpoint=stored,
         vision=vision,
+        layer_rows=sum(_shape(ref)[0] for ref in refs["layer"].values() if len(ref.shape) == 2),
         rotary_dim=spec.layer.rope.rotary_dim,
     )
 
 
 def _parameters(tensors: Iterable[TensorRef]) -> int:
-    """Tensors of which a part takes only some rows count with these."""
-    counts = ((ref.shape if ref.rows is None else (ref.rows[1] - ref.rows[0], *ref.shape[1:])) for ref in tensors)
-    return sum(math.prod(shape) for shape in counts)
+    return sum(math.prod(_shape(ref)) for ref in tensors)
+
+
+def _shape(ref: TensorRef) -> tuple[int, ...]:
+    """A tensor of which a part takes only some rows counts with these."""
+    return ref.shape if ref.rows is None else (ref.rows[1] - ref.rows[0], *ref.shape[1:])
 
 
 def anatomy_of_sizes(model: ModelOutline, sizes: Sizes) -> Anatomy:
@@ -125,7 +132,8 @@ def anatomy_of_sizes(model: ModelOutline, sizes: Sizes) -> Anatomy:
         q_width=q_width,
         checkpoint=model.num_hidden_layers * layer + sizes["post"] + vision,
         vision=vision,
-        rotary_dim=0,
+        layer_rows=q_width + 2 * kv_width + 2 * hidden + 2 * inner,
+        rotary_dim=128 if kv_width % 128 == 0 else 64,
         assumed=not known,
     )
 
@@ -188,6 +196,27 @@ GUARD_TAIL = 0.15
 def guard_mb(recipe: Recipe, anatomy: Anatomy) -> float:
     """The memory that the host program's guard keeps free."""
     return GUARD_FLOOR_MB + GUARD_TAIL * FORMATS[recipe.post_weight_type].bytes_on_device * anatomy.post / 1e6
+
+
+LAYER_GRAPH_BYTES, POST_GRAPH_BYTES = 6000, 1000
+"""The parts of a file that are neither weights, scales nor rotary tables: the graph, and the table of shape groups."""
+
+
+def flash_bytes(recipe: Recipe, anatomy: Anatomy) -> int:
+    """The size of a bundle of the host backend, without the tokenizer: layers, post layer, vision model, embedding."""
+    layer, post = FORMATS[recipe.weight_type], FORMATS[recipe.post_weight_type]
+    scales = anatomy.layer / recipe.weight_group_size if recipe.weight_group_size else anatomy.layer_rows
+    tables = 4 * anatomy.rotary_dim * recipe.positions
+    one = layer.bytes_stored * anatomy.layer + 4 * scales * layer.has_scales + tables + LAYER_GRAPH_BYTES
+    vocab = anatomy.embedding / anatomy.hidden_size
+    head = post.bytes_stored * anatomy.post + 4 * vocab * post.has_scales + POST_GRAPH_BYTES
+    vision = layer.bytes_stored * anatomy.vision
+    return round(anatomy.num_hidden_layers * one + head + vision + embedding_bytes(anatomy))
+
+
+def embedding_bytes(anatomy: Anatomy) -> int:
+    """The size of the embedding file, bf16."""
+    return 2 * anatomy.embedding
 
 
 _WITH_SCALES = 1.1

@@ -21,6 +21,9 @@ Host = Literal["onchip", "axcl"]
 HOSTS: tuple[Host, ...] = get_args(Host)
 """Where the host program runs: on the board's own processor, or on another computer that reaches the chip over PCIe."""
 
+PCIE_CHIPS = ("AX650",)
+"""The chips that are sold on cards. Their name on a card is AX8850."""
+
 PARAMETERS = Path(__file__).with_name("parameters.json")
 
 _FLOATS = ("fp32", "fp16", "bf16", "fp8_e4m3", "fp8_e5m2")

@@ -273,6 +273,11 @@ class Zoo(BaseModel):
     def model_post_init(self, context: Any) -> None:
         self._chips = context
 
+    @property
+    def chip_table(self) -> ChipTable:
+        """The chips with which the matrix was validated."""
+        return self._chips
+
     def builds(self) -> tuple[Build, ...]:
         """All builds that fit their chip, in file order: models, then chips, weight types, backends."""
         return tuple(build for name in self.models for build in self.builds_of(name) if build.misfit is None)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from axzoo.bundle.boards.lengths import host_warnings
 from axzoo.core.errors import AxzooError
-from axzoo.fetch.sources import RECEIPT, FolderSource, HubSource, is_complete, source_keys
+from axzoo.core.files import read_json
+from axzoo.fetch.sources import PARTS, RECEIPT, FolderSource, HubSource, is_complete, source_keys
 from axzoo.forecast.sizes import parameters
 from axzoo.matrix.build import RESULTS, Build
 from axzoo.model.spec import DecoderSpec, supported_length
@@ -149,11 +150,13 @@ def recipe_problem(spec: DecoderSpec, recipe: Recipe) -> str | None:
 
 
 def to_fetch(builds: Iterable[Build]) -> str | None:
-    """A line that says how much the hub's models take that are not fetched yet; None if there are none.
+    """A line that says how much the hub's models take that are not fetched yet, and what is already here; None if all
+    are here.
 
     The size is estimated from the `sizes` of the matrix, because planning needs no network. `axzoo fetch` logs the
     exact size before it downloads.
     """
+    builds = list(builds)
     models = {
         build.model: build
         for build in builds
@@ -168,6 +171,30 @@ def to_fetch(builds: Iterable[Build]) -> str | None:
     if not known:
         return f"to fetch: {what}; the size is not known, because the matrix has no sizes"
     free = shutil.disk_usage(next(path for path in (RESULTS, *RESULTS.absolute().parents) if path.exists())).free
-    room = f"; the disk has only {free / 1e9:.1f} GB left" if free < needed else ""
+    received = sum(_received_bytes(build) for build in models.values())
+    room = f"; the disk has only {free / 1e9:.1f} GB left" if free < needed - received else ""
     without = f", and {unknown} of unknown size" if unknown else ""
-    return f"to fetch: {what}, about {needed / 1e9:.1f} GB, estimated from sizes{without}{room}"
+    partly = f", {received / 1e9:.1f} GB of it already here" if received >= 10**8 else ""
+    size = f"about {needed / 1e9:.1f} GB, estimated from sizes"
+    return f"to fetch: {what}, {size}{without}{partly}{room}{_fetched(builds)}"
+
+
+def _received_bytes(build: Build) -> int:
+    """What an interrupted fetch has left of a checkpoint."""
+    folders = (build.checkpoint, build.checkpoint / PARTS)
+    files = [path for folder in folders if folder.is_dir() for path in folder.iterdir() if path.is_file()]
+    return sum(path.stat().st_size for path in files)
+
+
+def _fetched(builds: Iterable[Build]) -> str:
+    """The part of the line about models that are complete, by their receipts."""
+    sizes = {}
+    for build in builds:
+        if isinstance(build.source, HubSource) and (build.checkpoint / RECEIPT).exists():
+            try:
+                files = read_json(build.checkpoint / RECEIPT)["files"]
+                sizes[build.model] = sum(record["size"] for record in files.values())
+            except (AxzooError, KeyError, TypeError, AttributeError):
+                continue  # a damaged receipt: fetched again
+    count = "1 model" if len(sizes) == 1 else f"{len(sizes)} models"
+    return f"; fetched before: {count}, {sum(sizes.values()) / 1e9:.1f} GB" if sizes else ""

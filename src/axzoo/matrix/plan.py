@@ -17,6 +17,7 @@ from axzoo.core.errors import AxzooError
 from axzoo.core.fingerprint import fingerprint
 from axzoo.matrix.batches import PartRule, part_rules
 from axzoo.matrix.build import Build
+from axzoo.matrix.chips import ChipTable
 from axzoo.matrix.comparison import Comparison
 from axzoo.matrix.entries import load_zoo
 from axzoo.matrix.lock_state import lock_code
@@ -40,14 +41,17 @@ class Plan:
     wanted: tuple[Build, ...]
     demo: tuple[Build, ...]
     left_out: tuple[Build, ...]
+    chip_table: ChipTable
     layers_per_job: int | None = None  # None: depends on the model's sizes
     store: str = STORE  # a folder, absolute or relative to the project's root
 
     @property
     def left_out_lines(self) -> list[str]:
         """Messages about builds that are left out: one for each, or only their number if there are many."""
+        from axzoo.matrix.preflight import misfit_with_advice  # imports numpy, and few plans need it
+
         if len(self.left_out) <= MAX_REASONS:
-            return [f"left out: {build.misfit}" for build in self.left_out]
+            return [f"left out: {misfit_with_advice(build, self.chip_table)}" for build in self.left_out]
         known = len(self.wanted) + len(self.left_out)
         return [
             f"left out: {len(self.left_out)} of {known} builds, which do not fit their chip's memory: "
@@ -161,7 +165,7 @@ def make_plan(matrices: Sequence[str | Path], demo: str | Path, config: Mapping[
         reasons = "\n".join(str(build.misfit) for build in left_out)
         raise AxzooError(f"nothing to build: no build of the matrix fits its chip\n{reasons}")
     in_demo = tuple(build for zoo in demos for build in zoo.builds())
-    plan = Plan(wanted, in_demo, left_out, *_machine_settings(config or {}))
+    plan = Plan(wanted, in_demo, left_out, zoos[0].chip_table, *_machine_settings(config or {}))
     bundles: dict[Path, Build] = {}
     models: dict[str, Build] = {}
     for build in (*plan.wanted, *plan.demo, *plan.left_out):

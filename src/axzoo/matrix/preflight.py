@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -100,43 +100,75 @@ def refuse_prompt(tokens: int, recipe: Recipe) -> None:
 
 def refuse_misfit(build: Build, chips: ChipTable) -> None:
     """Raises AxzooError, with numbers and suggestions, when the build does not fit the chip's memory."""
-    if build.misfit is None:
-        return
-    options = list(_fitting_options(build, chips))
-    advice = (
-        f"It would fit with {', or with '.join(options)}"
-        if options
-        else "Smaller weights or another chip would not be enough"
-    )
-    raise AxzooError(f"{build.misfit}. {advice}")
+    if build.misfit is not None:
+        raise AxzooError(f"{build.misfit}. {_advice(remedy.options for remedy in remedies(build, chips))}")
 
 
-def _fitting_options(build: Build, chips: ChipTable) -> Iterator[str]:
-    """Command line options with which the build would fit: smaller weights, a shorter KV cache, another chip."""
-    memory, recipe = chips.memory_mb(build.chip), build.recipe
+def misfit_with_advice(build: Build, chips: ChipTable) -> str:
+    """The `misfit` of a build that is left out, with the keys of the matrix with which it would fit."""
+    return f"{build.misfit}. {_advice(remedy.keys for remedy in remedies(build, chips))}"
+
+
+def _advice(remedies: Iterable[str]) -> str:
+    options = list(remedies)
+    if not options:
+        return "Smaller weights or another chip would not be enough"
+    return f"It would fit with {', or with '.join(options)}"
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What to change so that a build fits; None keeps a setting."""
+
+    weight_type: str | None = None
+    post_weight_type: str | None = None
+    kv_cache_len: int | None = None
+    chip: str | None = None
+
+    @property
+    def options(self) -> str:
+        """The change as options of llm_build."""
+        names = {"weight_type": "-w", "post_weight_type": "--post_weight_type", "kv_cache_len": "--kv_cache_len"}
+        return " ".join(f"{name} {value}" for name, value in self._changes({**names, "chip": "--chip"}))
+
+    @property
+    def keys(self) -> str:
+        """The change as keys of a matrix."""
+        names = {name: f"{name}:" for name in ("weight_type", "post_weight_type", "kv_cache_len")}
+        return ", ".join(f"{name} {value}" for name, value in self._changes({**names, "chip": "chips:"}))
+
+    def _changes(self, names: Mapping[str, str]) -> Iterator[tuple[str, str | int]]:
+        return ((names[key], value) for key in names if (value := getattr(self, key)) is not None)
+
+
+def remedies(build: Build, chips: ChipTable) -> Iterator[Remedy]:
+    """Changes with which the build would fit: smaller weights, a shorter KV cache, another chip."""
+    memory, recipe = build.npu_memory_mb, build.recipe
     yield from _first_fitting(build, memory, _smaller_weights(recipe))
     shortest = max(1, recipe.prefill_len - 1, recipe.max_prompt_len - 1)
     if _fits(build, replace(recipe, kv_cache_len=shortest), memory):
-        yield f"--kv_cache_len {_longest_cache(build, shortest, memory)}"
+        yield Remedy(kv_cache_len=_longest_cache(build, shortest, memory))
     for chip in [name for name in chips.chips if name != build.chip]:
-        candidates = [("", recipe), *_smaller_weights(recipe)]
-        for options in _first_fitting(build, chips.memory_mb(chip), candidates):
-            yield f"{options} --chip {chip}".lstrip()
+        candidates = [(Remedy(), recipe), *_smaller_weights(recipe)]
+        for remedy in _first_fitting(build, chips.memory_mb(chip), candidates):
+            yield replace(remedy, chip=chip)
 
 
-def _first_fitting(build: Build, memory_mb: int, candidates: Iterable[tuple[str, Recipe]]) -> list[str]:
-    return [options for options, recipe in candidates if _fits(build, recipe, memory_mb)][:1]
+def _first_fitting(build: Build, memory_mb: int, candidates: Iterable[tuple[Remedy, Recipe]]) -> list[Remedy]:
+    return [remedy for remedy, recipe in candidates if _fits(build, recipe, memory_mb)][:1]
 
 
-def _smaller_weights(recipe: Recipe) -> Iterator[tuple[str, Recipe]]:
-    """Recipes with smaller weight types and the options that select them, the smallest change first."""
+def _smaller_weights(recipe: Recipe) -> Iterator[tuple[Remedy, Recipe]]:
+    """Recipes with smaller weight types and the change that selects them, the smallest first."""
     layers = [kind for kind in INTEGER_WEIGHT_TYPES if _is_smaller(kind, recipe.weight_type)]
     heads = [kind for kind in POST_WEIGHT_TYPES if kind == "s8" and _is_smaller(kind, recipe.post_weight_type)]
     for layer, head in product([recipe.weight_type, *layers], [recipe.post_weight_type, *heads]):
-        options = [f"-w {layer}"] if layer != recipe.weight_type else []
-        options += [f"--post_weight_type {head}"] if head != recipe.post_weight_type else []
-        if options:
-            yield " ".join(options), replace(recipe, weight_type=layer, post_weight_type=head)
+        remedy = Remedy(
+            weight_type=layer if layer != recipe.weight_type else None,
+            post_weight_type=head if head != recipe.post_weight_type else None,
+        )
+        if remedy != Remedy():
+            yield remedy, replace(recipe, weight_type=layer, post_weight_type=head)
 
 
 def _is_smaller(kind: str, than: str) -> bool:

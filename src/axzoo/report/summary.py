@@ -11,21 +11,28 @@ from axzoo.core.files import read_json
 
 if TYPE_CHECKING:
     from axzoo.matrix.build import Build
+    from axzoo.matrix.chips import ChipTable
 
 
-def summarize_build(build: Build) -> list[tuple[str, str]]:
-    """The summary as (label, text) pairs: the bundle, hosts that cannot use it, the verdict of each check, prompt and
-    answer.
+def summarize_build(build: Build, chips: ChipTable) -> list[tuple[str, str]]:
+    """The summary as (label, text) pairs: the forecast, the bundle, hosts that cannot use it, the verdict of each
+    check, prompt and answer.
 
-    A build that is left out or not built yet has a single pair with the reason.
+    A build that is left out has a single pair with the reason and what would fit. Of a build that is not built yet, the
+    forecast is known at most.
     """
+    from axzoo.matrix.forecasts import forecast_line
+    from axzoo.matrix.preflight import misfit_with_advice
+
     if build.misfit is not None:
-        return [("left out", build.misfit)]
+        return [("left out", misfit_with_advice(build, chips))]
+    expected = forecast_line(build)
+    forecast = [] if expected is None else [("forecast", expected)]
     manifest = _read(build.bundle / "manifest.json")
     if manifest is None:
-        return [("bundle", f"not built: snakemake --cores all {build.bundle / 'manifest.json'}")]
+        return [*forecast, ("bundle", f"not built: snakemake --cores all {build.bundle / 'manifest.json'}")]
     size = sum(file["size"] for file in manifest["files"].values())
-    lines = [("bundle", f"{build.bundle} ({len(manifest['files'])} files, {size / 1e6:.1f} MB)")]
+    lines = [*forecast, ("bundle", f"{build.bundle} ({len(manifest['files'])} files, {size / 1e6:.1f} MB)")]
     boards = manifest.get("boards")
     if isinstance(boards, dict) and "tokenizer_txt" in boards:
         lines.append(("tokenizer.txt", _tokenizer_txt(boards["tokenizer_txt"])))
