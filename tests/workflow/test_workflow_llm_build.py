@@ -142,7 +142,9 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def children(process: subprocess.Popen[str]) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    """The Snakemake that a build started. A tokenizer's process is a child too."""
+    pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in pids if b"\0snakemake\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def stages(shown: str) -> list[str]:
