@@ -66,7 +66,8 @@ def test_summary_says_which_hosts_load_the_bundle(build: Build) -> None:
 
 @pytest.mark.parametrize(("entry", "text"), TOKENIZER_TXT)
 def test_summary_says_what_boards_make_of_texts(build: Build, entry: dict[str, Any], text: str) -> None:
-    boards = {"warnings": [], "axllm": {"template": {"tokenizer_type": "Qwen3"}}, "tokenizer_txt": entry}
+    template = {"tokenizer_type": "Qwen3", "agreement": "equal", "differs": []}
+    boards = {"warnings": [], "axllm": {"template": template}, "tokenizer_txt": entry}
     write(build.bundle / "manifest.json", {"files": {}, "boards": boards})
     assert ("tokenizer.txt", text) in summarize_build(build)
 
