@@ -225,6 +225,7 @@ def test_a_post_layer_without_logits(build_tiny: Callable[[Recipe], Built], tmp_
     complete_bundle(built.plan)
     found = board_check(built.folder)
     assert found["main_prefill"].loads
+    assert '--use_topk "1"' in (built.folder / "run.sh").read_text()
     assert "build it with post_topk 0" in " ".join(found["axllm"].faults)
 
 

@@ -63,7 +63,7 @@ def write_host_files(model: HostedModel) -> tuple[list[str], dict[str, Any]]:
     )
     write_json(model.folder / "config.json", config)
     write_json(model.folder / "post_config.json", asdict(checkpoint_sampling(model.folder / "tokenizer")))
-    write_text(model.folder / "run.sh", _run_script(config))
+    write_text(model.folder / "run.sh", _run_script(config, model.recipe.post_topk > 0))
     (model.folder / "run.sh").chmod(0o755)
     warnings = host_warnings(model.recipe, model.spec.embedding_scale)
     facts = {
@@ -169,8 +169,8 @@ def _embedding_scale(spec: DecoderSpec, recipe: Recipe) -> dict[str, Any]:
     return {"embedding_scale": spec.embedding_scale} if scaled else {}
 
 
-def _run_script(config: Mapping[str, Any]) -> str:
-    """run.sh, which starts the board's host program with this bundle."""
+def _run_script(config: Mapping[str, Any], use_topk: bool) -> str:
+    """run.sh, which starts the board's host program with this bundle. With `use_topk`, the post layer gives tokens."""
     flags = {
         "template_filename_axmodel": config["template_filename_axmodel"],
         "axmodel_num": config["axmodel_num"],
@@ -185,6 +185,7 @@ def _run_script(config: Mapping[str, Any]) -> str:
         "use_mmap_load_embed": int(config["use_mmap_load_embed"]),
         "post_config_path": config["post_config_path"],
         **_vision_flags(config),
+        **({"use_topk": 1} if use_topk else {}),
         "live_print": 1,
         "continue": 1,
     }
