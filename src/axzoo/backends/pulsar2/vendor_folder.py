@@ -21,6 +21,7 @@ from axzoo.backends.pulsar2.row_blocks import ROWS
 from axzoo.backends.pulsar2.vendor_file import read_vendor_file
 from axzoo.backends.pulsar2.weight_proof import SAMPLE, WeightProof, layers_in, prove_tensors
 from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.gptq import gptq_config
 from axzoo.checkpoint.tensors import row_blocks
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
@@ -49,6 +50,11 @@ class CheckpointParts:
             raise AxzooError(f"{self.folder / 'config.json'} is not the config.json of a model: it has no model_type")
         self._family = load_family(config["model_type"])
         self.spec = self._family.decoder_spec(ConfigView(config, self.folder / "config.json"))
+        if gptq_config(self.folder) is not None:
+            raise AxzooError(
+                f"{self.folder} has GPTQ codes with scales per group, and no published file shows how the compiler "
+                f"stores them: compare with a checkpoint that is not quantized"
+            )
         self._checkpoint = open_checkpoint(self.folder)
 
     @cached_property
