@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+import tracemalloc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -457,3 +459,50 @@ def test_weights_that_are_not_written(name: str) -> None:
     if name == "a large sum":
         other = example.layer | {"down_proj.weight": other["down_proj.weight"]}
         assert reading_of(bytes(example.content), other).all_faults == ["down_proj.weight is not in the file"]
+
+
+def _hostile_tables(example: Example) -> dict[str, bytes]:
+    """Tables that repeat what the reader searches for."""
+    scales = np.array(
+        [row_scale(row, example.shape.kind, example.shape.rule) for row in example.layer["v_proj.weight"]]
+    )
+    size = 4 << 20
+    block = example.block("v_proj.weight", 0)
+    return {
+        "empty": b"",
+        "one byte": b"x",
+        "zeros": bytes(size),
+        "NaN": b"\xff" * size,
+        "one scale": scales[:1].astype("<f4").tobytes() * (size // 4),
+        "all scales": scales.astype("<f4").tobytes() * (size // scales.size // 4),
+        "the same block": block * (size // len(block)),
+        "all but the end": bytes(example.content[:-600]),
+        "shifted by one byte": b"x" + bytes(example.content),
+    }
+
+
+@pytest.mark.parametrize("name", _hostile_tables(Example(SHAPES["s8 A"])))
+def test_hostile_tables(name: str) -> None:
+    """They are read in bounded time and memory, and are never taken for the layer's."""
+    example = Example(SHAPES["s8 A"])
+    table = _hostile_tables(example)[name]
+    start = time.process_time()
+    tracemalloc.start()
+    try:
+        assert reading_of(table, example.layer).all_faults
+        assert tracemalloc.get_traced_memory()[1] < 256 << 20
+    finally:
+        tracemalloc.stop()
+    assert time.process_time() - start < 10
+
+
+def test_equal_rows_everywhere() -> None:
+    """A checkpoint and a table in which every block is the same."""
+    shape = Shape(480, 15, 1, 32, 480)
+    layer = {role: np.ones(size, np.float32) for role, size in shape.matrices.items()}
+    layer |= {role: np.full(size, 2, np.float32) for role, size in shape.vectors.items()}
+    table = layer_table(shape, layer)
+    start = time.process_time()
+    assert reading_of(bytes(table.content), layer).all_faults == []
+    assert reading_of(bytes(table.content)[4:] * 50, layer).all_faults
+    assert time.process_time() - start < 10

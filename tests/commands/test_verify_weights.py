@@ -10,14 +10,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import save_file
 
 sys.path.append(str(Path(__file__).parents[1] / "backends"))
 
-from table_writer import Matrix, Shape, container, post_table, random_layer, write_layer
+from table_writer import (
+    Matrix,
+    Shape,
+    block_bytes,
+    container,
+    layer_table,
+    post_table,
+    random_layer,
+    write_layer,
+)
 
-from axzoo.backends.pulsar2.weight_proof import prove_weights
+from axzoo.backends.pulsar2.weight_proof import WeightProof, prove_tensors, prove_weights
 from axzoo.checkpoint import open_checkpoint
 from axzoo.cli import main
 from axzoo.core.errors import AxzooError
@@ -140,7 +150,9 @@ def test_swapped_layers(model: Model, capsys: Capture) -> None:
     model.file("x").rename(model.file(3))
     code, out, err = verify(model, capsys)
     assert code == 1
-    assert f"{model.file(1).name}: holds the weights of layer 3\n" in out
+    assert [line for line in out.splitlines() if line.startswith(model.file(1).name)] == [
+        f"{model.file(1).name}: holds the weights of layer 3"
+    ]
     assert f"{model.file(3).name}: holds the weights of layer 1\n" in out
     assert f"{model.file(0).name}: holds the weights of layer 0 ({FORM})" in out
     assert f"{model.folder} does not hold the weights of {model.checkpoint} (files that differ" in err
@@ -280,6 +292,76 @@ def test_checkpoints_that_cannot_be_read(model: Model, capsys: Capture, tmp_path
     (tmp_path / "config.json").write_text("{}")
     code, _, err = verify(model, capsys, checkpoint=tmp_path)
     assert (code, "it has no model_type" in err) == (1, True)
+
+
+def test_a_gptq_checkpoint(model: Model, capsys: Capture, tmp_path: Path) -> None:
+    shutil.copytree(model.checkpoint, tmp_path / "gptq")
+    (tmp_path / "gptq/quantize_config.json").write_text(json.dumps({"bits": 4, "group_size": 128, "sym": True}))
+    code, _, err = verify(model, capsys, checkpoint=tmp_path / "gptq")
+    assert code == 1
+    assert "has GPTQ codes with scales per group, and no published file shows how the compiler stores them" in err
+
+
+def prove(path: Path, layer: dict[str, Matrix]) -> WeightProof:
+    return prove_tensors(path, {role: tensor.shape for role, tensor in layer.items()}, lambda role: [layer[role]])
+
+
+def test_biases_cannot_be_proven(tmp_path: Path) -> None:
+    """Wherever a file has them: as vectors of their own, or where other files have zeros."""
+    shape = Shape(64, 4, 2, 32, 96)
+    layer = random_layer(shape, np.random.default_rng(0))
+    biased = layer | {"q_proj.bias": np.random.default_rng(1).standard_normal(128).astype(np.float32)}
+    table = write_layer(tmp_path / "x.axmodel", shape, layer)
+    proof = prove(tmp_path / "x.axmodel", biased)
+    assert (proof.faults, proof.proven) == ((), False)
+    assert proof.unknown == ("q_proj.bias is not in the file: no published file shows where biases are",)
+    content = bytearray(table.content)
+    end = table.places["q_proj.weight"] + len(block_bytes(layer["q_proj.weight"][:32], "s8", "A"))
+    content[end - 256 : end - 128] = biased["q_proj.bias"][:32].tobytes()
+    (tmp_path / "x.axmodel").write_bytes(container(bytes(content)))
+    proof = prove(tmp_path / "x.axmodel", biased)
+    assert proof.faults == ()
+    assert len(proof.unknown) == 2
+    without = prove(tmp_path / "x.axmodel", layer)
+    assert without.faults[0].startswith(
+        "q_proj.weight has bytes that are not 0, but are in all known files, in 1 blocks"
+    )
+
+
+def test_rows_that_no_file_shows(tmp_path: Path) -> None:
+    shape = Shape(64, 4, 2, 32, 96)
+    layer = random_layer(shape, np.random.default_rng(0))
+    write_layer(tmp_path / "x.axmodel", shape, layer)
+    layer["v_proj.weight"] = layer["v_proj.weight"][:40]
+    proof = prove(tmp_path / "x.axmodel", layer)
+    text = "v_proj.weight has 40 rows, and no file shows how a number that is not a multiple of 32 is stored"
+    assert proof.unknown == (text,)
+
+
+def test_types_of_one_build(tmp_path: Path) -> None:
+    """A layer whose v_proj was compiled as s4."""
+    shape = Shape(64, 4, 2, 32, 96)
+    layer = random_layer(shape, np.random.default_rng(0))
+    table = layer_table(shape, layer)
+    old = b"".join(block_bytes(layer["v_proj.weight"][start : start + 32], "s8", "A") for start in (0, 32))
+    new = b"".join(block_bytes(layer["v_proj.weight"][start : start + 32], "s4", "A") for start in (0, 32))
+    (tmp_path / "x.axmodel").write_bytes(container(bytes(table.content).replace(old, new)))
+    proof = prove(tmp_path / "x.axmodel", layer)
+    form = "s4, rule A, 32 rows per block; s8, rule A, 32 rows per block"
+    assert proof.faults == (f"its matrices are stored in different types: {form}",)
+
+
+@pytest.mark.parametrize("length", range(1, 5))
+def test_tables_at_any_byte(tmp_path: Path, length: int) -> None:
+    """The table starts at any byte of the file, aligned or not."""
+    shape = Shape(64, 4, 2, 32, 96)
+    layer = random_layer(shape, np.random.default_rng(0))
+    write_layer(tmp_path / "x.axmodel", shape, layer)
+    saved = onnx.load(tmp_path / "x.axmodel")
+    saved.doc_string = "x" * length
+    onnx.save(saved, tmp_path / "x.axmodel")
+    proof = prove(tmp_path / "x.axmodel", layer)
+    assert proof.proven
 
 
 def test_a_checkpoint_of_another_shape(model: Model, capsys: Capture, tmp_path: Path) -> None:

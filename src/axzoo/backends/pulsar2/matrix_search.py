@@ -45,10 +45,11 @@ class StorageForm:
     rule: RuleName | None
     equal_types: tuple[StoredType, ...] = ()
 
-    def __str__(self) -> str:
+    @property
+    def numerics(self) -> str:
+        """The type and the rule, such as "s8, rule A"."""
         types = " or ".join((self.layout.weight_type, *self.equal_types))
-        rule = f", rule {self.rule}" if self.rule else ""
-        return f"{types}{rule}, {self.layout.rows} rows per block"
+        return f"{types}, rule {self.rule}" if self.rule else types
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from axzoo.backends.pulsar2.row_blocks import ROWS
 from axzoo.backends.pulsar2.vendor_file import read_vendor_file
 from axzoo.backends.pulsar2.weight_proof import SAMPLE, WeightProof, layers_in, prove_tensors
 from axzoo.checkpoint import open_checkpoint
+from axzoo.checkpoint.gptq import gptq_config
 from axzoo.checkpoint.tensors import row_blocks
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
@@ -49,6 +50,11 @@ class CheckpointParts:
             raise AxzooError(f"{self.folder / 'config.json'} is not the config.json of a model: it has no model_type")
         self._family = load_family(config["model_type"])
         self.spec = self._family.decoder_spec(ConfigView(config, self.folder / "config.json"))
+        if gptq_config(self.folder) is not None:
+            raise AxzooError(
+                f"{self.folder} has GPTQ codes with scales per group, and no published file shows how the compiler "
+                f"stores them: compare with a checkpoint that is not quantized"
+            )
         self._checkpoint = open_checkpoint(self.folder)
 
     @cached_property
@@ -152,28 +158,31 @@ def prove_part(part: VendorPart, model: CheckpointParts) -> WeightProof:
     proof = prove_tensors(part.path, model.shapes(refs), model.reader(refs))
     if part.layer is None or not any(fault.endswith("weight is not in the file") for fault in proof.faults):
         return proof
-    return replace(proof, faults=(*_identified(part, model, proof.blocks), *proof.faults))
+    return replace(proof, faults=tuple(_identified(part, model, proof)))
 
 
-def _identified(part: VendorPart, model: CheckpointParts, blocks: int) -> Iterator[str]:
-    """Whose weights a file holds that are not those of its layer."""
+def _identified(part: VendorPart, model: CheckpointParts, proof: WeightProof) -> Iterator[str]:
+    """The faults of a file that does not hold its layer's weights, and whose weights it holds instead."""
     found = layers_in(read_vendor_file(part.path).table, model.samples)
     others = {role: [index for index in layers if index != part.layer] for role, layers in found.items()}
     others = {role: layers for role, layers in others.items() if layers and part.layer not in found[role]}
     counts = Counter(layer for layers in others.values() for layer in layers)
     if not counts:
-        if not blocks:
+        if proof.blocks:
+            yield from proof.faults
+        else:
             yield f"holds the weights of no layer of {model.folder}: it was compiled from another checkpoint"
         return
     layer, roles = counts.most_common(1)[0]
     refs = model.layer(layer)
     if prove_tensors(part.path, model.shapes(refs), model.reader(refs)).proven:
         yield f"holds the weights of layer {layer}"
-    elif roles == len([ref for ref in refs.values() if len(ref.shape) == 2]):
+        return
+    if roles == len([ref for ref in refs.values() if len(ref.shape) == 2]):
         yield f"holds the matrices of layer {layer}"
     else:
-        for role, layers in others.items():
-            yield f"{role} is that of layer {layers[0]}"
+        yield from (f"{role} is that of layer {layers[0]}" for role, layers in others.items())
+    yield from proof.faults
 
 
 def _require_vendor(path: Path) -> None:

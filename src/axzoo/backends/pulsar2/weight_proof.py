@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from axzoo.backends.pulsar2.matrix_search import MISSING, FoundMatrix
+from axzoo.backends.pulsar2.matrix_search import MISSING, FoundMatrix, StorageForm
 from axzoo.backends.pulsar2.row_blocks import ROWS
 from axzoo.backends.pulsar2.vendor_file import read_vendor_file
 from axzoo.backends.pulsar2.weight_table import ConstantRun, TableReading, read_table
@@ -84,16 +84,25 @@ def prove_tensors(
         else:
             faults.append(fault)
     faults += _of_order(reading)
-    forms = sorted({str(found.form) for found in reading.matrices.values() if found.form})
+    form = _form_text([found.form for found in reading.matrices.values() if found.form])
     types = {kind for found in reading.matrices.values() for kind in _types(found)}
     common = [kind for kind in types if all(kind in _types(found) for found in reading.matrices.values() if found.form)]
     if types and not common:
-        faults.append(f"its matrices are stored in different types: {'; '.join(forms)}")
+        faults.append(f"its matrices are stored in different types: {form}")
     if common and weight_type is not None and weight_type not in common:
         faults.append(f"its weights are stored as {common[0]} instead of {weight_type}")
     blocks = sum(int((found.offsets != MISSING).sum()) for found in reading.matrices.values())
     notes = tuple(_notes(reading))
-    return WeightProof(path.name, "; ".join(forms), blocks, tuple(faults), tuple(unknown), notes, reading.constants)
+    return WeightProof(path.name, form, blocks, tuple(faults), tuple(unknown), notes, reading.constants)
+
+
+def _form_text(forms: Sequence[StorageForm]) -> str:
+    """How matrices are stored, such as "s4, rule A, 32 or 64 rows per block"."""
+    rows: dict[str, set[int]] = {}
+    for form in forms:
+        rows.setdefault(form.numerics, set()).add(form.layout.rows)
+    texts = [f"{what}, {' or '.join(map(str, sorted(sizes)))} rows per block" for what, sizes in sorted(rows.items())]
+    return "; ".join(texts)
 
 
 def _types(found: FoundMatrix) -> tuple[str, ...]:
