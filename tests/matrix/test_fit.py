@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from axzoo.forecast.sizes import DeviceMemory, device_memory
-from axzoo.matrix.chips import Chip, ChipTable
-from axzoo.matrix.entries import Zoo
+from axzoo.matrix.chips import Chip, ChipTable, load_chips
+from axzoo.matrix.entries import Zoo, load_zoo
+from axzoo.matrix.preflight import misfit_with_advice, remedies
 from axzoo.weights.formats import FORMATS
 from axzoo.weights.recipe import HIDDEN_STATE_TYPES, POST_WEIGHT_TYPES, WEIGHT_TYPES, Recipe
 
+ROOT = Path(__file__).parents[2]
 Load = Callable[[str], Zoo]
 
 LLAMA_2_7B = "sizes: {layer: 202383360, post: 131076096, kv_width: 4096}"
@@ -77,3 +82,41 @@ def test_build_fits_if_and_only_if_memory_suffices(layer: int, post: int, kv_wid
     zoo = Zoo.model_validate({"models": {"M": entry}}, context=table)
     fits = spare >= 0 or needed <= 1
     assert (len(zoo.builds()), len(zoo.left_out())) == ((1, 0) if fits else (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"chip": "AX620E"}, "It would fit with weight_type: s4, or with kv_cache_len: 28770, or with chips: AX650"),
+        ({"chip": "AX650", "layer": 10**9}, "Smaller weights or another chip would not be enough"),
+        (
+            {"chip": "AX620E", "weight_type": "fp32", "layer": 10**8, "kv": 256},
+            "It would fit with weight_type: s8, or with chips: AX650",
+        ),
+    ],
+)
+def test_what_would_fit_instead_in_words_of_the_matrix(load: Load, changes: dict[str, Any], advice: str) -> None:
+    values = {"layer": 60_000_000, "weight_type": "s8", "kv": 1024, **changes}
+    sizes = f"{{layer: {values['layer']}, post: 60000000, kv_width: {values['kv']}}}"
+    zoo = load(
+        f"models: {{L: {{path: x, model_type: llama, num_hidden_layers: 16, kv_cache_len: 32767, "
+        f"chips: {values['chip']}, weight_type: {values['weight_type']}, sizes: {sizes}}}}}"
+    )
+    (build,) = zoo.left_out()
+    assert misfit_with_advice(build, zoo.chip_table) == f"{build.misfit}. {advice}"
+
+
+@pytest.mark.parametrize("model", ["Llama-2-7b-hf", "phi-2", "Qwen2-7B-Instruct"])
+def test_advice_is_true(model: str) -> None:
+    """A build of the zoo that is left out fits with every remedy."""
+    chips = load_chips(ROOT / "config/chips.yaml")
+    zoo = load_zoo(ROOT / "config/zoo.yaml", ROOT / "config/chips.yaml")
+    build = next(build for build in zoo.builds_of(model) if build.misfit is not None)
+    found = list(remedies(build, chips))
+    assert found
+    for remedy in found:
+        given = {
+            key: value for key in ("weight_type", "post_weight_type", "kv_cache_len") if (value := getattr(remedy, key))
+        }
+        needed = device_memory(replace(build.recipe, **given), build, dict(build.sizes)).total_mb
+        assert needed <= chips.memory_mb(remedy.chip or build.chip)

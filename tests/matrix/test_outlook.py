@@ -181,6 +181,29 @@ def test_gigabytes_to_fetch(build: Build, monkeypatch: pytest.MonkeyPatch) -> No
     )
 
 
+def test_what_is_already_here(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    (hub,) = _builds(hub="org/tiny", revision="main", num_hidden_layers=32, sizes=SIZES)
+    other, third = replace(hub, model="other"), replace(hub, model="third")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10**12}))
+    write_json(other.checkpoint / "source.json", {"files": {"a": {"size": 2 * 10**9}, "b": {"size": 5 * 10**8}}})
+    assert to_fetch([hub, other]) == (
+        "to fetch: tiny, about 13.0 GB, estimated from sizes; fetched before: 1 model, 2.5 GB"
+    )
+    for name, size in ((".parts/abc", 10**9), ("model.safetensors", 3 * 10**8)):
+        path = hub.checkpoint / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            file.truncate(size)  # sparse
+    write_json(third.checkpoint / "source.json", {"files": {"a": {"size": 10**9}}})
+    assert to_fetch([hub, other, third]) == (
+        "to fetch: tiny, about 13.0 GB, estimated from sizes, 1.3 GB of it already here; "
+        "fetched before: 2 models, 3.5 GB"
+    )
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 12 * 10**9}))
+    assert "the disk has only" not in str(to_fetch([hub]))  # 11.7 GB are missing
+    assert to_fetch([other]) is None
+
+
 def test_the_estimate_is_near_published_sizes() -> None:
     """The sizes in bytes that the hub lists for the safetensors of these repositories."""
     zoo = load_zoo(Path(__file__).parents[2] / "config/zoo.yaml", CHIPS)

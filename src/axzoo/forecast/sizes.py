@@ -198,7 +198,7 @@ def guard_mb(recipe: Recipe, anatomy: Anatomy) -> float:
     return GUARD_FLOOR_MB + GUARD_TAIL * FORMATS[recipe.post_weight_type].bytes_on_device * anatomy.post / 1e6
 
 
-LAYER_GRAPH_BYTES, POST_GRAPH_BYTES = 6000, 1000
+LAYER_GRAPH_BYTES, POST_GRAPH_BYTES, GROUP_BYTES = 5700, 1000, 330
 """The parts of a file that are neither weights, scales nor rotary tables: the graph, and the table of shape groups."""
 
 
@@ -207,7 +207,8 @@ def flash_bytes(recipe: Recipe, anatomy: Anatomy) -> int:
     layer, post = FORMATS[recipe.weight_type], FORMATS[recipe.post_weight_type]
     scales = anatomy.layer / recipe.weight_group_size if recipe.weight_group_size else anatomy.layer_rows
     tables = 4 * anatomy.rotary_dim * recipe.positions
-    one = layer.bytes_stored * anatomy.layer + 4 * scales * layer.has_scales + tables + LAYER_GRAPH_BYTES
+    graph = LAYER_GRAPH_BYTES + GROUP_BYTES * (1 + bool(recipe.prefill_len) + len(recipe.last_kv_cache_len))
+    one = layer.bytes_stored * anatomy.layer + 4 * scales * layer.has_scales + tables + graph
     vocab = anatomy.embedding / anatomy.hidden_size
     head = post.bytes_stored * anatomy.post + 4 * vocab * post.has_scales + POST_GRAPH_BYTES
     vision = layer.bytes_stored * anatomy.vision

@@ -15,7 +15,7 @@ from typing import Any
 from axzoo.backends import DEFAULT, load_backend
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
-from axzoo.fetch.sources import HubSource
+from axzoo.fetch.sources import FolderSource, HubSource
 from axzoo.forecast.estimate import Forecast, Interval, make_forecast
 from axzoo.forecast.sizes import MAX_LAYERS, Anatomy, anatomy_of_sizes, anatomy_of_spec, parameters, stored_bytes
 from axzoo.matrix.build import Build
@@ -56,8 +56,13 @@ class Subject:
 
 
 def subject_of_build(build: Build) -> Subject | None:
-    """The model of a build: from its checkpoint if that is on this machine, else from the matrix; None if the matrix
+    """The model of a build: from its config.json if that is on this machine, else from the matrix; None if the matrix
     has no `sizes` either. Raises AxzooError when the config.json is not supported."""
+    if isinstance(build.source, FolderSource) and build.model_config is None:
+        folder = Path(build.source.path)
+        if (folder / "config.json").is_file():  # the weights may be missing
+            found = subject_of_path(folder, build.ignore_config_keys)
+            return replace(found, name=build.model, recipe=build.recipe)
     spec = known_spec(build)
     if spec is not None:
         return Subject(build.model, anatomy_of_spec(spec), spec, build.recipe)
