@@ -148,7 +148,9 @@ KINDS = {
 }
 
 
-def _refused(verb: str, s8: Built, checkpoint: Checkpoint, change: Any, folder: Path) -> Path:
+def _refused(
+    verb: str, s8: Built, checkpoint: Checkpoint, change: Any, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> Path:
     """Run a verb on a model with a hostile tokenizer, which must fail; return the path of the tokenizer."""
     if verb in ("run", "serve", "tokenizer"):
         built = s8.moved(folder / "results/AX650/tiny-w8a16")
@@ -160,6 +162,7 @@ def _refused(verb: str, s8: Built, checkpoint: Checkpoint, change: Any, folder: 
             "serve": ["serve", str(built.folder), "--port", "0"],
             "tokenizer": ["tokenizer", "--model", str(built.folder), "--port", "0"],
         }[verb]
+        capfd.readouterr()
         assert main(command) == 1
         return path
     copy = Path(shutil.copytree(checkpoint.folder, folder / "checkpoint"))
@@ -172,9 +175,11 @@ def _refused(verb: str, s8: Built, checkpoint: Checkpoint, change: Any, folder: 
         built = s8.moved(folder / "results/AX650/tiny-w8a16")
         with pytest.raises(AxzooError) as caught:
             complete_bundle(replace(built.plan, lock=locks, source=copy / "source.json"))
+        capfd.readouterr()
         sys.stderr.write(f"{caught.value}\n")
         assert not (built.folder / "manifest.json").exists()
         return built.folder / "tokenizer/tokenizer.json"
+    capfd.readouterr()
     if verb == "lock":
         model = ["--model_type", "llama", "--num_hidden_layers", "2", "--source", str(copy / "source.json")]
         assert main(["lock", *model, "--output", str(folder / "lock")]) == 1
@@ -191,8 +196,7 @@ def _refused(verb: str, s8: Built, checkpoint: Checkpoint, change: Any, folder: 
 def test_every_verb_refuses_it_in_one_line(
     s8: Built, checkpoint: Checkpoint, tmp_path: Path, verb: str, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    capfd.readouterr()
-    path = _refused(verb, s8, checkpoint, KINDS[kind], tmp_path)
+    path = _refused(verb, s8, checkpoint, KINDS[kind], tmp_path, capfd)
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1), err
     assert f"{path} cannot " in err

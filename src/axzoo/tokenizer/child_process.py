@@ -114,6 +114,8 @@ class ChildProcess:
             reply = json.loads(_converse(self._process, line, limits.wall_seconds, room))
         except (EOFError, TimeoutError, ValueError) as error:
             raise ChildError(self._why_it_ended(error, limits)) from None
+        if reply.get("ends"):
+            self.close()
         if "refused" in reply:
             raise AxzooError(reply["refused"])
         if "error" in reply:
@@ -189,8 +191,8 @@ def _is_closed(stdout: int) -> bool:
 def answer_requests(handle: Callable[[Any], Any]) -> None:
     """In the child: reply to each request on stdin with what `handle` returns, until end of input.
 
-    An AxzooError is passed on as such, another exception as its message. A process that panics (an exception of a
-    native library that is not an Exception) ends after that.
+    An AxzooError is passed on as such, another exception as its message. After a panic (an exception of a native
+    library that is not an Exception), the parent ends the process, whose state is unknown.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash must not leave a file behind
     with os.fdopen(os.dup(1), "wb") as replies:
@@ -198,24 +200,22 @@ def answer_requests(handle: Callable[[Any], Any]) -> None:
         for line in sys.stdin.buffer:
             memory, cpu_seconds, room = json.loads(line)
             _set_limits(memory, cpu_seconds)
-            reply, goes_on = _answer(handle, room)
+            reply = _answer(handle, room)
             replies.write(reply + b"\n")
             replies.flush()
-            if not goes_on:
-                os._exit(1)
 
 
-def _answer(handle: Callable[[Any], Any], room: int) -> tuple[bytes, bool]:
+def _answer(handle: Callable[[Any], Any], room: int) -> bytes:
     try:
         reply = json.dumps({"reply": handle(json.loads(sys.stdin.buffer.readline()))}).encode()
         if len(reply) <= room:
-            return reply, True
-        return json.dumps({"error": f"it answers with more than {room} bytes"}).encode(), True
+            return reply
+        return json.dumps({"error": f"it answers with more than {room} bytes"}).encode()
     except AxzooError as error:
-        return json.dumps({"refused": _one_line(str(error), 2000)}).encode(), True
+        return json.dumps({"refused": _one_line(str(error), 2000)}).encode()
     except BaseException as error:
         text = _one_line(str(error) or type(error).__name__, 500)
-        return json.dumps({"error": text}).encode(), isinstance(error, Exception)
+        return json.dumps({"error": text, "ends": not isinstance(error, Exception)}).encode()
 
 
 def _one_line(text: str, length: int) -> str:
