@@ -83,7 +83,8 @@ def generated_picture(height: int, width: int) -> Pixels:
         inside = (rows - center[0]) ** 2 + (columns - center[1]) ** 2 < radius**2
         picture[inside] = color + 40 * shared[inside, None]
     shade = 1.2 - 0.4 * rows[..., None]
-    return np.clip(picture * shade + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(picture * shade + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def _natural_noise(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float64]:
