@@ -162,10 +162,11 @@ def ask(folder: Path, picture: Path) -> None:
     print((folder / "run.log").read_text())
 
 
-def parity(folder: Path, picture: Path) -> None:
+def parity(folder: Path, picture: Path, formats: Sequence[str]) -> None:
     """Compare every format, each in a process of its own."""
     rows = []
-    for name, (recipe, least) in FORMATS.items():
+    for name in formats:
+        recipe, least = FORMATS[name]
         given = json.dumps({"image_slices": True, **recipe})
         lock = ("--lock", f"results/locks/{NAME}/vision.json", "--source", f"results/checkpoints/{NAME}/source.json")
         output = folder / "parity" / name / "vpm_resampler.axmodel"
@@ -232,8 +233,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("config", type=Path)
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="a picture of 800 x 600 or more pixels")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="a picture of more than 448 x 448 pixels")
     parser.add_argument("--only", nargs="+", default=["build", "checks", "run", "parity"], metavar="STEP")
+    parser.add_argument("--formats", nargs="+", choices=list(FORMATS), default=list(FORMATS), help="those of `parity`")
     parser.add_argument("--generate", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--compare", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -249,16 +251,17 @@ def main() -> None:
     for name, step in {"build": build, "checks": checks}.items():
         if name in args.only:
             step(folder)
-    for name, ask_about in {"run": ask, "parity": parity}.items():
-        if name in args.only:
-            ask_about(folder, picture)
+    if "run" in args.only:
+        ask(folder, picture)
+    if "parity" in args.only:
+        parity(folder, picture, args.formats)
 
 
 def drawn_picture(folder: Path) -> Path:
     """The picture of `axzoo check-vision`, as a file."""
     path = folder / "picture.png"
     write = "import sys; from PIL import Image; from axzoo.check.vision_blocks import generated_picture as picture; "
-    write += "Image.fromarray(picture(600, 800)).save(sys.argv[1])"
+    write += "Image.fromarray(picture(420, 560)).save(sys.argv[1])"
     subprocess.run([sys.executable, "-c", write, path], check=True)
     return path
 

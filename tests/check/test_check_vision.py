@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 import tiny_vision
+from axzoo.check.vision_blocks import generated_picture
 from axzoo.cli import main
 from axzoo.core.files import read_json
 from axzoo.weights.recipe import EmbeddingScale
@@ -49,9 +51,32 @@ def test_a_sound_build_passes(built: Path) -> None:
     report = read_json(built / "vision.json")
     assert report["passed"]
     assert [block["name"] for block in report["blocks"]] == [
-        "patches", "block 0", "block 1", "block 2", "tower", "rows",
+        "patches", "block 0", "block 1", "block 2", "tower", "resampler", "rows",
     ]  # fmt: skip
     assert min(block["cosine"] for block in report["blocks"]) > 0.999
+
+
+def test_a_picture_of_the_user_is_checked(built: Path, tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(generated_picture(100, 130)).save(path)
+    words = ["--lock", str(built / "locks"), "--source", str(built / "source.json"), "--image", str(path)]
+    assert _check(built) == 0
+    usual = read_json(built / "vision.json")["blocks"]
+    assert main(["check-vision", str(built / "bundle"), *words, "--output", str(tmp_path / "report.json")]) == 0
+    report = read_json(tmp_path / "report.json")
+    assert report["passed"]
+    assert report["blocks"] != usual
+
+
+def test_the_generated_picture_has_the_spectrum_of_photographs() -> None:
+    """The power falls with about the square of the frequency, and nearly all pixels are between black and white."""
+    grey = generated_picture(280, 280).astype(float).mean(-1)
+    power = np.abs(np.fft.fft2(grey - grey.mean())) ** 2
+    frequency = np.hypot(np.fft.fftfreq(280)[:, None], np.fft.fftfreq(280))
+    bands = [power[(frequency >= low) & (frequency < 2 * low)].mean() for low in (0.02, 0.04, 0.08, 0.16)]
+    slopes = np.diff(np.log2(bands))
+    assert all(-3.5 < slope < -1 for slope in slopes), slopes
+    assert ((grey > 5) & (grey < 250)).mean() > 0.95
 
 
 def _change(model: onnx.ModelProto, name: str, change: object) -> None:
@@ -68,7 +93,7 @@ FAULTS = {
     "a scale off": ("blocks.2.v.scale", lambda a: a * np.linspace(0.2, 3, a.size, dtype=a.dtype), "block 2"),
     "positions shuffled": ("positions", lambda a: a[::-1].copy(), "patches"),
     "a norm zeroed": ("norm.weight", lambda a: a * 0 + 1, "tower"),
-    "the queries' positions dropped": ("query.positions", lambda a: a * 0, "rows"),
+    "the queries' positions dropped": ("query.positions", lambda a: a * 0, "resampler"),
     "NaN in a weight": ("blocks.0.down.bias", lambda a: a * np.nan, "block 0"),
 }
 

@@ -29,6 +29,7 @@ from axzoo.model.vision_positions import (
     tower_tensors,
 )
 from axzoo.parts.image_groups import vision_groups
+from axzoo.parts.kinds import kind_of
 from axzoo.runtime.engine import InferenceSession
 from axzoo.weights.recipe import Recipe
 from published import minicpmv
@@ -154,6 +155,15 @@ def test_positions_of_the_grid() -> None:
 def test_an_image_size_that_patches_do_not_divide_is_refused(size: int, advice: int) -> None:
     with pytest.raises(AxzooError, match=f"image_size {size} is not a multiple of the patch size 14"):
         vision_groups(SPEC, ("tower",), Recipe(image_size=size))
+
+
+def test_gptq_rounds_only_decoder_layers() -> None:
+    recipe = Recipe(rounding="gptq")
+    assert kind_of("layer").storage(recipe)["rounding"] == "gptq"
+    for kind in map(kind_of, ("vision", "encoder", "resampler")):
+        assert kind.storage(recipe)["rounding"] == "nearest"
+        assert kind.choices(recipe) == kind.choices(Recipe())
+        assert not kind.is_calibrated(recipe)
 
 
 def test_the_spec_survives_json() -> None:

@@ -137,6 +137,9 @@ def _describe(receipt: Receipt, recipe: Recipe) -> dict[str, Any]:
 
 def _write_other_files(plan: BundlePlan, index: LockIndex) -> tuple[list[str], dict[str, Any]]:
     """Write all files except the parts and the manifest; return their names and what the manifest says about hosts."""
+    if index.spec.vision is not None and plan.recipe.rounding != "nearest":
+        rounding = plan.recipe.rounding
+        logger.info(f"rounding {rounding} applies to decoder layers: the vision model is rounded to nearest")
     _copy_tokenizer(plan, index.tokenizer_files)
     model = HostedModel(plan.folder, plan.name, plan.model, plan.chat, plan.recipe, index.spec)
     names, facts = write_host_files(model)

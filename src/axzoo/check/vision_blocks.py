@@ -1,7 +1,8 @@
-"""The check of a vision model: every block of the compiled files against the fp32 oracle, on a generated picture.
+"""The check of a vision model: every block of the compiled files against the fp32 oracle, on a picture.
 
 Each block of the oracle gets the input that the file's block had, so the error of a block does not include the errors
-of earlier ones. The last entry compares the rows that the files return with those of the whole oracle.
+of earlier ones; so does the resampler. The last entry compares the rows that the files return with those of the whole
+oracle.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from axzoo.runtime.exact.session import ExactSession
 from axzoo.runtime.images import Pixels
 
 SEED = 0
+WHOLE = "rows"
+"""The comparison with the whole oracle."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +41,20 @@ class BlockLimits:
     min_cosine: float
     max_relative_l2: float
 
+    def of(self, name: str) -> BlockLimits:
+        """The limits of a comparison. The errors of all blocks together may be twice as large."""
+        return BlockLimits(1 - 4 * (1 - self.min_cosine), 2 * self.max_relative_l2) if name == WHOLE else self
+
 
 LIMITS: Mapping[str, BlockLimits] = {
     "fp32": BlockLimits(0.9999, 0.01),
     "fp16": BlockLimits(0.9998, 0.02),
     "bf16": BlockLimits(0.9998, 0.02),
-    "s8": BlockLimits(0.999, 0.05),
+    "s8": BlockLimits(0.9995, 0.03),
     "s4": BlockLimits(0.95, 0.35),
 }
-"""By weight type, chosen on one small random model (tests/tiny_vision.py). No real checkpoint was measured."""
+"""By weight type: about twice the errors of random models with 2 to 26 blocks (docs/vision.md). They do not depend on
+the depth, because a block gets the input that the file's block had. No trained checkpoint was measured."""
 
 
 @dataclass(frozen=True)
@@ -64,22 +72,38 @@ class BlockCheck:
 
 
 def generated_picture(height: int, width: int) -> Pixels:
-    """A generated RGB picture: a gradient, circles and noise."""
+    """A generated RGB picture with statistics of photographs, though it is none: amplitudes fall with the inverse of
+    the spatial frequency, colors vary together, and shaded objects have sharp edges."""
     rng = np.random.default_rng(SEED)
     rows, columns = np.mgrid[:height, :width] / max(height, width)
-    picture = np.stack([rows, columns, 1 - rows], axis=-1) * 200
+    shared = _natural_noise(rng, height, width)
+    picture = np.stack([128 + 45 * shared + 12 * _natural_noise(rng, height, width) for _ in range(3)], axis=-1)
     for _ in range(6):
         center, radius, color = rng.random(2), rng.uniform(0.05, 0.3), rng.uniform(0, 255, 3)
-        picture[(rows - center[0]) ** 2 + (columns - center[1]) ** 2 < radius**2] = color
-    return np.clip(picture + rng.normal(0, 20, picture.shape), 0, 255).astype(np.uint8)
+        inside = (rows - center[0]) ** 2 + (columns - center[1]) ** 2 < radius**2
+        picture[inside] = color + 40 * shared[inside, None]
+    shade = 1.2 - 0.4 * rows[..., None]
+    pixels: Pixels = np.clip(picture * shade + rng.normal(0, 3, picture.shape), 0, 255).astype(np.uint8)
+    return pixels
 
 
-def check_vision(files: VisionFiles, spec: VisionSpec, weights: Weights) -> Iterator[BlockCheck]:
-    """Yields one result for the patches, each block, the tower's output, and the rows that the files return.
+def _natural_noise(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float64]:
+    """Noise [height, width] whose amplitude falls with the inverse of the frequency; mean 0, standard deviation 1."""
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    frequency[0, 0] = np.inf
+    values = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(height, width))) / frequency, s=(height, width))
+    return values / max(float(values.std()), 1e-9)
 
-    `weights` are the checkpoint's by role; they may be read when they are used.
+
+def check_vision(
+    files: VisionFiles, spec: VisionSpec, weights: Weights, picture: Pixels | None = None
+) -> Iterator[BlockCheck]:
+    """Yields one result for the patches, each block, the tower's output, the resampler, and the rows of all together.
+
+    `weights` are the checkpoint's by role; they may be read when they are used. `picture` has the size of the files;
+    without one, it is generated.
     """
-    picture = generated_picture(files.height, files.width)
+    picture = generated_picture(files.height, files.width) if picture is None else picture
     image = torch.from_numpy(picture)
     ids = position_ids(*spec.grid(files.height, files.width))
     names = ["patch/positions/Add", *(f"blocks.{i}/mlp/Add" for i in range(spec.num_hidden_layers))]
@@ -95,9 +119,12 @@ def check_vision(files: VisionFiles, spec: VisionSpec, weights: Weights) -> Iter
         last = blocks[-1] if blocks else patches
         yield _compared("tower", normed, vision_oracle.tower_output(spec, weights, last))
         if "resampler" in files.files:
+            normed = torch.from_numpy(outputs[0].astype(np.float32))
             _, outputs = _run(files.files["resampler"], {**feed, "input": outputs}, [], ())
+        rows = torch.from_numpy(outputs[0].astype(np.float32))
+        yield _compared("resampler", rows, vision_oracle.resampler(spec, weights, normed, ids))
         whole = vision_oracle.resampler(spec, weights, vision_oracle.tower(spec, weights, image), ids)
-        yield _compared("rows", torch.from_numpy(outputs[0].astype(np.float32)), whole)
+        yield _compared(WHOLE, rows, whole)
 
 
 def _compared(name: str, got: Tensor, want: Tensor, given: Tensor | None = None) -> BlockCheck:

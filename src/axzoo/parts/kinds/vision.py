@@ -75,7 +75,7 @@ class Vision(PartKind):
         return recipe.weight_type
 
     def storage(self, recipe: Recipe) -> dict[str, Any]:
-        return layer_storage(recipe)
+        return {**layer_storage(recipe), "rounding": "nearest"}  # gptq applies to decoder layers only
 
     def parameters(self, sizes: Mapping[str, int]) -> int:
         return sizes.get("vision", _ASSUMED_PARAMETERS)
