@@ -299,8 +299,8 @@ def test_errors_that_the_simulator_does_not_have() -> None:
 
 def test_timeout(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     quirk(monkeypatch, "stuck")
-    limits = running.Limits
-    monkeypatch.setattr(running, "Limits", lambda seconds, memory: limits(1.5, memory))
+    limits = running.RunLimits
+    monkeypatch.setattr(running, "RunLimits", lambda seconds, memory: limits(1.5, memory))
     with pytest.raises(AxzooError, match=r"had not finished after 0.025 minutes, so it was ended: raise `minutes`"):
         jobs.build(*LAYERS)
     assert processes_with(str(jobs.root / "store")) == []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,12 +18,13 @@ from axzoo.core.files import write_json
 from axzoo.core.machine import physical_memory
 from axzoo.fetch.sources import RECEIPT
 from axzoo.model.families import load_family
+from axzoo.model.reading import spec_of
 from axzoo.parts.kind import PartId
 from axzoo.parts.kinds import part_ids
 from axzoo.parts.lock import make_lock, write_lock
 from axzoo.weights.recipe import Recipe
 
-SAMPLE = {
+SAMPLE: dict[str, Any] = {
     "model_type": "llama",
     "hidden_size": 256,
     "intermediate_size": 512,
@@ -77,14 +79,13 @@ def _licence(settings: Settings) -> str:
     return found
 
 
-def write_sample(folder: Path, seed: int = 0) -> None:
-    """Writes a checkpoint with SAMPLE's config and random weights, as if it had been fetched."""
+def write_sample(folder: Path, config: Mapping[str, Any] = SAMPLE) -> None:
+    """Writes a checkpoint with random weights, as if it had been fetched. No norm is all ones, and no two rows
+    are equal."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", SAMPLE)
-    family, generator = load_family("llama"), np.random.default_rng(seed)
-    from axzoo.model.reading import spec_of
-
-    spec = spec_of(SAMPLE, folder / "config.json", ())
+    write_json(folder / "config.json", config)
+    family, generator = load_family("llama"), np.random.default_rng(0)
+    spec = spec_of(config, folder / "config.json", ())
     refs = [*family.post_tensors(spec).values(), family.embed_tensor(spec)]
     refs += [ref for layer in range(spec.num_hidden_layers) for ref in family.layer_tensors(spec, layer).values()]
     tensors = []
