@@ -195,8 +195,12 @@ class Sizes(BaseModel):
     layer: _Count = Field(description="Number of parameters of one decoder layer.")
     post: _Count = Field(description="Number of parameters of the post layer: final norm and lm_head, tied or not.")
     kv_width: _Count = Field(description="num_key_value_heads * head_dim.")
-    hidden_size: _Count | None = Field(default=None, description="For the memory of jobs with rounding gptq.")
-    intermediate_size: _Count | None = Field(default=None, description="For the memory of jobs with rounding gptq.")
+    hidden_size: _Count | None = Field(
+        default=None, description="For forecasts, and the memory of jobs with rounding gptq."
+    )
+    intermediate_size: _Count | None = Field(
+        default=None, description="For forecasts, and the memory of jobs with rounding gptq."
+    )
     vision: _Count | None = Field(default=None, description="Number of parameters of the vision model, if it has one.")
 
 
