@@ -1,4 +1,4 @@
-"""Finds the blocks of one matrix in a weight table, and says how they differ from the given weights."""
+"""Finds the blocks of matrices in a weight table, and says how they differ from the given weights."""
 
 from __future__ import annotations
 
@@ -8,33 +8,23 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from axzoo.backends.pulsar2.block_comparison import MISSING, BlockComparison, Differences
 from axzoo.backends.pulsar2.row_blocks import (
     FLOAT_TYPES,
     INTEGER_TYPES,
     ROWS,
-    BlockError,
     BlockLayout,
-    Bytes,
     StoredType,
     layouts,
     rounded_floats,
 )
-from axzoo.backends.pulsar2.vendor_rules import RULES, Peaks, RuleName, codes_of, near_ties, peaks_of, scales_of
+from axzoo.backends.pulsar2.vendor_rules import RULES, Peaks, RuleName, peaks_of, scales_of
 from axzoo.backends.pulsar2.word_search import Words, find_sequences, words_of
-from axzoo.core.errors import AxzooError
 from axzoo.parts.kind import RowReader
-from axzoo.weights.scales import Codes, Floats
+from axzoo.weights.scales import Floats
 
-MAX_TIES = 1e-3
-"""The share of codes that another arithmetic may round differently."""
-MISSING = -1
-"""The offset of a block that was not found."""
 _RUN = 1 << 20
 """Weights in memory at a time."""
-_PREFIX = 32
-"""Bytes of a block that are compared before the whole block."""
-_TRIES = 64
-"""Places that are compared for a block whose scales have unknown signs."""
 
 
 @dataclass(frozen=True)
@@ -223,22 +213,6 @@ def _equal_rows(found: FoundMatrix) -> int:
     return found.equal * found.form.layout.rows if found.form else 0
 
 
-@dataclass
-class _Differences:
-    """What differs in the blocks of one matrix, while they are compared."""
-
-    equal: int = 0
-    missing: list[int] = field(default_factory=list)
-    wrong: list[tuple[int, int, int, int]] = field(default_factory=list)
-    codes: int = 0
-    scales: list[int] = field(default_factory=list)
-    inconsistent: list[int] = field(default_factory=list)
-    not_zero: list[int] = field(default_factory=list)
-    ties: int = 0
-    other_signs: int = 0
-    unknown: list[str] = field(default_factory=list)
-
-
 def _matched(
     table: memoryview, matrix: SearchedMatrix, layout: BlockLayout, rule: RuleName | None, read: RowReader
 ) -> FoundMatrix:
@@ -249,7 +223,7 @@ def _matched(
         return FoundMatrix(form, np.empty(0, np.int64), faults=(f"has {matrix.rows} rows in blocks of {layout.rows}",))
     content = np.frombuffer(table, np.uint8)
     offsets = np.full(matrix.rows // layout.rows, MISSING)
-    differences = _Differences()
+    differences = Differences()
     expected_at = MISSING
     block = 0
     for weight in runs_of_rows(read(matrix.role), layout.rows, layout.columns):
@@ -258,7 +232,7 @@ def _matched(
             places = candidates.get(block, np.empty(0, np.int64))
             piece = weight[start : start + layout.rows]
             peaks = Peaks(matrix.peaks.values[rows], matrix.peaks.ambiguous[rows])
-            compare = _BlockComparison(content, layout, rule, piece, peaks, rows.start, differences)
+            compare = BlockComparison(content, layout, rule, piece, peaks, rows.start, differences)
             offsets[block] = compare.place(places, expected_at)
             expected_at = offsets[block] + layout.block_bytes if offsets[block] != MISSING else MISSING
             block += 1
@@ -272,167 +246,5 @@ def _matched(
         zero_rows,
         tuple(differences.not_zero),
         tuple(dict.fromkeys(differences.unknown)),
-        tuple(_texts(differences, layout, matrix)),
+        tuple(differences.texts(layout, matrix.rows)),
     )
-
-
-@dataclass(frozen=True)
-class _BlockComparison:
-    """One block of rows against the places where it may be. Row numbers count from `first_row`."""
-
-    content: Bytes
-    layout: BlockLayout
-    rule: RuleName | None
-    weight: Floats
-    peaks: Peaks
-    first_row: int
-    differences: _Differences
-
-    def place(self, places: NDArray[np.int64], expected_at: int) -> int:
-        """The offset of the block, or of the candidate that is compared with it if there is no equal one; -1 if there
-        is no candidate."""
-        if self.rule is None:
-            wanted = self.layout.encode_floats(self.weight)[0]
-            equal = self._equal(places, wanted)
-            return equal if equal != MISSING else self._different_floats(places, wanted)
-        usual = self._usual_scales()
-        try:
-            found = self._equal(places, self._encoded(usual))
-            for place in places[:_TRIES].tolist() if self._is_open else ():
-                if found != MISSING:
-                    break
-                scales = self._scales(place)
-                found = self._equal(places[places == place], self._encoded(scales))
-                if found != MISSING:
-                    self.differences.other_signs += int((np.signbit(scales) != np.signbit(usual)).sum())
-        except BlockError as error:
-            self.differences.unknown.append(str(error))
-            return MISSING
-        return found if found != MISSING else self._different(places, expected_at)
-
-    @property
-    def _is_open(self) -> bool:
-        """Whether the rule leaves scales of the block open."""
-        return bool(self.peaks.ambiguous.any() or not self.peaks.known.all())
-
-    def _encoded(self, scales: Floats) -> Bytes:
-        return np.asarray(self.layout.encode(self._codes(scales), scales)[0])
-
-    def _equal(self, places: NDArray[np.int64], wanted: Bytes) -> int:
-        """The first place with the wanted bytes; -1 if there is none."""
-        start = self.content[places[:, None] + np.arange(_PREFIX)] == wanted[:_PREFIX]
-        for place in places[start.all(axis=1)].tolist():
-            if np.array_equal(self._bytes(place), wanted):
-                self.differences.equal += 1
-                return int(place)
-        return MISSING
-
-    def _bytes(self, place: int) -> Bytes:
-        return self.content[place : place + self.layout.block_bytes]
-
-    def _scales(self, place: int) -> Floats:
-        """The scales at a place where they follow the rule, as far as it is known, and the rule's where they do not."""
-        start = place + self.layout.scale_offsets[0]
-        found = self.content[start : start + 4 * self.layout.rows].view("<f4")
-        usual = self._usual_scales()
-        allowed = np.where(self.peaks.ambiguous, np.abs(found) == np.abs(usual), found.view("<u4") == usual.view("<u4"))
-        return np.where(allowed | ~self.peaks.known & np.isfinite(found), found, usual).astype(np.float32)
-
-    def _usual_scales(self) -> Floats:
-        assert self.rule is not None, "float types have no scales"
-        return scales_of(self.peaks.values, self.layout.weight_type, self.rule)
-
-    def _codes(self, scales: Floats) -> Codes:
-        assert self.rule is not None, "float types have no codes"
-        known = self.peaks.known
-        codes = codes_of(self.weight, np.where(known, scales, np.float32(1)), self.layout.weight_type, self.rule)
-        return np.where(known[:, None], codes, np.int8(0))
-
-    def _different(self, places: NDArray[np.int64], expected_at: int) -> int:
-        """Records how the block differs from the one at the first candidate, or else at the expected place."""
-        place = int(places[0]) if places.size else expected_at
-        if place == MISSING or place + self.layout.block_bytes > len(self.content):
-            self.differences.missing.append(self.first_row)
-            return MISSING
-        decoded = self.layout.decode(self._bytes(place)[None])
-        wanted = self._scales(place)
-        wrong = (decoded.scales[0].view(np.uint32) != wanted.view(np.uint32)).any(axis=0)
-        if wrong.sum() * 2 > len(wrong):
-            self.differences.missing.append(self.first_row)
-            return MISSING
-        codes = self._codes(wanted)
-        step = decoded.codes.astype(np.int16) - codes
-        tie = (np.abs(step) == 1) & near_ties(self.weight, np.where(wanted == 0, np.float32(1), wanted))
-        different = (step != 0) & ~tie
-        found = self.differences
-        found.ties += int(tie.sum())
-        found.codes += int(different.sum())
-        found.scales += (np.nonzero(wrong)[0] + self.first_row).tolist()
-        if not decoded.consistent.all():
-            found.inconsistent.append(self.first_row)
-        if not decoded.zeros.all():
-            found.not_zero.append(self.first_row)
-        for row, column in zip(*(index[:1].tolist() for index in np.nonzero(different)), strict=True):
-            values = int(decoded.codes[row, column]), int(codes[row, column])
-            found.wrong.append((self.first_row + row, column, *values))
-        return place
-
-    def _different_floats(self, places: NDArray[np.int64], wanted: Bytes) -> int:
-        if not places.size:
-            self.differences.missing.append(self.first_row)
-            return MISSING
-        place = int(places[0])
-        different = np.nonzero(self._bytes(place).view("<u4") != wanted.view("<u4"))[0]
-        column, row = divmod(int(different[0]), self.layout.rows)
-        self.differences.codes += len(different)
-        values = (self._bytes(place).view("<f4")[different[0]], wanted.view("<f4")[different[0]])
-        self.differences.wrong.append((self.first_row + row, column, *values))
-        return place
-
-
-def _texts(found: _Differences, layout: BlockLayout, matrix: SearchedMatrix) -> Iterator[str]:
-    blocks = matrix.rows // layout.rows
-    if len(found.missing) == blocks:
-        yield "is not in the file"
-    elif found.missing:
-        rows = f"rows {found.missing[0]} to {found.missing[0] + layout.rows - 1}"
-        yield f"has {len(found.missing)} of {blocks} blocks that are not in the file, the first has {rows}"
-    if found.wrong:
-        row, column, value, wanted = found.wrong[0]
-        yield (
-            f"has {found.codes} wrong {'codes' if layout.is_integer else 'values'}, the first in row {row}, column "
-            f"{column}: {value:g} instead of {wanted:g}"
-        )
-    if found.scales:
-        yield f"has {len(found.scales)} wrong scales, the first in row {found.scales[0]}"
-    if found.inconsistent:
-        yield (
-            f"has sums or padding that do not belong to its codes in {len(found.inconsistent)} blocks, the first "
-            f"is that of row {found.inconsistent[0]}"
-        )
-    if found.ties > MAX_TIES * matrix.rows * matrix.columns:
-        yield f"has {found.ties} codes that are rounded the other way, more than another arithmetic explains"
-
-
-def encoded_blocks(role: str, found: FoundMatrix, read: RowReader) -> Iterator[bytes]:
-    """The blocks of a matrix from `read`, in the form of one that was found. Raises AxzooError where no published file
-    shows what the compiler would write."""
-    if found.form is None or found.unknown or found.ties or found.other_signs or found.zero_rows:
-        raise AxzooError(f"{role} can be read, but its rounding is not known well enough to write it")
-    layout, rule = found.form.layout, found.form.rule
-    for weight in runs_of_rows(read(role), layout.rows, layout.columns):
-        if rule is None:
-            blocks = layout.encode_floats(weight)
-            others = (replace(layout, weight_type=kind).encode_floats(weight) for kind in found.form.equal_types)
-            if any((other != blocks).any() for other in others):
-                raise AxzooError(f"{role} has weights that its possible types round to different values")
-        else:
-            peaks = peaks_of(weight)
-            if not peaks.known.all():
-                raise AxzooError(f"{role} has rows of zeros, and no file shows how they are stored")
-            scales = scales_of(peaks.values, layout.weight_type, rule)
-            try:
-                blocks = layout.encode(codes_of(weight, scales, layout.weight_type, rule), scales)
-            except BlockError as error:
-                raise AxzooError(f"{role}: {error}") from None
-        yield from (block.tobytes() for block in blocks)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from axzoo.backends.pulsar2.matrix_search import MISSING, FoundMatrix, StorageForm
+from axzoo.backends.pulsar2.block_comparison import MISSING
+from axzoo.backends.pulsar2.matrix_search import FoundMatrix, StorageForm
 from axzoo.backends.pulsar2.row_blocks import ROWS
 from axzoo.backends.pulsar2.vendor_file import read_vendor_file
 from axzoo.backends.pulsar2.weight_table import ConstantRun, TableReading, read_table

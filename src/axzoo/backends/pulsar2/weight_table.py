@@ -6,20 +6,16 @@ The order of a table is not assumed. What the weights leave over are the table's
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 from blake3 import blake3
 
-from axzoo.backends.pulsar2.matrix_search import (
-    MISSING,
-    FoundMatrix,
-    SearchedMatrix,
-    encoded_blocks,
-    find_matrices,
-)
-from axzoo.backends.pulsar2.row_blocks import Bytes
+from axzoo.backends.pulsar2.block_comparison import MISSING
+from axzoo.backends.pulsar2.matrix_search import FoundMatrix, SearchedMatrix, find_matrices, runs_of_rows
+from axzoo.backends.pulsar2.row_blocks import BlockError, Bytes
+from axzoo.backends.pulsar2.vendor_rules import codes_of, peaks_of, scales_of
 from axzoo.core.errors import AxzooError
 from axzoo.parts.kind import RowReader
 from axzoo.weights.scales import Floats
@@ -171,7 +167,7 @@ def filled(table: memoryview, reading: TableReading, read: RowReader) -> bytes:
         content[run.offset : run.offset + run.length] = table[run.offset : run.offset + run.length]
     written: dict[int, bytes] = {}
     for role, matrix in reading.matrices.items():
-        for offset, block in zip(matrix.offsets.tolist(), encoded_blocks(role, matrix, read), strict=True):
+        for offset, block in zip(matrix.offsets.tolist(), _encoded_blocks(role, matrix, read), strict=True):
             _write(content, written, role, offset, block)
     for role, vector in reading.vectors.items():
         values = np.concatenate([np.asarray(block, np.float32) for block in read(role)])
@@ -188,3 +184,27 @@ def _write(content: Bytes, written: dict[int, bytes], role: str, offset: int, da
     if written.setdefault(offset, data) != data:
         raise AxzooError(f"{role} shares bytes with another tensor in the table, from which it now differs")
     content[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+
+
+def _encoded_blocks(role: str, found: FoundMatrix, read: RowReader) -> Iterator[bytes]:
+    """The blocks of a matrix from `read`, in the form of one that was found. Raises AxzooError where no published file
+    shows what the compiler would write."""
+    if found.form is None or found.unknown or found.ties or found.other_signs or found.zero_rows:
+        raise AxzooError(f"{role} can be read, but its rounding is not known well enough to write it")
+    layout, rule = found.form.layout, found.form.rule
+    for weight in runs_of_rows(read(role), layout.rows, layout.columns):
+        if rule is None:
+            blocks = layout.encode_floats(weight)
+            others = (replace(layout, weight_type=kind).encode_floats(weight) for kind in found.form.equal_types)
+            if any((other != blocks).any() for other in others):
+                raise AxzooError(f"{role} has weights that its possible types round to different values")
+        else:
+            peaks = peaks_of(weight)
+            if not peaks.known.all():
+                raise AxzooError(f"{role} has rows of zeros, and no file shows how they are stored")
+            scales = scales_of(peaks.values, layout.weight_type, rule)
+            try:
+                blocks = layout.encode(codes_of(weight, scales, layout.weight_type, rule), scales)
+            except BlockError as error:
+                raise AxzooError(f"{role}: {error}") from None
+        yield from (block.tobytes() for block in blocks)
