@@ -25,7 +25,9 @@ _TORCH = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 class Closeness:
     """Results of a file compared with the oracle's, row by row.
 
-    `worst` is the largest error in units of the error allowed, at row `row`; it is at most 1 in a right file. `flipped`
+    `worst` is the largest error in units of the error allowed, at row `row`; it is at most 1 in a right file, and close
+    to 1 in a large one, because some number always lies almost half a step from its neighbours. `beyond_rounding` is
+    the largest error beyond that half step, in units of the fp32 noise allowed; 0 if no error is larger. `flipped`
     is the share of results that are not the oracle's result, correctly rounded, among those large enough that fp32
     noise rarely changes their rounding; None if there are too few.
     """
@@ -33,6 +35,7 @@ class Closeness:
     worst: float
     row: int
     flipped: float | None
+    beyond_rounding: float = 0.0
 
     @property
     def is_close(self) -> bool:
@@ -49,14 +52,15 @@ def closeness(got: Tensor, want: Tensor, scale: Tensor, state: str) -> Closeness
     noise = FP32_NOISE * scale[:, None] + want.abs() * 2.0**-22
     error = (got - want).abs() / (half + noise).clamp_min(1e-38)
     error = torch.where(got.isfinite(), error, torch.inf)
+    beyond = float((((got - want).abs() - half) / noise.clamp_min(1e-38)).amax().clamp_min(0))
     rows = error.amax(1)
     row = int(rows.argmax())
     if state == "fp32":
-        return Closeness(float(rows[row]), row, None)
+        return Closeness(float(rows[row]), row, None, beyond)
     decidable = noise < 0.05 * half
     count = int(decidable.sum())
     flipped = ((got != want.to(_TORCH[state]).float()) & decidable).sum() / max(count, 1)
-    return Closeness(float(rows[row]), row, float(flipped) if count >= DECIDABLE else None)
+    return Closeness(float(rows[row]), row, float(flipped) if count >= DECIDABLE else None, beyond)
 
 
 def half_step(values: Tensor, state: str) -> Tensor:
