@@ -57,6 +57,14 @@ def test_every_job_is_planned(clone: Project, matrix: str, arguments: list[str])
     assert not (clone / "results").exists()
 
 
+def test_a_plan_says_how_fast_its_builds_will_be(clone: Project) -> None:
+    shown = clone.snakemake("-n", "demo", **NO_NETWORK).shown
+    line = (
+        "forecast: SmolLM2-135M-Instruct-Q4_1-w8a16 on AX650: about 64.8 tok/s (58 to 72.3), 68.9 ms to the first token"
+    )
+    assert shown.count(line) == 1
+
+
 def test_single_file_needs_only_its_jobs(clone: Project) -> None:
     file = "results/AX650/Llama-3.2-3B-Instruct-w8a16/llama_p128_l7_together.axmodel"
     assert planned_parts(clone.snakemake("-n", file, **NO_NETWORK).shown) == {"fetch": 1, "lock": 1, "layer": 1}
