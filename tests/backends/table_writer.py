@@ -187,9 +187,9 @@ def layer_table(shape: Shape, layer: Mapping[str, Matrix]) -> Table:
     head_norms = [role for role in ("k_norm.weight", "q_norm.weight") if role in layer and (layer[role] != 1).any()]
     if "k_norm.weight" in head_norms:
         table.add("k_norm.weight", layer["k_norm.weight"].tobytes())
-    for k in range(2 if shape.qk_norm else 1):
-        angles = np.outer(np.arange(shape.kv), 10000.0 ** (-np.arange(head // 2) / (head // 2)))
-        halves = [np.cos(angles), np.sin(angles) * (1 - 2 * k)]
+    angles = np.outer(np.arange(shape.kv), 10000.0 ** (-np.arange(0, head, 2) / head))
+    cos, sin = np.cos(angles), np.sin(angles)
+    for halves in [(cos, -sin), (sin, cos)] if shape.qk_norm else [(cos, sin)]:
         table.add("rope", np.concatenate(halves, axis=1).astype(np.float32).tobytes())
     if "k_norm.weight" in head_norms:
         table.add("zeros", bytes(4 * head))
