@@ -9,7 +9,6 @@ every other layer, and a post layer. That the filled table of layer 1 is the wri
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -66,11 +65,20 @@ def tensors(model: CheckpointParts, refs: Mapping[str, TensorRef]) -> dict[str, 
     return {role: np.concatenate([np.asarray(block, np.float32) for block in read(role)]) for role in refs}
 
 
+PROGRAM = """
+import resource, sys
+from axzoo.cli import main
+code = main(sys.argv[1:])
+used = resource.getrusage(resource.RUSAGE_SELF)
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(f"verify: {used.ru_utime + used.ru_stime:.1f} s of CPU time, {peak / 1e3:.0f} MB", file=sys.stderr)
+sys.exit(code)
+"""
+
+
 def verify(folder: Path, checkpoint: Path) -> None:
-    command = ["axzoo", "verify", "--weights", str(checkpoint), str(folder)]
+    command = [sys.executable, "-c", PROGRAM, "verify", "--weights", str(checkpoint), str(folder)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"verify: {used.ru_utime + used.ru_stime:.1f} s of CPU time, {used.ru_maxrss / 1e3:.0f} MB")
 
 
 if __name__ == "__main__":

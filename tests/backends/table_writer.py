@@ -152,6 +152,12 @@ class Table:
         self.places.setdefault(name, len(self.content))
         self.content += data
 
+    def add_zeros(self, count: int) -> None:
+        """Adds fp32 zeros, unless as many are stored as a vector."""
+        if bytes(4 * count) not in self._stored:
+            self._stored.add(bytes(4 * count))
+            self.content += bytes(4 * count)
+
     def add_rows(
         self, name: str, weight: Matrix, rows: int, kind: str, rule: str, widths: list[int] | None = None
     ) -> None:
@@ -172,7 +178,8 @@ def layer_table(shape: Shape, layer: Mapping[str, Matrix]) -> Table:
     norm, second = layer["input_norm.weight"], layer["mlp_norm.weight"]
     table.add("scaling", scale * (shape.kv + 1))
     if (norm != 1).any():
-        table.add("input_norm.weight", norm.tobytes() + bytes(norm.nbytes))
+        table.add("input_norm.weight", norm.tobytes())
+        table.add_zeros(shape.hidden)
     if integer:
         table.add("limit", struct.pack("<f", 32767))
 
@@ -187,12 +194,12 @@ def layer_table(shape: Shape, layer: Mapping[str, Matrix]) -> Table:
     head_norms = [role for role in ("k_norm.weight", "q_norm.weight") if role in layer and (layer[role] != 1).any()]
     if "k_norm.weight" in head_norms:
         table.add("k_norm.weight", layer["k_norm.weight"].tobytes())
-    for k in range(2 if shape.qk_norm else 1):
-        angles = np.outer(np.arange(shape.kv), 10000.0 ** (-np.arange(head // 2) / (head // 2)))
-        halves = [np.cos(angles), np.sin(angles) * (1 - 2 * k)]
+    angles = np.outer(np.arange(shape.kv), 10000.0 ** (-np.arange(0, head, 2) / head))
+    cos, sin = np.cos(angles), np.sin(angles)
+    for halves in [(cos, -sin), (sin, cos)] if shape.qk_norm else [(cos, sin)]:
         table.add("rope", np.concatenate(halves, axis=1).astype(np.float32).tobytes())
     if "k_norm.weight" in head_norms:
-        table.add("zeros", bytes(4 * head))
+        table.add_zeros(head)
     rows("k_proj.weight", head, None, shape.qkv_rows)
     rows("q_proj.weight", 0, head, shape.qkv_rows)
     if "q_norm.weight" in head_norms:
@@ -201,6 +208,8 @@ def layer_table(shape: Shape, layer: Mapping[str, Matrix]) -> Table:
     rows("o_proj.weight", 0, None, 32)
     if (second != 1).any() and (second != norm).any():
         table.add("mlp_norm.weight", second.tobytes())
+    if (second != 1).any():
+        table.add_zeros(shape.hidden)
     for role in ("gate_proj.weight", "up_proj.weight", "down_proj.weight"):
         rows(role, 0, None, 32)
     table.add("tail", scale * shape.prefill)
