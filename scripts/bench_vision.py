@@ -219,7 +219,7 @@ def compare(folder: Path, file: Path, picture: Path) -> None:
     ]
 
     def smallest(got: Any, image: Any) -> float:
-        rows = want.rows(torch.from_numpy(np.ascontiguousarray(image))).numpy()
+        rows = want.rows(torch.from_numpy(np.array(image))).numpy()
         return float(min(map(cosine, np.asarray(got, np.float32), rows)))
 
     whole = smallest(model.encode(pixels).blocks[0], resized(pixels, 280, 280))
