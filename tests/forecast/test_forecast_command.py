@@ -17,6 +17,7 @@ from axzoo.fetch.hub import open_repository, read_hub_config
 from axzoo.fetch.sources import HubSource
 from axzoo.forecast.estimate import make_forecast
 from axzoo.forecast.published import nearest_rows, published_models
+from axzoo.matrix.forecasts import subject_of_path, usual_recipe
 from axzoo.weights.recipe import Recipe
 
 sys.path.append(str(Path(__file__).parents[1] / "fetch"))
@@ -206,7 +207,17 @@ def test_offline_without_cache(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         ({"num_hidden_layers": 2**30}, "num_hidden_layers 1073741824 is not plausible: at most 1024 are"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"hidden_size": -1}, "hidden_size"),
-        ({"vocab_size": 2**31 - 1, "hidden_size": 2**16 * 12}, "parameters, which is not plausible"),
+        ({"vocab_size": 2**31 - 1}, "vocab_size 2147483647 is not plausible"),
+        ({"hidden_size": 2**16 * 12}, "hidden_size 786432 is not plausible: at most 131072 are"),
+        (
+            {
+                "hidden_size": 2**16 * 2,
+                "intermediate_size": 2**19,
+                "num_hidden_layers": 100,
+                "num_attention_heads": 1024,
+            },
+            "parameters, which is not plausible: check hidden_size",
+        ),
         ({"num_attention_heads": 7, "num_key_value_heads": 2}, "num_attention_heads"),
         ({"hidden_act": "relu"}, "hidden_act"),
         ({"hidden_size": None}, "has no hidden_size"),
@@ -219,6 +230,41 @@ def test_absurd_configs_are_refused_with_a_reason(run: Run, changes: dict[str, A
     assert (status, out) == (1, "")
     assert problem in err
     assert err.count("\n") == 1
+
+
+ODD: tuple[Any, ...] = (
+    -1,
+    0,
+    1,
+    2**31,
+    10**30,
+    1e308,
+    float("nan"),
+    float("inf"),
+    0.5,
+    "x",
+    "",
+    [],
+    [1],
+    {},
+    None,
+    True,
+)
+
+
+@pytest.mark.parametrize("key", CONFIG)
+def test_odd_values_are_refused_or_give_finite_numbers(key: str, tmp_path: Path) -> None:
+    """Any value of any key: one line that says why, or a forecast; never a traceback."""
+    for value in ODD:
+        (tmp_path / "config.json").write_text(json.dumps({**CONFIG, key: value}))
+        try:
+            subject = subject_of_path(tmp_path)
+            found = subject.forecast(usual_recipe(subject, "s8", None, 128), "AX650", 11317)
+        except AxzooError as error:
+            assert str(error).count("\n") == 0
+            continue
+        json.dumps(found.to_dict(), allow_nan=False)
+        assert found.tok_s is not None and 0.01 < found.tok_s.value < 5000
 
 
 def test_lengths_beyond_the_model_are_refused(run: Run) -> None:

@@ -116,6 +116,8 @@ def test_wheel_contains_every_file(wheel: Path) -> None:
         names = set(archive.namelist())
     rules = {f"axzoo/project/workflow/rules/{path.name}" for path in (ROOT / "workflow/rules").glob("*.smk")}
     assert rules | {"axzoo/project/Snakefile", "axzoo/project/config/chips.yaml", "axzoo/serving/page.html"} <= names
+    data = {f"axzoo/forecast/{path.name}" for path in (ROOT / "src/axzoo/forecast").glob("*.[cj]s*")}
+    assert len(data) == 4 and data <= names
     source = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src").rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == source
 

@@ -23,8 +23,9 @@ Sizes = Mapping[str, int]
 """The `sizes` of a matrix entry: parameter counts by part kind, and widths."""
 
 MAX_LAYERS = 1024
+_LIMITS = {"num_hidden_layers": MAX_LAYERS, "hidden_size": 1 << 17, "intermediate_size": 1 << 19, "vocab_size": 1 << 23}
 MAX_PARAMETERS = 10**13
-"""Beyond these a config is a mistake; the largest published models have about 10^12 parameters."""
+"""Beyond these a config is a mistake: each is several times that of the largest published models."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,10 @@ def anatomy_of_spec(spec: DecoderSpec) -> Anatomy:
 
     family = load_family(spec.model_type)
     refs = {name: kind_of(name).tensors(family, spec, 0) for name in ("layer", "post")}
-    if spec.num_hidden_layers > MAX_LAYERS:
-        raise AxzooError(f"num_hidden_layers {spec.num_hidden_layers} is not plausible: at most {MAX_LAYERS} are")
+    for key, limit in _LIMITS.items():
+        value = getattr(spec, key, None) or getattr(spec.layer, key, 0)
+        if value > limit:
+            raise AxzooError(f"{key} {value} is not plausible: at most {limit} are")
     layer, post = (_parameters(refs[name].values()) for name in ("layer", "post"))
     embedding = spec.vocab_size * spec.layer.hidden_size
     vision = 0 if spec.vision is None else _parameters(kind_of("vision").tensors(family, spec, None).values())
