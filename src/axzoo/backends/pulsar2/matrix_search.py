@@ -41,6 +41,9 @@ class StorageForm:
         types = " or ".join((self.layout.weight_type, *self.equal_types))
         return f"{types}, rule {self.rule}" if self.rule else types
 
+    def __str__(self) -> str:
+        return f"{self.numerics}, {self.layout.rows} rows per block"
+
 
 @dataclass(frozen=True)
 class FoundMatrix:
