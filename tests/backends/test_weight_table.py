@@ -102,10 +102,15 @@ def check_layer(seed: int, widths: Sequence[int]) -> None:
     for role, matrix in found.matrices.items():
         assert matrix.form is not None
         assert (matrix.form.layout.weight_type, matrix.form.rule) == (shape.kind, shape.rule), (role, shape)
-        assert matrix.form.layout.rows == (shape.qkv_rows if role[0] in "qkv" else 32)
+        assert matrix.form.layout.rows == (shape.qkv_rows if role[0] in "qkv" else 32) or case == 5
         assert matrix.offsets[0] == table.places[role] or case == 5
         assert matrix.ties == matrix.other_signs == 0
     assert filled(memoryview(content), found, read(layer)) == content
+
+
+def test_rows_that_are_stored_in_two_forms() -> None:
+    """Matrices that start with the same rows, some in blocks of 64 rows and some of 32."""
+    check_layer(204, WIDTHS)
 
 
 @pytest.mark.parametrize("first", range(0, 100, 20))
@@ -506,3 +511,11 @@ def test_equal_rows_everywhere() -> None:
     assert reading_of(bytes(table.content), layer).all_faults == []
     assert reading_of(bytes(table.content)[4:] * 50, layer).all_faults
     assert time.process_time() - start < 10
+
+
+def test_a_second_copy_in_another_form() -> None:
+    """It belongs to no matrix, so nothing says which of the two the file's program uses."""
+    example = Example(Shape(64, 2, 2, 64, 96, kind="s4"))
+    copies = [block_bytes(example.layer["v_proj.weight"][start : start + 64], "s4", "A") for start in (0, 64)]
+    example.content += b"".join(copies)
+    assert "v_proj.weight is in the file in more than one form" in example.faults()

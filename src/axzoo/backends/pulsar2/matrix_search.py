@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -40,6 +40,9 @@ class StorageForm:
         """The type and the rule, such as "s8, rule A"."""
         types = " or ".join((self.layout.weight_type, *self.equal_types))
         return f"{types}, rule {self.rule}" if self.rule else types
+
+    def __str__(self) -> str:
+        return f"{self.numerics}, {self.layout.rows} rows per block"
 
 
 @dataclass(frozen=True)
@@ -176,14 +179,22 @@ def _starts(words: Words, layout: BlockLayout, hits: list[NDArray[np.int64]]) ->
 
 
 def _chosen(located: Sequence[Sequence[FoundMatrix]]) -> Iterator[FoundMatrix]:
-    """One form of each matrix. If several are completely in the table, equal rows of another matrix can be the reason:
-    the form is chosen that no other matrix has."""
+    """One form of each matrix. If several are completely in the table, equal rows of other matrices are the reason, and
+    all of these places must belong to some matrix."""
     taken = {offset for forms in located if len(forms) == 1 for offset in forms[0].offsets.tolist()}
-    chosen = [max(forms, key=lambda found: len(set(found.offsets.tolist()) - taken)) for forms in located]
-    taken = {offset for found in chosen for offset in found.offsets.tolist()}
+    chosen = []
+    for forms in located:
+        chosen.append(max(forms, key=lambda found: (_share_outside(found, taken), -int(found.offsets[:1].sum()))))
+        taken |= set(chosen[-1].offsets.tolist())
     for forms, found in zip(located, chosen, strict=True):
         rest = {offset for other in forms for offset in other.offsets.tolist()} - taken
         yield replace(found, faults=("is in the file in more than one form",)) if rest else found
+
+
+def _share_outside(found: FoundMatrix, taken: Set[int]) -> float:
+    """The share of a matrix's places that are not taken."""
+    places = set(found.offsets.tolist())
+    return len(places - taken) / max(1, len(places))
 
 
 def _located(table: memoryview, matrix: SearchedMatrix, read: RowReader) -> list[FoundMatrix]:
