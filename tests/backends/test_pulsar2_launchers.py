@@ -88,6 +88,12 @@ def test_an_apptainer_file(jobs: Jobs, launches: Path) -> None:
 def test_images_that_are_not_there(jobs: Jobs, launches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AxzooError, match=r"docker has no image pulsar2:9 .*No such image.*: load it with `docker load"):
         jobs.build("layer_0", compiler={"docker": "pulsar2:9"})
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(AxzooError, match=r"docker does not answer .*: start its service"),
+    ):
+        patch.setenv("SIMULATOR_NO_SERVICE", "1")
+        jobs.build("layer_0", compiler={"docker": IMAGE})
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     with pytest.raises(AxzooError, match=r"podman is not installed on this machine: .* state its `version`"):
         jobs.build("layer_0", compiler={"podman": IMAGE})

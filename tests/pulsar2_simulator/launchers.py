@@ -2,7 +2,7 @@
 
 `install` puts them into a folder for PATH. Environment variables: SIMULATOR_CONTAINERS, a folder with one file per
 running container; SIMULATOR_CALLS as for the compiler. A container is a process outside of its client's group, so that
-it survives its client, as real ones do.
+it survives its client, as real ones do. With SIMULATOR_NO_SERVICE, no service answers.
 """
 
 from __future__ import annotations
@@ -95,6 +95,9 @@ def main(program: str, words: list[str]) -> int:
     if program == "apptainer" and words[0] == "exec":
         return run(words[1:], ("--fakeroot", "--containall"))
     if words[:2] == ["image", "inspect"]:
+        if "SIMULATOR_NO_SERVICE" in os.environ:
+            print("Cannot connect to the Docker daemon at unix:///var/run/docker.sock.", file=sys.stderr)
+            return 1
         if words[-1] != IMAGE:
             print(f"Error: No such image: {words[-1]}", file=sys.stderr)
             return 1

@@ -161,6 +161,11 @@ def _build(settings: Settings) -> str:
             done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_ASK_SECONDS)
         except FileNotFoundError:
             raise AxzooError(f"{settings.launcher} is not installed on this machine: {_OTHERWISE}") from None
+        if done.returncode and "daemon" in done.stderr.lower() and "no such image" not in done.stderr.lower():
+            raise AxzooError(
+                f"{settings.launcher} does not answer ({_last_line(done.stderr)}): start its service, and check with "
+                f"`{settings.launcher} info` that this user may use it"
+            )
         if done.returncode:
             raise AxzooError(
                 f"{settings.launcher} has no image {image} ({_last_line(done.stderr)}): load it with "
