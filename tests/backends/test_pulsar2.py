@@ -20,7 +20,7 @@ from axzoo.backends.pulsar2 import Pulsar2Backend, running
 from axzoo.backends.pulsar2.options import Tool, options_for
 from axzoo.backends.pulsar2.proof import config_differences, explain, printed_config
 from axzoo.backends.pulsar2.settings import read_settings
-from axzoo.backends.pulsar2.tool import find_tool
+from axzoo.backends.pulsar2.tool import Launch, find_tool
 from axzoo.cli import main
 from axzoo.core.errors import AxzooError
 from axzoo.model.spec import DecoderSpec
@@ -295,6 +295,15 @@ def test_errors_that_the_simulator_does_not_have() -> None:
     pointer = "SafetensorError: Error while deserializing header: HeaderTooLarge"
     assert "run `git lfs pull`" in explain(running.RunResult(1, pointer), settings, ["no file"])
     assert "memory ran out" in explain(running.RunResult(137, "building"), settings, ["no file"])
+
+
+def test_the_end_of_a_long_log(tmp_path: Path) -> None:
+    """Only the start and the end of a long log are kept, but what it said is not forgotten."""
+    start = Launch(("/bin/sh", "-c", f"echo first; echo {running.DONE!r}; yes x | head -c 9000000; echo last"), {})
+    result = running.run(start, tmp_path, running.RunLimits(60, 1000), lambda: False)
+    assert result.said_done and result.status == 0
+    assert result.log.startswith("first\n") and result.log.endswith("last\n")
+    assert len(result.log) <= running._KEPT_LOG + (1 << 20)
 
 
 def test_timeout(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

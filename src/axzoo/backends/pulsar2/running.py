@@ -44,15 +44,13 @@ class RunLimits:
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended: its exit status, negative for a signal, and its log. `ended_because` says why axzoo ended it."""
+    """How a run ended: its exit status, negative for a signal, its log, and whether DONE was in it. `ended_because`
+    says why axzoo ended it."""
 
     status: int
     log: str
+    said_done: bool = False
     ended_because: str | None = None
-
-    @property
-    def said_done(self) -> bool:
-        return DONE in self.log
 
 
 def run(start: Launch, folder: Path, limits: RunLimits, is_complete: Callable[[], bool]) -> RunResult:
@@ -79,7 +77,7 @@ def run(start: Launch, folder: Path, limits: RunLimits, is_complete: Callable[[]
             if guard is not None:
                 _dismiss(guard)
     reader.read()
-    return RunResult(process.returncode, reader.text, because)
+    return RunResult(process.returncode, reader.text, reader.said_done, because)
 
 
 class _Log:
@@ -89,6 +87,7 @@ class _Log:
         self._file = path.open("rb")
         self._kept: list[bytes] = []
         self._size = 0
+        self.said_done = False
 
     @property
     def text(self) -> str:
@@ -98,6 +97,8 @@ class _Log:
         """Copies what is new to stderr. Of very long logs, the start and the end are kept."""
         while new := self._file.read(1 << 20):
             sys.stderr.write(new.decode(errors="replace"))
+            before = self._kept[-1] if self._kept else b""
+            self.said_done = self.said_done or DONE.encode() in before[-len(DONE) :] + new
             self._kept.append(new)
             self._size += len(new)
             while self._size > _KEPT_LOG and len(self._kept) > 2:
@@ -129,7 +130,7 @@ def _wait(
             used = _group_memory(process.pid) >> 20
             if used > limits.memory_mb:
                 return f"it used {used} MB of memory, and the limit is {limits.memory_mb} MB"
-        if DONE not in log.text or not is_complete():
+        if not log.said_done or not is_complete():
             complete_since = None
         elif complete_since is None:
             complete_since = now
