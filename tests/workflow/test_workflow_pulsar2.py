@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -128,43 +129,42 @@ def test_a_plan_refuses(change: dict[str, Any], message: str, project: Project) 
         assert str(error.value).startswith("config/zoo.yaml:")
 
 
-def kill_everything(project: Project, arguments: list[str], seconds: float, environment: Mapping[str, str]) -> bool:
-    """Starts a build, and kills it with all of its jobs after some time, but not the compiler. Returns False if it had
-    ended before."""
+def kill_everything(project: Project, arguments: list[str], rng: random.Random) -> int:
+    """Starts a build, and kills it with all of its jobs at a random moment while the compiler runs, but not the
+    compiler itself. Returns how many calls there were; 0 if the build ended before."""
+    log = project / "killed_calls"
+    before, wanted = len(calls(log)), rng.choice([1, 1, 2, 3])
     started = subprocess.Popen(
         ["snakemake", "--cores", "2", *arguments],
         cwd=project.folder,
-        env=untraced() | dict(environment),
+        env=untraced() | {"SIMULATOR_CALLS": str(log), "SIMULATOR_SECONDS": "0.3"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         process_group=0,
     )
-    try:
-        started.wait(seconds)
-        return False
-    except subprocess.TimeoutExpired:
-        os.killpg(started.pid, signal.SIGKILL)
-        started.wait()
-        return True
+    while len(calls(log)) < before + wanted:
+        if started.poll() is not None:
+            return 0
+        time.sleep(0.01)
+    time.sleep(rng.uniform(0, 1))
+    os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
+    return len(calls(log)) - before
 
 
 def resume_after_kills(
     project: Project, reference: Mapping[str, bytes], bundle: str, moments: int, arguments: list[str]
 ) -> None:
     """Kills a build at random moments, resumes it each time, and compares the weights at the end."""
-    rng = random.Random(moments)
-    environment = {"SIMULATOR_CALLS": str(project / "killed_calls"), "SIMULATOR_SECONDS": "0.3"}
-    longest, killed = 3.0, 0
+    rng, killed = random.Random(moments), 0
     while killed < moments:
-        before = len(calls(project / "killed_calls"))
-        if kill_everything(project, arguments, rng.uniform(1.5, longest), environment):
-            killed += 1
-            during = len(calls(project / "killed_calls")) - before
-            print(f"killed after {during} calls")
-            longest = longest + 2 if not during else longest
-        else:
-            (project / bundle / "manifest.json").unlink()
+        during = kill_everything(project, arguments, rng)
+        print(f"killed after {during} calls")
+        killed += during > 0
         wait_until_none(str(project / "results/store"))
+        if not during:  # everything is built
+            shutil.rmtree(project / "results/store")
+            shutil.rmtree(project / bundle)
     run = project.snakemake(*arguments)
     assert run.status == 0, run.shown
     assert tables(project / bundle) == reference
