@@ -87,3 +87,25 @@ rule check_vision:
     shell:
         "axzoo check-vision {params.folder:q} --lock {params.lock:q} --source {input.source:q} "
         "--output {output:q} > {log:q} 2>&1"
+
+
+rule check_weights:
+    input:
+        unpack(bundle_inputs),
+        manifest="results/{chip}/{model}-{tag}/manifest.json",
+        source=ancient(input_path(CHECKPOINT)),
+    output:
+        "results/checks/{chip}/{model}-{tag}/weights.json",
+    log:
+        "results/checks/{chip}/{model}-{tag}/weights.log",
+    benchmark:
+        "results/benchmarks/check_weights/{chip}/{model}-{tag}.tsv"
+    resources:
+        mem_mb=job_memory("check_weights"),
+        runtime=lambda w, attempt: PLAN.build(w).needs("check_weights").minutes
+        * attempt,
+    params:
+        folder=lambda w, input: os.path.dirname(input.manifest),
+        code=PLAN.check_weights_code,
+    shell:
+        "axzoo check-weights {params.folder:q} --source {input.source:q} --output {output:q} > {log:q} 2>&1"

@@ -76,12 +76,14 @@ class Backend(ABC):
 
     `runs_here` is true if axzoo's engine can run the compiled files, that is, if they are ONNX in the host backend's
     container. Checks, `axzoo run` and `axzoo serve` need it. `takes_compiler` is true if the matrix key `compiler` says
-    which tool to run, and how.
+    which tool to run, and how. `proves_weights` is true if `weight_verdicts` compares files with their checkpoint,
+    which is the check of builds that do not run here.
     """
 
     name: ClassVar[str]
     runs_here: ClassVar[bool]
     takes_compiler: ClassVar[bool] = False
+    proves_weights: ClassVar[bool] = False
 
     def settings(self, compiler: str | Mapping[str, Any] | None) -> str:
         """The settings for `configured`, from the value of the matrix key `compiler` or the option `--compiler`; None
@@ -104,6 +106,11 @@ class Backend(ABC):
         """Yields what `axzoo doctor` says as (subject, finding). Raises AxzooError at the first thing that does not
         work. `folder` is private and initially empty."""
         yield "compiler", f"backend {self.name} needs no external compiler"
+
+    def weight_verdicts(self, bundle: Path, checkpoint: Path) -> Mapping[str, Mapping[str, Any]]:
+        """Compares the weights in a bundle's files with those of a checkpoint. Returns a verdict for each file, as
+        plain JSON values: `faults` say where they differ, `unknown` what cannot be compared."""
+        raise AxzooError(f"backend {self.name} cannot compare its files with a checkpoint")
 
     @abstractmethod
     def identity(self, kind: PartKind, chip: str) -> dict[str, Any]:

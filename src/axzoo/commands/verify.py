@@ -47,32 +47,27 @@ def run(args: argparse.Namespace) -> None:
 
 def _prove_weights(place: Path, checkpoint: Path) -> None:
     """Print what each file holds. Raises AxzooError unless all of them hold the checkpoint's weights."""
-    from axzoo.backends.pulsar2.vendor_folder import (
-        CheckpointParts,
-        constant_faults,
-        missing_files,
-        parts_in,
-        prove_part,
-    )
+    from axzoo.backends.pulsar2.vendor_folder import CheckpointParts, missing_files, parts_in, prove_folder
+    from axzoo.backends.pulsar2.weight_proof import WeightProof
     from axzoo.core.errors import AxzooError
 
     parts, model = parts_in(place), CheckpointParts(checkpoint)
-    wrong, proven = set(), []
-    for part in parts:
-        proof = prove_part(part, model)
+    layers = {part.path.name: part.layer for part in parts}
+    told: dict[str, tuple[str, ...]] = {}
+
+    def tell(proof: WeightProof) -> None:
+        told[proof.file] = proof.faults
         lines = [*proof.faults, *(f"cannot be proven: {text}" for text in proof.unknown)]
-        if lines:
-            wrong.add(proof.file)
-        elif part.layer is not None:
-            proven.append(proof)
-        result = (
-            f"holds the weights of {'the post layer' if part.layer is None else f'layer {part.layer}'} ({proof.form})"
-        )
+        layer = layers[proof.file]
+        result = f"holds the weights of {'the post layer' if layer is None else f'layer {layer}'} ({proof.form})"
         for line in [*(lines or [result]), *(f"note: {note}" for note in proof.notes)]:
             print(f"{proof.file}: {line}", flush=True)
-    for file, fault in constant_faults(proven):
-        print(f"{file}: {fault}", flush=True)
-        wrong.add(file)
+
+    proofs = prove_folder(place, model, tell)
+    wrong = [proof for proof in proofs if not proof.proven]
+    for proof in wrong:
+        for fault in proof.faults[len(told[proof.file]) :]:
+            print(f"{proof.file}: {fault}", flush=True)
     missing = missing_files(parts, model.spec.num_hidden_layers) if place.is_dir() else []
     for text in missing:
         print(text, flush=True)

@@ -174,9 +174,10 @@ class Build:
 
     @property
     def check_files(self) -> list[str]:
-        """The reports of the checks; empty if axzoo's engine cannot run the backend's files."""
+        """The reports of the checks. Files that axzoo's engine cannot run have only their weights compared, if the
+        backend can do that."""
         if not self.backend.runs_here:
-            return []
+            return [f"{self.checks}/weights.json"] if self.backend.proves_weights else []
         kinds = {kind_of(part.kind) for part in self.parts.values()}
         names = dict.fromkeys(check for kind in KINDS if kind in kinds for check in kind.checks)
         return [f"{self.checks}/{name.removeprefix('check_')}.json" for name in names]
@@ -209,6 +210,8 @@ class Build:
             return Needs(needs.mem_mb + states_mb(sizes, self.calibration_tokens), needs.minutes)
         if stage == "check_layers" and sizes is not None:  # one layer; the post layer stays in its file
             return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"] // 12)
+        if stage == "check_weights" and sizes is not None:
+            return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"] // 4)
         if stage == "check_generation" and sizes is not None:
             return stage_needs(stage, weights, held=stored_bytes(self.recipe, self, sizes))
         return stage_needs(stage, weights)

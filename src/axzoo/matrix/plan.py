@@ -146,6 +146,10 @@ class Plan:
         return fingerprint("axzoo.commands.check_vision")
 
     @property
+    def check_weights_code(self) -> str:
+        return fingerprint("axzoo.commands.check_weights", "axzoo.backends.pulsar2.vendor_folder")
+
+    @property
     def check_generation_code(self) -> str:
         return fingerprint("axzoo.commands.check_generation")
 

@@ -37,6 +37,7 @@ _STAGES: Mapping[str, _Stage] = {
     "bundle": _Stage(500, 0.1),
     "check_layers": _Stage(450, 0.5, bytes_per_weight=12),  # fp32 of a layer: the checkpoint's, the file's, scratch
     "check_generation": _Stage(700, 1.0, bytes_per_weight=1),  # the mapped files, in bytes
+    "check_weights": _Stage(300, 0.5, bytes_per_weight=8),  # 127 MB for SmolLM2-135M; larger models were not measured
     "check_vision": _Stage(500, 1.0, bytes_per_weight=3),  # stored up to twice while loading, fp32 one block at a time
 }
 """The times are more than ten times those of SmolLM2-135M on two cores (docs/performance.md), because cluster nodes

@@ -54,6 +54,7 @@ STAGES = {
     "check_layers": "checking layers",
     "check_generation": "checking generation",
     "check_vision": "checking vision model",
+    "check_weights": "checking weights",
 }
 """Labels by stage. A stage without a label is shown by the name of its rule."""
 

@@ -42,7 +42,7 @@ def summarize_build(build: Build, chips: ChipTable) -> list[tuple[str, str]]:
         lines.append(("axllm", _template(chosen, boards["axllm"]["template"])))
     lines += [("boards", note) for note in host_notes(boards)]
     if not build.backend.runs_here:
-        return [*lines, ("checks", f"none: files of backend {build.backend_name} run only on a board")]
+        return [*lines, ("weights", _weights(build))]
     layers, generation = (_verdict_in(build.checks / name) for name in ("layers.json", "generation.json"))
     lines.append(("level 1", "not checked" if layers is None else _level_1(layers)))
     if generation is None:
@@ -54,6 +54,18 @@ def summarize_build(build: Build, chips: ChipTable) -> list[tuple[str, str]]:
         ("answer", generation["answer"].strip()),
         ("talk", f'axzoo run {build.bundle} --prompt "{build.prompt}"'),
     ]
+
+
+def _weights(build: Build) -> str:
+    """How many files of a build for boards hold the checkpoint's weights."""
+    if not build.backend.proves_weights:
+        return f"not compared: files of backend {build.backend_name} run only on a board"
+    verdict = _verdict_in(build.checks / "weights.json")
+    if verdict is None:
+        return "not checked"
+    if not verdict["passed"]:
+        return f"FAILED: {'; '.join(verdict['failures'][:3])}"
+    return f"{verdict['proven']} of {len(verdict['files'])} files hold the checkpoint's weights"
 
 
 def _hosts(entry: Any) -> str:

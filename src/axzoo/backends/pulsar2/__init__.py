@@ -56,6 +56,7 @@ class Pulsar2Backend(Backend):
     name: ClassVar[str] = "pulsar2"
     runs_here: ClassVar[bool] = False
     takes_compiler: ClassVar[bool] = True
+    proves_weights: ClassVar[bool] = True
 
     compiler: Settings | None = None
 
@@ -210,6 +211,15 @@ class Pulsar2Backend(Backend):
 
         weight_type = str(about.get("weight_type", ""))
         yield from proof.contradictions(path, kind, groups, weight_type, None, about)
+
+    def weight_verdicts(self, bundle: Path, checkpoint: Path) -> Mapping[str, Mapping[str, Any]]:
+        from axzoo.backends.pulsar2.proof import is_host_file
+        from axzoo.backends.pulsar2.vendor_folder import CheckpointParts, parts_in, prove_folder
+
+        if all(is_host_file(part.path) for part in parts_in(bundle)):
+            unknown = "axzoo's own compiler wrote it in the place of the vendor's: no weight table to compare"
+            return {part.path.name: {"faults": [], "unknown": [unknown]} for part in parts_in(bundle)}
+        return {proof.file: proof.to_dict() for proof in prove_folder(bundle, CheckpointParts(checkpoint))}
 
     def doctor(self, chip: str, folder: Path) -> Iterator[tuple[str, str]]:
         from axzoo.backends.pulsar2.diagnosis import diagnose

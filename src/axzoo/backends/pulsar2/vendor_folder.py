@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -159,6 +159,24 @@ def prove_part(part: VendorPart, model: CheckpointParts) -> WeightProof:
     if part.layer is None or not any(fault.endswith("weight is not in the file") for fault in proof.faults):
         return proof
     return replace(proof, faults=tuple(_identified(part, model, proof)))
+
+
+def prove_folder(
+    place: Path, model: CheckpointParts, tell: Callable[[WeightProof], None] = lambda proof: None
+) -> list[WeightProof]:
+    """Compares all files of a folder, or the file at `place`, and calls `tell` after each. The result also has the
+    faults that show only beside other files (`constant_faults`)."""
+    proofs, layers = [], []
+    for part in parts_in(place):
+        proof = prove_part(part, model)
+        tell(proof)
+        proofs.append(proof)
+        if part.layer is not None and proof.proven:
+            layers.append(proof)
+    faults: dict[str, list[str]] = {}
+    for file, fault in constant_faults(layers):
+        faults.setdefault(file, []).append(fault)
+    return [replace(proof, faults=(*proof.faults, *faults.get(proof.file, ()))) for proof in proofs]
 
 
 def _identified(part: VendorPart, model: CheckpointParts, proof: WeightProof) -> Iterator[str]:
