@@ -75,7 +75,7 @@ def anatomy_of_spec(spec: DecoderSpec) -> Anatomy:
     family = load_family(spec.model_type)
     refs = {name: kind_of(name).tensors(family, spec, 0) for name in ("layer", "post")}
     for key, limit in _LIMITS.items():
-        value = getattr(spec, key, None) or getattr(spec.layer, key, 0)
+        value = int(getattr(spec if hasattr(spec, key) else spec.layer, key))
         if value > limit:
             raise AxzooError(f"{key} {value} is not plausible: at most {limit} are")
     layer, post = (_parameters(refs[name].values()) for name in ("layer", "post"))
