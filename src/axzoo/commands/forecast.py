@@ -224,4 +224,6 @@ def _details(rows: Sequence[tuple[Subject, Forecast]]) -> Iterator[str]:
 
 def _minutes(interval: Interval) -> str:
     low, high = (max(1, round(value)) for value in (interval.low, interval.high))
+    if low == high:
+        return f"about {low} minute{'s' if low > 1 else ''}"
     return f"{low} to {high} minutes"
