@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -84,7 +85,7 @@ def prove_tensors(
             unknown.append(f"{fault}: no published file shows where biases are")
         else:
             faults.append(fault)
-    faults += _of_order(reading)
+    faults += order_faults(reading)
     form = _form_text([found.form for found in reading.matrices.values() if found.form])
     types = {kind for found in reading.matrices.values() for kind in _types(found)}
     common = [kind for kind in types if all(kind in _types(found) for found in reading.matrices.values() if found.form)]
@@ -110,9 +111,9 @@ def _types(found: FoundMatrix) -> tuple[str, ...]:
     return (found.form.layout.weight_type, *found.form.equal_types) if found.form else ()
 
 
-def _of_order(reading: TableReading) -> Iterator[str]:
-    """Rows and tensors that are not where all known tables have them. Blocks that are stored once for several rows are
-    where the first of them is."""
+def order_faults(reading: TableReading) -> Iterator[str]:
+    """Rows and tensors that are not where all known tables have them. Blocks and norms that are stored once for several
+    are left out."""
     claims = [offset for found in reading.matrices.values() for offset in found.offsets.tolist()]
     places, counts = np.unique(np.array(claims, np.int64), return_counts=True)
     single = set(places[counts == 1].tolist()) - {MISSING}
@@ -123,8 +124,9 @@ def _of_order(reading: TableReading) -> Iterator[str]:
             yield f"{role} has blocks of rows in another order"
         if own and own[0] == found.offsets[0]:
             starts[role.rpartition(".")[0]] = role, own[0]
+    vectors = Counter(vector.offset for vector in reading.vectors.values())
     for role, vector in reading.vectors.items():
-        if vector.offset is not None:
+        if vector.offset is not None and vectors[vector.offset] == 1:
             starts[role.rpartition(".")[0]] = role, vector.offset
     present = [starts[name] for name in ORDER if name in starts]
     for (role, offset), (after, next_offset) in pairwise(present):
