@@ -131,8 +131,7 @@ def _checks(
         else:
             faults = reading.all_faults if reading else []
         readings.append(reading)
-        forms = {} if reading is None else {role: str(matrix.form) for role, matrix in reading.matrices.items()}
-        found = "; ".join(f"{role}: {form}" for role, form in forms.items())
+        found = "; ".join(_forms(reading)) if reading else ""
         yield TrialCheck(f"every weight of {name} is in its table", not faults, "; ".join(faults[:3]) or found)
     for source, target in ((1, 0), (0, 1)):
         yield _transfer(trial, files, readings, source, target, board)
@@ -142,6 +141,14 @@ def _checks(
         between <= 2 * rebuilt + 16,
         f"{between} bytes between layers, {rebuilt} between builds",
     )
+
+
+def _forms(reading: TableReading) -> Iterator[str]:
+    """How each matrix is stored."""
+    for role, matrix in reading.matrices.items():
+        if matrix.form is not None:
+            layout, rule = matrix.form.layout, f", rule {matrix.form.rule}" if matrix.form.rule else ""
+            yield f"{role}: {layout.weight_type}{rule}, {layout.rows} rows per block"
 
 
 def _transfer(
