@@ -117,6 +117,10 @@ def other_stop(folder: Path) -> None:
     edit(folder, eos_token_ids=[3])
 
 
+def other_template(folder: Path) -> None:
+    edit(folder, tokenizer_type="Gemma3")
+
+
 def no_tokenizer_txt(folder: Path) -> None:
     (folder / "tokenizer.txt").unlink()
 
@@ -145,6 +149,7 @@ AXLLM_FAULTS: dict[Callable[[Path], None], str] = {
     crlf: "tokenizer.txt:1: the line ends in CR LF",
     no_stop: "it lists no stop id",
     other_stop: "it does not list id 3 as a stop id",
+    other_template: "tokenizer_type Gemma3 writes other prompts than the chat template in tokenizer/: write Qwen2_5",
     no_tokenizer_txt: "tokenizer.txt is missing",
     lacking_key: "post_config.json has no penalty_window",
     text_as_number: "top_k must be of type int, not '10'",

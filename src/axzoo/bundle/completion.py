@@ -77,7 +77,7 @@ def complete_bundle(plan: BundlePlan) -> None:
     _remove_old_files(plan.folder, set(), f".*{TEMPORARY_SUFFIX}")
     _remove_old_receipts(plan.receipts)
     written |= {name: recorded(plan.folder / name) for name in others}
-    hosts["hosts"] = {host: verdict.to_dict() for host, verdict in board_check(plan.folder).items()}
+    hosts["hosts"] = {host: verdict.to_dict() for host, verdict in board_check(plan.folder, templates=False).items()}
     files = {name: {"sha256": record["sha256"], "size": record["size"]} for name, record in written.items()}
     manifest = {
         "format": MANIFEST_FORMAT,

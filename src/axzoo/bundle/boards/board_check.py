@@ -17,10 +17,12 @@ from axzoo.bundle.boards.axllm import config_faults
 from axzoo.bundle.boards.board_folder import BoardFolder, open_board_folder, shape_groups
 from axzoo.bundle.boards.lengths import HostLengths, host_lengths
 from axzoo.bundle.boards.packages import NPY
+from axzoo.bundle.boards.templates import template_fault
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 from axzoo.parts.groups import ShapeGroup
 from axzoo.runtime.post_config import PostConfig
+from axzoo.tokenizer.local import find_tokenizer
 from axzoo.tokenizer.tokenizer_folder import vocabulary_file
 from axzoo.tokenizer.tokenizer_txt import FILE_NAME as TOKENIZER_TXT
 from axzoo.tokenizer.tokenizer_txt import MAX_BYTES, parse, shortcomings
@@ -61,12 +63,13 @@ class HostVerdict:
         return [head, *(f"  {text}" for text in (*self.faults, *self.notes))]
 
 
-def board_check(folder: Path, free_mib: float | None = None) -> dict[str, HostVerdict]:
+def board_check(folder: Path, free_mib: float | None = None, templates: bool = True) -> dict[str, HostVerdict]:
     """The verdict for each host of HOSTS. `free_mib` is the NPU's free memory in MiB, which is not compared if None.
+    With `templates`, axllm's chat template is compared with the one in tokenizer/, if that is there.
 
     Raises AxzooError when the folder has no .axmodel files.
     """
-    facts = _Facts(open_board_folder(folder), free_mib)
+    facts = _Facts(open_board_folder(folder), free_mib, templates)
     return {host: judge(host, facts) for host, judge in HOSTS.items()}
 
 
@@ -76,6 +79,7 @@ class _Facts:
 
     board: BoardFolder
     free_mib: float | None
+    templates: bool
 
     @cached_property
     def common(self) -> tuple[str, ...]:
@@ -175,17 +179,14 @@ def _memory_faults(board: BoardFolder, free_mib: float | None) -> Iterator[str]:
 def _axllm(host: str, facts: _Facts) -> HostVerdict:
     board = facts.board
     faults = [*_axllm_config(board), *facts.common]
-    notes: list[str] = []
     if not facts.common:
         faults += [*_stride(facts.lengths), *_no_logits(facts)]
-    tokenizer_faults, tokenizer_notes = _tokenizer_txt(board)
-    faults += tokenizer_faults
-    notes += tokenizer_notes
+    faults += [*_tokenizer_txt(board), *(_template(facts) if facts.templates else [])]
     mapped = board.config.get("b_use_mmap_load_embed", board.config.get("use_mmap_load_embed", False))
     if mapped is not True and _size(board.embedding) > _INT_BYTES:
         faults.append("the embedding has 2 GiB or more: set use_mmap_load_embed to true")
     faults += _sampling(board)
-    return HostVerdict(host, tuple(faults), tuple(notes))
+    return HostVerdict(host, tuple(faults))
 
 
 def _size(path: Path | None) -> int:
@@ -218,25 +219,36 @@ def _no_logits(facts: _Facts) -> Iterator[str]:
         yield f"{_name(facts.board.post)} gives no logits: build it with post_topk 0"
 
 
-def _tokenizer_txt(board: BoardFolder) -> tuple[list[str], list[str]]:
-    """Faults and notes about the file that config.json names as url_tokenizer_model."""
+def _tokenizer_txt(board: BoardFolder) -> list[str]:
+    """Faults of the file that config.json names as url_tokenizer_model."""
     name = board.config.get("url_tokenizer_model", TOKENIZER_TXT)
     if not isinstance(name, str) or "://" in name:
-        return [], []  # config_faults says so
+        return []  # config_faults says so
     path = board.folder / name
     if not path.is_file():
-        return [f"{name} is missing: build the bundle with this axzoo"], []
+        return [f"{name} is missing: build the bundle with this axzoo"]
     if path.stat().st_size > MAX_BYTES:
-        return [f"{name} has more than {MAX_BYTES >> 20} MiB"], []
+        return [f"{name} has more than {MAX_BYTES >> 20} MiB: copy the file again"]
     try:
         txt = parse(path.read_bytes(), name)
     except AxzooError as error:
-        return [str(error)], []
+        return [str(error)]
     ends, rows = board.config.get("eos_token_ids"), board.config.get("tokens_embed_num")
     faults = list(shortcomings(txt, ends if isinstance(ends, list) else ()))
     if type(rows) is int and len(txt.tokens) > rows:
         faults.append(f"{name} has {len(txt.tokens)} tokens, but the embedding only {rows} rows: it is another model's")
-    return faults, []
+    return faults
+
+
+def _template(facts: _Facts) -> Iterator[str]:
+    """Whether axllm's template writes the prompts of the folder's own tokenizer."""
+    name = facts.board.config.get("tokenizer_type")
+    tokenizer = find_tokenizer(facts.board.folder / "tokenizer") if facts.tokenizer else None
+    if not isinstance(name, str) or tokenizer is None or tokenizer.renderer is None:
+        return
+    render = tokenizer.renderer.render
+    if fault := template_fault(name, lambda messages, variables: render(messages, True, variables)):
+        yield fault
 
 
 def _sampling(board: BoardFolder) -> list[str]:

@@ -189,6 +189,19 @@ def choose_template(render: Render, model_type: str, dated: bool = False) -> Tem
     return TemplateChoice(agreement, host.name, system, differences[host.name])
 
 
+def template_fault(name: str, render: Render) -> str | None:
+    """How axllm's template `name` disagrees with the checkpoint's own, and which one agrees; None if it agrees, or if
+    what it renders is not known."""
+    host = next((host for host in HOST_TEMPLATES if host.name == name), None)
+    if host is None or any(_try(render, messages) is None for messages in _QUESTIONS.values()):
+        return None
+    if _agreement(host, render, _default_system(render)):
+        return None
+    better = choose_template(render, "").tokenizer_type
+    remedy = f"write {better}" if better else OTHER_HOSTS
+    return f"tokenizer_type {name} writes other prompts than the chat template in tokenizer/: {remedy}"
+
+
 def _agreement(host: HostTemplate, render: Render, default: str | None) -> Agreement | None:
     """How far a built-in template agrees with the checkpoint's own; None if it does not."""
     plain = list(_QUESTIONS.values())
