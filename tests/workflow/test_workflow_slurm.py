@@ -5,6 +5,7 @@ The tests are skipped unless they run as root on Debian.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -112,6 +113,8 @@ def test_a_cluster_builds_the_demo(cluster: None, project: Project, demo: Projec
     assert {f"rule_{rule}" for rule in (*once, *layers)} <= comments("all")
     assert max(requested_cpus()) == CPUS
     assert project.digests(DEMO) == demo.digests(DEMO)
+    hosts = json.loads((project / f"{DEMO}/manifest.json").read_text())["boards"]["hosts"]
+    assert hosts["axllm"] == {"loads": "yes", "faults": [], "notes": []}
     assert submit(project, "demo").did_nothing
 
 
