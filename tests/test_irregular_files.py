@@ -39,7 +39,11 @@ from tiny_model import Built, Checkpoint
 
 ROOT = Path(__file__).parents[1]
 KINDS = ("pipe", "device", "link to a pipe", "link to a device", "socket", "folder")
-IRREGULAR = "a (pipe, a socket or a device: replace it by a regular file|folder, but a file is needed)"
+IRREGULAR = (
+    "(a pipe, a socket or a device: replace it by a regular file|a folder, but a file is needed"
+    "|not a regular file, or a link to nothing: replace it by a file, or remove it"
+    "|not a regular file: a checkpoint consists of files)"
+)
 """What a message says of the file, as a regular expression."""
 
 
@@ -160,7 +164,7 @@ def test_llm_build_refuses_them(
         assert main(["llm_build", "--input_path", str(folder), "--output_path", str(tmp_path / "out")]) == 1
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert f"{folder / name} is a pipe, a socket or a device: " in err
+    assert f"{folder / name} is not a regular file: a checkpoint consists of files" in err
 
 
 def test_a_shard_that_is_a_pipe_does_not_hang_the_lock(
@@ -171,7 +175,10 @@ def test_a_shard_that_is_a_pipe_does_not_hang_the_lock(
     model = ["--model_type", "llama", "--num_hidden_layers", "2", "--source", str(folder / "source.json")]
     with within(20):
         assert main(["lock", *model, "--output", str(tmp_path / "lock")]) == 1
-    assert f"{folder / 'model.safetensors'} is a pipe, a socket or a device: " in capfd.readouterr().err
+    assert (
+        f"{folder / 'model.safetensors'} is not a regular file: a checkpoint consists of files"
+        in capfd.readouterr().err
+    )
     assert not (tmp_path / "lock").exists()
 
 
@@ -187,10 +194,10 @@ def test_weights_of_other_formats(tmp_path: Path, name: str) -> None:
 def test_a_gguf_file(tmp_path: Path, kind: str) -> None:
     put(kind, tmp_path / "x.gguf")
     for path in (tmp_path / "x.gguf", tmp_path):
-        with within(5), pytest.raises(AxzooError, match=r"x\.gguf is not a regular file"):
+        with within(5), pytest.raises(AxzooError, match=rf"x\.gguf is {IRREGULAR}"):
             find_checkpoint(path) if path.suffix else _gguf(path)
     put(kind, tmp_path / "named" / "without-suffix")
-    with within(5), pytest.raises(AxzooError, match="without-suffix is not a regular file"):
+    with within(5), pytest.raises(AxzooError, match=f"without-suffix is {IRREGULAR}"):
         find_checkpoint(tmp_path / "named" / "without-suffix")
 
 
