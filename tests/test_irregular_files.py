@@ -218,7 +218,7 @@ def test_files_of_a_bundle(s8: Built, tmp_path: Path, name: str, kind: str) -> N
     built = s8.moved(tmp_path / "bundle")
     complete_bundle(built.plan)
     put(kind, built.folder / name)
-    with within(20), pytest.raises(AxzooError, match=f"{Path(name).name} is (not a |missing)"):
+    with within(20), pytest.raises(AxzooError, match=f"{Path(name).name} is (not a |a pipe|missing)"):
         BUNDLE[name](built.folder)
     with within(20):
         if name == "manifest.json":
