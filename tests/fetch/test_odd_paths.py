@@ -63,15 +63,17 @@ def odd_states(folder: Path) -> dict[str, Callable[[], object]]:
     """By name: makes the path `odd`, from a sound checkpoint in `folder`."""
     odd = Path("odd")
 
-    def linked_files() -> None:
-        odd.mkdir()
-        for file in folder.iterdir():
+    def linked_files(pattern: str) -> None:
+        shutil.copytree(folder, odd)
+        for file in folder.glob(pattern):
+            (odd / file.name).unlink()
             (odd / file.name).symlink_to(file)
 
     return {
         "a link": lambda: odd.symlink_to(folder),
         "a link to a link": lambda: (Path("between").symlink_to(folder), odd.symlink_to("between")),
-        "links to files": linked_files,
+        "links to weights": lambda: linked_files("*.safetensors"),
+        "links to files that bundles copy": lambda: linked_files("*"),
         "a link to itself": lambda: odd.symlink_to("odd"),
         "two links in a circle": lambda: (odd.symlink_to("other"), Path("other").symlink_to("odd")),
         "a link to nothing": lambda: odd.symlink_to("nowhere"),
@@ -84,7 +86,7 @@ def odd_states(folder: Path) -> dict[str, Callable[[], object]]:
     }
 
 
-SOUND_STATES = {"a link", "a link to a link", "links to files"}
+SOUND_STATES = {"a link", "a link to a link", "links to weights"}
 
 
 @pytest.mark.parametrize("name", NAMES, ids=[ascii(name)[:24] for name in NAMES])
