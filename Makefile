@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 .DELETE_ON_ERROR:
-.PHONY: help demo install test soak lint format lock bench bench-builders bench-speed bench-zoo bench-large bench-vision clean
+.PHONY: help demo install test soak lint format lock bench bench-builders bench-speed bench-zoo bench-large bench-sound bench-vision clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 21
@@ -53,6 +53,9 @@ bench-zoo: $(VENV)/installed-test ## measure Snakemake with 40 models on both ch
 
 bench-large: $(VENV)/installed-test ## measure time and memory of all jobs for the dimensions of a 7B model (needs 15 GB of disk)
 	python scripts/bench_large.py results/large
+
+bench-sound: $(VENV)/installed-test ## check that level 1 refuses no sound build of a random model with Qwen2.5-0.5B's dimensions (needs 8 GB of disk)
+	python scripts/sound_stand_in.py results/sound
 
 bench-vision: $(VENV)/installed-test ## build, check and run a model with MiniCPM-V 2.0's dimensions (CONFIG: its config.json; needs 15 GB of disk)
 	python scripts/bench_vision.py results/vision $(CONFIG)

@@ -74,17 +74,20 @@ def generate(folder: Path, layers: int, seed: int = 0) -> None:
     )
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write a tokenizer with one token per byte, and a name for every other id."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+def write_tokenizer(folder: Path, vocabulary: int = VOCABULARY, starts_with_bos: bool = False) -> None:
+    """Write a tokenizer with one token per byte, <bos> (256), <eos> (257) and a name for every other id."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ends = ["<bos>", "<eos>"]
-    words = [*alphabet, *ends, *(f"<{number}>" for number in range(len(alphabet) + len(ends), VOCABULARY))]
+    words = [*alphabet, *ends, *(f"<{number}>" for number in range(len(alphabet) + len(ends), vocabulary))]
     backend = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(ends)
+    if starts_with_bos:
+        start = [("<bos>", len(alphabet))]
+        backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=start)
     backend.save(str(folder / "tokenizer.json"))
     write_json(folder / "tokenizer_config.json", {"bos_token": "<bos>", "eos_token": "<eos>"})
     (folder / "chat_template.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")

@@ -32,19 +32,24 @@ SIZES = {
 }
 
 
+def link_workflow(folder: Path) -> None:
+    """Make a project folder with the workflow and the chips of this checkout, and a folder for its matrix."""
+    (folder / "config").mkdir(parents=True, exist_ok=True)
+    for name in ("Snakefile", "workflow", "config/chips.yaml"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+
+
 def write_project(folder: Path, layers: int) -> None:
     """Write the matrix, and link the workflow."""
+    link_workflow(folder)
     entries = [
         f"  {model}: {{path: {folder / model / 'checkpoint'}, model_type: qwen2, num_hidden_layers: {layers}, "
         f"sizes: {{{', '.join(f'{key}: {size}' for key, size in SIZES.items())}}}, chips: [AX650], "
         f"prompt: {bench_large.PROMPT!r}, prefill_len: 128, kv_cache_len: 1023}}\n"
         for model in MODELS
     ]
-    (folder / "config").mkdir(parents=True, exist_ok=True)
     (folder / "config/zoo.yaml").write_text("models:\n" + "".join(entries))
-    for name in ("Snakefile", "workflow", "config/chips.yaml"):
-        if not (folder / name).exists():
-            (folder / name).symlink_to(ROOT / name)
 
 
 def make_cgroup(limit: int) -> tuple[Path, dict[str, str]]:

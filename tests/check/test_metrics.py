@@ -7,13 +7,17 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose
 from numpy.typing import NDArray
 
+from axzoo.check.closeness import FP32_NOISE, context_noise
 from axzoo.check.metrics import cosine, kl_divergence, log_softmax, max_abs, relative_l2
+from axzoo.model.oracle import attend
+from axzoo.model.spec import LayerSpec, NormSpec, RopeSpec
 
 ROWS = hnp.arrays(np.float32, (3, 5), elements=st.floats(-50, 50, width=32))
 
@@ -84,3 +88,23 @@ def test_kl_over_the_returned_tokens() -> None:
     got = np.log(np.array([0.1, 0.0, 0.1, 0.2]), out=np.full(4, -np.inf), where=np.array([True, False, True, True]))
     expected = 2 * (2 / 7) * math.log((2 / 7) / (1 / 4)) + (3 / 7) * math.log((3 / 7) / (2 / 4))
     assert kl_divergence(want, got) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("bias, most", [(0.0, FP32_NOISE), (50.0, 1e-3)])
+def test_noise_of_attention_scores_covers_fp32_and_follows_their_size(bias: float, most: float) -> None:
+    """A `bias` of queries and keys makes scores of hundreds, which cancel in the softmax."""
+    norm, rope = NormSpec("rms_norm", 1e-6), RopeSpec(theta=1e4, rotary_dim=32)
+    spec = LayerSpec(64, 64, 4, 2, 32, norm, rope, 128)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(40, heads, 32, generator=generator, dtype=torch.float64) for heads in (4, 2, 2))
+    q[..., :4] += bias / 10
+    k[..., :4] += bias
+    q, k, v = (x.float().double() for x in (q, k, v))
+    masked = torch.ones(40, 40, dtype=torch.bool).triu(1)
+    exact = attend(spec, q, k, v, masked)
+    in_fp32 = attend(spec, q.float(), k.float(), v.float(), masked)
+    noise = context_noise(spec, q.float(), k.float(), v.float(), masked, in_fp32)
+    error = (in_fp32.double() - exact).abs()
+    assert (error <= noise + 1e-6).all()
+    assert noise.max() < most
+    assert noise[0].max() < 1e-6  # the first token sees only itself

@@ -45,6 +45,7 @@ KINDS: dict[str, tuple[str, Recipe]] = {
     "s4": ("qwen2", replace(S8, weight_type="s4")),
     "s4 mse": ("qwen2", replace(S8, weight_type="s4", scale_rule="mse", weight_group_size=32)),
     "bf16": ("qwen2", replace(S8, weight_type="bf16", post_weight_type="bf16")),
+    "fp32": ("qwen2", replace(S8, weight_type="fp32", post_weight_type="fp32")),
     "fp16": ("qwen2", replace(S8, weight_type="fp16", hidden_state_type="fp16", post_weight_type="fp8_e4m3")),
     "s8 gptq": ("qwen2", GPTQ),
     "s4 mse gptq": ("qwen2", replace(GPTQ, weight_type="s4", scale_rule="mse", weight_group_size=32)),
@@ -73,8 +74,8 @@ class Shop:
         if key not in self._checkpoints:
             shape = {**WIDE, **SHAPES.get(model_type, {})}
             self._checkpoints[key] = make_checkpoint(self._root / f"checkpoint {key}", shape, model_type)
-            if name == "older":
-                _nudge(self._root / f"checkpoint {key}")
+            if change := {"older": _nudge, "massive": _make_massive}.get(name):
+                change(self._root / f"checkpoint {key}")
         return self._checkpoints[key]
 
     def built(self, kind: str, name: str = "") -> Built:
@@ -95,6 +96,33 @@ def _nudge(folder: Path) -> None:
     generator = torch.Generator().manual_seed(5)
     changed = {name: t * (1 + 0.01 * torch.randn(t.shape, generator=generator)) for name, t in tensors.items()}
     save_file(changed, folder / "model.safetensors", {"format": "pt"})
+
+
+FIRST = 200
+"""The token whose activations are massive."""
+
+
+def _make_massive(folder: Path) -> None:
+    """Makes activations as uneven as those of trained models: token FIRST gets values of thousands in layer 0, norms
+    have large and small weights, and keys have biases that make attention sharp."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    first = tensors["model.embed_tokens.weight"][FIRST] * 8
+    tensors["model.embed_tokens.weight"][FIRST] = first
+    early = "model.layers.0.mlp"
+    for name in ("gate_proj", "up_proj"):
+        tensors[f"{early}.{name}.weight"][0] = first / first.norm()
+    tensors[f"{early}.down_proj.weight"][[4, 20, 41], 0] = torch.tensor([60.0, -60.0, 40.0])
+    for name, tensor in tensors.items():
+        if "layernorm" in name:
+            tensor[[3, 30]] *= 10
+            tensor[[4, 20, 41]] *= 0.1
+        if name.endswith("k_proj.bias"):
+            tensor[::5] = 120.0
+        if name.endswith("q_proj.bias"):
+            tensor[::5] = 4.0
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +216,15 @@ def test_level_1_finds_a_planted_fault(shop: Shop, tmp_path: Path, name: str) ->
     assert found.faults, "the fault was not found"
     assert any(words in fault for fault in found.faults), found.faults
     assert {check.layer for check in found.layers if check.faults} == {1}  # only the faulty file
+
+
+@pytest.mark.parametrize("name", [name for name, (kind, _, _) in FAULTS.items() if kind == "s8"])
+def test_massive_activations_hide_no_planted_fault(shop: Shop, tmp_path: Path, name: str) -> None:
+    _, plant, words = FAULTS[name]
+    built = shop.built("s8", "massive").moved(tmp_path / "faulty")
+    plant(built)
+    faults = check(built, [FIRST, *IDS]).faults
+    assert any(words in fault for fault in faults), faults
 
 
 def test_truncated_bf16_weights_are_found(shop: Shop, tmp_path: Path) -> None:
@@ -286,6 +323,14 @@ def test_a_sound_build_is_not_refused(shop: Shop, kind: str) -> None:
         assert len(found.layers) == 2
         groups = {group for layer in found.layers for group in layer.groups}
         assert groups == set(range(1 if kind == "decode" else 4))
+
+
+@pytest.mark.parametrize("kind", ["s8", "s4 mse", "s8 gptq", "bf16", "fp32"])
+def test_a_sound_build_with_massive_activations_is_not_refused(shop: Shop, kind: str) -> None:
+    for ids in PROMPTS:
+        found = check(shop.built(kind, "massive"), [FIRST, *ids[:-1]])
+        assert found.faults == []
+        assert [layer.prefill.massive_tokens for layer in found.layers if layer.prefill][1:] == [(0,)] * (len(ids) > 1)
 
 
 def test_a_prompt_that_does_not_fit_is_an_error(shop: Shop) -> None:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from axzoo.backends.host.contents import read_contents
-from axzoo.check.closeness import Closeness, closeness
+from axzoo.check.closeness import Closeness, closeness, context_noise
 from axzoo.check.compared_weights import LAYER_CODES, ComparedWeights, Storage
 from axzoo.check.cost import Cost, cost_of
 from axzoo.check.layer_run import LayerFile, Probe, Rows
@@ -266,8 +266,12 @@ def _compare(
         x = x * spec.input_scale
         normed = norm(spec.norm, weights, x, "input_norm")
         q, k, v = projections(spec, weights, normed, positions, max_length)
-        context = attend(spec, q, keys.view(heads), values.view(heads), masked)
-        out = add_branches(spec, weights, x, normed, context)
+        keys, values = keys.view(heads), values.view(heads)
+        context = attend(spec, q, keys, values, masked)
+        shaken = context + context_noise(spec, q, keys, values, masked, context) * _signs(context)
+        both = add_branches(spec, weights, x.repeat(2, 1), normed.repeat(2, 1), torch.cat([context, shaken]))
+        out, moved = both.chunk(2)
+    from_scores = (moved - out).abs().amax(1, keepdim=True)
     wanted = {"keys": k.flatten(1), "values": v.flatten(1), "output": out}
     found = []
     faults = []
@@ -275,7 +279,7 @@ def _compare(
     for name, want in wanted.items():
         got = _fp32(np.concatenate([getattr(rows, name) for rows in samples]))
         scale = (want - x).abs().amax(1) if name == "output" else want.abs().amax(1)
-        close = closeness(got, want, scale, state)
+        close = closeness(got, want, scale, state, from_scores if name == "output" else 0.0)
         found.append(close)
         if not close.is_close:
             place = f"position {int(positions[close.row])} of shape group {groups[close.row]}"
@@ -285,6 +289,11 @@ def _compare(
                 f"{place}{share}"
             )
     return max(found, key=lambda close: close.worst), faults
+
+
+def _signs(like: Tensor) -> Tensor:
+    """Seeded random signs."""
+    return torch.randint(0, 2, like.shape, generator=torch.Generator().manual_seed(SEED)) * 2.0 - 1
 
 
 def _samples(run: _Run) -> list[Rows]:
