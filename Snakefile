@@ -12,7 +12,12 @@ from snakemake.utils import min_version
 from axzoo.core.errors import AxzooError
 from axzoo.core.locks import BuildLock, start_again
 from axzoo.matrix.forecasts import plan_lines
-from axzoo.matrix.outlook import host_lines, refuse_problems, to_fetch
+from axzoo.matrix.outlook import (
+    host_lines,
+    refuse_full_disk,
+    refuse_problems,
+    to_fetch,
+)
 from axzoo.matrix.plan import make_plan
 from axzoo.report.outcome import outcome_of
 
@@ -105,6 +110,10 @@ def prepare_build():
         if not BUILD_LOCK.acquire():
             start_again()
         prepare_resources()
+        if not USES_STORAGE:
+            refuse_full_disk(
+                b for b in (*PLAN.wanted, *PLAN.demo) if b.model in ANNOUNCED
+            )
     except BaseException as error:
         # The executor is already running, and Snakemake shuts it down only after jobs have run.
         workflow.scheduler._executor.shutdown()

@@ -19,7 +19,7 @@ from axzoo.fetch.sources import FolderSource, HubSource
 from axzoo.matrix import outlook
 from axzoo.matrix.build import Build
 from axzoo.matrix.entries import load_zoo
-from axzoo.matrix.outlook import build_problems, host_lines, refuse_problems, to_fetch
+from axzoo.matrix.outlook import build_problems, host_lines, refuse_full_disk, refuse_problems, to_fetch
 from axzoo.parts.lock import make_lock, write_lock
 from axzoo.weights.recipe import Recipe
 from tiny_model import LAYERS, Checkpoint
@@ -179,6 +179,24 @@ def test_gigabytes_to_fetch(build: Build, monkeypatch: pytest.MonkeyPatch) -> No
     assert to_fetch([hub, other]) == (
         "to fetch: other, about 13.0 GB, estimated from sizes; the disk has only 2.0 GB left"
     )
+
+
+def test_a_disk_that_cannot_hold_the_checkpoints(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """6.5 billion weights take 3.25 GB if all of them have 4 bits."""
+    (hub,) = _builds(hub="org/tiny", revision="main", num_hidden_layers=32, sizes=SIZES)
+    unknown = replace(hub, model="unknown", sizes=())
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 325 * 10**7}))
+    refuse_full_disk([build, hub, unknown])
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 324 * 10**7}))
+    with pytest.raises(AxzooError, match=r"^tiny, unknown: .* take 3\.2 GB more at least, and .* 3\.2 GB left"):
+        refuse_full_disk([build, hub, unknown])
+    received = hub.checkpoint / ".parts/abc"
+    received.parent.mkdir(parents=True, exist_ok=True)
+    with received.open("wb") as file:
+        file.truncate(10**8)  # sparse
+    refuse_full_disk([build, hub])
+    write_json(hub.checkpoint / "source.json", {})
+    refuse_full_disk([build, hub])
 
 
 def test_what_is_already_here(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -313,6 +313,21 @@ def test_too_small_disk_is_detected_before_compiling(project: Project) -> None:
         assert not (project / "results/AX650").exists()
 
 
+def test_a_disk_too_small_for_the_checkpoint_is_detected_before_fetching(project: Project) -> None:
+    """300 million weights take 150 MB if they have 4 bits. A dry run only warns."""
+    sizes = {"layer": 200_000_000 // LAYERS, "post": 100_000_000, "kv_width": 16}
+    hub = {"hub": "org/tiny", "revision": "main", "model_type": "llama", "num_hidden_layers": LAYERS, "sizes": sizes}
+    project.write_matrix({"tiny": hub})
+    with small_disk(project / "results", "size=100m"):
+        assert project.snakemake("-n").status == 0
+        run = refused(project)
+        assert lines_with(run, "tiny: the checkpoints to fetch take 0.1 GB more at least, and the disk of ") == 1, (
+            run.shown
+        )
+        assert run.jobs == {}
+        assert not project.files()
+
+
 def test_build_continues_after_a_full_disk_is_freed(project: Project) -> None:
     """fp32 needs more space than the check beforehand requires."""
     project.write_matrix({"tiny": ENTRY | {"weight_type": "fp32"}})

@@ -22,6 +22,8 @@ from axzoo.weights.recipe import WEIGHT_GROUP_SIZES, Recipe
 
 BYTES_PER_WEIGHT = 2
 """Of bf16 and fp16, in which almost all models are published."""
+LEAST_BYTES_PER_WEIGHT = 0.5
+"""Of 4-bit weights."""
 MAX_NAMES = 3
 """How many models a line about several of them names."""
 
@@ -157,11 +159,7 @@ def to_fetch(builds: Iterable[Build]) -> str | None:
     exact size before it downloads.
     """
     builds = list(builds)
-    models = {
-        build.model: build
-        for build in builds
-        if isinstance(build.source, HubSource) and not (build.checkpoint / RECEIPT).exists()
-    }
+    models = _missing_models(builds)
     if not models:
         return None
     known = [parameters(build, build.recipe, dict(build.sizes)) for build in models.values() if build.sizes]
@@ -170,13 +168,43 @@ def to_fetch(builds: Iterable[Build]) -> str | None:
     what = next(iter(models)) if len(models) == 1 else f"{len(models)} models"
     if not known:
         return f"to fetch: {what}; the size is not known, because the matrix has no sizes"
-    free = shutil.disk_usage(next(path for path in (RESULTS, *RESULTS.absolute().parents) if path.exists())).free
+    free = _free_bytes()
     received = sum(_received_bytes(build) for build in models.values())
     room = f"; the disk has only {free / 1e9:.1f} GB left" if free < needed - received else ""
     without = f", and {unknown} of unknown size" if unknown else ""
     partly = f", {received / 1e9:.1f} GB of it already here" if received >= 10**8 else ""
     size = f"about {needed / 1e9:.1f} GB, estimated from sizes"
     return f"to fetch: {what}, {size}{without}{partly}{room}{_fetched(builds)}"
+
+
+def refuse_full_disk(builds: Iterable[Build]) -> None:
+    """Raises AxzooError when the disk is too small for the checkpoints to fetch, even if all have 4-bit weights.
+
+    What is between that and the estimate of `to_fetch` only gets a warning there.
+    """
+    models = _missing_models(builds)
+    known = [build for build in models.values() if build.sizes]
+    weights = sum(parameters(build, build.recipe, dict(build.sizes)) for build in known)
+    least = LEAST_BYTES_PER_WEIGHT * weights - sum(map(_received_bytes, known))
+    if least > (free := _free_bytes()):
+        raise AxzooError(
+            f"{_names(list(models))}: the checkpoints to fetch take {least / 1e9:.1f} GB more at least, and the disk of "
+            f"{RESULTS} has {free / 1e9:.1f} GB left: free some space, or build fewer models at once"
+        )
+
+
+def _missing_models(builds: Iterable[Build]) -> dict[str, Build]:
+    """The hub's models that are not fetched yet, by name."""
+    return {
+        build.model: build
+        for build in builds
+        if isinstance(build.source, HubSource) and not (build.checkpoint / RECEIPT).exists()
+    }
+
+
+def _free_bytes() -> int:
+    existing = next(path for path in (RESULTS, *RESULTS.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def _received_bytes(build: Build) -> int:
