@@ -137,6 +137,14 @@ def text_as_number(folder: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "top_k": "10"}))
 
 
+def wrong_items(folder: Path) -> None:
+    edit(folder, layer_types=[1, 2])
+
+
+def text_devices(folder: Path) -> None:
+    edit(folder, devices=["0"])
+
+
 AXLLM_FAULTS: dict[Callable[[Path], None], str] = {
     integer_type: "tokenizer_type must be a string, not 2",
     number_as_flag: "use_mmap_load_embed must be true or false, not 1",
@@ -151,6 +159,8 @@ AXLLM_FAULTS: dict[Callable[[Path], None], str] = {
     other_stop: "it does not list id 3 as a stop id",
     other_template: "tokenizer_type Gemma3 writes other prompts than the chat template in tokenizer/: write Qwen2_5",
     no_tokenizer_txt: "tokenizer.txt is missing",
+    wrong_items: "layer_types must be a list of strings, not [1, 2]",
+    text_devices: "devices must be a list of whole numbers, not ['0']",
     lacking_key: "post_config.json has no penalty_window",
     text_as_number: "top_k must be of type int, not '10'",
 }
@@ -182,6 +192,18 @@ def lost_layer(folder: Path) -> None:
     (folder / "llama_p8_l1_together.axmodel").unlink()
 
 
+def half_the_model(folder: Path) -> None:
+    edit(folder, axmodel_num=1)
+
+
+def no_number(folder: Path) -> None:
+    edit(folder, template_filename_axmodel="llama.axmodel")
+
+
+def two_numbers(folder: Path) -> None:
+    edit(folder, template_filename_axmodel="llama_p%d_l%d_together.axmodel")
+
+
 def damaged_layer(folder: Path) -> None:
     path = folder / "llama_p8_l1_together.axmodel"
     path.write_bytes(path.read_bytes()[:1000])
@@ -196,6 +218,9 @@ COMMON_FAULTS: dict[Callable[[Path], None], str] = {
     wrong_size: "tokens_embed_size is 64, but the layers take rows of 32: write 32",
     wrong_rows: "tokens_embed_num is 7, but llama_post.axmodel gives",
     lost_layer: "llama_p8_l1_together.axmodel is missing: copy it into the folder",
+    half_the_model: "axmodel_num is 1, but llama_p8_l1_together.axmodel is there, too",
+    no_number: "must have exactly one %d",
+    two_numbers: "must have exactly one %d",
     damaged_layer: "is damaged",
     post_as_layer: "so it is not a decoder layer",
 }
@@ -219,10 +244,38 @@ def test_a_prefill_group_beyond_the_cache(build_tiny: Callable[[Recipe], Built],
 
 
 def test_a_full_npu(complete: Path) -> None:
-    """The guard floors each file to MiB: the tiny model needs none, and 128 must stay free."""
+    """axllm's guard floors each file to MiB: the tiny model needs none, and 128 must stay free."""
     assert board_check(complete, free_mib=128)["axllm"].loads
-    for verdict in board_check(complete, free_mib=127).values():
-        assert "128 must stay free, but the NPU has 127 MiB" in " ".join(verdict.faults)
+    found = board_check(complete, free_mib=127)
+    assert "128 must stay free, but the NPU has 127 MiB" in " ".join(found["axllm"].faults)
+    assert [host for host, verdict in found.items() if not verdict.loads] == ["axllm"]
+    for verdict in board_check(complete, free_mib=-1).values():
+        assert "the NPU has -1 MiB" in " ".join(verdict.faults)
+
+
+def test_a_guard_that_is_switched_off(bundle: Path) -> None:
+    edit(bundle, mem_guard_enable=False)
+    assert board_check(bundle, free_mib=1)["axllm"].loads
+
+
+def test_numbers_with_zeros_in_file_names(bundle: Path) -> None:
+    for index in range(2):
+        (bundle / f"llama_p8_l{index}_together.axmodel").rename(bundle / f"100%_l{index:02d}.axmodel")
+    edit(bundle, template_filename_axmodel="100%%_l%02d.axmodel")
+    assert board_check(bundle)["axllm"].loads
+
+
+def test_a_system_prompt_that_the_template_needs(tmp_path: Path) -> None:
+    """The checkpoint's template has a default system prompt, and axllm's has none."""
+    first = "{% if messages[0].role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", template=first + CHATML)
+    built = build(checkpoint, Recipe(prefill_len=8, kv_cache_len=31), tmp_path)
+    complete_bundle(built.plan)
+    assert board_check(built.folder)["axllm"].loads
+    edit(built.folder, system_prompt="")
+    assert "only with its default system_prompt: write 'Be kind.'" in " ".join(
+        board_check(built.folder)["axllm"].faults
+    )
 
 
 def test_a_post_layer_without_logits(build_tiny: Callable[[Recipe], Built], tmp_path: Path) -> None:
@@ -304,6 +357,32 @@ def test_a_vendor_file_with_a_group_too_long(published: Path) -> None:
     faults = " ".join(board_check(published)["axllm"].faults)
     assert "reach token 1024, beyond the KV cache of 1023" in faults
     assert "place cache rows 31 values apart instead of 32" in faults
+
+
+@pytest.mark.parametrize("lost", ["indices_1", "mask_1", "input", "K_cache_out"])
+def test_a_vendor_file_without_a_tensor(published: Path, lost: str) -> None:
+    for path in published.glob("*_together.axmodel"):
+        model = onnx.load(path)
+        for side in (model.graph.input, model.graph.output):
+            for value in [value for value in side if value.name == lost]:
+                side.remove(value)
+        onnx.save(model, path)
+    for verdict in board_check(published).values():
+        name = lost.removesuffix("_1")
+        assert f"has no tensor {name} in group {1 if lost.endswith('_1') else 0}" in " ".join(verdict.faults)
+
+
+def test_a_vendor_file_that_declares_nothing(published: Path) -> None:
+    _vendor_file(published / "qwen3_post.axmodel", ())
+    assert "qwen3_post.axmodel declares no tensors" in " ".join(board_check(published)["axllm"].faults)
+
+
+def test_a_package_for_a_host_that_would_not_load_it(build_tiny: Callable[[Recipe], Built], tmp_path: Path) -> None:
+    built = build_tiny(Recipe(prefill_len=8, kv_cache_len=31, post_topk=2)).moved(tmp_path / "topk")
+    complete_bundle(built.plan)
+    with pytest.raises(AxzooError, match=r"axllm would not load .*build it with post_topk 0"):
+        package(built.folder, "axllm", tmp_path / "package")
+    assert package(built.folder, "prefill", tmp_path / "package").is_dir()
 
 
 def test_the_axllm_package_loads(complete: Path, tmp_path: Path) -> None:

@@ -25,10 +25,11 @@ from axzoo.core.errors import AxzooError
 from axzoo.runtime.bundle_folder import open_bundle
 from axzoo.tokenizer.conversation import end_id
 from axzoo.tokenizer.local import load_tokenizer
+from axzoo.weights.recipe import Recipe
 from tiny_model import Built
 
 NAME = "tiny w8a16"
-INSTALLED = "tiny-w8a16"
+INSTALLED = "tiny-w8a16-ax650"
 """The bundle's name, and what package names and units make of it."""
 
 
@@ -72,6 +73,15 @@ def test_equal_bundles_give_equal_debs(
     with pytest.raises(AxzooError, match="exists: choose another output"):
         package(copy, "stackflow", again)
     assert [path.name for path in tmp_path.iterdir() if path != copy] == [deb.name]
+
+
+def test_another_build_is_another_version(build_tiny: Callable[[Recipe], Built], deb: Path, tmp_path: Path) -> None:
+    """Its post layer is the same file."""
+    built = build_tiny(Recipe(prefill_len=8, kv_cache_len=63, last_kv_cache_len=(8, 16))).moved(tmp_path / NAME)
+    complete_bundle(replace(built.plan, name=NAME))
+    other = package(built.folder, "stackflow", tmp_path)
+    assert other.name != deb.name
+    assert other.name.split("_")[0] == deb.name.split("_")[0] == f"llm-model-{INSTALLED}"
 
 
 def test_the_deb_belongs_to_root_and_anyone_can_read_it(deb: Path) -> None:
@@ -184,7 +194,15 @@ def test_the_tokenizer_script_answers_as_axzoo_does(ports: tuple[int, int]) -> N
     assert _ask(ports[0], "/encode", {"uid": "nobody", "text": ""})["error"] == "Invalid uid"
 
 
-@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example:8080"}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Host": "evil.example:8080"},
+        {"Referer": "http://evil.example/"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+)
 def test_the_tokenizer_script_answers_no_web_page(ports: tuple[int, int], headers: dict[str, str]) -> None:
     assert _ask(ports[0], "/get_uid", None, **headers)["status"] == 403
     assert _ask(ports[0], "/encode", {"text": "x" * (1 << 20)})["status"] == 413

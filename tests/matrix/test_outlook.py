@@ -199,6 +199,26 @@ def test_a_disk_that_cannot_hold_the_checkpoints(build: Build, monkeypatch: pyte
     refuse_full_disk([build, hub])
 
 
+def test_models_in_the_hubs_cache_are_not_fetched(
+    build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With HF_HUB_OFFLINE, they are used in place."""
+    (hub,) = _builds(hub="org/tiny", revision="main", num_hidden_layers=32, sizes=SIZES)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(AxzooError, match="the checkpoints to fetch"):
+        refuse_full_disk([hub])
+    repository = tmp_path / "cache/models--org--tiny"
+    commit = "a" * 40
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    refuse_full_disk([hub])
+    assert to_fetch([hub]) is None
+
+
 def test_what_is_already_here(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     (hub,) = _builds(hub="org/tiny", revision="main", num_hidden_layers=32, sizes=SIZES)
     other, third = replace(hub, model="other"), replace(hub, model="third")

@@ -6,6 +6,7 @@ to read the config.json of a checkpoint on this machine.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -188,18 +189,28 @@ def refuse_full_disk(builds: Iterable[Build]) -> None:
     least = LEAST_BYTES_PER_WEIGHT * weights - sum(map(_received_bytes, known))
     if least > (free := _free_bytes()):
         raise AxzooError(
-            f"{_names(list(models))}: the checkpoints to fetch take {least / 1e9:.1f} GB more at least, and the disk of "
-            f"{RESULTS} has {free / 1e9:.1f} GB left: free some space, or build fewer models at once"
+            f"{_names(list(models))}: the checkpoints to fetch take {least / 1e9:.1f} GB more at least, and the disk "
+            f"of {RESULTS} has {free / 1e9:.1f} GB left: free some space, or build fewer models at once"
         )
 
 
 def _missing_models(builds: Iterable[Build]) -> dict[str, Build]:
-    """The hub's models that are not fetched yet, by name."""
+    """The hub's models that are not fetched yet, and are not used from the hub's cache, by name."""
     return {
         build.model: build
         for build in builds
-        if isinstance(build.source, HubSource) and not (build.checkpoint / RECEIPT).exists()
+        if isinstance(build.source, HubSource)
+        and not (build.checkpoint / RECEIPT).exists()
+        and not _is_used_in_place(build.source)
     }
+
+
+def _is_used_in_place(source: HubSource) -> bool:
+    if not os.environ.get("HF_HUB_OFFLINE"):
+        return False
+    from axzoo.fetch.hub_cache import fixed_snapshot
+
+    return fixed_snapshot(source) is not None
 
 
 def _free_bytes() -> int:

@@ -101,7 +101,7 @@ def axllm_config(
 
 def config_faults(config: Mapping[str, Any]) -> list[str]:
     """What keeps axllm from loading this config.json: one sentence for each key."""
-    return [*_missing(config), *_wrong_types(config), *_wrong_values(config)]
+    return [*_missing(config), *_wrong_types(config), *_wrong_items(config), *_wrong_values(config)]
 
 
 def _missing(config: Mapping[str, Any]) -> list[str]:
@@ -117,6 +117,18 @@ def _wrong_types(config: Mapping[str, Any]) -> list[str]:
 
 
 _JSON = {str: "a string", int: "a whole number", bool: "true or false", list: "a list"}
+
+
+_ITEMS = {"layer_types": str, "devices": int}
+"""The types of the items of lists."""
+
+
+def _wrong_items(config: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} must be a list of {'strings' if kind is str else 'whole numbers'}, not {config[key]!r:.80}"
+        for key, kind in _ITEMS.items()
+        if isinstance(config.get(key), list) and any(type(item) is not kind for item in config[key])
+    ]
 
 
 def _wrong_values(config: Mapping[str, Any]) -> list[str]:

@@ -84,7 +84,7 @@ class _Facts:
     @cached_property
     def common(self) -> tuple[str, ...]:
         """Faults that every host has with the compiled files and the embedding."""
-        return tuple(_common_faults(self.board)) or tuple(_memory_faults(self.board, self.free_mib))
+        return tuple(_common_faults(self.board)) or tuple(_memory_faults(self.board, self.free_mib, 0))
 
     @cached_property
     def lengths(self) -> HostLengths:
@@ -107,7 +107,8 @@ class _Facts:
 def _common_faults(board: BoardFolder) -> Iterator[str]:
     """Faults of files: missing, unreadable, or not of one model. Stops at the first kind that hides the others."""
     if not board.layers:
-        yield "no layer is found: name the files PREFIX_pP_lI_together.axmodel, or write config.json"
+        found = "no layer is found: name the files PREFIX_pP_lI_together.axmodel, or write config.json"
+        yield board.layer_fault or found
         return
     needed = {"post layer": board.post, "embedding": board.embedding}
     missing = [f"the {name} is missing: copy it into the folder" for name, path in needed.items() if path is None]
@@ -160,15 +161,13 @@ def _name(path: Path | None) -> str:
     return "the post layer" if path is None else path.name
 
 
-def _memory_faults(board: BoardFolder, free_mib: float | None) -> Iterator[str]:
-    """What axllm's memory guard computes before it loads the files."""
+def _memory_faults(board: BoardFolder, free_mib: float | None, floor: int) -> Iterator[str]:
+    """Whether the files leave `floor` MiB of the NPU's memory free. axllm's memory guard floors each file to MiB."""
     if free_mib is None or board.post is None:
         return
     encoders = [value for key, value in board.config.items() if key.startswith("filename_") and "encoder" in key]
     files = (*board.layers, board.post, *(board.folder / name for name in encoders if isinstance(name, str)))
     needed = sum(path.stat().st_size // _MIB for path in files if path.is_file())
-    floor = board.config.get("mem_guard_floor_mb", GUARD_FLOOR_MIB)
-    floor = floor if type(floor) is int else GUARD_FLOOR_MIB
     if free_mib - needed < floor:
         yield (
             f"the compiled files have {needed} MiB and {floor} must stay free, but the NPU has {free_mib:.0f} MiB: use "
@@ -180,13 +179,21 @@ def _axllm(host: str, facts: _Facts) -> HostVerdict:
     board = facts.board
     faults = [*_axllm_config(board), *facts.common]
     if not facts.common:
-        faults += [*_stride(facts.lengths), *_no_logits(facts)]
+        faults += [*_stride(facts.lengths), *_no_logits(facts), *_guard(facts)]
     faults += [*_tokenizer_txt(board), *(_template(facts) if facts.templates else [])]
     mapped = board.config.get("b_use_mmap_load_embed", board.config.get("use_mmap_load_embed", False))
     if mapped is not True and _size(board.embedding) > _INT_BYTES:
         faults.append("the embedding has 2 GiB or more: set use_mmap_load_embed to true")
     faults += _sampling(board)
     return HostVerdict(host, tuple(faults))
+
+
+def _guard(facts: _Facts) -> Iterator[str]:
+    """What axllm's memory guard refuses."""
+    config = facts.board.config
+    if config.get("mem_guard_enable", True):
+        floor = config.get("mem_guard_floor_mb", GUARD_FLOOR_MIB)
+        yield from _memory_faults(facts.board, facts.free_mib, floor if type(floor) is int else GUARD_FLOOR_MIB)
 
 
 def _size(path: Path | None) -> int:
@@ -247,7 +254,8 @@ def _template(facts: _Facts) -> Iterator[str]:
     if not isinstance(name, str) or tokenizer is None or tokenizer.renderer is None:
         return
     render = tokenizer.renderer.render
-    if fault := template_fault(name, lambda messages, variables: render(messages, True, variables)):
+    system = facts.board.config.get("system_prompt", "")
+    if fault := template_fault(name, lambda messages, variables: render(messages, True, variables), system):
         yield fault
 
 

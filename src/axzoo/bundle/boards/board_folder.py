@@ -18,19 +18,23 @@ CONFIG_LIMIT = 1 << 20
 MAX_LAYERS = 1000
 _LAYER = re.compile(r"(?P<prefix>.+)_l(?P<index>\d{1,4})(?P<end>_together)?\.axmodel")
 _TENSOR = re.compile(r"(K_cache|V_cache|indices|input|mask|K_cache_out|V_cache_out|output)(?:_(\d{1,3}))?")
-_OF_LAYER = {"K_cache", "indices", "mask", "K_cache_out", "output"}
+_OF_LAYER = {"K_cache", "V_cache", "indices", "input", "mask", "K_cache_out", "output"}
+_NUMBER = re.compile(r"%0?\d{0,2}[diu]")
+"""The place of the layer's number in a template, as C's printf knows it."""
 
 
 @dataclass(frozen=True)
 class BoardFolder:
     """The files that a host finds: by config.json, or by their names if there is none.
 
-    `fault` says why config.json cannot be used. `template` contains a %d for the layer's number. Files may be missing.
+    `fault` says why config.json cannot be used, `layer_fault` why its layers cannot be found. `template` has one place
+    for the layer's number, such as %d. Files may be missing.
     """
 
     folder: Path
     config: Mapping[str, Any]
     fault: str | None
+    layer_fault: str | None
     template: str | None
     layers: tuple[Path, ...]
     post: Path | None
@@ -44,9 +48,12 @@ class BoardFolder:
     def layer_groups(self) -> tuple[ShapeGroup, ...]:
         """The shape groups of layer 0. Raises AxzooError when the file is not a decoder layer."""
         groups = shape_groups(self.layers[0])
-        names = {tensor.name for group in groups[:1] for tensor in (*group.inputs, *group.outputs)}
-        if lacking := sorted(_OF_LAYER - names):
-            raise AxzooError(f"{self.layers[0].name} has no tensor {lacking[0]}, so it is not a decoder layer")
+        for number, group in enumerate(groups):
+            ranks = {tensor.name: len(tensor.shape) for tensor in (*group.inputs, *group.outputs)}
+            if lacking := sorted(name for name in _OF_LAYER if not ranks.get(name)):
+                raise AxzooError(
+                    f"{self.layers[0].name} has no tensor {lacking[0]} in group {number}, so it is not a decoder layer"
+                )
         return groups
 
     @property
@@ -61,22 +68,41 @@ def open_board_folder(folder: Path) -> BoardFolder:
     if not any(folder.glob("*.axmodel")):
         raise AxzooError(f"{folder} has no .axmodel files: pass a bundle, or a folder with a model's .axmodel files")
     config, fault = _config(folder / "config.json")
-    template = _text(config, "template_filename_axmodel")
-    found = _by_name(folder)
-    if template is None or template.count("%d") != 1:
-        template, count = found
-    else:
-        count = config["axmodel_num"] if type(config.get("axmodel_num")) is int else found[1]
-    layers = [folder / template.replace("%d", str(i)) for i in range(min(count, MAX_LAYERS))] if template else []
+    template, count, layer_fault = _layers(folder, config)
+    layers = [folder / layer_name(template, i) for i in range(count)] if template else []
     return BoardFolder(
         folder=folder,
         config=config,
         fault=fault,
+        layer_fault=layer_fault,
         template=template,
         layers=tuple(layers),
         post=_file(folder, config, "filename_post_axmodel", "*_post.axmodel"),
         embedding=_file(folder, config, "filename_tokens_embed", "*embed_tokens*.bfloat16.bin"),
     )
+
+
+def layer_name(template: str, index: int) -> str:
+    """The file name of a layer. `template` has exactly one place for the number, and `%%` for a percent sign."""
+    return _NUMBER.sub(lambda place: f"{place[0][:-1]}d", template.replace("%%", "\0")).replace("\0", "%%") % index
+
+
+def _layers(folder: Path, config: Mapping[str, Any]) -> tuple[str | None, int, str | None]:
+    """The template, the number of layers, and why the layers cannot be found."""
+    by_name, found = _by_name(folder)
+    template, count = config.get("template_filename_axmodel", by_name), config.get("axmodel_num", found)
+    if not isinstance(template, str) or type(count) is not int or not 0 < count <= MAX_LAYERS:
+        return None, 0, None  # a missing or wrong key is a fault of its own
+    plain = template.replace("%%", "")
+    if plain.count("%") != 1 or not _NUMBER.search(plain):
+        return None, 0, f"template_filename_axmodel {template!r:.80} must have exactly one %d, for the layer's number"
+    if (folder / layer_name(template, count)).is_file():
+        return (
+            None,
+            0,
+            f"axmodel_num is {count}, but {layer_name(template, count)} is there, too: write the right number",
+        )
+    return template, count, None
 
 
 def shape_groups(path: Path) -> tuple[ShapeGroup, ...]:
@@ -97,6 +123,8 @@ def shape_groups(path: Path) -> tuple[ShapeGroup, ...]:
             if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
                 raise AxzooError(f"{path.name}: {tensor.name} has no fixed shape")
             groups.setdefault(group, ([], []))[side].append(TensorSpec(name, tensor.dtype, shape))
+    if not groups:
+        raise AxzooError(f"{path.name} declares no tensors, so no host can load it")
     return tuple(ShapeGroup(tuple(inputs), tuple(outputs)) for _, (inputs, outputs) in sorted(groups.items()))
 
 

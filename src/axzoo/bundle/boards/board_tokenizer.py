@@ -183,7 +183,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _respond(self, request: dict[str, Any]) -> None:
         host = (self.headers.get("Host") or "").rsplit(":", 1)[0]
-        if host not in ("localhost", "127.0.0.1", "[::1]", "") or self.headers.get("Origin"):
+        from_page = bool(self.headers.get("Origin") or self.headers.get("Referer"))
+        from_page |= self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin")
+        if host not in ("localhost", "127.0.0.1", "[::1]", "") or from_page:
             self._send(403, {"error": "only programs on this machine are answered"})  # web pages are not
             return
         try:

@@ -22,6 +22,7 @@ from axzoo.core.files import TEMPORARY_SUFFIX, read_json, require_space, write_j
 from axzoo.runtime.bundle_folder import Bundle, open_bundle
 from axzoo.tokenizer.conversation import end_id
 from axzoo.tokenizer.local import find_tokenizer
+from axzoo.tokenizer.tokenizer_txt import FILE_NAME as TOKENIZER_TXT
 
 NPY = "model.embed_tokens.weight.npy"
 _ROWS = 4096
@@ -58,8 +59,23 @@ def package(folder: Path, host: str, output: Path | None) -> Path:
     something that the host needs, or `output` exists.
     """
     require_intact(folder)
+    _require_loadable(folder, host)
     source = _Source(folder, read_manifest(folder), open_bundle(folder), read_json(folder / "config.json"))
     return PACKAGES[host](source, output)
+
+
+def _require_loadable(folder: Path, host: str) -> None:
+    """Raises AxzooError with the reasons when none of the hosts that use the package would load it."""
+    from axzoo.bundle.boards.board_check import board_check  # which knows the files of packages
+
+    verdicts = board_check(folder, templates=False)
+    faults = [verdicts[name].faults for name in _HOSTS[host]]
+    if all(faults):
+        raise AxzooError(f"{_HOSTS[host][0]} would not load {folder}: {'; '.join(faults[0])}")
+
+
+_HOSTS = {"prefill": ("main_prefill", "context")} | {name: (name,) for name in ("axllm", "stackflow", "python")}
+"""The hosts that a package is for."""
 
 
 @contextmanager
@@ -97,11 +113,7 @@ def _copy(paths: list[Path] | tuple[Path, ...], folder: Path) -> None:
 
 def _for_axllm(source: _Source, output: Path | None) -> Path:
     output = output or Path(f"{source.manifest.name}-axllm")
-    tokenizer = source.folder / "tokenizer.txt"
-    if not tokenizer.is_file():
-        raise AxzooError(
-            f"{source.folder} has no tokenizer.txt, which axllm needs: `axzoo board-check {source.folder}` says why"
-        )
+    tokenizer = source.folder / TOKENIZER_TXT
     with _new_folder(output) as folder:
         _add((*source.compiled, source.files.embedding), folder)
         _copy((source.folder / "config.json", source.files.post_config, tokenizer), folder)
@@ -185,7 +197,7 @@ def _run_scripts(config: Mapping[str, Any], chip: str) -> dict[str, str]:
 
 def _for_stackflow(source: _Source, output: Path | None) -> Path:
     name = model_name(source.manifest)
-    deb = debian_package(source.manifest, source.files.post.name)
+    deb = debian_package(source.manifest)
     output = output or Path()
     output = output / deb.file_name if output.is_dir() else output
     if output.exists():

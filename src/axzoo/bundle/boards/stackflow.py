@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -10,23 +11,29 @@ from typing import Any
 from axzoo import __version__
 from axzoo.bundle.boards.debian import DebianPackage
 from axzoo.bundle.manifest import Manifest
+from axzoo.core.files import canonical_json
 
 _HTTP = 2
 """StackFlow's tokenizer_type for a tokenizer server; the unit starts it from `ext_scripts`."""
 
 _PLAIN = re.compile(r"[^A-Za-z0-9.+-]+")
+_CHIPS = {"AX620E": "ax630c"}
+"""Chips whose boards have another name."""
+
 _HOMEPAGE = "https://huggingface.co/"
 
 
 def model_name(manifest: Manifest) -> str:
-    """The bundle's name with only the characters that package names and units may have."""
-    return _PLAIN.sub("-", manifest.name).strip("-.+") or "model"
+    """The bundle's name and its chip, with only the characters that package names and units may have."""
+    chip = _CHIPS.get(manifest.chip, manifest.chip.lower())
+    return _PLAIN.sub("-", f"{manifest.name}-{chip}").strip("-.+")
 
 
-def debian_package(manifest: Manifest, post: str) -> DebianPackage:
+def debian_package(manifest: Manifest) -> DebianPackage:
     """The package's control data. DEBFULLNAME and DEBEMAIL name the maintainer, as for Debian's own tools."""
     name = model_name(manifest)
-    revision = manifest.files[post].sha256[:8]  # a build from other weights is another version
+    files = {file: record.sha256 for file, record in manifest.files.items()}
+    revision = hashlib.sha256(canonical_json(files).encode()).hexdigest()[:8]  # another build is another version
     control = {
         "Package": f"llm-model-{name.lower()}",
         "Version": f"{__version__}+{revision}-m5stack1",

@@ -189,13 +189,17 @@ def choose_template(render: Render, model_type: str, dated: bool = False) -> Tem
     return TemplateChoice(agreement, host.name, system, differences[host.name])
 
 
-def template_fault(name: str, render: Render) -> str | None:
-    """How axllm's template `name` disagrees with the checkpoint's own, and which one agrees; None if it agrees, or if
-    what it renders is not known."""
+def template_fault(name: str, render: Render, system_prompt: object) -> str | None:
+    """How axllm's template `name`, given the system prompt of config.json, disagrees with the checkpoint's own, and
+    what would agree; None if it agrees, or if what it renders is not known."""
     host = next((host for host in HOST_TEMPLATES if host.name == name), None)
     if host is None or any(_try(render, messages) is None for messages in _QUESTIONS.values()):
         return None
-    if _agreement(host, render, _default_system(render)):
+    default = _default_system(render)
+    agreement = _agreement(host, render, default)
+    if agreement == WITH_SYSTEM and system_prompt != default:
+        return f"the prompts are the model's own only with its default system_prompt: write {default!r:.200}"
+    if agreement:
         return None
     better = choose_template(render, "").tokenizer_type
     remedy = f"write {better}" if better else OTHER_HOSTS
