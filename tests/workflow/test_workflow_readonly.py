@@ -122,7 +122,7 @@ def build(small_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         (["snakemake", "--list-rules"], ["check_layers\n", "layer\n"]),
         (["snakemake", "--lint"], ["Lints for "]),
         (["axzoo", "why", MANIFEST], [f"layer: {TINY}/llama_p16_l0_together.axmodel\n    missing: ", MANIFEST]),
-        (["axzoo", "report", "config/zoo.yaml"], ["tiny-w8a16 for AX650\n  bundle   not built"]),
+        (["axzoo", "report", "config/zoo.yaml"], ["tiny-w8a16 for AX650\n", "\n  bundle   not built"]),
         (["snakemake", "--cores", "1", "results/locks/tiny/made_from.json"], ["Nothing to be done"]),
     ],
     ids=lambda value: " ".join(word for word in value if "/" not in word) if value[0] in ("snakemake", "axzoo") else "",
