@@ -27,13 +27,14 @@ from table_writer import (
     write_layer,
 )
 
-from axzoo.backends.pulsar2.weight_proof import WeightProof, prove_tensors, prove_weights
-from axzoo.checkpoint import open_checkpoint
+from axzoo.backends.pulsar2.vendor_folder import LockedWeights
+from axzoo.backends.pulsar2.weight_proof import WeightProof, prove_tensors
 from axzoo.cli import main
 from axzoo.core.errors import AxzooError
 from axzoo.model.families import load_family
 from axzoo.model.reading import read_spec
 from axzoo.parts.lock import make_lock
+from axzoo.parts.part import Part
 from tiny_model import Built
 
 Capture = pytest.CaptureFixture[str]
@@ -373,17 +374,22 @@ def test_a_checkpoint_of_another_shape(model: Model, capsys: Capture, tmp_path: 
     assert "has one of shape [96, 64]: its config.json requires model.layers.0.mlp.gate_proj.weight of shape " in err
 
 
+def prove_locked(path: Path, part: Part, checkpoint: Path, weight_type: str | None = None) -> WeightProof:
+    weights = LockedWeights([part], checkpoint)
+    return prove_tensors(path, weights.shapes(part.id.index), weights.reader(part.id.index), weight_type)
+
+
 def test_proof_against_a_lock(model: Model) -> None:
-    """What a backend records: the verdict for one part of a locked checkpoint."""
+    """The verdict for one part of a locked checkpoint."""
     lock = make_lock(model.checkpoint, "qwen3", LAYERS, ["a_key_that_axzoo_does_not_know"])
-    checkpoint = open_checkpoint(model.checkpoint)
+    checkpoint = model.checkpoint
     for part, path in zip(lock.parts, [*map(model.file, range(LAYERS)), model.post], strict=False):
-        proof = prove_weights(path, part, checkpoint, "s8")
+        proof = prove_locked(path, part, checkpoint, "s8")
         assert proof.proven
         assert proof.to_dict()["form"] == FORM
-    wrong = prove_weights(model.file(0), lock.parts[0], checkpoint, "s4")
+    wrong = prove_locked(model.file(0), lock.parts[0], checkpoint, "s4")
     assert wrong.faults == ("its weights are stored as s8 instead of s4",)
-    other = prove_weights(model.file(0), lock.parts[1], checkpoint)
+    other = prove_locked(model.file(0), lock.parts[1], checkpoint)
     assert "q_proj.weight is not in the file" in other.to_dict()["faults"]
 
 
@@ -394,10 +400,10 @@ def test_a_checkpoint_that_changed_since_it_was_locked(model: Model, tmp_path: P
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    checkpoint = open_checkpoint(tmp_path / "checkpoint")
+    checkpoint = tmp_path / "checkpoint"
     with pytest.raises(AxzooError, match="changed since locking: lock the checkpoint again"):
         for part, file in zip(lock.parts, [*map(model.file, range(LAYERS)), model.post], strict=False):
-            prove_weights(file, part, checkpoint)
+            prove_locked(file, part, checkpoint)
 
 
 def test_inspect(model: Model, capsys: Capture) -> None:

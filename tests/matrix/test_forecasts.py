@@ -86,6 +86,26 @@ def test_checkpoints_in_fp32_are_twice_as_large(tmp_path: Path) -> None:
     assert sizes[1] == pytest.approx(2 * sizes[0], abs=1)
 
 
+@pytest.mark.parametrize("is_nested", [True, False])
+def test_the_language_model_of_a_vision_language_model(is_nested: bool, tmp_path: Path, load: Load) -> None:
+    """Its sizes are in text_config, or beside those of the vision part."""
+    sizes = {
+        "hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+        "num_key_value_heads": 2, "vocab_size": 151936, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+    }  # fmt: skip
+    inner = {"text_config": {"model_type": "qwen2_5_vl_text"} | sizes} if is_nested else sizes
+    config = {"model_type": "qwen2_5_vl", "vision_config": {"depth": 32}, "torch_dtype": "bfloat16", **inner}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for path in (tmp_path, tmp_path / "config.json"):
+        subject = subject_of_path(path)
+        assert subject.spec is not None
+        assert (subject.spec.model_type, subject.anatomy.num_hidden_layers) == ("qwen2", 28)
+    text = f"models: {{VL: {{path: {tmp_path}, model_type: qwen2, num_hidden_layers: 28, chips: AX650}}}}"
+    (line,) = plan_lines(load(text).builds())
+    assert "tok/s" in line and "VL" in line
+
+
 @pytest.mark.parametrize(
     ("context", "prompt", "chunk", "longest"),
     [(None, 128, 128, 896), (2047, 128, 128, 1024), (2047, 1500, 128, 1536), (100, 20, 100, 100), (128, 128, 128, 128)],

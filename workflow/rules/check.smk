@@ -105,7 +105,9 @@ rule check_weights:
         runtime=lambda w, attempt: PLAN.build(w).needs("check_weights").minutes
         * attempt,
     params:
+        lock=lambda w, input: input.get("lock", f"results/locks/{w.model}"),
         folder=lambda w, input: os.path.dirname(input.manifest),
         code=PLAN.check_weights_code,
     shell:
-        "axzoo check-weights {params.folder:q} --source {input.source:q} --output {output:q} > {log:q} 2>&1"
+        "axzoo check-weights {params.folder:q} --lock {params.lock:q} --source {input.source:q} "
+        "--output {output:q} > {log:q} 2>&1"

@@ -11,7 +11,7 @@ import importlib
 import math
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from axzoo.parts.lock_index import LockIndex
 from axzoo.weights.recipe import Recipe
 
 if TYPE_CHECKING:
+    from axzoo.parts.part import Part  # unfollowed: only a type
     from axzoo.weights.stored import StoredWeight  # unfollowed: only a type
 
 DEFAULT = "host"
@@ -49,6 +50,15 @@ class Order:
     stored: Mapping[str, StoredWeight] | None
     output: Path
     index: Callable[[], LockIndex]
+
+
+@dataclass(frozen=True)
+class LockedFile:
+    """A compiled file, the locked part that it should hold, and the weight type that the recipe gives its matrices."""
+
+    path: Path
+    part: Part
+    weight_type: str
 
 
 @dataclass(frozen=True)
@@ -107,9 +117,11 @@ class Backend(ABC):
         work. `folder` is private and initially empty."""
         yield "compiler", f"backend {self.name} needs no external compiler"
 
-    def weight_verdicts(self, bundle: Path, checkpoint: Path) -> Mapping[str, Mapping[str, Any]]:
-        """Compares the weights in a bundle's files with those of a checkpoint. Returns a verdict for each file, as
-        plain JSON values: `faults` say where they differ, `unknown` what cannot be compared."""
+    def weight_verdicts(self, files: Sequence[LockedFile], checkpoint: Path) -> Mapping[str, Mapping[str, Any]]:
+        """Compares the weights in all files of a build with those of the locked checkpoint, which is in the folder
+        `checkpoint`. Returns a verdict for each file name, as plain JSON values: `faults` say where they differ,
+        `unknown` what cannot be compared. Raises AxzooError when a file is damaged, or the checkpoint changed since it
+        was locked."""
         raise AxzooError(f"backend {self.name} cannot compare its files with a checkpoint")
 
     @abstractmethod

@@ -47,11 +47,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _prove_weights(place: Path, checkpoint: Path) -> None:
     """Print what each file holds. Raises AxzooError unless all of them hold the checkpoint's weights."""
-    from axzoo.backends.pulsar2.vendor_folder import CheckpointParts, missing_files, parts_in, prove_folder
+    from axzoo.backends.pulsar2.vendor_folder import FolderWeights, missing_files, parts_in, prove_parts
     from axzoo.backends.pulsar2.weight_proof import WeightProof
     from axzoo.core.errors import AxzooError
 
-    parts, model = parts_in(place), CheckpointParts(checkpoint)
+    parts, model = parts_in(place), FolderWeights(checkpoint)
     layers = {part.path.name: part.layer for part in parts}
     told: dict[str, tuple[str, ...]] = {}
 
@@ -63,12 +63,12 @@ def _prove_weights(place: Path, checkpoint: Path) -> None:
         for line in [*(lines or [result]), *(f"note: {note}" for note in proof.notes)]:
             print(f"{proof.file}: {line}", flush=True)
 
-    proofs = prove_folder(place, model, tell)
+    proofs = prove_parts(parts, model, tell)
     wrong = [proof for proof in proofs if not proof.proven]
     for proof in wrong:
         for fault in proof.faults[len(told[proof.file]) :]:
             print(f"{proof.file}: {fault}", flush=True)
-    missing = missing_files(parts, model.spec.num_hidden_layers) if place.is_dir() else []
+    missing = missing_files(parts, model.num_layers) if place.is_dir() else []
     for text in missing:
         print(text, flush=True)
     if wrong or missing:

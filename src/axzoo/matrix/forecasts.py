@@ -93,9 +93,11 @@ def subject_of_repository(repo: str, revision: str, ignored: Collection[str] = (
 
 def _subject(name: str, config: Any, path: Path, ignored: Collection[str]) -> Subject:
     from axzoo.model.reading import spec_of
+    from axzoo.model.text_parts import language_model_config
 
     if not isinstance(config, dict):
         raise AxzooError(f"{path} is not a JSON object")
+    config = language_model_config(config, path)
     layers = max(
         (config[key] for key in ("num_hidden_layers", "num_layers") if type(config.get(key)) is int), default=0
     )

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from axzoo.backends import Backend, Needs, Order, job_minutes
+from axzoo.backends import Backend, LockedFile, Needs, Order, job_minutes
 from axzoo.backends.pulsar2.options import Tool
 from axzoo.backends.pulsar2.settings import Settings, read_settings
 from axzoo.backends.pulsar2.tool import find_tool
@@ -212,14 +212,16 @@ class Pulsar2Backend(Backend):
         weight_type = str(about.get("weight_type", ""))
         yield from proof.contradictions(path, kind, groups, weight_type, None, about)
 
-    def weight_verdicts(self, bundle: Path, checkpoint: Path) -> Mapping[str, Mapping[str, Any]]:
+    def weight_verdicts(self, files: Sequence[LockedFile], checkpoint: Path) -> Mapping[str, Mapping[str, Any]]:
         from axzoo.backends.pulsar2.proof import is_host_file
-        from axzoo.backends.pulsar2.vendor_folder import CheckpointParts, parts_in, prove_folder
+        from axzoo.backends.pulsar2.vendor_folder import LockedWeights, VendorPart, prove_parts
 
-        if all(is_host_file(part.path) for part in parts_in(bundle)):
+        if all(is_host_file(file.path) for file in files):
             unknown = "axzoo's own compiler wrote it in the place of the vendor's: no weight table to compare"
-            return {part.path.name: {"faults": [], "unknown": [unknown]} for part in parts_in(bundle)}
-        return {proof.file: proof.to_dict() for proof in prove_folder(bundle, CheckpointParts(checkpoint))}
+            return {file.path.name: {"faults": [], "unknown": [unknown]} for file in files}
+        parts = [VendorPart(file.path, file.part.id.index, file.weight_type) for file in files]
+        model = LockedWeights([file.part for file in files], checkpoint)
+        return {proof.file: proof.to_dict() for proof in prove_parts(parts, model)}
 
     def doctor(self, chip: str, folder: Path) -> Iterator[tuple[str, str]]:
         from axzoo.backends.pulsar2.diagnosis import diagnose

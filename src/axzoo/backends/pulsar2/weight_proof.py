@@ -17,9 +17,7 @@ from axzoo.backends.pulsar2.matrix_search import FoundMatrix, StorageForm
 from axzoo.backends.pulsar2.row_blocks import ROWS
 from axzoo.backends.pulsar2.vendor_file import read_vendor_file
 from axzoo.backends.pulsar2.weight_table import ConstantRun, TableReading, read_table
-from axzoo.checkpoint.tensors import Checkpoint
 from axzoo.parts.kind import RowReader
-from axzoo.parts.part import Part, verified_blocks
 
 ORDER = (
     "input_norm", "v_proj", "k_proj", "k_norm", "q_proj", "q_norm", "o_proj", "mlp_norm", "gate_proj", "up_proj",
@@ -63,19 +61,12 @@ class WeightProof:
         }
 
 
-def prove_weights(path: Path, part: Part, checkpoint: Checkpoint, weight_type: str | None = None) -> WeightProof:
-    """Compares a layer or a post layer with the locked tensors of a checkpoint. `weight_type` is the type that its
-    matrices must have; None accepts any.
-
-    Raises AxzooError when the file is damaged, or the checkpoint changed since it was locked.
-    """
-    return prove_tensors(path, part.shapes, lambda role: verified_blocks(checkpoint, part.tensors[role]), weight_type)
-
-
 def prove_tensors(
     path: Path, shapes: Mapping[str, tuple[int, ...]], read: RowReader, weight_type: str | None = None
 ) -> WeightProof:
-    """As `prove_weights`, for tensors by role: those of a slice, for example, whose weights calibration chose."""
+    """Compares a file with tensors by role: those of a layer, of a post layer, or of a slice whose weights calibration
+    chose. `weight_type` is the type that its matrices must have; None accepts any. Raises AxzooError when the file is
+    damaged."""
     reading = read_table(read_vendor_file(path).table, shapes, read)
     unknown, faults = list(reading.unknown), []
     for fault in reading.all_faults:
