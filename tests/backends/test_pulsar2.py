@@ -59,7 +59,7 @@ def quirk(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         ("native:/opt/pulsar2", "native", ("/opt/pulsar2",)),
         ("command:axzoo llm_build", "command", ("axzoo", "llm_build")),
         ({"podman": "pulsar2:5.2"}, "podman", ("pulsar2:5.2",)),
-        ({"apptainer": "pulsar2.sif", "minutes": 9}, "apptainer", ("pulsar2.sif",)),
+        ({"apptainer": "/x/pulsar2.sif", "minutes": 9}, "apptainer", ("/x/pulsar2.sif",)),
         ({"command": ["ssh", "node", "pulsar2", "llm_build2"]}, "command", ("ssh", "node", "pulsar2", "llm_build2")),
     ],
 )
@@ -68,6 +68,34 @@ def test_settings_name_a_compiler(given: object, launcher: str, target: tuple[st
     assert (settings.launcher, settings.target) == (launcher, target)
     assert read_settings(settings.to_json(), {"FLOAT_MATMUL_USE_CONV_EU": "1"}) == settings, "jobs get the same"
     assert read_settings(None, {"AXZOO_COMPILER": settings.to_json()}) == settings
+
+
+@pytest.mark.parametrize(
+    "given, target",
+    [
+        ("native:tools/pulsar2", ("{here}/tools/pulsar2",)),
+        ({"native": "../pulsar2"}, ("{above}/pulsar2",)),
+        ("apptainer:pulsar2.sif", ("{here}/pulsar2.sif",)),
+        ("apptainer:docker://pulsar2:7.0", ("docker://pulsar2:7.0",)),
+        ({"command": ["./x", "llm_build"]}, ("{here}/x", "llm_build")),
+        ({"command": ["pulsar2", "llm_build"]}, ("pulsar2", "llm_build")),
+        ({"docker": "vendor/pulsar2:7.0"}, ("vendor/pulsar2:7.0",)),
+    ],
+)
+def test_relative_paths_are_those_of_the_plan(
+    given: object, target: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs run the compiler in other folders."""
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings(given, {})  # type: ignore[arg-type]
+    assert settings.target == tuple(word.format(here=tmp_path, above=tmp_path.parent) for word in target)
+    monkeypatch.chdir("/")
+    assert read_settings(settings.to_json(), {}) == settings
+
+
+def test_a_relative_licence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_settings({"docker": "x", "licence": "hasplm"}, {}).licence == str(tmp_path / "hasplm")
 
 
 def test_the_variable_that_changes_programs_is_part_of_the_settings() -> None:

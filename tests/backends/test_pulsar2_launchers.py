@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from axzoo.backends import load_backend
+from axzoo.backends.pulsar2.settings import read_settings
 from axzoo.backends.pulsar2.tool import find_tool
 from axzoo.core.errors import AxzooError
 from pulsar2_jobs import PROGRAM, RECIPE, Jobs, calls, processes_with, wait_until_none
@@ -79,10 +80,12 @@ def test_an_image_is_asked_once(jobs: Jobs, launches: Path) -> None:
 
 
 def test_an_apptainer_file(jobs: Jobs, launches: Path) -> None:
-    jobs.build("layer_0", compiler={"apptainer": "pulsar2.sif", "environment": {}})
+    image = jobs.root / "pulsar2.sif"
+    image.touch()
+    jobs.build("layer_0", compiler={"apptainer": str(image), "environment": {}})
     words = last_launch(launches)
     assert words[:4] == ["apptainer", "exec", "--fakeroot", "--containall"]
-    assert words[words.index("--pwd") + 2] == "pulsar2.sif"
+    assert words[words.index("--pwd") + 2] == str(image)
 
 
 def test_images_that_are_not_there(jobs: Jobs, launches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +145,33 @@ def test_a_native_package(jobs: Jobs, tmp_path: Path, monkeypatch: pytest.Monkey
     assert call["home"] != str(home)
     assert sorted(path.name for path in home.rglob("*.v2c")) == ["key.v2c"], "the folder of the user is kept"
     assert processes_with(str(jobs.root / "store")) == []
+
+
+def write_program(path: Path) -> Path:
+    """A program that runs the simulator."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{PROGRAM}" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("compiler", [{"native": "tools"}, {"command": ["tools/bin/pulsar2", "llm_build"]}])
+def test_a_relative_path(compiler: dict[str, Any], jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_program(tmp_path / "tools/bin/pulsar2")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (file,) = jobs.build("layer_0", compiler={**compiler, "memory_mb": 1000})
+    assert file.stat().st_size > 10_000
+
+
+def test_a_path_that_only_the_plan_would_find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative path in a later word: whether it is one is not known, so it is refused where the question is asked."""
+    write_program(tmp_path / "run.sh")
+    monkeypatch.chdir(tmp_path)
+    settings = read_settings({"command": ["sh", "run.sh", "llm_build"]}, {})
+    with pytest.raises(AxzooError, match=r"states no version \(.*run\.sh.*; paths in `command` must be absolute"):
+        find_tool(settings)
+    assert find_tool(read_settings({"command": ["sh", str(tmp_path / "run.sh"), "llm_build"]}, {})).name == "llm_build"
 
 
 def test_a_command_that_is_no_compiler(jobs: Jobs, tmp_path: Path) -> None:

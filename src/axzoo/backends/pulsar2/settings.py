@@ -27,6 +27,7 @@ _EXAMPLES = "docker:IMAGE, podman:IMAGE, apptainer:FILE, native:FOLDER or 'comma
 class Settings:
     """How to run the compiler. `launcher` is one of LAUNCHERS, `target` the image, file, folder or command.
 
+    Files and folders are absolute paths; relative ones are those of the folder in which the settings were read.
     `tool`, `version` and `build` say which compiler it must be; they are empty until it was asked, unless the user
     states them. `options` are passed to it as they are, `environment` are variables. `licence` is a folder with the
     content of ~/.hasplm. `memory_mb` and `minutes` limit one run; 0: estimated from the number of parameters.
@@ -134,14 +135,26 @@ def _parsed(given: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     names = _words("environment", list(variables))
     values = _words("environment", list(variables.values()))
     _require(all(name.isidentifier() for name in names), "environment", given, "a mapping of names to text")
+    stated = {key: given[key] for key in (*_TEXTS[1:], *_NUMBERS) if key in given}
+    if stated.get("licence"):
+        stated["licence"] = os.path.abspath(stated["licence"])
     return Settings(
         launcher=launcher,
-        target=target,
+        target=_with_absolute_path(launcher, target),
         tool=tool,
         options=_words("options", given.get("options", [])),
         environment=tuple(sorted(zip(names, values, strict=True))),
-        **{key: given[key] for key in (*_TEXTS[1:], *_NUMBERS) if key in given},
+        **stated,
     )
+
+
+def _with_absolute_path(launcher: str, target: tuple[str, ...]) -> tuple[str, ...]:
+    """The target with its file or folder as an absolute path, because the compiler runs in a folder of its own."""
+    first, *rest = target
+    is_path = launcher == "native" or (launcher == "apptainer" and "://" not in first)
+    if is_path or (launcher == "command" and "/" in first):
+        return (os.path.abspath(first), *rest)
+    return target
 
 
 def _words(key: str, value: Any) -> tuple[str, ...]:

@@ -197,7 +197,7 @@ def _ask(settings: Settings, build: str) -> Tool:
     if not version:
         raise AxzooError(
             f"{settings.shown} states no version ({_last_line(text) or f'exit status {status}'}): is it the Pulsar2 "
-            f"compiler? Otherwise, let its `version` print one"
+            f"compiler? Otherwise, let its `version` print one{_of_paths(settings)}"
         )
     for name in [settings.tool] if settings.tool else TOOLS:
         status, text = _answer(settings, [*settings.verb(name), "--help"])
@@ -208,12 +208,20 @@ def _ask(settings: Settings, build: str) -> Tool:
     raise AxzooError(f"{settings.shown} (version {version}) has neither {' nor '.join(TOOLS)}: {_last_line(text)}")
 
 
+def _of_paths(settings: Settings) -> str:
+    """What else to do about a command that names a file of this folder without its whole path."""
+    relative = [word for word in settings.target[1:-1] if settings.launcher == "command" and Path(word).is_file()]
+    return "; paths in `command` must be absolute" if any(not os.path.isabs(word) for word in relative) else ""
+
+
 def _answer(settings: Settings, words: list[str]) -> tuple[int, str]:
-    """The exit status and output of a question."""
+    """The exit status and output of a question. It is asked in another folder, as jobs run the compiler, so that a path
+    that jobs would not find is not found here either."""
     start = launch(settings, words, None)
     try:
         done = subprocess.run(
             start.command,
+            cwd="/",
             env=start.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
