@@ -271,6 +271,29 @@ def test_llm_build2_gives_the_same_tables(jobs: Jobs) -> None:
     assert sizes(jobs.build(*LAYERS, "post", compiler=simulator("llm_build2"))) == one
 
 
+@pytest.mark.parametrize(
+    "printed, warning",
+    [
+        (None, "the compiler printed no Config(...), so what it read is not compared with the model"),
+        ({"model_name": "x"}, "the Config(...) that the compiler printed has no field of the model to compare it with"),
+    ],
+)
+def test_a_config_that_says_nothing(
+    printed: dict[str, object] | None,
+    warning: str,
+    jobs: Jobs,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("axzoo.backends.pulsar2.proof.printed_config", lambda log: printed)
+    jobs.build("layer_0")
+    assert warning in caplog.messages
+    caplog.clear()
+    monkeypatch.undo()
+    jobs.build("post")
+    assert not [message for message in caplog.messages if "Config(" in message]
+
+
 @pytest.mark.parametrize("name", ["status", "hang", "foreign", "no_config"])
 def test_success_despite(name: str, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "_GRACE_SECONDS", 0.3)
@@ -393,6 +416,10 @@ def test_the_printed_config_is_found_in_both_forms() -> None:
         "hidden_size": 32,
         "norm_type": "rms_norm",
     }
+    for other in ("QuantConfig(bits=8)", "transformers.PretrainedConfig(hidden_size=1)", "models.Config(x=1)"):
+        assert printed_config(other) is None
+        assert printed_config(f"Config(hidden_size=32)\n{other}") == {"hidden_size": 32}
+        assert printed_config(f"{other}\nConfig(hidden_size=32, quant={other})") is not None
     for broken in ("", "Config(", "Config(a=1", "Config(a=)", "Config(" + "(" * 100_000):
         assert printed_config(broken) is None
 

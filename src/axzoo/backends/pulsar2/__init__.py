@@ -173,6 +173,8 @@ class Pulsar2Backend(Backend):
         printed = proof.printed_config(outcome.log)
         if printed is None:
             logger.warning("the compiler printed no Config(...), so what it read is not compared with the model")
+        elif not proof.is_comparable(printed, checkpoint.spec):
+            logger.warning("the Config(...) that the compiler printed has no field of the model to compare it with")
         for difference in proof.config_differences(printed or {}, checkpoint.spec):
             raise AxzooError(f"{names}: {settings.shown} read another model: {difference}: {_REPORT}")
         found = list(self._problems(files, kind, orders, parameters))

@@ -32,6 +32,7 @@ _TABLE_SLACK = 64 << 20
 """Bytes that a table may have besides the weights: norms, rotary tables and constants."""
 
 _MAX_CONFIG = 1 << 16
+_CONFIG = re.compile(r"(?<![\w.])Config\(")
 
 
 def is_whole(path: Path) -> bool:
@@ -122,11 +123,11 @@ def _shown(tensor: DeclaredTensor | None) -> str:
 
 def printed_config(log: str) -> dict[str, Any] | None:
     """The fields of the last Config(...) in a log, which the compiler prints after it read config.json; None if there
-    is none."""
-    start = log.rfind("Config(")
-    if start < 0:
+    is none. Classes of other names, such as QuantConfig, are not it."""
+    starts = [found.start() for found in _CONFIG.finditer(log)]
+    if not starts:
         return None
-    text = log[start : start + _MAX_CONFIG]
+    text = log[starts[-1] : starts[-1] + _MAX_CONFIG]
     depths = accumulate((character == "(") - (character == ")") for character in text[len("Config") :])
     end = next((place for place, depth in enumerate(depths) if not depth), None)
     if end is None:
@@ -148,6 +149,18 @@ def _literal(node: ast.expr) -> Any:
 
 def config_differences(found: Mapping[str, Any], spec: DecoderSpec) -> Iterator[str]:
     """Yields the differences between the fields that the compiler printed and the slice's spec; it may print fewer."""
+    for name, value in _wanted_config(spec).items():
+        if found.get(name) is not None and not _equal(found[name], value):
+            yield f"{name} is {value!r} in the model's spec, but the compiler read {found[name]!r:.80}"
+
+
+def is_comparable(found: Mapping[str, Any], spec: DecoderSpec) -> bool:
+    """Whether the compiler printed any of the fields that `config_differences` compares."""
+    return any(found.get(name) is not None for name in _wanted_config(spec))
+
+
+def _wanted_config(spec: DecoderSpec) -> dict[str, Any]:
+    """The values that the compiler should read, by all names that its versions print."""
     layer = spec.layer
     root = math.sqrt(spec.num_hidden_layers)
     wanted: dict[str, Any] = {
@@ -170,9 +183,7 @@ def config_differences(found: Mapping[str, Any], spec: DecoderSpec) -> Iterator[
     }
     if layer.residual_scale != 1:  # otherwise the vendor's tool prints a value that it does not use
         wanted["scale_depth"] = layer.residual_scale * root
-    for name, value in wanted.items():
-        if found.get(name) is not None and not _equal(found[name], value):
-            yield f"{name} is {value!r} in the model's spec, but the compiler read {found[name]!r:.80}"
+    return wanted
 
 
 def _equal(found: Any, wanted: Any) -> bool:
