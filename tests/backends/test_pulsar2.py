@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -74,7 +75,7 @@ def test_settings_name_a_compiler(given: object, launcher: str, target: tuple[st
     "given, target",
     [
         ("native:tools/pulsar2", ("{here}/tools/pulsar2",)),
-        ({"native": "../pulsar2"}, ("{above}/pulsar2",)),
+        ({"native": "../pulsar2"}, ("{here}/../pulsar2",)),
         ("apptainer:pulsar2.sif", ("{here}/pulsar2.sif",)),
         ("apptainer:docker://pulsar2:7.0", ("docker://pulsar2:7.0",)),
         ({"command": ["./x", "llm_build"]}, ("{here}/x", "llm_build")),
@@ -88,7 +89,7 @@ def test_relative_paths_are_those_of_the_plan(
     """Jobs run the compiler in other folders."""
     monkeypatch.chdir(tmp_path)
     settings = read_settings(given, {})  # type: ignore[arg-type]
-    assert settings.target == tuple(word.format(here=tmp_path, above=tmp_path.parent) for word in target)
+    assert settings.target == tuple(word.format(here=tmp_path) for word in target)
     monkeypatch.chdir("/")
     assert read_settings(settings.to_json(), {}) == settings
 
@@ -355,6 +356,32 @@ def test_the_end_of_a_long_log(tmp_path: Path) -> None:
     assert result.said_done and result.status == 0
     assert result.log.startswith("first\n") and result.log.endswith("last\n")
     assert len(result.log) <= running._KEPT_LOG + (1 << 20)
+
+
+CLIENTS = {
+    "ended with 125": "setsid sleep 1000 & echo $! > container; exit 125",
+    "ended with 0, without the last words": "setsid sleep 1000 & echo $! > container; exit 0",
+    "killed after the last words": f"setsid sleep 1000 & echo $! > container; echo {running.DONE}; exit 137",
+    "ended with 143 while its container starts": (
+        "trap 'setsid sleep 1000 & echo $! > container; exit 143' TERM; while :; do sleep 0.02; done"
+    ),
+}
+
+
+@pytest.mark.parametrize("script", CLIENTS.values(), ids=CLIENTS)
+def test_a_container_that_survives_its_client(script: str, tmp_path: Path) -> None:
+    """Which is not known from the client's exit status."""
+    kill = f"cd {tmp_path}; test -f container && kill -9 $(cat container) && rm container"
+    start = Launch(("/bin/sh", "-c", script), os.environ, ("/bin/sh", "-c", kill))
+    running.run(start, tmp_path, running.RunLimits(0.3, 1000), lambda: False)
+    assert not (tmp_path / "container").exists()
+    wait_until_none(str(tmp_path))
+
+
+def test_a_run_that_finished_has_no_container_to_kill(tmp_path: Path) -> None:
+    start = Launch(("/bin/sh", "-c", f"echo {running.DONE}"), os.environ, ("touch", str(tmp_path / "killed")))
+    assert running.run(start, tmp_path, running.RunLimits(60, 1000), lambda: True).status == 0
+    assert not (tmp_path / "killed").exists()
 
 
 def test_timeout(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from axzoo.backends import load_backend
+from axzoo.backends.pulsar2 import tool
 from axzoo.backends.pulsar2.settings import read_settings
 from axzoo.backends.pulsar2.tool import find_tool
 from axzoo.core.errors import AxzooError
@@ -86,6 +88,63 @@ def test_an_apptainer_file(jobs: Jobs, launches: Path) -> None:
     words = last_launch(launches)
     assert words[:4] == ["apptainer", "exec", "--fakeroot", "--containall"]
     assert words[words.index("--pwd") + 2] == str(image)
+
+
+def test_another_apptainer_file_is_another_compiler(
+    launches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its digest is part of the identity, and is made once per file."""
+    image, settings = tmp_path / "pulsar2.sif", read_settings({"apptainer": str(tmp_path / "pulsar2.sif")}, {})
+
+    def build_of(content: bytes) -> str:
+        image.write_bytes(content)
+        find_tool.cache_clear()
+        return find_tool(settings).build
+
+    first = build_of(b"7.0")
+    assert first == f"sha256:{hashlib.sha256(b'7.0').hexdigest()}"
+    assert build_of(b"7.0, another build") != first
+    find_tool.cache_clear()
+    monkeypatch.setattr("axzoo.core.stamps.sha256_of", lambda path: pytest.fail("read again"))
+    assert find_tool(settings).build != first
+
+
+@pytest.mark.parametrize("launcher", ["docker", "podman"])
+def test_files_that_cannot_be_given_back(
+    launcher: str, launches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The container that does it hangs: it is ended, and the job goes on, with the error that it had before."""
+    (tmp_path / "chown").write_text("#!/bin/sh\nsleep 1000 & wait\n")
+    (tmp_path / "chown").chmod(0o755)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/file").touch()
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(tool, "_ASK_SECONDS", 1)
+    monkeypatch.setattr(tool, "_is_foreign", lambda path: True)
+    tool.return_files(read_settings({launcher: IMAGE}, {}), tmp_path / "run")
+    assert "--name" in last_launch(launches)
+    assert list((tmp_path / "containers").iterdir()) == []
+    wait_until_none(str(tmp_path / "chown"))
+    assert f"did not give the files in {tmp_path / 'run'} back to this user" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "error, message",
+    [
+        (PermissionError(13, "Permission denied"), r"podman cannot be run \(Permission denied\): install it, or"),
+        (subprocess.TimeoutExpired("podman", 300), r"podman did not answer within 300 s: start its service"),
+    ],
+)
+def test_a_container_program_that_does_not_answer(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", fail)
+    with pytest.raises(AxzooError, match=message) as raised:
+        find_tool(read_settings({"podman": "x"}, {}))
+    assert "\n" not in str(raised.value)
 
 
 def test_images_that_are_not_there(jobs: Jobs, launches: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from axzoo.backends.pulsar2.tool import Launch
+from axzoo.backends.pulsar2.tool import Launch, kill_container
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +67,15 @@ def run(start: Launch, folder: Path, limits: RunLimits, is_complete: Callable[[]
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        guard = None
+        guard, has_ended = None, False
         try:
             guard = _guard(process.pid, start)
             reader = _Log(log)
             because = _wait(process, reader, limits, is_complete, watches_memory=not start.kill)
+            reader.read()
+            has_ended = because is None and reader.said_done and process.returncode == 0
         finally:
-            _stop(process, start)
+            _stop(process, start, has_ended)
             if guard is not None:
                 _dismiss(guard)
     reader.read()
@@ -139,9 +141,11 @@ def _wait(
             return ""
 
 
-def _stop(process: subprocess.Popen[bytes], start: Launch) -> None:
-    """Ends the process group and the container. Does nothing if both have ended."""
-    _kill_container(start, is_running=process.poll() is None)
+def _stop(process: subprocess.Popen[bytes], start: Launch, has_ended: bool) -> None:
+    """Ends the process group and the container, which `has_ended` says if the run finished by itself. Otherwise a
+    container may survive its client, whatever the client's exit status is."""
+    if process.poll() is None:
+        kill_container(start.kill)
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
@@ -153,13 +157,8 @@ def _stop(process: subprocess.Popen[bytes], start: Launch) -> None:
         if process.poll() is not None and not _group_exists(process.pid):
             break
     process.wait()
-    _kill_container(start, is_running=process.returncode < 0)
-
-
-def _kill_container(start: Launch, is_running: bool) -> None:
-    if start.kill and is_running:
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            subprocess.run(start.kill, capture_output=True, check=False, timeout=60)
+    if not has_ended:
+        kill_container(start.kill)
 
 
 def _guard(group: int, start: Launch) -> subprocess.Popen[bytes]:

@@ -7,6 +7,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from axzoo.core.errors import AxzooError
@@ -137,7 +138,7 @@ def _parsed(given: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     _require(all(name.isidentifier() for name in names), "environment", given, "a mapping of names to text")
     stated = {key: given[key] for key in (*_TEXTS[1:], *_NUMBERS) if key in given}
     if stated.get("licence"):
-        stated["licence"] = os.path.abspath(stated["licence"])
+        stated["licence"] = str(Path(stated["licence"]).absolute())
     return Settings(
         launcher=launcher,
         target=_with_absolute_path(launcher, target),
@@ -153,7 +154,7 @@ def _with_absolute_path(launcher: str, target: tuple[str, ...]) -> tuple[str, ..
     first, *rest = target
     is_path = launcher == "native" or (launcher == "apptainer" and "://" not in first)
     if is_path or (launcher == "command" and "/" in first):
-        return (os.path.abspath(first), *rest)
+        return (str(Path(first).absolute()), *rest)
     return target
 
 

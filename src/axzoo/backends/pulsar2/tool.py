@@ -6,6 +6,7 @@ Facts about the vendor's tools are in docs/vendor.md; nothing here was run with 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -21,6 +22,9 @@ from axzoo.backends.pulsar2.options import Tool
 from axzoo.backends.pulsar2.settings import TOOLS, Settings
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json, write_json
+from axzoo.core.stamps import Digests
+
+logger = logging.getLogger(__name__)
 
 WORK = Path("/data")
 """Where a container sees the private folder of a run."""
@@ -33,7 +37,7 @@ _COPY_LICENCE = (
 )
 """The images have the licence in /root, and version 7.0 looks for it in this folder."""
 
-_ASK_SECONDS = 300
+_ASK_SECONDS, _KILL_SECONDS = 300, 60
 _MAX_PROGRAM_BYTES = 16 << 20
 
 
@@ -75,7 +79,7 @@ def launch(settings: Settings, words: Sequence[str], folder: Path | None, memory
         options += [] if folder is None else ["--pwd", str(WORK)]
         command = ["apptainer", "exec", "--fakeroot", "--containall", *options, image, "sh", *script]
         return Launch(tuple(command), dict(os.environ))
-    name = f"axzoo-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+    name = _container_name()
     options = [word for mount in mounts for word in ("-v", mount)]
     options += [word for item in variables.items() for word in ("-e", "=".join(item))]
     options += [] if folder is None else ["-w", str(WORK)]
@@ -93,10 +97,25 @@ def return_files(settings: Settings, folder: Path) -> None:
     """Gives files that a container wrote as another user to this one. Does nothing if there are none."""
     if settings.launcher not in ("docker", "podman") or not any(_is_foreign(path) for path in folder.rglob("*")):
         return
-    owner = f"{os.getuid()}:{os.getgid()}"
-    run = [settings.launcher, "run", "--rm", "--network", "none", "-v", f"{folder.resolve()}:{WORK}"]
+    owner, name = f"{os.getuid()}:{os.getgid()}", _container_name()
+    run = [settings.launcher, "run", "--rm", "--name", name, "--network", "none", "-v", f"{folder.resolve()}:{WORK}"]
     run += ["--entrypoint", "chown", *settings.target, "-R", owner, str(WORK)]
-    subprocess.run(run, capture_output=True, check=False, timeout=_ASK_SECONDS)
+    try:
+        subprocess.run(run, capture_output=True, check=False, timeout=_ASK_SECONDS)
+    except (OSError, subprocess.TimeoutExpired) as error:  # only a warning: the run's own error matters more
+        kill_container((settings.launcher, "kill", name))
+        logger.warning(f"{settings.shown} did not give the files in {folder} back to this user: {error!s:.200}")
+
+
+def _container_name() -> str:
+    return f"axzoo-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def kill_container(command: Sequence[str]) -> None:
+    """Runs the command that ends a container. Does no harm if there is none, and nothing if `command` is empty."""
+    if command:
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(command, capture_output=True, check=False, timeout=_KILL_SECONDS)
 
 
 def _is_foreign(path: Path) -> bool:
@@ -121,9 +140,8 @@ def find_tool(settings: Settings) -> Tool:
     Raises AxzooError when it cannot be run, states no version, or is not the one that the settings state.
     """
     build = _build(settings)
-    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "axzoo", "compilers")
     is_image = settings.launcher in ("docker", "podman")
-    file = cached / f"{hashlib.sha256(build.encode()).hexdigest()[:32]}-{settings.tool or 'any'}.json"
+    file = _cache() / f"{hashlib.sha256(build.encode()).hexdigest()[:32]}-{settings.tool or 'any'}.json"
     tool = _read(file) if is_image else None
     if tool is None:
         tool = _ask(settings, build)
@@ -153,7 +171,7 @@ def _read(file: Path) -> Tool | None:
 
 
 def _build(settings: Settings) -> str:
-    """The image's id, or the digest of the program's file; "" if neither is known."""
+    """The image's id, or the digest of its file or of the program's file; "" if none is known."""
     if settings.launcher in ("docker", "podman"):
         (image,) = settings.target
         words = [settings.launcher, "image", "inspect", "--format", "{{.Id}}", image]
@@ -161,6 +179,13 @@ def _build(settings: Settings) -> str:
             done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_ASK_SECONDS)
         except FileNotFoundError:
             raise AxzooError(f"{settings.launcher} is not installed on this machine: {_OTHERWISE}") from None
+        except OSError as error:
+            raise AxzooError(f"{settings.launcher} cannot be run ({error.strerror}): {_OTHERWISE}") from None
+        except subprocess.TimeoutExpired:
+            raise AxzooError(
+                f"{settings.launcher} did not answer within {_ASK_SECONDS} s: start its service, and check with "
+                f"`{settings.launcher} info` that this user may use it"
+            ) from None
         if done.returncode and "daemon" in done.stderr.lower() and "no such image" not in done.stderr.lower():
             raise AxzooError(
                 f"{settings.launcher} does not answer ({_last_line(done.stderr)}): start its service, and check with "
@@ -172,11 +197,33 @@ def _build(settings: Settings) -> str:
                 f"`{settings.launcher} load -i FILE`, or name another one; `{settings.launcher} images` lists them"
             )
         return done.stdout.strip()
+    if settings.launcher == "apptainer":
+        return _digest_of_image(Path(settings.target[0]))
     program = Path(settings.target[0], "bin/pulsar2") if settings.launcher == "native" else settings.target[0]
-    found = shutil.which(program) if settings.launcher != "apptainer" else None
-    if found and 0 < Path(found).stat().st_size <= _MAX_PROGRAM_BYTES:
-        return hashlib.sha256(Path(found).read_bytes()).hexdigest()[:16]
+    found = shutil.which(program)
+    with suppress(OSError):  # programs that may be run, but not read
+        if found and 0 < Path(found).stat().st_size <= _MAX_PROGRAM_BYTES:
+            return hashlib.sha256(Path(found).read_bytes()).hexdigest()[:16]
     return ""
+
+
+def _digest_of_image(file: Path) -> str:
+    """The digest of an image file, which is read again only if its stamp changed; "" for a folder or an address."""
+    if not file.is_file():
+        return ""
+    digests = Digests(_cache() / "images.json")
+    try:
+        digest = digests.sha256(file)
+    except OSError as error:
+        raise AxzooError(f"{file} cannot be read ({error.strerror}): give this user permission to read it") from None
+    with suppress(OSError):
+        digests.save()
+    return f"sha256:{digest}"
+
+
+def _cache() -> Path:
+    """The user's folder for what is known of compilers."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "axzoo", "compilers")
 
 
 _OTHERWISE = (
@@ -211,7 +258,7 @@ def _ask(settings: Settings, build: str) -> Tool:
 def _of_paths(settings: Settings) -> str:
     """What else to do about a command that names a file of this folder without its whole path."""
     relative = [word for word in settings.target[1:-1] if settings.launcher == "command" and Path(word).is_file()]
-    return "; paths in `command` must be absolute" if any(not os.path.isabs(word) for word in relative) else ""
+    return "; paths in `command` must be absolute" if any(not Path(word).is_absolute() for word in relative) else ""
 
 
 def _answer(settings: Settings, words: list[str]) -> tuple[int, str]:
@@ -232,8 +279,7 @@ def _answer(settings: Settings, words: list[str]) -> tuple[int, str]:
             timeout=_ASK_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        if start.kill:
-            subprocess.run(start.kill, capture_output=True, check=False)
+        kill_container(start.kill)
         raise AxzooError(f"{settings.shown} did not answer `{words[-1]}` within {_ASK_SECONDS} s") from None
     except OSError as error:
         raise AxzooError(f"{settings.shown} cannot be run ({error.strerror}): {_OTHERWISE}") from None
