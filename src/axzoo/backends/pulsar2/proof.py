@@ -16,13 +16,11 @@ from axzoo.backends.host.container import METADATA_KEY
 from axzoo.backends.host.outline import DeclaredTensor, Outline, read_outline
 from axzoo.backends.pulsar2.running import DONE, RunResult
 from axzoo.backends.pulsar2.settings import Settings
+from axzoo.backends.pulsar2.vendor_file import NODE_TYPE, TABLE, numbered, program_name
 from axzoo.core.errors import AxzooError
 from axzoo.model.spec import DecoderSpec
 from axzoo.parts.groups import ShapeGroup, TensorSpec
 from axzoo.parts.kind import PartKind
-
-TABLE, OPERATOR = "npu_params", "neu mode"
-"""The initializer with the weights of all groups, and the operator of a group."""
 
 _BYTES_PER_WEIGHT = {"s4": (0.5, 0.75), "s8": (1.0, 1.5), "fp16": (2, 5), "bf16": (2, 5), "fp32": (4, 5)}
 _FP8 = (1, 5)
@@ -71,9 +69,9 @@ def contradictions(
 
         yield from of_host_file(path, kind.name, tuple(groups), about)
         return
-    if outline.operators != {OPERATOR: len(groups)}:
+    if outline.operators != {NODE_TYPE: len(groups)}:
         found = ", ".join(f"{count} x {name}" for name, count in list(outline.operators.items())[:3]) or "nothing"
-        yield f"{path.name} has {found}, and not {len(groups)} x {OPERATOR}, one for each shape group"
+        yield f"{path.name} has {found}, and not {len(groups)} x {NODE_TYPE}, one for each shape group"
     yield from _of_tensors(path.name, outline, len(groups))
     for label, declared, wanted in (
         ("inputs", outline.inputs, [_numbered(t, i) for i, group in enumerate(groups) for t in group.inputs]),
@@ -95,7 +93,7 @@ def contradictions(
 
 
 def _of_tensors(name: str, outline: Outline, groups: int) -> Iterator[str]:
-    wanted = {TABLE, *(f"subgraph_npu_{group}_b1_neu" for group in range(groups))}
+    wanted = {TABLE, *(program_name(group) for group in range(groups))}
     found = Counter(tensor.name for tensor in outline.tensors)
     if lacking := sorted(wanted - found.keys()):
         yield f"{name} has no {lacking[0]}"
@@ -110,8 +108,8 @@ def _of_tensors(name: str, outline: Outline, groups: int) -> Iterator[str]:
 
 
 def _numbered(tensor: TensorSpec, group: int) -> DeclaredTensor:
-    """The tensor as the file declares it: groups after the first add their number to the name."""
-    return DeclaredTensor(f"{tensor.name}_{group}" if group else tensor.name, tensor.dtype, tensor.shape)
+    """The tensor as the file declares it."""
+    return DeclaredTensor(numbered(tensor.name, group), tensor.dtype, tensor.shape)
 
 
 def _shown(tensor: DeclaredTensor | None) -> str:

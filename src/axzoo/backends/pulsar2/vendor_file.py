@@ -20,7 +20,9 @@ from axzoo.backends.host.protobuf import Message
 from axzoo.core.errors import AxzooError
 
 NODE_TYPE = "neu mode"
+"""The operator of a shape group."""
 TABLE = "npu_params"
+"""The initializer with the weights of all groups."""
 _IGNORED = "npu_dyn_params"
 """An empty initializer of the files of vision models."""
 _METADATA = "extra_data"
@@ -35,6 +37,21 @@ _NODE_INPUTS, _NODE_OUTPUTS, _OP_TYPE, _ATTRIBUTES = 1, 2, 4, 5  # NodeProto
 _ATTRIBUTE_NAME, _ATTRIBUTE_TEXT = 1, 4  # AttributeProto
 _DIMS, _DATA_TYPE, _NAME, _RAW_DATA = 1, 2, 8, 9  # TensorProto
 _UINT8 = 2
+
+
+def numbered(name: str, group: int) -> str:
+    """A tensor's name as the file has it: groups after the first add their number."""
+    return f"{name}_{group}" if group else name
+
+
+def without_number(name: str, group: int) -> str:
+    """The name without the number of its group."""
+    return name.removesuffix(f"_{group}") if group else name
+
+
+def program_name(group: int) -> str:
+    """The initializer with a group's program, in files of layers and post layers."""
+    return f"subgraph_npu_{group}_b1_neu"
 
 
 @dataclass(frozen=True)
@@ -189,5 +206,4 @@ def _without_suffix(tensor: DeclaredTensor, group: int) -> DeclaredTensor:
     lengths = [length for length in tensor.shape if isinstance(length, int)]
     if len(lengths) < len(tensor.shape) or math.prod(lengths) >= 1 << 63:
         raise ValueError(f"tensor {tensor.name!r:.80} has no fixed shape")
-    name = tensor.name.removesuffix(f"_{group}") if group else tensor.name
-    return DeclaredTensor(name, tensor.dtype, tensor.shape)
+    return DeclaredTensor(without_number(tensor.name, group), tensor.dtype, tensor.shape)
