@@ -14,6 +14,9 @@ from axzoo.bundle.boards.lengths import recipe_lengths
 from axzoo.cli import main
 from axzoo.commands import llm_build
 from axzoo.commands._arguments import recipe_from
+from axzoo.core.errors import AxzooError
+from axzoo.llm_build.project import CHIPS, MATRIX, Project
+from axzoo.matrix.entries import load_zoo
 from tiny_model import Checkpoint, make_checkpoint
 
 OPTIONS = """
@@ -230,3 +233,29 @@ def test_checkpoint_folder_is_rejected_as_output(
 def test_missing_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = build_error(capsys, tmp_path, "--input_path", tmp_path / "nothing")
     assert "nothing is not a folder: give the folder of" in error
+
+
+@pytest.mark.parametrize("is_option", [True, False], ids=["--compiler", "AXZOO_COMPILER"])
+def test_a_compiler_with_a_relative_path(
+    is_option: bool,
+    qwen: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The build runs in the project's folder, where the path would be another one."""
+    compiler = json.dumps({"native": "tools", "version": "7.0", "environment": {}})
+    given = ["--compiler", compiler] if is_option else []
+    monkeypatch.setenv("AXZOO_COMPILER", "native:/no/such/folder" if is_option else compiler)
+    monkeypatch.chdir(tmp_path)
+
+    def stop(*_arguments: object, **_options: object) -> None:
+        raise AxzooError("the plan is made")
+
+    monkeypatch.setattr(Project, "make", stop)
+    words = ["--input_path", str(qwen.folder), "--output_path", "out", "--work_path", "work", "--chip", "AX650"]
+    assert main(["llm_build", "--backend", "pulsar2", *words, *given]) == 1
+    assert "the plan is made" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path / "work")
+    (build,) = load_zoo(Path(MATRIX), Path(CHIPS)).builds()
+    assert json.loads(build.compiler_settings)["native"] == str(tmp_path / "tools")

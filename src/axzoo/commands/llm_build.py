@@ -185,7 +185,7 @@ def _entry(args: argparse.Namespace, model: InputModel, recipe: Recipe) -> dict[
         "sizes": model.sizes,
         "chips": [args.chip],
         "backend": [args.backend],
-        **({} if args.compiler is None else {"compiler": args.compiler}),
+        **_compiler(args),
         **recipe.to_dict(),
         "prompt": args.prompt.replace("\\n", "\n"),
         "raw_prompt": True,
@@ -193,6 +193,17 @@ def _entry(args: argparse.Namespace, model: InputModel, recipe: Recipe) -> dict[
         "ignore_config_keys": args.ignore_config_keys,
         "ignore_tensors": args.ignore_tensors,
     }
+
+
+def _compiler(args: argparse.Namespace) -> dict[str, Any]:
+    """The matrix key `compiler`. Its paths are absolute, because the build runs in the project's folder."""
+    import json
+
+    from axzoo.backends import load_backend
+
+    if args.compiler is None and not load_backend(args.backend).takes_compiler:
+        return {}
+    return {"compiler": json.loads(load_backend(args.backend).settings(args.compiler))}
 
 
 def _calibration(args: argparse.Namespace, project: Project) -> dict[str, Any]:
