@@ -12,7 +12,6 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,8 @@ sys.path.append(str(Path(__file__).parents[1] / "tests/backends"))
 
 from table_writer import Matrix, Shape, container, layer_table, post_table
 
-from axzoo.backends.pulsar2.vendor_folder import CheckpointParts
+from axzoo.backends.pulsar2.vendor_folder import FolderWeights
 from axzoo.backends.pulsar2.weight_table import filled, read_table
-from axzoo.model.spec import TensorRef
 
 KV, PREFILL = 255, 128
 
@@ -34,35 +32,36 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="for the files")
     parser.add_argument("--type", choices=["s8", "s4"], default="s8", help="of the weights (default: s8)")
     args = parser.parse_args()
-    write(CheckpointParts(args.checkpoint), args.folder, args.type)
+    write(FolderWeights(args.checkpoint), args.folder, args.type)
     verify(args.folder, args.checkpoint)
 
 
-def write(model: CheckpointParts, folder: Path, kind: str) -> None:
+def write(model: FolderWeights, folder: Path, kind: str) -> None:
     spec = model.spec.layer
     rows = 64 if kind == "s4" and spec.head_dim == 64 else 32
     sizes = spec.hidden_size, spec.num_attention_heads, spec.num_key_value_heads, spec.head_dim, spec.intermediate_size
     shape = Shape(*sizes, kind, "A", rows, spec.qk_norm, KV, PREFILL)
-    refs, first = model.layer(0), tensors(model, model.layer(0))
-    table = bytes(layer_table(shape, first).content)
+    table = bytes(layer_table(shape, tensors(model, 0)).content)
     start = time.process_time()
-    reading = read_table(memoryview(table), model.shapes(refs), model.reader(refs))
+    reading = read_table(memoryview(table), model.shapes(0), model.reader(0))
     print(f"{kind}: table of {len(table)} bytes, read in {time.process_time() - start:.2f} s of CPU time")
     assert reading.all_faults == [], reading.all_faults
     folder.mkdir(parents=True, exist_ok=True)
-    for index in range(model.spec.num_hidden_layers):
-        content = filled(memoryview(table), reading, model.reader(model.layer(index)))
-        assert index != 1 or content == bytes(layer_table(shape, tensors(model, model.layer(1))).content)
+    for index in range(model.num_layers):
+        content = filled(memoryview(table), reading, model.reader(index))
+        assert index != 1 or content == bytes(layer_table(shape, tensors(model, 1)).content)
         name = f"{model.spec.model_type}_p{PREFILL}_l{index}_together.axmodel"
         (folder / name).write_bytes(container(content, spec.hidden_size, spec.kv_size, KV, PREFILL))
-    post = tensors(model, model.post())
+    post = tensors(model, None)
     head = post_table(post["norm.weight"], post["lm_head.weight"])
     (folder / f"{model.spec.model_type}_post.axmodel").write_bytes(container(bytes(head.content)))
 
 
-def tensors(model: CheckpointParts, refs: Mapping[str, TensorRef]) -> dict[str, Matrix]:
-    read = model.reader(refs)
-    return {role: np.concatenate([np.asarray(block, np.float32) for block in read(role)]) for role in refs}
+def tensors(model: FolderWeights, layer: int | None) -> dict[str, Matrix]:
+    read = model.reader(layer)
+    return {
+        role: np.concatenate([np.asarray(block, np.float32) for block in read(role)]) for role in model.shapes(layer)
+    }
 
 
 PROGRAM = """

@@ -102,7 +102,7 @@ class LockedWeights(ModelWeights):
 class FolderWeights(ModelWeights):
     """The weights of a checkpoint that is not locked: a folder with config.json, or with the receipt of a fetch.
 
-    Only the sizes of config.json are read: keys that axzoo does not support do not matter here.
+    Only the sizes of config.json are read, into `spec`: keys that axzoo does not support do not matter here.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -113,20 +113,20 @@ class FolderWeights(ModelWeights):
         if not isinstance(config.get("model_type"), str):
             raise AxzooError(f"{path} is not the config.json of a model: it has no model_type")
         self._family = load_family(config["model_type"])
-        self._spec = self._family.decoder_spec(ConfigView(config, path))
-        self.place, self.num_layers = str(self._folder), self._spec.num_hidden_layers
+        self.spec = self._family.decoder_spec(ConfigView(config, path))
+        self.place, self.num_layers = str(self._folder), self.spec.num_hidden_layers
         _refuse_gptq(self._folder)
         self._checkpoint = open_checkpoint(self._folder)
 
     @cached_property
     def _names(self) -> dict[str, str]:
         needed = [ref.name for layer in range(self.num_layers) for ref in self._refs(layer).values()]
-        return model_names(self._checkpoint.tensors, needed, self._family.embed_tensor(self._spec).name)
+        return model_names(self._checkpoint.tensors, needed, self._family.embed_tensor(self.spec).name)
 
     def _refs(self, layer: int | None) -> Mapping[str, TensorRef]:
         if layer is None:
-            return self._family.post_tensors(self._spec)
-        return self._family.layer_tensors(self._spec, layer)
+            return self._family.post_tensors(self.spec)
+        return self._family.layer_tensors(self.spec, layer)
 
     def shapes(self, layer: int | None) -> dict[str, tuple[int, ...]]:
         return {
