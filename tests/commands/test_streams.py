@@ -67,7 +67,7 @@ VERBS = {
     "verify": (str(BUNDLE),),
     "run": (str(BUNDLE), f"--prompt={PROMPT}", "--raw", "--greedy", "--max-tokens=3"),
     "pack": (str(BUNDLE), "päck.tar"),
-    "store": ("size", "--store=störe", "--receipts=réceipts"),
+    "store": ("size", "--store=störe"),
 }
 
 

@@ -154,11 +154,18 @@ def test_finding_an_entry_refreshes_its_mtime(store: Store) -> None:
 def test_a_read_only_store_can_be_used(store: Store, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     entry = store.add(KEY, _write_hello)
 
+    original = os.open
+
     def refuse(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
+    def only_read(path: str, flags: int, mode: int = 0o777) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(code, os.strerror(code))
+        return original(path, flags, mode)
+
     monkeypatch.setattr(os, "utime", refuse)
-    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "open", only_read)
     assert store.find(KEY) == entry
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,15 @@ def assert_one_sentence(message: str, path: Path, cause: str) -> None:
 
 
 def _children_mb() -> float:
-    """The largest child process so far."""
+    """The largest child process so far, of any test in this process."""
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+
+
+@pytest.fixture(autouse=True)
+def bounded_children() -> Iterator[None]:
+    before = _children_mb()
+    yield
+    assert _children_mb() <= max(before, MAX_MB)
 
 
 @pytest.mark.parametrize("name", [*GROWING, *FAILING])
@@ -53,7 +61,6 @@ def test_it_is_refused_when_it_is_loaded(tmp_path: Path, name: str) -> None:
     with pytest.raises(AxzooError) as caught:
         load_tokenizer(tmp_path)
     assert_one_sentence(str(caught.value), path, cause)
-    assert _children_mb() < MAX_MB
 
 
 @pytest.mark.parametrize("name", LATE)
@@ -66,7 +73,6 @@ def test_a_text_is_refused_and_the_next_one_encoded(tmp_path: Path, name: str) -
         tokenizer.encode(f"x{text}")
     assert_one_sentence(str(caught.value), path, f"cannot encode this text: .*({cause})")
     assert tokenizer.encode("hi") == before != []
-    assert _children_mb() < MAX_MB
 
 
 @pytest.mark.parametrize("name", HALVES)

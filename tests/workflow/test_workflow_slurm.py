@@ -140,7 +140,7 @@ def test_waiting_jobs_are_explained_and_cancelled_when_the_build_is_stopped(
         names = subprocess.run(["squeue", "--noheader", "--format", "%j"], capture_output=True, text=True).stdout
         assert names.startswith("axzoo_")
         build.send_signal(number)
-        shown = build.communicate(timeout=30)[1]
+        shown = build.communicate(timeout=60)[1]
     finally:
         build.kill()
         subprocess.run(["scontrol", "update", f"nodename={node}", "state=resume"], check=True)

@@ -114,6 +114,9 @@ class ChildProcess:
             reply = json.loads(_converse(self._process, line, limits.wall_seconds, room))
         except (EOFError, TimeoutError, ValueError) as error:
             raise ChildError(self._why_it_ended(error, limits)) from None
+        except BaseException:  # Ctrl-C: the reply would be taken for that of the next request
+            self.close()
+            raise
         if reply.get("ends"):
             self.close()
         if "refused" in reply:
