@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -222,3 +224,19 @@ def test_a_folder_without_a_tokenizer(byte_level: Path, tmp_path: Path) -> None:
     (folder / "tokenizer.json").symlink_to("../blobs/0123")
     with pytest.raises(AxzooError, match=r"tokenizer\.json is not a file, or a link to nothing"):
         find_tokenizer(folder)
+
+
+def test_an_interrupted_request_leaves_no_reply_for_the_next(byte_level: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer(byte_level)
+    expected = tokenizer.encode("two")
+
+    def interrupted(process: subprocess.Popen[bytes], line: bytes, *_: object) -> bytes:
+        assert process.stdin is not None
+        os.write(process.stdin.fileno(), line)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("axzoo.tokenizer.child_process._converse", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tokenizer.encode("one")
+    assert tokenizer.encode("two") == expected
