@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import tiny_vision
 from axzoo.bundle.boards.packages import NPY, package
 from axzoo.bundle.completion import complete_bundle
 from axzoo.core.errors import AxzooError
@@ -27,7 +28,9 @@ from axzoo.tokenizer.conversation import end_id
 from axzoo.tokenizer.local import load_tokenizer
 from axzoo.weights.recipe import Recipe
 from tiny_model import Built
+from vision_bundle import EXACT, make_bundle
 
+AXZOO_TOKENIZER = [sys.executable, "-m", "axzoo.cli", "tokenizer", "--port", "0", "--model"]
 NAME = "tiny w8a16"
 INSTALLED = "tiny-w8a16-ax650"
 """The bundle's name, and what package names and units make of it."""
@@ -156,8 +159,7 @@ def ports(bundle: Path, tree: Path) -> Iterator[tuple[int, int]]:
     script = top / "scripts" / f"tokenizer_{INSTALLED}.py"
     tokenizer = top / "data" / INSTALLED / "tokenizer"
     options = ["--host", "localhost", "--port", "0", "--model_id", tokenizer, "--content", "Be brief."]
-    own = [sys.executable, "-m", "axzoo.cli", "tokenizer", "--port", "0", "--model", bundle]
-    own += ["--system", "Be brief."]
+    own = [*AXZOO_TOKENIZER, bundle, "--system", "Be brief."]
     assert "import axzoo" not in script.read_text() and "from axzoo" not in script.read_text()
     with _running([sys.executable, "-I", script, *options]) as theirs, _running(own) as ours:
         yield theirs, ours
@@ -212,6 +214,37 @@ def test_the_tokenizer_script_answers_no_web_page(ports: tuple[int, int], header
 def test_the_script_tells_the_end_of_answers(bundle: Path, ports: tuple[int, int]) -> None:
     expected = end_id(load_tokenizer(bundle / "tokenizer"), open_bundle(bundle).chat)
     assert _ask(ports[0], "/eos_id") == {"eos_id": expected}
+
+
+def _same_answers(bundle: Path, folder: Path, questions: list[dict[str, object]]) -> list[dict[str, Any]]:
+    """The answers of a package's tokenizer server, which must be those of `axzoo tokenizer`."""
+    package(bundle, "prefill", folder)
+    server = [sys.executable, "-I", folder / "tokenizer_server.py", "--port", "0", "--model_id", folder / "tokenizer"]
+    with _running(server) as theirs, _running([*AXZOO_TOKENIZER, bundle]) as ours:
+        answers = [
+            [_ask(port, "/encode", question, **{"Content-Type": "application/json"}) for question in questions]
+            for port in (theirs, ours)
+        ]
+        assert _ask(theirs, "/eos_id") == _ask(ours, "/eos_id")
+    assert answers[0] == answers[1]
+    return answers[0]
+
+
+def test_the_tokenizer_script_leaves_a_template_out_if_the_bundle_does(s8: Built, tmp_path: Path) -> None:
+    built = s8.moved(tmp_path / "plain")
+    complete_bundle(replace(built.plan, chat=False))
+    (answer,) = _same_answers(built.folder, tmp_path / "package", [{"text": "Hello"}])
+    assert len(answer["token_ids"]) == len("Hello")
+
+
+def test_the_tokenizer_script_writes_prompts_with_pictures(tmp_path: Path) -> None:
+    """MiniCPM-V's tokenizer has no chat template, and the picture stands for a row of tokens."""
+    tiny_vision.make_checkpoint(tmp_path / "checkpoint")
+    recipe = replace(EXACT, weight_type="s8", post_weight_type="s8", hidden_state_type="bf16")
+    bundle = make_bundle(tmp_path / "checkpoint", tmp_path, recipe)
+    questions: list[dict[str, object]] = [{"text": "a", "img_prompt": seen} for seen in (False, True)]
+    text, picture = _same_answers(bundle, tmp_path / "package", questions)
+    assert len(picture["token_ids"]) > len(text["token_ids"]) + 2
 
 
 def test_the_python_package_has_the_embedding_in_fp32(bundle: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ SHORT_TIMEOUTS = """
 import sys
 from pathlib import Path
 from axzoo.serving.tokenizer_app import TOO_MANY_CONNECTIONS, make_app
-from axzoo.serving.tokenizer_service import load_served_tokenizer
+from axzoo.runtime.setup import load_served_tokenizer
 from axzoo.serving.tokenizer_service import make_service
 from axzoo.serving import http as server
 from axzoo.serving.origins import AccessRules

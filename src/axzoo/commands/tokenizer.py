@@ -31,10 +31,11 @@ def run(args: argparse.Namespace) -> None:
         signal.signal(number, _exit)
     from dataclasses import replace
 
+    from axzoo.runtime.setup import load_served_tokenizer
     from axzoo.serving.http import serve
     from axzoo.serving.origins import access_rules
     from axzoo.serving.tokenizer_app import TOO_MANY_CONNECTIONS, make_app
-    from axzoo.serving.tokenizer_service import load_served_tokenizer, make_service
+    from axzoo.serving.tokenizer_service import make_service
 
     rules = access_rules(args.host, args.allow_host, args.allow_origin)
     served = load_served_tokenizer(args.model)

@@ -1,16 +1,20 @@
-"""Collects the settings of `axzoo run` from a bundle folder or from the flags of main_prefill."""
+"""Collects the settings of `axzoo run` from a bundle folder or from the flags of main_prefill, and those of tokenizer
+servers from a bundle or another folder."""
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import has_file
 from axzoo.runtime.bundle_folder import Config, ModelFiles, VisionFiles, open_bundle
-from axzoo.runtime.prompting import HTTP, PROMPT_FORMATS, TokenizerChoice
+from axzoo.runtime.prompting import HTTP, PROMPT_FORMATS, TokenizerChoice, with_format
+
+if TYPE_CHECKING:
+    from axzoo.tokenizer.local import LocalTokenizer
 
 
 @dataclass(frozen=True)
@@ -210,3 +214,40 @@ def _layers(template: str, count: int) -> tuple[Path, ...]:
     if count < 1:
         raise AxzooError(f"--axmodel_num must be 1 or more, not {count}")
     return tuple(Path(template.replace("%d", str(i))) for i in range(count))
+
+
+@dataclass(frozen=True)
+class ServedTokenizer:
+    """A tokenizer and its settings. With `chat`, prompts go through the chat template; `system_prompt` may be empty.
+
+    `image_rows` is the number of tokens that stand for a picture, 0 for a model that does not see.
+    """
+
+    tokenizer: LocalTokenizer
+    chat: bool
+    system_prompt: str
+    image_rows: int = 0
+
+
+def load_served_tokenizer(folder: Path) -> ServedTokenizer:
+    """Load the tokenizer of a bundle, a checkpoint or another folder.
+
+    A bundle's config.json sets `chat`; other folders use the chat template if there is one. Raises AxzooError when
+    there is no tokenizer, or a file is not valid.
+    """
+    from axzoo.tokenizer.local import load_tokenizer
+
+    if not folder.is_dir():
+        raise AxzooError(f"{folder} is not a folder: pass a bundle, or a folder with a tokenizer.json")
+    if not (folder / "tokenizer").is_dir():
+        tokenizer = load_tokenizer(folder)
+        return ServedTokenizer(tokenizer, tokenizer.chat is not None, "")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    path = folder / "config.json"
+    if not has_file(path):
+        return ServedTokenizer(tokenizer, tokenizer.chat is not None, "")
+    config = Config(path)
+    kind = config.prompt_format()
+    chat = config.get("chat", bool, tokenizer.chat is not None) or kind is not None
+    rows = config.get("vpm_queries", int, 0) if config.picture_tokens() else 0
+    return ServedTokenizer(with_format(tokenizer, kind, bos=True), chat, config.get("system_prompt", str, ""), rows)

@@ -9,19 +9,17 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
 from axzoo.core.errors import AxzooError
-from axzoo.core.files import has_file
-from axzoo.runtime.bundle_folder import Config
-from axzoo.runtime.prompting import picture_placeholder, with_format
+from axzoo.runtime.prompting import picture_placeholder
+from axzoo.runtime.setup import ServedTokenizer
 from axzoo.serving.fields import shown
 from axzoo.serving.tokenizer_requests import DecodeRequest, EncodeRequest, ResetRequest
 from axzoo.tokenizer.conversation import Conversation, chat_encoder, end_id, mark_sent, new_conversation
-from axzoo.tokenizer.local import LocalTokenizer, load_tokenizer
+from axzoo.tokenizer.local import LocalTokenizer
 from axzoo.tokenizer.stream import StreamDecoder
 from axzoo.tokenizer.tokenizer_folder import ChatEncoder
 
@@ -100,41 +98,6 @@ class UserSessions:
 
     def _evict(self, uid: str) -> None:
         self._bytes -= self._sessions.pop(uid).counted_bytes
-
-
-@dataclass(frozen=True)
-class ServedTokenizer:
-    """A tokenizer and its settings. With `chat`, prompts go through the chat template; `system_prompt` may be empty.
-
-    `image_rows` is the number of tokens that stand for a picture, 0 for a model that does not see.
-    """
-
-    tokenizer: LocalTokenizer
-    chat: bool
-    system_prompt: str
-    image_rows: int = 0
-
-
-def load_served_tokenizer(folder: Path) -> ServedTokenizer:
-    """Load the tokenizer of a bundle, a checkpoint or another folder.
-
-    A bundle's config.json sets `chat`; other folders use the chat template if there is one. Raises AxzooError when
-    there is no tokenizer, or a file is not valid.
-    """
-    if not folder.is_dir():
-        raise AxzooError(f"{folder} is not a folder: pass a bundle, or a folder with a tokenizer.json")
-    if not (folder / "tokenizer").is_dir():
-        tokenizer = load_tokenizer(folder)
-        return ServedTokenizer(tokenizer, tokenizer.chat is not None, "")
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    path = folder / "config.json"
-    if not has_file(path):
-        return ServedTokenizer(tokenizer, tokenizer.chat is not None, "")
-    config = Config(path)
-    kind = config.prompt_format()
-    chat = config.get("chat", bool, tokenizer.chat is not None) or kind is not None
-    rows = config.get("vpm_queries", int, 0) if config.picture_tokens() else 0
-    return ServedTokenizer(with_format(tokenizer, kind, bos=True), chat, config.get("system_prompt", str, ""), rows)
 
 
 MAX_SESSIONS = 256

@@ -19,8 +19,12 @@ from operator import eq
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-EOS_ID = None
-"""The token that ends an answer. None: the tokenizer's eos_token. `axzoo package` fills it in."""
+SETTINGS: dict[str, Any] = {}
+"""What the tokenizer's files do not say; `axzoo package` fills it in.
+
+`eos_id` ends an answer. Without `chat`, prompts are plain text. Models without a chat template have `markers`, the text
+before and after a message by role, and a `generation_prompt`. `picture` is the text that stands for a picture.
+"""
 
 USERS = 64
 BODY_BYTES = 1 << 20
@@ -65,7 +69,7 @@ class Service:
             if path == "/bos_id":
                 return {"bos_id": _number(self.tokenizer.bos_token_id)}
             if path == "/eos_id":
-                return {"eos_id": _number(self.tokenizer.eos_token_id if EOS_ID is None else EOS_ID)}
+                return {"eos_id": _number(SETTINGS.get("eos_id", self.tokenizer.eos_token_id))}
             if path == "/reset":
                 return self._reset(_text(request, "uid"), _text(request, "system_prompt", self.system_prompt))
             if path == "/encode":
@@ -99,7 +103,9 @@ class Service:
     def _encode(self, user: Talk | None, request: dict[str, Any]) -> dict[str, Any]:
         text = _text(request, "text")
         if request.get("img_prompt"):
-            raise BadRequest("this tokenizer server has no picture prompts")
+            if not SETTINGS.get("picture"):
+                raise BadRequest("this model has no vision tower: send the question without a picture")
+            text = SETTINGS["picture"] + text
         if user is None:
             system = Talk(self.system_prompt).messages
             return {"token_ids": self._render([*system, {"role": "user", "content": text}], True)}
@@ -117,7 +123,15 @@ class Service:
         return {"token_ids": prompt, "diff": prompt[same:]}
 
     def _render(self, messages: list[dict[str, str]], question: bool) -> list[int]:
-        if not getattr(self.tokenizer, "chat_template", None):
+        markers = SETTINGS.get("markers")
+        if markers:
+            parts = [(markers[message["role"]], message["content"]) for message in messages]
+            text = "".join(before + content + after for (before, after), content in parts)
+            text += SETTINGS["generation_prompt"] if question else ""
+            ids = list(self.tokenizer.encode(text, add_special_tokens=False))
+            first = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
+            return ids if ids[: len(first)] == first else first + ids
+        if not SETTINGS.get("chat", True) or not self.tokenizer.chat_template:
             return list(self.tokenizer.encode("".join(message["content"] for message in messages)))
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=question)
         return list(self.tokenizer.encode(text, add_special_tokens=False))

@@ -19,9 +19,10 @@ from axzoo.bundle.manifest import Manifest, read_manifest
 from axzoo.bundle.verification import require_intact
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import TEMPORARY_SUFFIX, read_json, require_space, write_json, write_text
-from axzoo.runtime.bundle_folder import Bundle, open_bundle
+from axzoo.runtime.bundle_folder import Bundle, Config, open_bundle
+from axzoo.runtime.prompting import PROMPT_FORMATS, picture_placeholder
+from axzoo.runtime.setup import load_served_tokenizer
 from axzoo.tokenizer.conversation import end_id
-from axzoo.tokenizer.local import find_tokenizer
 from axzoo.tokenizer.tokenizer_txt import FILE_NAME as TOKENIZER_TXT
 
 NPY = "model.embed_tokens.weight.npy"
@@ -29,7 +30,7 @@ _ROWS = 4096
 """Rows of the embedding that are converted at once."""
 
 _SCRIPT = Path(__file__).with_name("board_tokenizer.py")  # not imported: it needs transformers
-_END_LINE = "EOS_ID = None\n"
+_SETTINGS_LINE = "SETTINGS: dict[str, Any] = {}\n"
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def _for_prefill(source: _Source, output: Path | None) -> Path:
         _add((*source.compiled, source.files.embedding), folder)
         _copy((source.folder / "config.json", source.files.post_config, source.folder / "run.sh"), folder)
         _copy(source.tokenizer_files, folder / "tokenizer")
-        write_text(folder / "tokenizer_server.py", tokenizer_script(source.files))
+        write_text(folder / "tokenizer_server.py", tokenizer_script(source.folder))
         for name, text in _run_scripts(source.config, source.manifest.chip).items():
             write_text(folder / name, text)
         for path in folder.glob("*.sh"):
@@ -154,13 +155,29 @@ def _for_prefill(source: _Source, output: Path | None) -> Path:
     return output
 
 
-def tokenizer_script(files: Bundle) -> str:
-    """The tokenizer server for boards, with the token that ends this model's answers."""
+def tokenizer_script(folder: Path) -> str:
+    """The tokenizer server for boards, with the settings of a bundle.
+
+    Raises AxzooError when transformers cannot do what axzoo's own server does for this model.
+    """
+    served = load_served_tokenizer(folder)
+    tokenizer, kind = served.tokenizer, Config(folder / "config.json").prompt_format()
+    settings: dict[str, Any] = {"chat": served.chat}
+    if (end := end_id(tokenizer, served.chat)) is not None:
+        settings["eos_id"] = end
+    if served.image_rows:
+        settings["picture"] = picture_placeholder(served.image_rows)
+    if kind is not None and tokenizer.renderer is None:
+        written = PROMPT_FORMATS[kind]
+        settings |= {"markers": dict(written.markers), "generation_prompt": written.generation_prompt}
+    elif served.chat and tokenizer.renderer is None:
+        raise AxzooError(
+            f"{folder} encodes conversations by token ids, which the board's tokenizer script cannot do: use axllm or "
+            f"`axzoo tokenizer --model {folder}` on another machine"
+        )
     text = _SCRIPT.read_text()
-    assert _END_LINE in text
-    tokenizer = find_tokenizer(files.tokenizer)
-    end = None if tokenizer is None else end_id(tokenizer, files.chat)
-    return text.replace(_END_LINE, f"EOS_ID = {end}\n")
+    assert _SETTINGS_LINE in text
+    return text.replace(_SETTINGS_LINE, f"SETTINGS: dict[str, Any] = {settings!r}\n")
 
 
 def _run_scripts(config: Mapping[str, Any], chip: str) -> dict[str, str]:
@@ -210,7 +227,7 @@ def _for_stackflow(source: _Source, output: Path | None) -> Path:
         _copy((*source.compiled, source.files.embedding), data)
         _copy(source.tokenizer_files, data / "tokenizer")
         script = f"tokenizer_{name}.py"
-        write_text(top / "scripts" / script, tokenizer_script(source.files))
+        write_text(top / "scripts" / script, tokenizer_script(source.folder))
         size = sum(path.stat().st_size for path in source.compiled)
         post_config = read_json(source.files.post_config)
         mode = mode_file(source.manifest, source.config, post_config, script, size)
