@@ -19,20 +19,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from random_shards import RandomShards, layer_matrices
+
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, VOCABULARY = 3584, 18944, 28, 4, 152064
 KV_SIZE = HIDDEN // HEADS * KV_HEADS
 RECIPE = {"prefill_len": 128, "kv_cache_len": 1023}
 PROMPT = "What is the largest planet of the solar system?"
-
-MATRICES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (KV_SIZE, HIDDEN),
-    "self_attn.v_proj": (KV_SIZE, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.up_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INTERMEDIATE),
-}
+MATRICES = layer_matrices(HIDDEN, INTERMEDIATE, KV_SIZE)
 
 HEAD_SPREAD = 6
 """Makes logits as far apart as those of trained models."""
@@ -40,8 +33,6 @@ HEAD_SPREAD = 6
 
 def generate(folder: Path, layers: int, seed: int = 0) -> None:
     """Write the checkpoint: one shard per layer, one for the embedding, one for norm and lm_head."""
-    from random_shards import RandomShards
-
     shards = RandomShards(folder, layers + 2, seed)
     for index in range(layers):
         prefix = f"model.layers.{index}"

@@ -12,6 +12,19 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 
+def layer_matrices(hidden: int, intermediate: int, kv_size: int) -> dict[str, tuple[int, int]]:
+    """The shapes of the matrices of a layer of Qwen2, by name."""
+    return {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (kv_size, hidden),
+        "self_attn.v_proj": (kv_size, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (intermediate, hidden),
+        "mlp.up_proj": (intermediate, hidden),
+        "mlp.down_proj": (hidden, intermediate),
+    }
+
+
 class RandomShards:
     """Writes a checkpoint of random bf16 tensors, one shard after the other."""
 

@@ -18,21 +18,13 @@ import bench_large
 import numpy as np
 from bench_large_zoo import ROOT, link_workflow
 from numpy.typing import NDArray
-from random_shards import RandomShards
+from random_shards import RandomShards, layer_matrices
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, LAYERS, VOCABULARY = 896, 4864, 14, 2, 24, 151936
 HEAD_DIM = HIDDEN // HEADS
 KV_SIZE = HEAD_DIM * KV_HEADS
 
-MATRICES = {
-    "self_attn.q_proj": (HIDDEN, HIDDEN),
-    "self_attn.k_proj": (KV_SIZE, HIDDEN),
-    "self_attn.v_proj": (KV_SIZE, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HIDDEN),
-    "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.up_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INTERMEDIATE),
-}
+MATRICES = layer_matrices(HIDDEN, INTERMEDIATE, KV_SIZE)
 NORMS = ("input_layernorm", "post_attention_layernorm")
 SIZES = {
     "layer": sum(rows * columns for rows, columns in MATRICES.values()),

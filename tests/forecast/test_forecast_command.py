@@ -204,7 +204,7 @@ def test_offline_without_cache(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
     ("changes", "problem"),
     [
         ({"model_type": "mamba"}, "model_type 'mamba' is not supported"),
-        ({"num_hidden_layers": 2**30}, "num_hidden_layers 1073741824 is not plausible: at most 1024 are"),
+        ({"num_hidden_layers": 2**30}, "num_hidden_layers 1073741824 is not plausible: at most 1000 are"),
         ({"num_hidden_layers": 0}, "num_hidden_layers"),
         ({"hidden_size": -1}, "hidden_size"),
         ({"vocab_size": 2**31 - 1}, "vocab_size 2147483647 is not plausible"),

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json, require_format
-from axzoo.model.spec import DecoderSpec, SpecError
+from axzoo.model.spec import MAX_LAYERS, DecoderSpec, SpecError
 from axzoo.parts.kind import PartId
 from axzoo.weights.recipe import Recipe
 
@@ -20,7 +20,6 @@ MANIFEST_FORMAT = 2
 CHECKS = "checks"
 CHECK_NAMES = ("layers.json", "layers.log", "generation.json", "generation.log")
 """Folder and file names of the check results that `llm_build` writes next to a bundle; not listed in the manifest."""
-MAX_LAYERS = 1000
 MANIFEST_LIMIT = 8 << 20
 """Maximum size in bytes. The largest known manifest, of a model with 80 layers, has 64 KB."""
 

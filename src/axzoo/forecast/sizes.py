@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from axzoo.bundle.boards import GUARD_FLOOR_MIB
 from axzoo.core.errors import AxzooError
+from axzoo.model.spec import MAX_LAYERS
 from axzoo.parts.kind import ModelOutline
 from axzoo.parts.kinds import KINDS, kind_of
 from axzoo.weights.formats import FORMATS
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 Sizes = Mapping[str, int]
 """The `sizes` of a matrix entry: parameter counts by part kind, and widths."""
 
-MAX_LAYERS = 1024
 _LIMITS = {"num_hidden_layers": MAX_LAYERS, "hidden_size": 1 << 17, "intermediate_size": 1 << 19, "vocab_size": 1 << 23}
 MAX_PARAMETERS = 10**13
 """Beyond these a config is a mistake: each is several times that of the largest published models."""
@@ -191,14 +192,14 @@ def io_mb(anatomy: Anatomy, recipe: Recipe) -> float:
     return (anatomy.num_hidden_layers * buffers + logits) / 1e6
 
 
-GUARD_FLOOR_MB = 134
 GUARD_TAIL = 0.15
-"""axllm refuses to load unless 128 MiB stay free, and counts the post layer's file 1.15 times while it loads."""
+"""axllm counts the post layer's file 1.15 times while it loads."""
 
 
 def guard_mb(recipe: Recipe, anatomy: Anatomy) -> float:
     """The memory that the host program's guard keeps free."""
-    return GUARD_FLOOR_MB + GUARD_TAIL * FORMATS[recipe.post_weight_type].bytes_on_device * anatomy.post / 1e6
+    floor = GUARD_FLOOR_MIB * (1 << 20) / 1e6
+    return floor + GUARD_TAIL * FORMATS[recipe.post_weight_type].bytes_on_device * anatomy.post / 1e6
 
 
 LAYER_GRAPH_BYTES, POST_GRAPH_BYTES, GROUP_BYTES = 5700, 1000, 330

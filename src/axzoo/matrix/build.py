@@ -10,7 +10,7 @@ from axzoo.backends import DEFAULT, Backend, Needs, compiler_identity, load_back
 from axzoo.core.files import canonical_json
 from axzoo.fetch.sources import Source
 from axzoo.forecast.sizes import DeviceMemory, parameters, stored_bytes
-from axzoo.matrix.resources import calibration_needs, part_needs, stage_needs, states_mb
+from axzoo.matrix.resources import calibration_needs, level_1_weights, part_needs, stage_needs, states_mb
 from axzoo.parts.kind import PartId, PartKind
 from axzoo.parts.kinds import KINDS, kind_of, part_ids
 from axzoo.parts.lock_index import INDEX
@@ -208,8 +208,8 @@ class Build:
         if stage == "calibrate":
             needs = calibration_needs(weights)
             return Needs(needs.mem_mb + states_mb(sizes, self.calibration_tokens), needs.minutes)
-        if stage == "check_layers" and sizes is not None:  # one layer; the post layer stays in its file
-            return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"] // 12)
+        if stage == "check_layers" and sizes is not None:
+            return stage_needs(stage, weights, held=level_1_weights(sizes))
         if stage == "check_weights" and sizes is not None:
             return stage_needs(stage, weights, held=sizes["layer"] + sizes["post"] // 4)
         if stage == "check_generation" and sizes is not None:

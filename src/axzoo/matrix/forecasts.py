@@ -17,11 +17,11 @@ from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 from axzoo.fetch.sources import FolderSource, HubSource
 from axzoo.forecast.estimate import Forecast, Interval, make_forecast
-from axzoo.forecast.sizes import MAX_LAYERS, Anatomy, anatomy_of_sizes, anatomy_of_spec, parameters, stored_bytes
+from axzoo.forecast.sizes import Anatomy, anatomy_of_sizes, anatomy_of_spec, parameters, stored_bytes
 from axzoo.matrix.build import Build
 from axzoo.matrix.outlook import known_spec, recipe_problem
-from axzoo.matrix.resources import part_needs, stage_needs
-from axzoo.model.spec import DecoderSpec
+from axzoo.matrix.resources import level_1_weights, part_needs, stage_needs
+from axzoo.model.spec import MAX_LAYERS, DecoderSpec
 from axzoo.parts.kinds import KINDS
 from axzoo.weights.recipe import Recipe
 
@@ -118,7 +118,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def find_subject(target: str, builds: Sequence[Build], revision: str, ignored: Collection[str] = ()) -> Subject:
     """The model that a word of the command line names: a path, a model of the matrix, or a hub repository.
 
-    Raises AxzooError when it is none of them, or its config.json is not supported.
+    Raises AxzooError when there is no such model, or its config.json is not supported.
     """
     path = Path(target)
     if path.exists():
@@ -182,11 +182,10 @@ def job_outlook(anatomy: Anatomy, recipe: Recipe) -> JobOutlook:
     backend, sizes = load_backend(DEFAULT), anatomy.sizes
     weights = parameters(anatomy, recipe, sizes)
     kinds = [kind for kind in KINDS if kind.is_built(recipe) and kind.ids(anatomy)]
-    held = anatomy.layer + anatomy.post // 12
     jobs = [part_needs(kind, recipe, backend, sizes) for kind in kinds]
     jobs += [
         stage_needs("lock", weights),
-        stage_needs("check_layers", weights, held=held),
+        stage_needs("check_layers", weights, held=level_1_weights(sizes)),
         stage_needs("check_generation", weights, held=stored_bytes(recipe, anatomy, sizes)),
     ]
     vendor = anatomy.num_hidden_layers + 1

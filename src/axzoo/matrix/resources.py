@@ -79,6 +79,11 @@ def _activations(hidden: int, inner: int, tokens: int) -> int:
     return 4 * tokens * (4 * hidden + 3 * inner)
 
 
+def level_1_weights(sizes: Sizes) -> int:
+    """How many weights level 1 holds at once: a layer, and blocks of the post layer, which stays in its file."""
+    return sizes["layer"] + sizes["post"] // 12
+
+
 def stage_needs(stage: str, weights: int | None, held: int | None = None) -> Needs:
     """The resources of a job that processes `weights` weights, `held` of them (default: all) in memory at once; for
     check_generation, `held` is the size of the mapped files. None if unknown."""

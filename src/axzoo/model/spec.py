@@ -70,6 +70,10 @@ def _restored(wanted: Any, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+MAX_LAYERS = 1000
+"""The limit on num_hidden_layers, several times that of the largest published models."""
+
+
 @dataclass(frozen=True)
 class RopeSpec(FromDict):
     """Rotary position embedding of the first `rotary_dim` dimensions of each head.

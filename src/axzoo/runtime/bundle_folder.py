@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import has_file, read_json
+from axzoo.model.spec import MAX_LAYERS
 from axzoo.runtime.prompting import BUNDLE_FORMATS, PICTURE_TOKENS
 from axzoo.tokenizer.tokenizer_folder import vocabulary_file
 
 _T = TypeVar("_T")
-
-_MAX_LAYERS = 1000
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,8 @@ def open_bundle(folder: Path) -> Bundle:
         )
     config = Config(config_path)
     count = config.get("axmodel_num", int)
-    if not 1 <= count <= _MAX_LAYERS:
-        raise AxzooError(f"{config_path}: axmodel_num must be from 1 to {_MAX_LAYERS}, not {count}")
+    if not 1 <= count <= MAX_LAYERS:
+        raise AxzooError(f"{config_path}: axmodel_num must be from 1 to {MAX_LAYERS}, not {count}")
     eos_token_ids = config.get("eos_token_ids", list)
     if not all(type(i) is int for i in eos_token_ids):
         raise AxzooError(f"{config_path}: eos_token_ids must be a list of token ids, not {eos_token_ids!r}")

@@ -13,6 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from axzoo.bundle.boards import GUARD_FLOOR_MIB
 from axzoo.bundle.boards.axllm import config_faults
 from axzoo.bundle.boards.board_folder import BoardFolder, open_board_folder, shape_groups
 from axzoo.bundle.boards.lengths import HostLengths, host_lengths
@@ -28,9 +29,6 @@ from axzoo.tokenizer.tokenizer_txt import FILE_NAME as TOKENIZER_TXT
 from axzoo.tokenizer.tokenizer_txt import MAX_BYTES, parse, shortcomings
 
 _MIB = 1 << 20
-GUARD_FLOOR_MIB = 128
-"""What axllm leaves free: mem_guard_floor_mb of config.json."""
-
 _INT_BYTES = 2**31 - 1
 """The largest embedding that hosts read into memory: they keep its size in an int."""
 

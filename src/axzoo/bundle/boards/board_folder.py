@@ -12,10 +12,10 @@ from typing import Any
 from axzoo.backends.host.inspection import inspect_file
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
+from axzoo.model.spec import MAX_LAYERS
 from axzoo.parts.groups import ShapeGroup, TensorSpec
 
 CONFIG_LIMIT = 1 << 20
-MAX_LAYERS = 1000
 _LAYER = re.compile(r"(?P<prefix>.+)_l(?P<index>\d{1,4})(?P<end>_together)?\.axmodel")
 _TENSOR = re.compile(r"(K_cache|V_cache|indices|input|mask|K_cache_out|V_cache_out|output)(?:_(\d{1,3}))?")
 _OF_LAYER = {"K_cache", "V_cache", "indices", "input", "mask", "K_cache_out", "output"}
