@@ -173,7 +173,9 @@ def test_more_positions_than_the_model_supports(recipe: Recipe, positions: int) 
 
 
 def test_every_position_of_the_model_can_be_used() -> None:
-    compile_layer(SPEC, Recipe(prefill_len=4, kv_cache_len=31), SHAPES, _read)
+    compiled = compile_layer(SPEC, Recipe(prefill_len=4, kv_cache_len=31), SHAPES, _read)
+    decode = _header(compiled).groups[0]
+    assert [tensor.shape for tensor in decode.inputs if tensor.name == "mask"] == [(1, 1, 32)]
 
 
 def test_unknown_backend() -> None:

@@ -94,6 +94,8 @@ def test_any_bytes_give_a_message_or_a_value_error(data: bytes) -> None:
     try:
         read = _message(data)
         for number in range(1, 5):
-            _ = (number in read, [read.integers(number), list(read.messages(number))])
+            values, messages = read.integers(number), list(read.messages(number))
+            assert all(-(1 << 63) <= value < 1 << 64 for value in values)
+            assert number in read or not (values or messages)
     except ValueError:
         pass

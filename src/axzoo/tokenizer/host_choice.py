@@ -31,11 +31,6 @@ FAMILY_ORDER = (0, 2, 1, 3, 4)
 _MAX_BLANKS = 32
 _MAX_COMPARISONS = 50_000
 
-WRITES_BOS = frozenset(
-    {"MiniCPM4", "MiniCPM5", "Gemma3", "Gemma3VL", "Gemma4", "Gemma4VL", "HunYuan", "GLM5", "GLM5VL", "MiniMaxM2"}
-)
-"""Values of config.json's tokenizer_type whose templates contain the first token as text."""
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -113,10 +108,10 @@ class HostFile:
 
 
 def choose(
-    tokenizer: LocalTokenizer, rows: int, end_ids: Sequence[int], chat: bool = True, tokenizer_type: object = None
+    tokenizer: LocalTokenizer, rows: int, end_ids: Sequence[int], chat: bool = True, writes_bos: bool = False
 ) -> HostFile:
     """The best variant for a tokenizer. `rows` is the number of rows of the model's embedding, `chat` whether prompts
-    go through the chat template, `tokenizer_type` that of the host's config.json.
+    go through the chat template, `writes_bos` whether the host's template contains the first token as text.
 
     Raises NotAvailable when there is no tokenizer.txt for it.
     """
@@ -130,7 +125,7 @@ def choose(
             break
     variant, best = max(measured, key=lambda pair: (pair[1].equal_chats, pair[1].mean))  # the first of equal ones
     older = best if variant.family == 0 else agreement(base.changed(variant.special), samples)
-    prefix = () if tokenizer_type in WRITES_BOS else _prefix_ids(tokenizer, chat)
+    prefix = () if writes_bos else _prefix_ids(tokenizer, chat)
     txt = replace(vocabulary.txt, special=variant.special, family=variant.family, prefix=prefix)
     notes = [f"added tokens have {flag}, which hosts do not know" for flag in vocabulary.unheard]
     if vocabulary.blank_first:
@@ -146,7 +141,7 @@ def write_tokenizer_txt(
     rows: int,
     end_ids: Sequence[int],
     chat: bool = True,
-    tokenizer_type: object = None,
+    writes_bos: bool = False,
 ) -> dict[str, Any]:
     """Write the best variant (`choose`) to `path`, and return its entry in the manifest.
 
@@ -155,7 +150,7 @@ def write_tokenizer_txt(
     try:
         if tokenizer is None:
             raise NotAvailable("the model has no tokenizer")
-        found = choose(tokenizer, rows, end_ids, chat, tokenizer_type)
+        found = choose(tokenizer, rows, end_ids, chat, writes_bos)
         data = found.txt.to_bytes()
     except NotAvailable as reason:
         write_text(path, f"{NOT_AVAILABLE} {reason}\n")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,11 @@ TABLE = "npu_params"
 _IGNORED = "npu_dyn_params"
 """An empty initializer of the files of vision models."""
 _METADATA = "extra_data"
+
+LAYER_FILE = re.compile(r"(?P<stem>.+)_l(?P<index>\d{1,4})(?P<tail>_together)?\.axmodel")
+POST_FILE = re.compile(r".+_post\.axmodel")
+"""Names of compiled files."""
+_NUMBERED = re.compile(r"(.+)_(\d{1,3})")
 
 MAX_GROUPS = 256
 """The limit on shape groups, which bounds the work per file. Published files have at most 17."""
@@ -47,6 +53,12 @@ def numbered(name: str, group: int) -> str:
 def without_number(name: str, group: int) -> str:
     """The name without the number of its group."""
     return name.removesuffix(f"_{group}") if group else name
+
+
+def split_number(name: str) -> tuple[str, int]:
+    """A tensor's name without the number of its group, and that number."""
+    match = _NUMBERED.fullmatch(name)
+    return (match[1], int(match[2])) if match else (name, 0)
 
 
 def program_name(group: int) -> str:

@@ -6,7 +6,6 @@ have the compiler's file names.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from axzoo.backends.host.container import METADATA_KEY
 from axzoo.backends.host.outline import read_outline
 from axzoo.backends.pulsar2.row_blocks import ROWS
-from axzoo.backends.pulsar2.vendor_file import read_vendor_file
+from axzoo.backends.pulsar2.vendor_file import LAYER_FILE, POST_FILE, read_vendor_file
 from axzoo.backends.pulsar2.weight_proof import SAMPLE, WeightProof, layers_in, prove_tensors
 from axzoo.checkpoint import open_checkpoint
 from axzoo.checkpoint.gptq import gptq_config
@@ -34,9 +33,6 @@ from axzoo.model.spec import TensorRef
 from axzoo.parts.kind import RowReader
 from axzoo.parts.part import Part, verified_blocks
 from axzoo.parts.tensor_names import model_names
-
-_LAYER = re.compile(r"(?P<stem>.+)_l(?P<index>\d{1,4})(?P<tail>_together)?\.axmodel")
-_POST = re.compile(r".+_post\.axmodel")
 
 
 class ModelWeights(ABC):
@@ -187,16 +183,16 @@ def parts_in(place: Path) -> list[VendorPart]:
 
 
 def _part(path: Path) -> VendorPart | None:
-    if match := _LAYER.fullmatch(path.name):
+    if match := LAYER_FILE.fullmatch(path.name):
         return VendorPart(path, int(match["index"]))
-    return VendorPart(path, None) if _POST.fullmatch(path.name) else None
+    return VendorPart(path, None) if POST_FILE.fullmatch(path.name) else None
 
 
 def missing_files(parts: Sequence[VendorPart], layers: int) -> list[str]:
     """The files that a folder lacks for a model with so many layers."""
     builds: dict[tuple[str, str | None], set[int]] = {}
     for part in parts:
-        if match := _LAYER.fullmatch(part.path.name):
+        if match := LAYER_FILE.fullmatch(part.path.name):
             builds.setdefault((match["stem"], match["tail"]), set()).add(int(match["index"]))
     missing = [
         f"{stem}_l{index}{tail or ''}.axmodel is missing"

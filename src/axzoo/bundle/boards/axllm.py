@@ -105,7 +105,12 @@ def config_faults(config: Mapping[str, Any]) -> list[str]:
 
 
 def _missing(config: Mapping[str, Any]) -> list[str]:
-    return [f"config.json has no {key}" for key in REQUIRED if key not in config]
+    return [f"config.json has no {key}: {_REMEDIES.get(key, 'write it')}" for key in REQUIRED if key not in config]
+
+
+_REMEDIES = {
+    "tokenizer_type": "if one of axllm's chat templates suits the model, write its name, otherwise use another host"
+}
 
 
 def _wrong_types(config: Mapping[str, Any]) -> list[str]:

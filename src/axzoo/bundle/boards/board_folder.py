@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from axzoo.backends.host.inspection import inspect_file
+from axzoo.backends.pulsar2.vendor_file import LAYER_FILE, split_number
 from axzoo.core.errors import AxzooError
 from axzoo.core.files import read_json
 from axzoo.model.spec import MAX_LAYERS
 from axzoo.parts.groups import ShapeGroup, TensorSpec
 
 CONFIG_LIMIT = 1 << 20
-_LAYER = re.compile(r"(?P<prefix>.+)_l(?P<index>\d{1,4})(?P<end>_together)?\.axmodel")
-_TENSOR = re.compile(r"(K_cache|V_cache|indices|input|mask|K_cache_out|V_cache_out|output)(?:_(\d{1,3}))?")
 _OF_LAYER = {"K_cache", "V_cache", "indices", "input", "mask", "K_cache_out", "output"}
 _NUMBER = re.compile(r"%0?\d{0,2}[diu]")
 """The place of the layer's number in a template, as C's printf knows it."""
@@ -117,8 +116,7 @@ def shape_groups(path: Path) -> tuple[ShapeGroup, ...]:
     groups: dict[int, tuple[list[TensorSpec], list[TensorSpec]]] = {}
     for side, tensors in enumerate((found.outline.inputs, found.outline.outputs)):
         for tensor in tensors:
-            match = _TENSOR.fullmatch(tensor.name)
-            name, group = (match[1], int(match[2] or 0)) if match else (tensor.name, 0)
+            name, group = split_number(tensor.name)
             shape = tuple(length for length in tensor.shape if isinstance(length, int))
             if len(shape) != len(tensor.shape) or min(shape, default=1) < 1:
                 raise AxzooError(f"{path.name}: {tensor.name} has no fixed shape")
@@ -142,12 +140,12 @@ def _config(path: Path) -> tuple[Mapping[str, Any], str | None]:
 
 def _by_name(folder: Path) -> tuple[str | None, int]:
     """The template and the number of the layers, from the files' names."""
-    found = [match for path in folder.glob("*.axmodel") if (match := _LAYER.fullmatch(path.name))]
+    found = [match for path in folder.glob("*.axmodel") if (match := LAYER_FILE.fullmatch(path.name))]
     if not found:
         return None, 0
-    first = min(found, key=lambda match: (match["prefix"], int(match["index"])))
-    alike = [match for match in found if match["prefix"] == first["prefix"]]
-    template = f"{first['prefix'].replace('%', '%%')}_l%d{first['end'] or ''}.axmodel"
+    first = min(found, key=lambda match: (match["stem"], int(match["index"])))
+    alike = [match for match in found if match["stem"] == first["stem"]]
+    template = f"{first['stem'].replace('%', '%%')}_l%d{first['tail'] or ''}.axmodel"
     return template, 1 + max(int(match["index"]) for match in alike)
 
 

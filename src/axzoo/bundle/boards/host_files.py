@@ -59,7 +59,7 @@ def write_host_files(model: HostedModel) -> tuple[list[str], dict[str, Any]]:
         model.spec.vocab_size,
         end_ids=talk.eos_token_ids,
         chat=talk.chat,
-        tokenizer_type=talk.template.tokenizer_type,
+        writes_bos=talk.template.writes_bos,
     )
     write_json(model.folder / "config.json", config)
     write_json(model.folder / "post_config.json", asdict(checkpoint_sampling(model.folder / "tokenizer")))

@@ -140,8 +140,8 @@ class TemplateChoice:
     """The built-in template that agrees with the checkpoint's own, and how far.
 
     `tokenizer_type` is None if there is none; `reason` says why. `system_prompt` is the default of the checkpoint's
-    template if the host must be given it, else empty. `differs` names the kinds of conversations that are rendered
-    differently nevertheless.
+    template if the host must be given it, else empty. `writes_bos`: the template contains the first token as text.
+    `differs` names the kinds of conversations that are rendered differently nevertheless.
     """
 
     agreement: Agreement
@@ -149,6 +149,7 @@ class TemplateChoice:
     system_prompt: str = ""
     differs: tuple[str, ...] = ()
     reason: str = ""
+    writes_bos: bool = False
 
     def to_dict(self) -> dict[str, object]:
         """The entry in the manifest."""
@@ -186,7 +187,7 @@ def choose_template(render: Render, model_type: str, dated: bool = False) -> Tem
         ),
     )
     system = default or "" if agreement == WITH_SYSTEM else ""
-    return TemplateChoice(agreement, host.name, system, differences[host.name])
+    return TemplateChoice(agreement, host.name, system, differences[host.name], writes_bos=bool(host.start))
 
 
 def template_fault(name: str, render: Render, system_prompt: object) -> str | None:
