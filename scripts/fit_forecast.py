@@ -3,231 +3,43 @@
     python scripts/fit_forecast.py                    # prints rules, rows left out, errors
     python scripts/fit_forecast.py --write            # also writes parameters.json and docs/forecast.svg
 
-The data are the CSV files in src/axzoo/forecast. The rules that leave rows out are functions of this file; they look at
-the data, never at a forecast.
+The data are the CSV files in src/axzoo/forecast. forecast_rows.py has the rules that leave rows out.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from forecast_plot import COLOURS, Mark, plot
+from forecast_rows import (
+    PCIE_CALL_MS,
+    Observation,
+    decode_observations,
+    first_token,
+    left_out_calls,
+    left_out_rows,
+    token,
+    ttft_observations,
+    without_ttft,
+)
 
-from axzoo.forecast.published import PublishedCall, PublishedRow, published_calls, published_rows
-from axzoo.forecast.sizes import Anatomy
+from axzoo.forecast.published import PublishedRow, published_calls, published_rows
 from axzoo.forecast.speed import (
     PARAMETERS,
     SpeedParameters,
-    decode_call_ms,
-    post_call_ms,
-    prefill_call_ms,
-    token_ms,
-    ttft_ms,
 )
 
 PLOT = Path(__file__).parents[1] / "docs" / "forecast.svg"
-
-DISAGREEMENT = 0.15
-"""Rows with the same shape, chip, host, weights and cache contradict each other if one is farther from their median."""
-
-PCIE_CALL_MS = 0.457
-"""The least time of a call over PCIe, as measured by a third party."""
-
-DOMINANCE = 0.75
-"""A call that is larger than another in every respect, but takes less than this share of its time, contradicts it."""
-
-
-# Rules
-
-
-def left_out_rows() -> dict[int, str]:
-    """The rows that the fit does not use, by index, with the rule that leaves each out."""
-    rows = published_rows()
-    reasons: dict[int, str] = {}
-    for rule in (_not_described, _contradicting, _faster_than_possible):
-        kept = [(index, row) for index, row in enumerate(rows) if index not in reasons]
-        reasons |= rule(kept)
-    return reasons
-
-
-def _not_described(rows: Sequence[tuple[int, PublishedRow]]) -> dict[int, str]:
-    """Rows of something that the forecast does not describe."""
-    models_of: dict[str, set[str]] = defaultdict(set)
-    for _, row in rows:
-        models_of[row.board].add(row.model)
-    reasons = {}
-    for index, row in rows:
-        if row.anatomy is None:
-            reasons[index] = "layers that axzoo does not describe (linear attention)"
-        elif re.search(r"x\d+$", row.board):
-            reasons[index] = "several cards"
-        elif len(models_of[row.board]) == 1:
-            reasons[index] = f"the only model on {row.board}"
-        elif "own llama.cpp backend" in row.source:
-            reasons[index] = "another host program than the vendor's"
-        elif not row.weight_type:
-            reasons[index] = "weight type not stated"
-        elif row.weight_type == "bf16" and "Pulsar2 3" in row.source:
-            reasons[index] = "float weights of a compiler that stored them in 2 bytes; today's stores 4"
-    return reasons
-
-
-def _contradicting(rows: Sequence[tuple[int, PublishedRow]]) -> dict[int, str]:
-    """Of rows that measure the same thing, those that are far from their median: all of them if they are two."""
-    reasons = {}
-    groups: dict[Any, list[tuple[int, PublishedRow]]] = defaultdict(list)
-    for index, row in rows:
-        groups[_shape(row.anatomy), row.chip, row.host, row.weight_type, row.cache].append((index, row))
-    for group in groups.values():
-        speeds = [row.tok_s for _, row in group if row.tok_s]
-        for index, row in group:
-            if row.tok_s and abs(row.tok_s / median(speeds) - 1) > DISAGREEMENT:
-                reasons[index] = f"contradicts rows with the same shape, whose median is {median(speeds):.1f} tok/s"
-    return reasons
-
-
-def _faster_than_possible(rows: Sequence[tuple[int, PublishedRow]]) -> dict[int, str]:
-    """Rows over PCIe that are faster than a row of the same shape on the chip's own board plus PCIe's time per call."""
-    reasons = {}
-    for index, row in rows:
-        if row.host != "axcl" or not row.tok_s or row.anatomy is None:
-            continue
-        own = [
-            other.tok_s
-            for _, other in rows
-            if other.host == "onchip"
-            and (other.chip, other.weight_type) == (row.chip, row.weight_type)
-            and _shape(other.anatomy) == _shape(row.anatomy)
-            and other.tok_s
-        ]
-        least = 1000 / max(own) + PCIE_CALL_MS * (row.anatomy.num_hidden_layers + 1) if own else 0
-        if 1000 / row.tok_s < least:
-            reasons[index] = f"over PCIe at most {1000 / least:.1f} tok/s, from {max(own)} on the board itself"
-    return reasons
-
-
-def without_ttft(row: PublishedRow) -> str | None:
-    """Why a row's time to first token is not used; None if it is."""
-    if row.prefill_len is None:
-        return "prefill_len not stated"
-    if "prompt" in row.source or "video" in row.model:
-        return "the prompt is not one group of prefill_len tokens"
-    return None
-
-
-def left_out_calls() -> dict[int, str]:
-    """The prefill calls that the fit does not use: of two models with contradicting calls, the one with fewer calls."""
-    calls = [(index, call) for index, call in enumerate(published_calls()) if call.call == "prefill"]
-    number = Counter((call.model, call.chip) for _, call in calls)
-    losers = {
-        (loser.model, loser.chip)
-        for (_, large), (_, small) in itertools.permutations(calls, 2)
-        if large.chip == small.chip and _dominates(large, small) and large.ms < DOMINANCE * small.ms
-        for loser in [min((large, small), key=lambda call: number[call.model, call.chip])]
-    }
-    reason = f"a larger call that takes less than {DOMINANCE:.0%} of a smaller one's time"
-    return {index: reason for index, call in calls if (call.model, call.chip) in losers}
-
-
-def _dominates(large: PublishedCall, small: PublishedCall) -> bool:
-    def measures(call: PublishedCall) -> tuple[int, ...]:
-        return call.anatomy.layer, call.anatomy.q_width, call.anatomy.hidden_size, call.tokens, call.past
-
-    return all(a >= b for a, b in zip(measures(large), measures(small), strict=True))
-
-
-def _shape(anatomy: Anatomy | None) -> tuple[int, ...] | None:
-    """What identifies a model's shape: fine-tunes and vision models around the same language model share it."""
-    if anatomy is None:
-        return None
-    return anatomy.num_hidden_layers, anatomy.layer, anatomy.hidden_size, anatomy.q_width, anatomy.kv_width
-
-
-# Observations
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A published time, and how the model computes it. Observations of the same `group` weigh as much as one."""
-
-    name: str
-    shape: tuple[int, ...] | None
-    group: tuple[Any, ...]
-    ms: float
-    forecast: Callable[[SpeedParameters], float]
-    row: int | None = None
-
-
-def decode_observations() -> list[Observation]:
-    """Decoded tokens of whole models, decode calls and calls of post layers."""
-    out, found = left_out_rows(), []
-    for index, row in enumerate(published_rows()):
-        if index not in out and row.tok_s:
-            found.append(_token(index, row))
-    for call in published_calls():
-        if call.call == "decode":
-            found.append(
-                _observed(call, lambda s, c: decode_call_ms(s, s.chips[c.chip], c.anatomy, c.weight_type, c.past, 2))
-            )
-        elif call.call == "post":
-            found.append(_observed(call, lambda s, c: post_call_ms(s, s.chips[c.chip], c.anatomy, "s8")))
-    return found
-
-
-def _token(index: int, row: PublishedRow) -> Observation:
-    anatomy = row.anatomy
-    assert anatomy is not None and row.tok_s
-    group = ("token", _shape(anatomy), row.board, row.weight_type)
-    return Observation(
-        str(row),
-        _shape(anatomy),
-        group,
-        1000 / row.tok_s,
-        lambda s: token_ms(s, s.chips[row.chip], row.host, anatomy, row.recipe),
-        index,
-    )
-
-
-def ttft_observations() -> list[Observation]:
-    """Times to first token of whole models, and prefill calls."""
-    out, calls_out, found = left_out_rows(), left_out_calls(), []
-    for index, row in enumerate(published_rows()):
-        if index not in out and row.ttft_ms and without_ttft(row) is None:
-            found.append(_first_token(index, row))
-    for index, call in enumerate(published_calls()):
-        if call.call == "prefill" and index not in calls_out:
-            found.append(_observed(call, lambda s, c: prefill_call_ms(s, s.chips[c.chip], c.anatomy, c.tokens, c.past)))
-    return found
-
-
-def _first_token(index: int, row: PublishedRow) -> Observation:
-    anatomy, prompt = row.anatomy, row.prefill_len or 128
-    assert anatomy is not None and row.ttft_ms
-    group = ("ttft", _shape(anatomy), row.board, row.prefill_len)
-    return Observation(
-        f"{row} p{prompt}",
-        _shape(anatomy),
-        group,
-        row.ttft_ms,
-        lambda s: ttft_ms(s, s.chips[row.chip], row.host, anatomy, row.recipe, prompt),
-        index,
-    )
-
-
-def _observed(call: PublishedCall, forecast: Callable[[SpeedParameters, PublishedCall], float]) -> Observation:
-    group = (call.call, call.model, call.chip) + ((call.weight_type, call.past) if call.call == "decode" else ())
-    name = f"{call.model} {call.weight_type} on {call.chip}, {call.call} call"
-    return Observation(name, _shape(call.anatomy), group, call.ms, lambda s: forecast(s, call))
 
 
 # Fit
@@ -442,9 +254,9 @@ def _errors_of_left_out(speed: SpeedParameters) -> dict[str, list[float]]:
         if row.anatomy is None or row.chip not in speed.chips or re.search(r"x\d+$", row.board):
             continue
         if row.weight_type == "bf16" and row.tok_s:
-            found["float"].append(abs(math.log(_token(index, row).forecast(speed) * row.tok_s / 1000)))
+            found["float"].append(abs(math.log(token(index, row).forecast(speed) * row.tok_s / 1000)))
         if row.host == "axcl" and row.ttft_ms and row.prefill_len:
-            found["ttft_axcl"].append(abs(math.log(_first_token(index, row).forecast(speed) / row.ttft_ms)))
+            found["ttft_axcl"].append(abs(math.log(first_token(index, row).forecast(speed) / row.ttft_ms)))
     return found
 
 
@@ -472,7 +284,7 @@ def report(found: Result) -> Iterator[str]:
     yield f"naive four-term roofline, decode: median {median(absolute):.1%}, worst {max(absolute):.1%}"
     for index, row in enumerate(rows):
         if row.ttft_ms and row.anatomy and "video" in row.model:
-            observation, speed = _first_token(index, row), SpeedParameters.from_dict(found.parameters)
+            observation, speed = first_token(index, row), SpeedParameters.from_dict(found.parameters)
             forecast = f"{observation.forecast(speed):.0f} ms, published {row.ttft_ms}"
             yield f"left out, for comparison: {observation.name} {forecast}"
 
@@ -484,97 +296,26 @@ def summary(ones: Sequence[Judged]) -> str:
     return f"{len(ones)} rows of {models} shapes: median {median(absolute):.1%}, worst {max(absolute):.1%}"
 
 
-# Plot
-
-
-_PANELS = {"decode": ("Decode, tok/s", 2.0, 60.0), "ttft": ("Time to first token, ms", 70.0, 15000.0)}
-_COLOURS = {
-    "AX650": "#1f6fb4",
-    "AX620E": "#c8501e",
-    "AX650 over PCIe": "#2e8b57",
-    "another chip or several cards": "#777777",
-}
-_SIDE, _LEFT, _TOP, _GAP = 380, 70, 50, 90
-
-
-def plot(found: Result) -> str:
-    """An SVG: forecast against published, on logarithmic axes, for every row whose model axzoo describes."""
-    width, height = 2 * (_LEFT + _SIDE) + _GAP - 40, _TOP + _SIDE + 130
+def marks(found: Result) -> Iterator[Mark]:
+    """A mark for every row whose model axzoo describes: rows that count as forecast with their model left out."""
     speed = SpeedParameters.from_dict(found.parameters)
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="sans-serif" font-size="13">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    for number, (quantity, (title, low, high)) in enumerate(_PANELS.items()):
-        left = _LEFT + number * (_SIDE + _GAP)
-        lines += [f'<g transform="translate({left} {_TOP})">', *_axes(title, low, high)]
-        lines += [f"  {mark}" for mark in _marks(found, speed, quantity, low, high)]
-        lines.append("</g>")
-    return "\n".join([*lines, *_legend(_TOP + _SIDE + 70), "</svg>"]) + "\n"
-
-
-def _position(value: float, low: float, high: float) -> float:
-    return _SIDE * math.log(value / low) / math.log(high / low)
-
-
-def _axes(title: str, low: float, high: float) -> Iterator[str]:
-    yield f'  <text x="{_SIDE / 2}" y="-18" text-anchor="middle" font-weight="bold">{title}</text>'
-    band = _SIDE * math.log(1.2) / math.log(high / low)
-    s, b = _SIDE, band
-    yield f'  <polygon points="0,{s} {b:.1f},{s} {s},{b:.1f} {s},0 {s - b:.1f},0 0,{s - b:.1f}" fill="#eef2f5"/>'
-    yield f'  <line x1="0" y1="{s}" x2="{s}" y2="0" stroke="#999"/>'
-    for tick in (value * 10**power for power in range(5) for value in (1, 2, 5)):
-        if low <= tick <= high:
-            x = _position(tick, low, high)
-            yield f'  <line x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{s}" stroke="#ddd"/>'
-            yield f'  <line x1="0" y1="{s - x:.1f}" x2="{s}" y2="{s - x:.1f}" stroke="#ddd"/>'
-            yield f'  <text x="{x:.1f}" y="{s + 18}" text-anchor="middle" fill="#444">{tick}</text>'
-            yield f'  <text x="-8" y="{s - x + 4:.1f}" text-anchor="end" fill="#444">{tick}</text>'
-    yield f'  <rect width="{s}" height="{s}" fill="none" stroke="#444"/>'
-    yield f'  <text x="{s / 2}" y="{s + 38}" text-anchor="middle">published</text>'
-    yield f'  <text transform="translate(-48 {s / 2}) rotate(-90)" text-anchor="middle">forecast</text>'
-
-
-def _marks(found: Result, speed: SpeedParameters, quantity: str, low: float, high: float) -> Iterator[str]:
-    """A filled mark for each row that counts, as forecast with its model left out, and a ring for each other row."""
-    judged = {one.observation.row: one for one in found.judged[quantity]}
-    for index, row in enumerate(published_rows()):
-        if row.anatomy is None or not (row.tok_s if quantity == "decode" else row.ttft_ms):
-            continue
-        one = judged.get(index)
-        if one is None:
-            chip = row.chip if row.chip in speed.chips else "AX650"
-            known = replace(row, chip=chip)
-            observation = _token(index, known) if quantity == "decode" else _first_token(index, known)
-            one = Judged(observation, quantity, observation.forecast(speed))
-        forecast, published = (min(max(value, low), high) for value in one.values)
-        x, y = _position(published, low, high), _SIDE - _position(forecast, low, high)
-        colour = _COLOURS[_kind(row)]
-        fill = colour if index in judged else "white"
-        title = f"{row}: forecast {one.values[0]:.1f}, published {one.values[1]:.1f}".replace("&", "&amp;")
-        yield (
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{fill}" fill-opacity="0.75" stroke="{colour}" '
-            f'stroke-width="1.5"><title>{title}</title></circle>'
-        )
+    for quantity, judged in found.judged.items():
+        by_row = {one.observation.row: one for one in judged}
+        for index, row in enumerate(published_rows()):
+            if row.anatomy is None or not (row.tok_s if quantity == "decode" else row.ttft_ms):
+                continue
+            one = by_row.get(index)
+            if one is None:
+                known = replace(row, chip=row.chip if row.chip in speed.chips else "AX650")
+                observation = token(index, known) if quantity == "decode" else first_token(index, known)
+                one = Judged(observation, quantity, observation.forecast(speed))
+            yield Mark(quantity, *one.values, kind=_kind(row), counts=index in by_row, row=str(row))
 
 
 def _kind(row: PublishedRow) -> str:
-    if re.search(r"x\d+$", row.board) or row.chip not in _COLOURS:
+    if re.search(r"x\d+$", row.board) or row.chip not in COLOURS:
         return "another chip or several cards"
     return f"{row.chip} over PCIe" if row.host == "axcl" else row.chip
-
-
-def _legend(top: int) -> Iterator[str]:
-    for number, (name, colour) in enumerate(_COLOURS.items()):
-        x = _LEFT + number * 150
-        yield f'<circle cx="{x}" cy="{top}" r="4.5" fill="{colour}"/><text x="{x + 10}" y="{top + 4}">{name}</text>'
-    y = top + 24
-    yield f'<circle cx="{_LEFT}" cy="{y}" r="4.5" fill="#444"/>'
-    yield f'<text x="{_LEFT + 10}" y="{y + 4}">counts; forecast by a fit without its model</text>'
-    yield f'<circle cx="{_LEFT + 330}" cy="{y}" r="4.5" fill="white" stroke="#444" stroke-width="1.5"/>'
-    yield f'<text x="{_LEFT + 340}" y="{y + 4}">left out by a rule</text>'
-    yield f'<text x="{_LEFT + 500}" y="{y + 4}" fill="#444">band: within 20 %</text>'
 
 
 def main() -> None:
@@ -586,7 +327,7 @@ def main() -> None:
     print(found.text)
     if args.write:
         PARAMETERS.write_text(found.text, encoding="utf-8")
-        PLOT.write_text(plot(found), encoding="utf-8")
+        PLOT.write_text(plot(list(marks(found))), encoding="utf-8")
 
 
 if __name__ == "__main__":

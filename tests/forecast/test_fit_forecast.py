@@ -17,11 +17,11 @@ import pytest
 from axzoo.forecast.published import PublishedRow, published_rows
 from axzoo.forecast.speed import PARAMETERS
 
-SCRIPT = Path(__file__).parents[2] / "scripts/fit_forecast.py"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fit_forecast", SCRIPT)
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -29,7 +29,8 @@ def _load() -> ModuleType:
     return module
 
 
-FIT = _load()
+PLOT, ROWS = _load("forecast_plot"), _load("forecast_rows")
+FIT = _load("fit_forecast")  # imports the others
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_parameters_are_those_that_the_script_fits(result: Any) -> None:
 
 
 def test_the_plot_is_the_one_that_the_script_draws(result: Any) -> None:
-    text = FIT.plot(result)
+    text = PLOT.plot(list(FIT.marks(result)))
     drawn = FIT.PLOT.read_text(encoding="utf-8")
     number = re.compile(r"\d+\.\d+")
     assert number.sub("N", drawn) == number.sub("N", text)
@@ -74,15 +75,16 @@ def test_every_row_is_used_or_named_with_a_reason(result: Any) -> None:
     printed = "\n".join(FIT.report(result))
     for index, row in enumerate(published_rows()):
         if row.tok_s:
-            assert (index in used) != (index in FIT.left_out_rows())
-        if index in FIT.left_out_rows():
+            assert (index in used) != (index in ROWS.left_out_rows())
+        if index in ROWS.left_out_rows():
             assert f"{row}, {row.tok_s or '-'} tok/s" in printed
 
 
 def _rows_with(monkeypatch: pytest.MonkeyPatch, *added: PublishedRow) -> dict[int, str]:
     rows = (*published_rows(), *added)
-    monkeypatch.setattr(FIT, "published_rows", lambda: rows)
-    return {index - len(rows) + len(added): reason for index, reason in FIT.left_out_rows().items()}
+    for module in (FIT, ROWS):
+        monkeypatch.setattr(module, "published_rows", lambda: rows)
+    return {index - len(rows) + len(added): reason for index, reason in ROWS.left_out_rows().items()}
 
 
 def _row(model: str, **changes: Any) -> PublishedRow:
@@ -97,10 +99,10 @@ def test_a_stray_row_is_left_out_and_the_others_stay(monkeypatch: pytest.MonkeyP
 
 
 def test_two_rows_that_disagree_are_both_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = FIT.left_out_rows()
+    before = ROWS.left_out_rows()
     found = _rows_with(monkeypatch, _row("Llama2-7B", tok_s=5.4))
     assert "contradicts" in found[0]
-    assert {published_rows()[index].model for index in FIT.left_out_rows().keys() - before.keys() if index < 64} == {
+    assert {published_rows()[index].model for index in ROWS.left_out_rows().keys() - before.keys() if index < 64} == {
         "Llama2-7B"
     }
 
@@ -139,7 +141,8 @@ def test_a_planted_error_in_the_data_shows_in_the_errors(monkeypatch: pytest.Mon
         replace(row, tok_s=11.6) if row.model == "Qwen2.5-3B" and row.tok_s == 5.8 else row for row in published_rows()
     )
     rows = tuple(row for row in rows if row.model != "Qwen2.5-VL-3B-video")
-    monkeypatch.setattr(FIT, "published_rows", lambda: rows)
+    for module in (FIT, ROWS):
+        monkeypatch.setattr(module, "published_rows", lambda: rows)
     judged = FIT.leave_one_model_out("decode", FIT.DECODE, FIT.decode_observations(), {})
     wrong = next(one for one in judged if one.observation.ms == pytest.approx(1000 / 11.6))
     assert wrong.error < -0.4
