@@ -47,6 +47,13 @@ EXACT = Recipe("fp32", "fp32", "fp32", prefill_len=8, kv_cache_len=31, last_kv_c
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A chat template that axllm has, too."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint folder, and the transformers model in fp32 with exactly the same values."""
